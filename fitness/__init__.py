@@ -1,0 +1,14 @@
+"""What a grouping costs. A fitness is a function (Attention, InputMoments) -> LayerFitness in a file of its own, and a line here."""
+
+from collections.abc import Callable
+
+from fitness.base import LayerFitness
+from fitness.pairwise import PairwiseFitness
+from fitness.weight import weight_fitness
+
+FITNESSES: dict[str, Callable[..., LayerFitness]] = {
+    "weight": weight_fitness,
+}
+OWN_MERGE = {"weight": "mean"}  # the merge whose error a fitness is
+
+__all__ = ["FITNESSES", "OWN_MERGE", "LayerFitness", "PairwiseFitness", "weight_fitness"]

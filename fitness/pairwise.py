@@ -1,0 +1,52 @@
+"""Fitnesses whose group error is a within-group sum of squares, and so follows from the errors of pairs alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+CHUNK = 1 << 22  # elements of [n, G, G] at a time
+
+
+class PairwiseFitness:
+    """Errors of the form sum over groups g of (2 / |g|) sum over a < b in g of pairs[a, b].
+
+    For a Gram matrix of the heads that is the within-group sum of squares around the group's mean:
+    tr G - sum over g of (1 / |g|) 1_g^T G 1_g, with pairs[a, b] = (G_aa + G_bb - 2 G_ab) / 2. Differences of close numbers are taken
+    once, in float64, when the table is made: groups of equal heads cost 0 and not a rounding error of tr G.
+    """
+
+    pairwise = True
+
+    def __init__(self, pairs: np.ndarray):
+        self.pairs = np.ascontiguousarray(pairs, dtype=np.float64)
+        self.heads = len(self.pairs)
+
+    @classmethod
+    def from_gram(cls, gram: np.ndarray, scale: float = 1.0) -> "PairwiseFitness":
+        """gram: [G, G] inner products of the heads. Errors are divided by `scale`."""
+        gram = np.asarray(gram, np.float64)
+        energy = np.diag(gram)
+        pairs = (energy[:, None] + energy[None, :] - 2 * gram) / 2
+        pairs[pairs < 1e-12 * (energy[:, None] + energy[None, :])] = 0  # equal up to float64 rounding
+        return cls((pairs + pairs.T) / 2 / scale)
+
+    def group_errors(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
+        member = np.zeros((len(groups), self.heads))
+        for row, group in zip(member, groups):
+            row[list(group)] = 1
+        return self.membership_errors(member)
+
+    def membership_errors(self, member: np.ndarray) -> np.ndarray:
+        """member: [n, G] of 0 and 1, one group a row. Returns [n]."""
+        return np.einsum("na,na->n", member @ self.pairs, member) / np.maximum(member.sum(-1), 1)
+
+    def errors(self, labels: np.ndarray) -> np.ndarray:
+        labels = np.atleast_2d(labels)
+        out = np.empty(len(labels))
+        step = max(1, CHUNK // self.heads**2)
+        for start in range(0, len(labels), step):
+            rows = labels[start : start + step]
+            same = rows[:, :, None] == rows[:, None, :]  # [n, G, G]
+            row_sums = (same * self.pairs).sum(-1)  # [n, G]
+            out[start : start + step] = (row_sums / same.sum(-1)).sum(-1)
+        return out

@@ -1,0 +1,57 @@
+"""The weights of one attention layer, head by head, whatever the checkpoint calls them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from grouper.layout import LayerLayout
+
+
+@dataclass
+class Attention:
+    """One layer's projections; float32 unless said otherwise.
+
+    Before regrouping, G is the model's own number of KV heads and query head h reads KV head h * G // H. After a merge, k and v have the
+    layout's heads in its order, and the layout says who reads which. K and V may then differ in number.
+    """
+
+    q: Tensor  # [H, d, D]
+    k: Tensor  # [G, d, D]
+    v: Tensor  # [G, d, D]
+    o: Tensor  # [D, H, d]
+    q_bias: Tensor | None = None  # [H, d]
+    k_bias: Tensor | None = None  # [G, d]
+    v_bias: Tensor | None = None  # [G, d]
+    o_bias: Tensor | None = None  # [D]
+    planes: Tensor | None = None  # [rotary_dim / 2, 2] rows of a head that RoPE rotates together; None without RoPE
+
+    @property
+    def query_heads(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[1]
+
+    def expanded(self, layout: LayerLayout) -> "Attention":
+        """One K head and one V head per query head, by index from the layout's: what a merge comes to, for reference and evaluation."""
+        k, v = torch.from_numpy(layout.k.group_of), torch.from_numpy(layout.v.group_of)
+        return replace(
+            self, k=self.k[k], v=self.v[v],
+            k_bias=None if self.k_bias is None else self.k_bias[k], v_bias=None if self.v_bias is None else self.v_bias[v],
+        )  # fmt: skip
+
+    def to(self, *args, **kwargs) -> "Attention":
+        """Every tensor moved or cast, as Tensor.to does."""
+        moved = {name: None if t is None else t.to(*args, **kwargs) for name, t in vars(self).items()}
+        return Attention(**moved)
+
+
+def concatenated(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[heads, d, D] or, with a bias, [heads, d, D + 1]: the bias as the weight of a constant input 1."""
+    return weight if bias is None else torch.cat([weight, bias[..., None].to(weight)], dim=-1)

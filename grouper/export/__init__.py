@@ -1,0 +1,167 @@
+"""Write a regrouped model that engines run: stock where the layout allows it, else with a modelling file beside the weights."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grouper.architectures import Architecture
+from grouper.attention import Attention
+from grouper.calibration import InputMoments
+from grouper.checkpoint import Checkpoint, write_shards
+from grouper.errors import GrouperError
+from grouper.export import ragged
+from grouper.export.card import model_card
+from grouper.export.self_test import SelfTest, self_test
+from grouper.export.stock import grouped_order, stock_config
+from grouper.layout import HeadLayout
+from grouper.merging import merge_named
+from grouper.outputs import new_folder
+
+MARKER = "grouper.json"
+COMPANIONS = (  # what belongs to a model beside its weights; never code
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "chat_template*", "preprocessor_config.json", "LICENSE*",
+)  # fmt: skip
+Merged = Callable[[int], Attention]  # layer -> its merged weights, heads in the layout's order
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote. Bytes are of the KV cache per token and of the weights, before and after."""
+
+    folder: str
+    deploy: str
+    kv_bytes_per_token: tuple[int, int]
+    weight_bytes: tuple[int, int]
+    self_test: SelfTest
+
+
+def export(
+    checkpoint: Checkpoint | str | PathLike,
+    layout: HeadLayout,
+    output: str | PathLike,
+    *,
+    merge: str = "mean",
+    merged: Merged | None = None,
+    overwrite: bool = False,
+    origin: dict | None = None,
+    shard_bytes: int = 2 * 1024**3,
+    progress: Callable[[int, int], None] | None = None,
+) -> Exported:
+    """Merge `checkpoint`'s KV heads as `layout` says and write the model to the folder `output`.
+
+    merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. origin: facts for
+    grouper.json and the model card (method, error, command). Tensors are streamed: one shard is held in memory. Ends with a
+    self-test; a failed export leaves nothing behind. Raises GrouperError.
+    """
+    checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
+    architecture = Architecture.of(checkpoint.config)
+    check_fits(architecture, layout)
+    if merged is None:
+        merged = merged_from_weights(checkpoint, architecture, layout, merge)
+    deploy = "stock" if layout.deploy == "stock" else "ragged"
+    with new_folder(Path(output), MARKER, overwrite) as folder:
+        tensors = _tensors(checkpoint, architecture, layout, merged)
+        names = set()
+        for name in write_shards(folder, tensors, shard_bytes):
+            names.add(name)
+            if progress:
+                progress(len(names), len(checkpoint.tensors))
+        if deploy == "stock":
+            config = stock_config(checkpoint.config, architecture, layout)
+        else:
+            biases = (any(n.endswith(f"{m}.bias") for n in names) for m in (architecture.family.q, architecture.family.o))
+            config = ragged.ragged_config(checkpoint.config, architecture, layout, *biases)
+            (folder / ragged.FILE).write_text(ragged.modelling_file(checkpoint.config["model_type"]), encoding="utf-8")
+        facts = {"merge": merge, "deploy": deploy, **(origin or {})}
+        layout_json = json.loads(layout.to_json())
+        _write_json(folder / "config.json", {**readable_by_all(config, checkpoint.dtype), "grouper": facts})
+        _write_json(folder / MARKER, {**facts, "base_model": _base(checkpoint), "layout": layout_json}, indent=None)
+        for pattern in COMPANIONS:
+            for file in sorted(checkpoint.folder.glob(pattern)):
+                if file.is_file() and file.suffix != ".py":
+                    shutil.copyfile(file, folder / file.name)
+        result = self_test(checkpoint, folder, layout)
+        before = HeadLayout.from_labels([range(architecture.kv_heads)] * architecture.layers, architecture.query_heads, layout.head_dim)
+        written = Checkpoint.open(folder)
+        exported = Exported(
+            str(output), deploy, (before.kv_bytes_per_token(), layout.kv_bytes_per_token()),
+            tuple(sum(t.nbytes for t in c.tensors.values()) for c in (checkpoint, written)), result,
+        )  # fmt: skip
+        (folder / "README.md").write_text(model_card(_base(checkpoint), layout, facts, asdict(exported)), encoding="utf-8")
+    return exported
+
+
+def _base(checkpoint: Checkpoint) -> str:
+    """A Hub id or `demo` as it is; of a folder its name alone, for paths of this machine are nobody's business."""
+    return checkpoint.name if not Path(checkpoint.name).is_dir() else Path(checkpoint.name).resolve().name
+
+
+def check_fits(architecture: Architecture, layout: HeadLayout) -> None:
+    a = architecture
+    mine, theirs = (a.layers, a.query_heads, a.kv_heads, a.head_dim), (
+        len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim,
+    )  # fmt: skip
+    if mine != theirs:
+        raise GrouperError(
+            f"the layout is for {theirs[0]} layers of {theirs[1]} query and {theirs[2]} KV heads of {theirs[3]}, "
+            f"the model has {mine[0]} of {mine[1]} and {mine[2]} of {mine[3]}: was the run made with another model?"
+        )
+    if layout.deploy == "none":
+        raise GrouperError("K and V are grouped differently: grouped attention kernels need them alike, so there is no export for this")
+
+
+def merged_from_weights(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merge: str) -> Merged:
+    """Merge layer by layer as asked for, with input moments from the norms' weights."""
+    function = merge_named(merge)
+
+    def merged(layer: int) -> Attention:
+        inputs = InputMoments.from_norm(*architecture.norm(checkpoint, layer), architecture.hidden_size)
+        return function(architecture.read(checkpoint, layer), layout.layers[layer], inputs)
+
+    return merged
+
+
+def _tensors(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merged: Merged) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the new model, in a fixed order; those outside attention as they are, attention in its stored dtype."""
+    replaced = {}
+    for layer in range(architecture.layers):
+        prefix = architecture.prefix(checkpoint, layer)
+        for module in architecture.projections():
+            for kind in ("weight", "bias"):
+                replaced[f"{prefix}{module}.{kind}"] = (layer, prefix)
+    written = set()
+    for name in sorted(checkpoint.tensors):
+        if name not in replaced:
+            yield name, checkpoint.tensor(name)
+            continue
+        layer, prefix = replaced[name]
+        if layer not in written:
+            written.add(layer)
+            dtype = checkpoint.tensors[f"{prefix}{architecture.family.q}.weight"].torch_dtype
+            for new_name, tensor in architecture.tensors(prefix, grouped_order(merged(layer), layout.layers[layer])):
+                if not torch.isfinite(tensor).all():
+                    raise GrouperError(f"the merge gave NaN or infinity in {new_name}: please report this")
+                yield new_name, tensor.to(dtype)
+
+
+def readable_by_all(config: dict, dtype: str) -> dict:
+    """Fields that older readers look for: they ignore rope_parameters and would decode with the wrong base."""
+    config = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+        if scaling.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", scaling)
+    return {**config, "dtype": dtype, "torch_dtype": dtype}
+
+
+def _write_json(path: Path, data: dict, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(data, indent=indent, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,71 @@
+"""The last step of an export: load what was written as a user would, and compare with an independent reference.
+
+The reference is the original class with one K and V head per query head, gathered by index from the exported weights: it shares no
+code with the exported model's attention. Both run on the rounded weights, in float64: in float32 a merged real model can amplify
+rounding itself beyond the tolerance.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from grouper.architectures import Architecture
+from grouper.checkpoint import Checkpoint
+from grouper.errors import GrouperError
+from grouper.in_memory import InMemoryModel
+from grouper.layout import HeadLayout
+
+TOLERANCE = 1e-4  # largest difference of a logit
+PROMPT, GENERATED = 48, 16  # tokens
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    largest_difference: float
+    same_tokens: int
+    tokens: int
+
+    @property
+    def passed(self) -> bool:
+        return self.largest_difference < TOLERANCE and self.same_tokens == self.tokens
+
+
+def self_test(original: Checkpoint, exported: Path, layout: HeadLayout) -> SelfTest:
+    """Raises GrouperError if the exported model does not compute what its weights say."""
+    from transformers import AutoModelForCausalLM
+
+    # our own modelling file, written a moment ago
+    ours = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64, trust_remote_code=True).eval()
+    reference = gathered_reference(original, Checkpoint.open(exported), layout)
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, original.config["vocab_size"], (2, PROMPT), generator=generator)
+    with torch.inference_mode():
+        difference = (ours(prompt).logits - reference(prompt).logits).abs().max().item()
+        tokens = [
+            model.generate(
+                prompt[:1], attention_mask=torch.ones_like(prompt[:1]), max_new_tokens=GENERATED, min_new_tokens=GENERATED,
+                do_sample=False, pad_token_id=0,
+            )[0, PROMPT:]
+            for model in (ours, reference)
+        ]  # fmt: skip
+    result = SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
+    if not result.passed:
+        raise GrouperError(
+            f"the exported model failed its self-test: logits differ by {difference:.2g} (at most {TOLERANCE:g} expected), "
+            f"{result.same_tokens} of {GENERATED} greedy tokens agree; nothing was written"
+        )
+    return result
+
+
+def gathered_reference(original: Checkpoint, exported: Checkpoint, layout: HeadLayout):
+    """The original model with the exported weights: each query head gets its own copy of the K and V head that it reads."""
+    model = InMemoryModel(original, dtype=torch.float64)
+    architecture = Architecture.of(original.config)
+    for layer, heads in enumerate(layout.layers):
+        written = replace(architecture, kv_heads=heads.k.kv_heads).read(exported, layer)
+        order = torch.tensor([head for readers in heads.k.readers for head in readers])
+        inverse = torch.argsort(order)  # where each query head went
+        q_bias = None if written.q_bias is None else written.q_bias[inverse]
+        model.install(layer, replace(written, q=written.q[inverse], q_bias=q_bias, o=written.o[:, inverse]).expanded(heads))
+    return model.model

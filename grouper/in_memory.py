@@ -1,0 +1,58 @@
+"""A transformers model whose attention weights can be exchanged layer by layer: for measuring layouts without writing them.
+
+Weights go in expanded, one K and one V head per query head, so any layout runs in any class, and the KV cache plays no part. Never save
+such a model: write layouts with `export`.
+"""
+
+import torch
+from torch import nn
+
+from grouper.architectures import Architecture
+from grouper.attention import Attention
+from grouper.checkpoint import Checkpoint
+
+
+class InMemoryModel:
+    """`model` is the transformers model; `install` changes one layer's attention."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32):
+        from transformers import AutoModelForCausalLM
+
+        self.checkpoint = checkpoint.local()
+        self.architecture = Architecture.of(checkpoint.config)
+        self.device, self.dtype = device, dtype
+        self.model = AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype=dtype, use_safetensors=True)
+        self.model.to(device).eval().requires_grad_(False)
+        self._original = [self._modules(layer) for layer in range(self.architecture.layers)]
+
+    def layer(self, layer: int) -> nn.Module:
+        return self.model.get_submodule(self.architecture.family.layer.format(layer=layer).rstrip("."))
+
+    def attention(self, layer: int) -> nn.Module:
+        """The module that holds the layer's projections."""
+        return self.layer(layer).get_submodule(self.architecture.family.q.rpartition(".")[0])
+
+    def _modules(self, layer: int) -> dict:
+        attention = self.attention(layer)
+        names = [m.rpartition(".")[2] for m in self.architecture.projections()]
+        return {**{n: getattr(attention, n) for n in names}, "num_key_value_groups": attention.num_key_value_groups}
+
+    def restore(self) -> None:
+        """The original weights, in all layers."""
+        for layer, modules in enumerate(self._original):
+            for name, module in modules.items():
+                setattr(self.attention(layer), name, module)
+
+    def install(self, layer: int, expanded: Attention) -> None:
+        """Let the layer compute with these weights: as many K and V heads as query heads (see Attention.expanded)."""
+        module, place = self.attention(layer), {"device": self.device, "dtype": self.dtype}
+        for name, tensor in self.architecture.tensors("", expanded):
+            path, kind = name.rsplit(".", 1)
+            child = path.rpartition(".")[2]
+            if kind == "weight":
+                linear = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False, device="meta")
+                linear.weight = nn.Parameter(tensor.to(**place), requires_grad=False)
+                setattr(module, child, linear)
+            else:
+                getattr(module, child).bias = nn.Parameter(tensor.to(**place), requires_grad=False)
+        module.num_key_value_groups = 1

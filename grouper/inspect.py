@@ -1,0 +1,51 @@
+"""What a model's attention looks like, from its configuration and headers alone."""
+
+from dataclasses import dataclass
+from math import prod
+
+from grouper.architectures import Architecture
+from grouper.checkpoint import Checkpoint
+from grouper.layout import HeadLayout
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Bytes are of the KV cache in `kv_dtype`, for one sequence."""
+
+    model: str
+    family: str
+    parameters: int
+    dtype: str
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    rope: str
+    biases: bool
+    kv_dtype: str
+    kv_bytes_per_token: int
+    context: int
+    kv_bytes_at_context: int
+    uniform_kv_heads: list[int]
+    deploy: list[str]
+
+
+def inspect(checkpoint: Checkpoint, kv_dtype: str = "bfloat16", context: int | None = None) -> Inspection:
+    """context: tokens for kv_bytes_at_context; the model's own where not given."""
+    a = Architecture.of(checkpoint.config)
+    layout = HeadLayout.from_labels([range(a.kv_heads)] * a.layers, a.query_heads, a.head_dim)
+    context = context or a.context
+    per_token = layout.kv_bytes_per_token(kv_dtype)
+    rope = "none"
+    if a.rotary_dim:
+        rope = f"{a.family.rope}-split pairs" if a.family.rope == "half" else "interleaved pairs"
+        rope += "" if a.rotary_dim == a.head_dim else f" on {a.rotary_dim} of {a.head_dim}"
+    classes = [] if a.kv_heads == 1 else ["stock", "ragged"] if a.family.stock else ["ragged"]
+    return Inspection(
+        model=checkpoint.name, family=a.family.model_type, parameters=sum(prod(t.shape) for t in checkpoint.tensors.values()),
+        dtype=checkpoint.dtype, layers=a.layers, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
+        hidden_size=a.hidden_size, rope=rope, biases=f"{a.prefix(checkpoint, 0)}{a.family.q}.bias" in checkpoint,
+        kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context, kv_bytes_at_context=per_token * context,
+        uniform_kv_heads=a.uniform_counts(), deploy=classes,
+    )  # fmt: skip

@@ -1,0 +1,210 @@
+"""Which query heads read which KV head, and which original heads that KV head is merged from.
+
+MHA          GQA, equal      GQA, any sizes
+q q q q      q q  q q        q q q  q
+| | | |       \|   |/         \|/   |
+k k k k       k   k            k    k
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from grouper.errors import GrouperError
+
+Groups = tuple[tuple[int, ...], ...]
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
+FORMAT = 1
+
+
+def canonical_labels(labels: np.ndarray) -> np.ndarray:
+    """Rename groups in order of their smallest member, so that equal partitions are equal arrays.
+
+    labels: [..., heads], any integers. Returns int16 of the same shape, each row a restricted growth string: 0, then at most one
+    more than the largest so far.
+    """
+    labels = np.asarray(labels)
+    first = (labels[..., :, None] == labels[..., None, :]).argmax(-1)  # [..., heads] smallest member of my group
+    rank = np.cumsum(first == np.arange(labels.shape[-1]), axis=-1) - 1
+    return np.take_along_axis(rank, first, axis=-1).astype(np.int16)
+
+
+def groups_of(labels: Sequence[int]) -> Groups:
+    """The partition behind one label vector, groups by smallest member."""
+    labels = canonical_labels(np.asarray(labels))
+    return tuple(tuple(np.flatnonzero(labels == g).tolist()) for g in range(int(labels.max()) + 1))
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The K heads (or the V heads) of one layer after regrouping.
+
+    readers[g]: the query heads that read KV head g; together a partition of the layer's query heads.
+    sources[g]: the original KV heads that KV head g is merged from.
+    Kept in canonical order (groups by smallest reader, heads ascending), so that equal groupings are equal and hash equal.
+    """
+
+    readers: Groups
+    sources: Groups
+
+    def __post_init__(self) -> None:
+        if len(self.readers) != len(self.sources) or not self.readers:
+            raise GrouperError(f"a grouping needs as many readers as sources, got {len(self.readers)} and {len(self.sources)}")
+        if not all(self.readers) or not all(self.sources):
+            raise GrouperError("a KV head without readers or without sources: every group needs at least one of both")
+        pairs = sorted((tuple(sorted(map(int, r))), tuple(sorted(map(int, s)))) for r, s in zip(self.readers, self.sources))
+        heads = sorted(chain.from_iterable(r for r, _ in pairs))
+        if heads != list(range(len(heads))):
+            raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {heads}")
+        object.__setattr__(self, "readers", tuple(r for r, _ in pairs))
+        object.__setattr__(self, "sources", tuple(s for _, s in pairs))
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[int], queries_per_kv_head: int = 1) -> "Grouping":
+        """labels[j]: the group of original KV head j, which `queries_per_kv_head` query heads read."""
+        sources = groups_of(labels)
+        readers = tuple(
+            tuple(q for kv in group for q in range(kv * queries_per_kv_head, (kv + 1) * queries_per_kv_head)) for group in sources
+        )
+        return cls(readers, sources)
+
+    @property
+    def kv_heads(self) -> int:
+        return len(self.readers)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Query heads per KV head."""
+        return tuple(map(len, self.readers))
+
+    @cached_property
+    def group_of(self) -> np.ndarray:
+        """[query_heads]: the KV head that each query head reads."""
+        labels = np.empty(sum(self.sizes), np.int64)
+        for g, heads in enumerate(self.readers):
+            labels[list(heads)] = g
+        return labels
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """One layer: its K grouping and its V grouping, mostly the same one."""
+
+    k: Grouping
+    v: Grouping
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[int], queries_per_kv_head: int = 1) -> "LayerLayout":
+        return cls.shared(Grouping.from_labels(labels, queries_per_kv_head))
+
+    @classmethod
+    def shared(cls, grouping: Grouping) -> "LayerLayout":
+        return cls(grouping, grouping)
+
+    @property
+    def is_shared(self) -> bool:
+        return self.k.readers == self.v.readers
+
+    @property
+    def kv_heads(self) -> str:
+        """As in the CSV: "4", or "8/4" where K and V differ."""
+        return str(self.k.kv_heads) if self.k.kv_heads == self.v.kv_heads else f"{self.k.kv_heads}/{self.v.kv_heads}"
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """The KV heads of a whole model. Immutable; equal layouts compare and hash equal."""
+
+    layers: tuple[LayerLayout, ...]
+    query_heads: int
+    original_kv_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for index, layer in enumerate(self.layers):
+            for grouping in (layer.k, layer.v):
+                if sum(grouping.sizes) != self.query_heads:
+                    raise GrouperError(f"layer {index} groups {sum(grouping.sizes)} query heads, the model has {self.query_heads}")
+                if max(chain.from_iterable(grouping.sources)) >= self.original_kv_heads:
+                    raise GrouperError(f"layer {index} merges a KV head beyond the model's {self.original_kv_heads}")
+
+    @classmethod
+    def from_labels(cls, labels: Iterable[Sequence[int]], query_heads: int, head_dim: int) -> "HeadLayout":
+        """labels[layer][j]: the group of original KV head j in that layer."""
+        rows = [list(map(int, row)) for row in labels]
+        kv_heads = len(rows[0])
+        layers = tuple(LayerLayout.from_labels(row, query_heads // kv_heads) for row in rows)
+        return cls(layers, query_heads, kv_heads, head_dim)
+
+    @property
+    def kv_heads(self) -> tuple[str, ...]:
+        return tuple(layer.kv_heads for layer in self.layers)
+
+    @property
+    def cached_heads(self) -> int:
+        """K heads plus V heads, over all layers."""
+        return sum(layer.k.kv_heads + layer.v.kv_heads for layer in self.layers)
+
+    def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
+        """Bytes that one token adds to the KV cache."""
+        return self.cached_heads * self.head_dim * bytes_of(dtype)
+
+    @property
+    def kv_ratio(self) -> float:
+        """KV bytes relative to the model that came in."""
+        return self.cached_heads / (2 * self.original_kv_heads * len(self.layers))
+
+    @property
+    def deploy(self) -> str:
+        """stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ. none: K and V differ."""
+        if not all(layer.is_shared for layer in self.layers):
+            return "none"
+        if len({layer.k.kv_heads for layer in self.layers}) > 1:
+            return "ragged"
+        return "stock" if len({size for layer in self.layers for size in layer.k.sizes}) == 1 else "padded"
+
+    def to_json(self) -> str:
+        """One line a layer, so that two layouts diff well."""
+
+        def grouping(g: Grouping) -> dict[str, Any]:
+            return {"readers": g.readers, "sources": g.sources}
+
+        def layer(l: LayerLayout) -> str:
+            return json.dumps({"kv": grouping(l.k)} if l.k == l.v else {"k": grouping(l.k), "v": grouping(l.v)})
+
+        head = {
+            "format": FORMAT, "query_heads": self.query_heads, "original_kv_heads": self.original_kv_heads, "head_dim": self.head_dim
+        }  # fmt: skip
+        layers = ",\n  ".join(map(layer, self.layers))
+        return json.dumps(head)[:-1] + f', "layers": [\n  {layers}\n]}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> "HeadLayout":
+        """Raises GrouperError where the text is not a layout."""
+
+        def grouping(data: dict[str, Any]) -> Grouping:
+            return Grouping(tuple(map(tuple, data["readers"])), tuple(map(tuple, data["sources"])))
+
+        def layer(data: dict[str, Any]) -> LayerLayout:
+            return LayerLayout.shared(grouping(data["kv"])) if "kv" in data else LayerLayout(grouping(data["k"]), grouping(data["v"]))
+
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise GrouperError(f"a layout of format {data['format']}, this Grouper reads format {FORMAT}: use a matching version")
+            layers = tuple(map(layer, data["layers"]))
+            return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise GrouperError(f"not a Grouper layout: {type(error).__name__} {error}") from error
+
+
+def bytes_of(dtype: str) -> int:
+    if dtype not in BYTES:
+        raise GrouperError(f"unknown KV dtype {dtype!r}: expected one of {', '.join(BYTES)}")
+    return BYTES[dtype]

@@ -1,0 +1,26 @@
+"""Mean merge: a shared head is the average of the heads behind it (GQA, arXiv 2305.13245, section 2.1; QCQA's merge)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from grouper.attention import Attention
+from grouper.calibration import InputMoments
+from grouper.layout import Grouping, LayerLayout
+
+
+def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
+    """Average K and V heads, and their biases, over each group's sources.
+
+    Every query head weighs the same: in a model that is GQA already, all KV heads have as many readers, so the plain mean does that.
+    """
+
+    def mean(heads: Tensor | None, grouping: Grouping) -> Tensor | None:  # [G, ...] -> [groups, ...]
+        return None if heads is None else torch.stack([heads[list(s)].mean(0) for s in grouping.sources])
+
+    return replace(
+        attention,
+        k=mean(attention.k, layout.k), k_bias=mean(attention.k_bias, layout.k),
+        v=mean(attention.v, layout.v), v_bias=mean(attention.v_bias, layout.v),
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""Text for calibration and measuring: files, datasets, the texts in the box; tokens in windows of one length."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grouper.checkpoint import Checkpoint
+from grouper.errors import GrouperError
+
+DATA = Path(__file__).parent / "data"
+DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split], or `demo`.
+
+    purpose: "calibration" or "evaluation", which of the texts in the box `demo` means: never the same one for both.
+    """
+
+    text: str | None = None
+    dataset: str | None = None
+    purpose: str = "calibration"
+
+    def __post_init__(self) -> None:
+        if bool(self.text) == bool(self.dataset):
+            raise GrouperError("give text by --text FILE or by --dataset NAME[:split], one of them")
+
+    @property
+    def name(self) -> str:
+        return self.text or f"{self.dataset}"
+
+    def documents(self, tokenizer) -> list[str]:
+        if self.dataset:
+            return _from_dataset(self.dataset, tokenizer)
+        path = DEMO_TEXTS[self.purpose] if self.text == "demo" and not Path("demo").exists() else Path(self.text).expanduser()
+        try:
+            content = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise GrouperError(f"cannot read the text {path} ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise GrouperError(f"{path} is not UTF-8 text: give plain text or JSONL") from error
+        if path.suffix not in (".jsonl", ".json"):
+            return [content]
+        rows = []
+        for number, line in enumerate(content.splitlines(), 1):
+            if line.strip():
+                try:
+                    rows.append(_document(json.loads(line), tokenizer))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise GrouperError(f"line {number} of {path} has neither a `text` nor chat `messages` ({error})") from error
+        return rows
+
+
+def _document(row: dict, tokenizer) -> str:
+    if "messages" in row:
+        return tokenizer.apply_chat_template(row["messages"], tokenize=False)
+    if not isinstance(row["text"], str):
+        raise TypeError("`text` is not a string")
+    return row["text"]
+
+
+def _from_dataset(name: str, tokenizer) -> list[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise GrouperError("--dataset needs the datasets package: pip install 'kv-grouper[datasets]'") from error
+    path, _, split = name.partition(":")
+    rows = load_dataset(path, split=split or "train")
+    try:
+        return [_document(row, tokenizer) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise GrouperError(f"{name} has neither a `text` column nor chat `messages`") from error
+
+
+def load_tokenizer(checkpoint: Checkpoint):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.local().folder)
+    except Exception as error:  # transformers raises whatever its backends do
+        raise GrouperError(f"{checkpoint.name} has no tokenizer that transformers can load ({type(error).__name__})") from error
+
+
+def windows(source: TextSource, tokenizer, window: int, limit: int | None = None) -> Tensor:
+    """[n, window] token ids: documents end to end, an end-of-text token between two, cut into windows that do not overlap.
+
+    limit: windows at most, spread evenly over the text. Raises GrouperError where the text is shorter than one window.
+    """
+    ids: list[int] = []
+    for document in source.documents(tokenizer):
+        ids += tokenizer(document, add_special_tokens=not ids, verbose=False)["input_ids"]
+        if tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+    count = len(ids) // window
+    if count == 0:
+        raise GrouperError(f"{source.name} has {len(ids)} tokens, too few for one window of {window}: give more text or --window")
+    every = torch.tensor(ids[: count * window]).view(count, window)
+    if limit is not None and limit < count:
+        every = every[torch.linspace(0, count - 1, limit).round().long()]
+    return every
+
+
+def digest(tokens: Tensor) -> str:
+    """A short name for these tokens."""
+    return hashlib.sha256(tokens.to(torch.int64).numpy().tobytes()).hexdigest()[:16]

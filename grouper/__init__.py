@@ -10,4 +10,4 @@ from grouper.export import export
 from grouper.inspect import inspect
 from grouper.layout import Grouping, HeadLayout, LayerLayout
 
-__all__ = ["Architecture", "Checkpoint", "Grouping", "GrouperError", "HeadLayout", "LayerLayout", "export", "inspect"]
+__all__ = ["Architecture", "Checkpoint", "GrouperError", "Grouping", "HeadLayout", "LayerLayout", "export", "inspect"]

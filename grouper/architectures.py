@@ -170,6 +170,10 @@ class Architecture:
         gain = checkpoint.finite(f"{prefix}.weight") + self.family.norm_offset
         return gain, checkpoint.finite(f"{prefix}.bias") if f"{prefix}.bias" in checkpoint else None
 
+    def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
+        """What the layer's projections are kept in."""
+        return checkpoint.tensors[f"{self.prefix(checkpoint, layer)}{self.family.q}.weight"].torch_dtype
+
     # Writing
 
     def tensors(self, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:

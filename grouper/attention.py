@@ -47,8 +47,8 @@ class Attention:
         )  # fmt: skip
 
     def to(self, *args, **kwargs) -> "Attention":
-        """Every tensor moved or cast, as Tensor.to does."""
-        moved = {name: None if t is None else t.to(*args, **kwargs) for name, t in vars(self).items()}
+        """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
+        moved = {name: t if t is None or name == "planes" else t.to(*args, **kwargs) for name, t in vars(self).items()}
         return Attention(**moved)
 
 

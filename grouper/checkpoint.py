@@ -18,7 +18,7 @@ from grouper.sources import LocalSource, Source, open_source
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DEMO = Path(__file__).parent / "data" / "demo"
-SAMPLE = 65_536  # bytes of each file that enter the fingerprint
+SAMPLE = 1024  # bytes of each end of a tensor that enter the fingerprint
 
 
 class Checkpoint:
@@ -118,13 +118,14 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the model does: configuration, headers, sizes, and the first and last 64 KiB of every weight file."""
+        """Changes when the model does: the commit of a Hub model; else configuration, headers and both ends of every tensor."""
+        if self.source.commit:
+            return self.source.commit
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for file in self.weight_files:
-            size = self.source.size(file)
-            digest.update(f"{file} {size}\n".encode())
-            digest.update(self.source.read(file, 0, min(SAMPLE, size)))
-            digest.update(self.source.read(file, max(0, size - SAMPLE), size))
+        for name, info in sorted(self.tensors.items()):
+            digest.update(f"{name} {info.dtype} {info.shape}".encode())
+            digest.update(self.source.read(info.file, info.start, min(info.start + SAMPLE, info.stop)))
+            digest.update(self.source.read(info.file, max(info.start, info.stop - SAMPLE), info.stop))
         return digest.hexdigest()
 
     @property

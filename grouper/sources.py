@@ -11,7 +11,9 @@ from grouper.errors import GrouperError
 
 
 class Source(Protocol):
-    """Files by name, readable in part."""
+    """Files by name, readable in part. commit: of the Hub's repository that they came from, if any."""
+
+    commit: str | None
 
     def files(self) -> list[str]: ...
 
@@ -27,8 +29,8 @@ class Source(Protocol):
 
 
 class LocalSource:
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, commit: str | None = None):
+        self.folder, self.commit = folder, commit
 
     def files(self) -> list[str]:
         return sorted(p.name for p in self.folder.iterdir() if p.is_file())
@@ -63,8 +65,8 @@ class HubSource:
             return HfApi().model_info(self.repo_id, revision=self.asked_revision, files_metadata=True)
 
     @property
-    def revision(self) -> str:
-        """The commit, so that all reads see one version."""
+    def commit(self) -> str:
+        """All reads ask for it, so that they see one version."""
         return self.info.sha
 
     @cached_property
@@ -80,13 +82,13 @@ class HubSource:
     def path(self, file: str) -> Path | None:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-        cached = try_to_load_from_cache(self.repo_id, file, revision=self.revision)
+        cached = try_to_load_from_cache(self.repo_id, file, revision=self.commit)
         if isinstance(cached, str):
             return Path(cached)
         if file.endswith(".safetensors") or file not in self.sizes:
             return None
-        with hub_errors(self.repo_id, self.revision):
-            return Path(hf_hub_download(self.repo_id, file, revision=self.revision))
+        with hub_errors(self.repo_id, self.commit):
+            return Path(hf_hub_download(self.repo_id, file, revision=self.commit))
 
     def read(self, file: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) by an HTTP range request; from the cache where the file is there."""
@@ -96,9 +98,9 @@ class HubSource:
         cached = self.path(file)
         if cached is not None:
             return LocalSource(cached.parent).read(cached.name, start, stop)
-        url = hf_hub_url(self.repo_id, file, revision=self.revision)
+        url = hf_hub_url(self.repo_id, file, revision=self.commit)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with hub_errors(self.repo_id, self.revision):
+        with hub_errors(self.repo_id, self.commit):
             response = get_session().get(url, headers=headers, follow_redirects=True)
             hf_raise_for_status(response)
         if response.status_code != 206 or len(response.content) != stop - start:
@@ -109,8 +111,12 @@ class HubSource:
         from huggingface_hub import snapshot_download
 
         kept = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*"]
-        with hub_errors(self.repo_id, self.revision):
-            return LocalSource(Path(snapshot_download(self.repo_id, revision=self.revision, allow_patterns=kept)))
+        with hub_errors(self.repo_id, self.commit):
+            # by the name that was asked for, so that the cache knows it offline
+            snapshot = Path(snapshot_download(self.repo_id, revision=self.asked_revision, allow_patterns=kept))
+        if snapshot.name != self.commit:
+            raise GrouperError(f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with --revision")
+        return LocalSource(snapshot, self.commit)
 
 
 @contextmanager
@@ -147,7 +153,8 @@ def open_source(model: str | os.PathLike, revision: str | None = None) -> Source
 
     try:
         if constants.HF_HUB_OFFLINE:
-            return LocalSource(Path(snapshot_download(name, revision=revision, local_files_only=True)))
+            snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+            return LocalSource(snapshot, snapshot.name)
         return HubSource(name, revision)
     except HFValidationError as error:
         raise GrouperError(f"no folder {name}, and that is no model id (expected USER/NAME)") from error

@@ -56,7 +56,7 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, console=ERR, transient=True)
+    return Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal)
 
 
 def closing_table(front: ParetoFront, folder: str) -> None:
@@ -77,17 +77,8 @@ def closing_table(front: ParetoFront, folder: str) -> None:
         ascending=[False, True, True][: 2 + measured],
     )
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (
-        "layout",
-        "method",
-        "merge",
-        "KV cache",
-        "bytes/token",
-        "class",
-        "error",
-        *(["nats/token", "over original"] if measured else []),
-    ):
-        view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right")
+    for heading in ("layout", "method", "merge", "KV cache", "bytes", "class", "error", *(["nats", "over"] if measured else [])):
+        view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right", no_wrap=True)
     original = table.loc[table["method"] == ORIGINAL, "nll"].iloc[0]
     for _, row in rows.iterrows():
         cells = [

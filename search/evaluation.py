@@ -21,6 +21,7 @@ from search.pareto import ParetoFront
 from search.picture import draw
 from search.run_folder import RunFolder
 
+MOST_BASELINES = 12  # rows; where there are more, those with equal groups are measured
 SPREAD = 12  # layouts along the front that are measured by default
 WINDOW = 512  # tokens
 Progress = Callable[[int, int, str, float], None]  # done, of so many, what, nats per token
@@ -97,6 +98,8 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
             raise GrouperError(f"the run has no layout {unknown[0]}: the numbers are in the first column of pareto.csv")
         return numbers
     baselines = table[table["method"].isin([ORIGINAL, *BASELINES])]
+    if len(baselines) > MOST_BASELINES:
+        baselines = baselines[baselines["deploy"] == "stock"]
     found = table[~table["method"].isin([ORIGINAL, *BASELINES])]
     stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_bytes_per_token")
     along = found[found["on_front"] == 1].sort_values("kv_bytes_per_token")

@@ -87,7 +87,7 @@ def export(
             for file in sorted(checkpoint.folder.glob(pattern)):
                 if file.is_file() and file.suffix != ".py":
                     shutil.copyfile(file, folder / file.name)
-        result = self_test(checkpoint, folder, layout)
+        result = self_test(checkpoint, folder, layout, merged)
         before = HeadLayout.from_labels([range(architecture.kv_heads)] * architecture.layers, architecture.query_heads, layout.head_dim)
         written = Checkpoint.open(folder)
         exported = Exported(
@@ -144,7 +144,7 @@ def _tensors(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLay
         layer, prefix = replaced[name]
         if layer not in written:
             written.add(layer)
-            dtype = checkpoint.tensors[f"{prefix}{architecture.family.q}.weight"].torch_dtype
+            dtype = architecture.stored_dtype(checkpoint, layer)
             for new_name, tensor in architecture.tensors(prefix, grouped_order(merged(layer), layout.layers[layer])):
                 if not torch.isfinite(tensor).all():
                     raise GrouperError(f"the merge gave NaN or infinity in {new_name}: please report this")

@@ -1,16 +1,17 @@
 """The last step of an export: load what was written as a user would, and compare with an independent reference.
 
-The reference is the original class with one K and V head per query head, gathered by index from the exported weights: it shares no
-code with the exported model's attention. Both run on the rounded weights, in float64: in float32 a merged real model can amplify
-rounding itself beyond the tolerance.
+The reference is the original class with one K and V head per query head, gathered by index from the merged weights, rounded as they
+were written: it shares neither the exported model's attention nor its order of heads. Both run in float64: in float32 a merged real
+model can amplify rounding itself beyond the tolerance.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from grouper.architectures import Architecture
+from grouper.attention import Attention
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.in_memory import InMemoryModel
@@ -31,13 +32,16 @@ class SelfTest:
         return self.largest_difference < TOLERANCE and self.same_tokens == self.tokens
 
 
-def self_test(original: Checkpoint, exported: Path, layout: HeadLayout) -> SelfTest:
-    """Raises GrouperError if the exported model does not compute what its weights say."""
+def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], Attention]) -> SelfTest:
+    """merged(layer): the weights that were to be written, heads in the layout's order.
+
+    Raises GrouperError if the exported model does not compute what they say.
+    """
     from transformers import AutoModelForCausalLM
 
     # our own modelling file, written a moment ago
     ours = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64, trust_remote_code=True).eval()
-    reference = gathered_reference(original, Checkpoint.open(exported), layout)
+    reference = gathered_reference(original, layout, merged)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, original.config["vocab_size"], (2, PROMPT), generator=generator)
     with torch.inference_mode():
@@ -58,14 +62,10 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout) -> SelfT
     return result
 
 
-def gathered_reference(original: Checkpoint, exported: Checkpoint, layout: HeadLayout):
-    """The original model with the exported weights: each query head gets its own copy of the K and V head that it reads."""
+def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callable[[int], Attention]):
+    """The original model with the merged weights as stored: each query head gets its own copy of the K and V head that it reads."""
     model = InMemoryModel(original, dtype=torch.float64)
-    architecture = Architecture.of(original.config)
     for layer, heads in enumerate(layout.layers):
-        written = replace(architecture, kv_heads=heads.k.kv_heads).read(exported, layer)
-        order = torch.tensor([head for readers in heads.k.readers for head in readers])
-        inverse = torch.argsort(order)  # where each query head went
-        q_bias = None if written.q_bias is None else written.q_bias[inverse]
-        model.install(layer, replace(written, q=written.q[inverse], q_bias=q_bias, o=written.o[:, inverse]).expanded(heads))
+        dtype = model.architecture.stored_dtype(original, layer)
+        model.install(layer, merged(layer).to(dtype).expanded(heads))
     return model.model

@@ -1,0 +1,82 @@
+"""Tiny random models of real transformers classes, made once a session; the model in the box; planted groupings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 199, "max_position_embeddings": 256}
+
+
+def make_model(
+    folder: Path, family: str = "llama", heads: int = 8, kv_heads: int | None = None, seed: int = 0, shards: str = "10GB", **more
+):
+    """Save a random model with weights large enough that heads matter."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    more = {"head_dim": 16, "bos_token_id": 0, "eos_token_id": 1, **SIZES, **more}
+    config = AutoConfig.for_model(family, num_attention_heads=heads, num_key_value_heads=kv_heads or heads, **more)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        elif "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder, max_shard_size=shards)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """models("qwen2", heads=8, kv_heads=4): the folder of such a model."""
+    made = {}
+
+    def get(family: str = "llama", **options) -> Path:
+        key = (family, *sorted(options.items()))
+        if key not in made:
+            made[key] = make_model(tmp_path_factory.mktemp(family), family, **options)
+        return made[key]
+
+    return get
+
+
+def edit_weights(source: Path, target: Path, edit) -> Path:
+    """A copy of a single-file model with its tensors changed in place by `edit(tensors)`."""
+    import shutil
+
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    tensors = load_file(target / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@pytest.fixture
+def planted(models, tmp_path):
+    """A model whose K and V heads are copies of one another in shuffled groups of two. Returns (folder, labels per layer)."""
+    generator = torch.Generator().manual_seed(3)
+    labels = [torch.randperm(8, generator=generator) // 2 for _ in range(SIZES["num_hidden_layers"])]
+
+    def copy_heads(tensors):
+        for layer, groups in enumerate(labels):
+            for kind in ("k", "v"):
+                name = f"model.layers.{layer}.self_attn.{kind}_proj.weight"
+                heads = tensors[name].view(8, 16, -1)
+                tensors[name] = heads[groups].flatten(0, 1).contiguous()  # head h becomes head number groups[h]
+
+    return edit_weights(models("llama"), tmp_path / "planted", copy_heads), [row.tolist() for row in labels]
+
+
+@pytest.fixture(scope="session")
+def prompt() -> torch.Tensor:
+    return torch.randint(2, SIZES["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def logits(folder: Path, tokens: torch.Tensor, **options) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, **options).eval()
+    with torch.inference_mode():
+        return model(tokens).logits

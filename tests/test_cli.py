@@ -1,0 +1,56 @@
+"""The command line as people use it, each command in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def grouper(*arguments, cwd=None):
+    command = [sys.executable, "-m", "cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+def test_search_evaluate_export(models, tmp_path):
+    (tmp_path / "options.yaml").write_text("generations: 3\npopulation: 16\nmethod: [qcqa-ec, random]\nseed: 4\n")
+    run = tmp_path / "run"
+    done = grouper("search", "demo", "-o", run, "--config", tmp_path / "options.yaml", "--seed", 7)
+    assert done.returncode == 0 and done.stdout.strip() == str(run / "pareto.csv") and "on the front" in done.stderr
+    settings = json.loads((run / "run.json").read_text())
+    assert (settings["generations"], settings["method"], settings["seed"]) == (3, ["qcqa-ec", "random"], 7), "what is typed wins"
+    done = grouper("evaluate", run, "--text", "demo", "--layouts", "0", "--limit", 2, "--window", 64, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)[0]["layout"] is not None
+    done = grouper("export", run, "-o", tmp_path / "out", "--kv-ratio", "1/4")
+    assert done.returncode == 0 and "self-test" in done.stdout and "the lowest error" in done.stderr
+    assert json.loads((tmp_path / "out" / "grouper.json").read_text())["export"].startswith("grouper export")
+
+
+def test_inspect(models):
+    done = grouper("inspect", models("qwen2", heads=8, kv_heads=8), "--context", 1000, "--json")
+    found = json.loads(done.stdout)
+    assert found["kv_bytes_per_token"] == 2 * 3 * 8 * 16 * 2 and found["kv_bytes_at_context"] == 1000 * found["kv_bytes_per_token"]
+    assert found["biases"] and found["deploy"] == ["stock", "ragged"] and found["uniform_kv_heads"] == list(range(1, 8))
+    assert "8 query heads over 8 KV heads" in grouper("inspect", models("qwen2", heads=8, kv_heads=8)).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "./nowhere"], "no folder ./nowhere"),
+        (["search", "demo", "-o", "{tmp}/run", "--method", "luck"], "unknown method 'luck'"),
+        (["evaluate", "{tmp}", "--text", "demo"], "holds no run"),
+        (["search", "demo", "-o", "{tmp}/run", "--config", "{tmp}/bad.yaml"], "does not know"),
+        (["search", "demo", "-o", "{tmp}/run", "--config", "{tmp}/none.yaml"], "cannot read"),
+    ],
+)
+def test_failures_are_one_line_and_exit_1(tmp_path, arguments, message):
+    (tmp_path / "bad.yaml").write_text("gravity: 9.81\n")
+    before = sorted(tmp_path.iterdir())
+    done = grouper(*(str(a).format(tmp=tmp_path) for a in arguments))
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_usage_errors_exit_2():
+    assert grouper("search").returncode == 2 and grouper("fly").returncode == 2 and grouper("--help").returncode == 0

@@ -1,0 +1,81 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitness import PairwiseFitness, weight_fitness
+from grouper.attention import Attention
+
+
+def attention(seed: int, heads: int = 6, bias: bool = True) -> Attention:
+    g = torch.Generator().manual_seed(seed)
+    d, D = 4, 12
+    b = (lambda: torch.randn(heads, d, generator=g)) if bias else (lambda: None)
+    return Attention(*(torch.randn(heads, d, D, generator=g) for _ in range(3)), torch.randn(D, heads, d, generator=g), b(), b(), b())
+
+
+def by_definition(a: Attention, labels) -> float:
+    """Sum over groups and heads of |W - mean|^2, K and V, biases as a column, over the energy of all heads."""
+    error = energy = 0.0
+    for weight, bias in ((a.k, a.k_bias), (a.v, a.v_bias)):
+        heads = torch.cat([weight, bias[..., None]], -1).double()
+        energy += (heads**2).sum().item()
+        for g in set(labels):
+            members = heads[[i for i, x in enumerate(labels) if x == g]]
+            error += ((members - members.mean(0)) ** 2).sum().item()
+    return error / energy
+
+
+partitions = st.lists(st.integers(0, 5), min_size=6, max_size=6)
+
+
+@given(st.integers(0, 99), partitions)
+@settings(max_examples=60)
+def test_the_gram_form_is_the_definition(seed, labels):
+    a = attention(seed)
+    fitness = weight_fitness(a)
+    assert np.isclose(fitness.errors(np.array([labels]))[0], by_definition(a, labels), rtol=1e-6)
+    groups = [tuple(i for i, x in enumerate(labels) if x == g) for g in sorted(set(labels))]
+    assert np.isclose(fitness.group_errors(groups).sum(), by_definition(a, labels), rtol=1e-6)
+
+
+@given(st.integers(0, 99), partitions, st.permutations(range(6)))
+@settings(max_examples=60)
+def test_renaming_groups_changes_nothing(seed, labels, names):
+    fitness = weight_fitness(attention(seed))
+    renamed = [names[x] for x in labels]
+    assert fitness.errors(np.array([labels])) == fitness.errors(np.array([renamed]))
+
+
+@given(st.integers(0, 99), partitions, st.integers(0, 5), st.integers(0, 5))
+@settings(max_examples=60)
+def test_joining_two_groups_never_costs_less(seed, labels, a, b):
+    fitness = weight_fitness(attention(seed))
+    before, after = fitness.errors(np.array([labels, [a if x == b else x for x in labels]]))
+    assert after >= before - 1e-12
+
+
+def test_all_heads_alone_cost_nothing_and_one_group_the_most():
+    fitness = weight_fitness(attention(1))
+    assert fitness.errors(np.arange(6)[None])[0] == 0
+    assert 0 < fitness.errors(np.zeros((1, 6), int))[0] <= 1
+
+
+def test_copies_cost_nothing():
+    a = attention(2, bias=False)
+    a.k[3], a.v[3] = a.k[0], a.v[0]
+    assert weight_fitness(a).group_errors([(0, 3)])[0] == 0
+
+
+def test_the_papers_own_error_is_not_normalised():
+    a = attention(3)
+    labels = np.array([[0, 0, 1, 1, 2, 2]])
+    energy = sum(((torch.cat([w, b[..., None]], -1)) ** 2).sum().item() for w, b in ((a.k, a.k_bias), (a.v, a.v_bias)))
+    assert np.isclose(weight_fitness(a, normalised=False).errors(labels)[0], weight_fitness(a).errors(labels)[0] * energy, rtol=1e-5)
+
+
+def test_large_populations_are_scored_in_chunks_alike():
+    rng = np.random.default_rng(0)
+    fitness = PairwiseFitness.from_gram(np.cov(rng.normal(size=(64, 90))))
+    labels = rng.integers(0, 64, (3000, 64))
+    assert np.allclose(fitness.errors(labels)[::500], [fitness.errors(row[None])[0] for row in labels[::500]], rtol=1e-12)

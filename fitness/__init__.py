@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 from fitness.base import LayerFitness
 from fitness.pairwise import PairwiseFitness
+from fitness.spectral import SpectralFitness, spectral_fitness
 from fitness.weight import weight_fitness
 
 FITNESSES: dict[str, Callable[..., LayerFitness]] = {
     "weight": weight_fitness,
+    "spectral": spectral_fitness,
 }
-OWN_MERGE = {"weight": "mean"}  # the merge whose error a fitness is
+OWN_MERGE = {"weight": "mean", "spectral": "spectral"}  # the merge whose error a fitness is
 
-__all__ = ["FITNESSES", "OWN_MERGE", "LayerFitness", "PairwiseFitness", "weight_fitness"]
+__all__ = ["FITNESSES", "OWN_MERGE", "LayerFitness", "PairwiseFitness", "SpectralFitness", "spectral_fitness", "weight_fitness"]

@@ -5,18 +5,19 @@ from typing import Protocol
 
 import numpy as np
 
+from fitness.pairwise import PairwiseFitness
+
 
 class LayerFitness(Protocol):
     """One layer, scored from tables made once; never touches the weights again.
 
     heads: KV heads of the layer before regrouping (G).
-    pairs: [G, G] float64, zero diagonal: the error of merging two heads. Cheap moves are chosen by it.
-    pairwise: True where a group's error is exactly 2 / |group| times the sum of its pairs' errors, so that `pairs` says all.
+    surrogate: an error that follows from pairs of heads and group sizes alone, by which searches choose their moves; the fitness itself
+        where it is of that form.
     """
 
     heads: int
-    pairs: np.ndarray
-    pairwise: bool
+    surrogate: PairwiseFitness
 
     def group_errors(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
         """[n]: the error of each group of heads (ascending tuples) merged into one; 0 for one head alone."""

@@ -8,18 +8,23 @@ CHUNK = 1 << 22  # elements of [n, G, G] at a time
 
 
 class PairwiseFitness:
-    """Errors of the form sum over groups g of (2 / |g|) sum over a < b in g of pairs[a, b].
+    """Errors of the form sum over groups g of by_size[|g|] 1_g^T pairs 1_g, where 1_g^T pairs 1_g counts every pair twice.
 
-    For a Gram matrix of the heads that is the within-group sum of squares around the group's mean:
-    tr G - sum over g of (1 / |g|) 1_g^T G 1_g, with pairs[a, b] = (G_aa + G_bb - 2 G_ab) / 2. Differences of close numbers are taken
-    once, in float64, when the table is made: groups of equal heads cost 0 and not a rounding error of tr G.
+    With by_size[s] = 1 / s, the default, and pairs[a, b] = (G_aa + G_bb - 2 G_ab) / 2 for a Gram matrix G of the heads, that is the
+    within-group sum of squares around the group's mean: tr G - sum over g of (1 / |g|) 1_g^T G 1_g. Differences of close numbers are
+    taken once, in float64, when the table is made: groups of equal heads cost 0 and not a rounding error of tr G.
+
+    pairs: [G, G], zero diagonal; by_size: [G + 1].
     """
 
-    pairwise = True
-
-    def __init__(self, pairs: np.ndarray):
+    def __init__(self, pairs: np.ndarray, by_size: np.ndarray | None = None):
         self.pairs = np.ascontiguousarray(pairs, dtype=np.float64)
         self.heads = len(self.pairs)
+        self.by_size = 1 / np.maximum(np.arange(self.heads + 1), 1) if by_size is None else np.asarray(by_size, np.float64)
+
+    @property
+    def surrogate(self) -> "PairwiseFitness":
+        return self
 
     @classmethod
     def from_gram(cls, gram: np.ndarray, scale: float = 1.0) -> "PairwiseFitness":
@@ -38,7 +43,7 @@ class PairwiseFitness:
 
     def membership_errors(self, member: np.ndarray) -> np.ndarray:
         """member: [n, G] of 0 and 1, one group a row. Returns [n]."""
-        return np.einsum("na,na->n", member @ self.pairs, member) / np.maximum(member.sum(-1), 1)
+        return np.einsum("na,na->n", member @ self.pairs, member) * self.by_size[member.sum(-1).astype(int)]
 
     def errors(self, labels: np.ndarray) -> np.ndarray:
         labels = np.atleast_2d(labels)
@@ -48,5 +53,5 @@ class PairwiseFitness:
             rows = labels[start : start + step]
             same = rows[:, :, None] == rows[:, None, :]  # [n, G, G]
             row_sums = (same * self.pairs).sum(-1)  # [n, G]
-            out[start : start + step] = (row_sums / same.sum(-1)).sum(-1)
+            out[start : start + step] = (row_sums * self.by_size[same.sum(-1)]).sum(-1)
         return out

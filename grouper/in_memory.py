@@ -32,6 +32,10 @@ class InMemoryModel:
         """The module that holds the layer's projections."""
         return self.layer(layer).get_submodule(self.architecture.family.q.rpartition(".")[0])
 
+    def query_projection(self, layer: int) -> nn.Module:
+        """The module whose input is what enters q, k and v."""
+        return self.layer(layer).get_submodule(self.architecture.family.q)
+
     def _modules(self, layer: int) -> dict:
         attention = self.attention(layer)
         names = [m.rpartition(".")[2] for m in self.architecture.projections()]

@@ -5,6 +5,7 @@ A population is labels[n, G], canonical, one grouping a row. Labels are names: e
 
 import numpy as np
 
+from fitness import PairwiseFitness
 from grouper.layout import canonical_labels
 
 
@@ -79,43 +80,44 @@ def order_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndar
     return canonical_labels(labels)
 
 
-def move_deltas(pairs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def move_deltas(fitness: PairwiseFitness, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Change of the pairwise error by each single move and each swap that keeps the number of groups.
 
     Returns moves [n, G, groups]: head h to group g, and swaps [n, G, G]: heads h and j change places; inf where that is none.
     """
+    pairs, by_size = fitness.pairs, fitness.by_size
     n, heads = labels.shape
     groups = int(labels.max()) + 1
     member = labels[:, :, None] == np.arange(groups)  # [n, G, groups]
     to_group = np.matmul(pairs, member.astype(np.float64))  # [n, G, groups] sum of pairs[h, b] over b in g
-    size = member.sum(1).astype(np.float64)  # [n, groups]
+    size = member.sum(1)  # [n, groups]
     weight = (to_group * member).sum(1)  # [n, groups] 1_g^T pairs 1_g
     own = labels.astype(np.int64)
     own_sum = np.take_along_axis(to_group, own[:, :, None], 2)[:, :, 0]  # [n, G]
     own_size, own_weight = (np.take_along_axis(x, own, 1) for x in (size, weight))
 
-    with np.errstate(divide="ignore", invalid="ignore"):
-        leave = (own_weight - 2 * own_sum) / (own_size - 1) - own_weight / own_size
-        enter = (weight[:, None] + 2 * to_group) / (size + 1)[:, None] - (weight / size)[:, None]
-        moves = leave[:, :, None] + enter
+    leave = (own_weight - 2 * own_sum) * by_size[own_size - 1] - own_weight * by_size[own_size]
+    larger = by_size[np.minimum(size + 1, heads)]
+    enter = (weight[:, None] + 2 * to_group) * larger[:, None] - (weight * by_size[size])[:, None]
+    moves = leave[:, :, None] + enter
     moves[member | (own_size <= 1)[:, :, None] | (size == 0)[:, None, :]] = np.inf
 
     there = np.take_along_axis(to_group, np.broadcast_to(own[:, None, :], (n, heads, heads)), 2)  # [n, h, j] h to j's group
-    gain = (there - pairs - own_sum.transpose(0, 1)[:, None, :]) / own_size[:, None, :]  # j's group: j leaves, h comes
+    gain = (there - pairs - own_sum[:, None, :]) * by_size[own_size][:, None, :]  # j's group: j leaves, h comes
     swaps = 2 * (gain + gain.transpose(0, 2, 1))
     swaps[own[:, :, None] == own[:, None, :]] = np.inf
     return moves, swaps
 
 
-def improve(pairs: np.ndarray, labels: np.ndarray, swaps_only: bool = False, steps: int = 200) -> np.ndarray:
+def improve(fitness: PairwiseFitness, labels: np.ndarray, swaps_only: bool = False, steps: int = 200) -> np.ndarray:
     """Best move or swap, again and again until none helps: every row ends in a local optimum with as many groups as before."""
     labels = labels.copy()
     active = np.arange(len(labels))
-    scale = 1e-12 * max(float(pairs.max()), 1e-300)
+    scale = 1e-12 * max(float(fitness.pairs.max()), 1e-300)
     heads = labels.shape[1]
     for _ in range(steps):
         rows = labels[active]
-        moves, swaps = move_deltas(pairs, rows)
+        moves, swaps = move_deltas(fitness, rows)
         groups = moves.shape[2]
         if swaps_only:
             moves[:] = np.inf
@@ -137,18 +139,18 @@ def improve(pairs: np.ndarray, labels: np.ndarray, swaps_only: bool = False, ste
     return canonical_labels(labels)
 
 
-def agglomerate(pairs: np.ndarray) -> np.ndarray:
+def agglomerate(fitness: PairwiseFitness) -> np.ndarray:
     """[G - 1, G]: from all heads alone, always the cheapest join of two groups (Ward's rule); one row for each count below G."""
-    heads = len(pairs)
+    heads, by_size = fitness.heads, fitness.by_size
     labels = np.arange(heads)
     rows = []
     for _ in range(heads - 1):
         groups = int(labels.max()) + 1
         member = (labels == np.arange(groups)[:, None]).astype(np.float64)  # [groups, G]
-        between = member @ pairs @ member.T
-        size, weight = member.sum(1), np.diag(between)
-        joined = (weight[:, None] + weight + 2 * between) / (size[:, None] + size)
-        delta = joined - (weight / size)[:, None] - (weight / size)
+        between = member @ fitness.pairs @ member.T
+        size, weight = member.sum(1).astype(int), np.diag(between)
+        joined = (weight[:, None] + weight + 2 * between) * by_size[np.minimum(size[:, None] + size, heads)]
+        delta = joined - (weight * by_size[size])[:, None] - weight * by_size[size]
         delta[np.tril_indices(groups)] = np.inf
         a, b = np.unravel_index(delta.argmin(), delta.shape)
         labels = canonical_labels(np.where(labels == b, a, labels)).astype(np.int64)

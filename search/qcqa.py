@@ -9,7 +9,7 @@ optimum by single moves and swaps, crossover keeps groups whole, and greedy join
 import numpy as np
 from deap import base
 
-from fitness import LayerFitness, PairwiseFitness
+from fitness import LayerFitness
 from grouper.layout import canonical_labels
 from search import operators
 from search.candidate import Candidate, best_per_count
@@ -25,12 +25,15 @@ def qcqa_ac(fitness: LayerFitness, rng: np.random.Generator, settings: Settings,
         toolbox.register("mate", operators.crossover, rng)
         toolbox.register("mutate", operators.mutate, rng)
         start = operators.random_labels(rng, settings.population, heads)
-        start = np.concatenate([start, operators.agglomerate(fitness.pairs)])
+        start = np.concatenate([start, operators.agglomerate(fitness.surrogate)])
     else:
         toolbox.register("mate", _two_point, rng)
         toolbox.register("mutate", _reset, rng)
         start = canonical_labels(rng.integers(0, heads, (settings.population, heads)))
-    return _evolve(fitness, toolbox, start, settings, rng, report, swaps_only=False)
+    found = _evolve(fitness, toolbox, start, settings, rng, report, swaps_only=False)
+    if settings.memetic and fitness.surrogate is not fitness:  # a surrogate may mislead across sizes: never worse than equal groups
+        found = settle(fitness, found + qcqa_ec(fitness, rng, settings, report))
+    return found
 
 
 def qcqa_ec(fitness: LayerFitness, rng: np.random.Generator, settings: Settings, report: Report | None = None) -> list[Candidate]:
@@ -49,9 +52,9 @@ def qcqa_ec(fitness: LayerFitness, rng: np.random.Generator, settings: Settings,
 
 def _evolve(fitness, toolbox, start, settings, rng, report, swaps_only: bool) -> list[Candidate]:
     heads = fitness.heads
-    table = fitness if fitness.pairwise else PairwiseFitness(fitness.pairs)  # evolve on what pairs say, settle on the exact error
+    table = fitness.surrogate  # evolve on what pairs say, settle on the exact error
     if settings.memetic:
-        toolbox.register("improve", operators.improve, table.pairs, swaps_only=swaps_only)
+        toolbox.register("improve", operators.improve, table, swaps_only=swaps_only)
 
     def evaluate(labels: np.ndarray) -> np.ndarray:
         return np.stack([labels.max(1) + 1.0, table.errors(labels)], axis=1)
@@ -64,7 +67,7 @@ def _evolve(fitness, toolbox, start, settings, rng, report, swaps_only: bool) ->
             best = here[np.argsort(scores[here, 1], kind="stable")[:POOL]]
             pool[k] = _shortest(pool.get(k, []) + [Candidate(rows[i], float(scores[i, 1])) for i in best])
     candidates = [c for k in sorted(pool) for c in pool[k]]
-    if not fitness.pairwise:
+    if table is not fitness:
         candidates = settle(fitness, candidates, swaps_only)
     return list(best_per_count(candidates).values())
 

@@ -2,25 +2,21 @@
 
 import numpy as np
 
-from fitness import LayerFitness
-from search.candidate import Candidate
+from fitness import LayerFitness, PairwiseFitness
+from search.candidate import Candidate, best_per_count
 from search.operators import move_deltas
 
-POOL = 12  # candidates of each KV-head count that get an exact error
-TRIED = 12  # moves a step that get one, the most promising by pairs
+POOL = 24  # candidates of each KV-head count that get an exact error
+TRIED = 16  # moves a step that get one, the most promising by pairs
 
 
 def settle(fitness: LayerFitness, candidates: list[Candidate], swaps_only: bool = False, steps: int = 20) -> list[Candidate]:
     """Exact errors for the candidates, then for each KV-head count the best one improved by moves and swaps that exact errors confirm."""
     errors = fitness.errors(np.array([c.labels for c in candidates]))
-    exact = [Candidate(c.labels, float(e)) for c, e in zip(candidates, errors)]
-    best: dict[int, Candidate] = {}
-    for candidate in exact:
-        if candidate.kv_heads not in best or candidate.error < best[candidate.kv_heads].error:
-            best[candidate.kv_heads] = candidate
+    best = best_per_count([Candidate(c.labels, float(e)) for c, e in zip(candidates, errors)])
     for kv_heads, candidate in best.items():
         for _ in range(steps):
-            rows = _neighbours(fitness.pairs, candidate.labels, swaps_only)
+            rows = _neighbours(fitness.surrogate, candidate.labels, swaps_only)
             if not len(rows):
                 break
             errors = fitness.errors(rows)
@@ -32,9 +28,9 @@ def settle(fitness: LayerFitness, candidates: list[Candidate], swaps_only: bool 
     return list(best.values())
 
 
-def _neighbours(pairs: np.ndarray, labels: np.ndarray, swaps_only: bool) -> np.ndarray:
+def _neighbours(surrogate: PairwiseFitness, labels: np.ndarray, swaps_only: bool) -> np.ndarray:
     """[<= TRIED, G]: the groupings one move or swap away that promise most by pairs."""
-    moves, swaps = (d[0] for d in move_deltas(pairs, labels[None]))
+    moves, swaps = (d[0] for d in move_deltas(surrogate, labels[None]))
     swaps[np.tril_indices(len(labels))] = np.inf
     options = [] if swaps_only else [(moves[h, g], h, g, True) for h, g in zip(*np.nonzero(np.isfinite(moves)))]
     options += [(swaps[a, b], a, b, False) for a, b in zip(*np.nonzero(np.isfinite(swaps)))]

@@ -73,10 +73,11 @@ def test_the_same_seed_gives_the_same_candidates():
     assert [(c.labels.tolist(), c.error) for c in a] == [(c.labels.tolist(), c.error) for c in b]
 
 
-def test_move_and_swap_deltas_are_what_the_error_changes_by():
-    fitness = random_fitness(2, 7)
+@pytest.mark.parametrize("by_size", [None, np.array([0, 0, 1, 1.5, 0.2, 3, 7, 1])])
+def test_move_and_swap_deltas_are_what_the_error_changes_by(by_size):
+    fitness = PairwiseFitness(random_fitness(2, 7).pairs, by_size)
     rows = random_labels(np.random.default_rng(0), 20, 7)
-    moves, swaps = move_deltas(fitness.pairs, rows)
+    moves, swaps = move_deltas(fitness, rows)
     before = fitness.errors(rows)
     for n, h, g in zip(*np.nonzero(np.isfinite(moves))):
         row = rows[n].copy()
@@ -92,7 +93,7 @@ def test_move_and_swap_deltas_are_what_the_error_changes_by():
 def test_improving_never_costs_and_keeps_the_number_of_groups(swaps_only):
     fitness = random_fitness(3, 10)
     rows = random_labels(np.random.default_rng(1), 50, 10)
-    better = improve(fitness.pairs, rows, swaps_only)
+    better = improve(fitness, rows, swaps_only)
     assert (fitness.errors(better) <= fitness.errors(rows) + 1e-9).all() and (better.max(1) == rows.max(1)).all()
     if swaps_only:
         assert all(sorted(np.bincount(a)) == sorted(np.bincount(b)) for a, b in zip(rows, better))
@@ -102,7 +103,7 @@ def test_operators_give_canonical_partitions():
     rng = np.random.default_rng(0)
     a, b = random_labels(rng, 40, 9), random_labels(rng, 40, 9)
     equal = np.sort(np.tile(np.arange(9) // 3, (40, 1)), axis=1)
-    for rows in (a, crossover(rng, a, b), mutate(rng, a), agglomerate(random_fitness(0, 9).pairs)):
+    for rows in (a, crossover(rng, a, b), mutate(rng, a), agglomerate(random_fitness(0, 9))):
         assert all(row[i] <= max([-1, *row[:i]]) + 1 for row in rows.tolist() for i in range(9))
     for rows in (swap_mutate(rng, equal), order_crossover(rng, equal, swap_mutate(rng, equal))):
         assert (np.apply_along_axis(lambda row: np.bincount(row, minlength=3), 1, rows) == 3).all()

@@ -5,20 +5,25 @@ The result has the layout's KV heads in its order. A merge may also change q and
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from grouper.attention import Attention
 from grouper.calibration import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
-from grouper.merging import mean
+from grouper.merging import mean, procrustes, select, spectral
 
 Merge = Callable[[Attention, LayerLayout, InputMoments], Attention]
 MERGES: dict[str, Merge] = {
     "mean": mean.merge,
+    "select": select.merge,
+    "procrustes": procrustes.merge,
+    "spectral": spectral.merge,
 }
+BEFORE_REFINEMENT = {"spectral": partial(spectral.merge, rescale=False)}  # where refinement wants another start
 
 
-def merge_named(name: str) -> Merge:
+def merge_named(name: str, before_refinement: bool = False) -> Merge:
     if name not in MERGES:
         raise GrouperError(f"unknown merge {name!r}: expected one of {', '.join(MERGES)}")
-    return MERGES[name]
+    return BEFORE_REFINEMENT.get(name, MERGES[name]) if before_refinement else MERGES[name]

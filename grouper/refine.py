@@ -1,0 +1,353 @@
+"""Layer-wise reconstruction after a merge: the shared K and V heads, q and o learn to give what the original layer gave.
+
+Layers are taken in order. Two residual streams run side by side over the calibration text: the original's, and the regrouped model's, which
+has the errors of the layers before it. At each layer, Adam fits that layer's q, shared k, shared v and o so that the regrouped stream after
+it matches the original's. No labels, no backward pass through the model, memory for one layer at a time.
+
+Scope "attention" matches the stream after the attention sublayer and trains its projections; scope "block" matches the stream after the
+whole layer and trains its MLP and norms along, more gently.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from grouper.attention import Attention
+from grouper.errors import GrouperError
+from grouper.in_memory import InMemoryModel
+from grouper.layout import HeadLayout, LayerLayout
+from grouper.outputs import write_file
+
+WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
+REST = 0.3  # learning rate of MLP and norms, of attention's
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given.
+
+    lr: Adam's step as a share of each tensor's root mean square, falling linearly to 0; so it does not matter at which scale a
+    tensor is kept. batch_tokens: tokens of a step.
+    """
+
+    scope: str = "attention"
+    steps: int | None = None
+    lr: float = 0.08
+    batch_tokens: int = 4096
+    seed: int = 0
+
+    def steps_for(self, tokens: int) -> int:
+        """150 steps at 32k tokens, 425 at 131k, 970 at 393k: more text bears more steps."""
+        return self.steps or max(20, round(150 * (tokens / 32_768) ** 0.75))
+
+
+@dataclass
+class RefinedLayer:
+    """attention: its weights, heads in the layout's order. others: the layer's other tensors that changed, by name within the layer.
+
+    before, after: the error of the regrouped stream behind the layer, relative to what the layer adds to the original's.
+    """
+
+    attention: Attention
+    others: dict[str, Tensor] = field(default_factory=dict)
+    before: float = float("nan")
+    after: float = float("nan")
+
+
+Progress = Callable[[int, int, int, int, float], None]  # layer, layers, step, steps, loss
+
+
+def refine(
+    model: InMemoryModel,
+    layout: HeadLayout,
+    merged: Callable[[int], Attention],
+    windows: Tensor,
+    options: RefineOptions | None = None,
+    *,
+    device: str | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> list[RefinedLayer]:
+    """Refine every layer that `layout` changes.
+
+    model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the start. windows: [n, tokens]
+    ids of calibration text. folder: where finished layers are kept, so that a killed refinement goes on with the next one.
+    The same call gives the same weights on the same machine.
+    """
+    options = options or RefineOptions()
+    if options.scope not in ("attention", "block"):
+        raise GrouperError(f"unknown scope {options.scope!r}: expected attention or block")
+    device = device or model.device
+    model.restore()
+    steps = options.steps_for(windows.numel())
+    original, arguments = first_inputs(model, windows, device)
+    regrouped = original.clone()
+    refined = []
+    with deterministic():
+        for layer, heads in enumerate(layout.layers):
+            worker = _Layer(model, layer, heads, arguments[layer], device, options)
+            path = None if folder is None else folder / f"layer-{layer:03}.safetensors"
+            if path is not None and path.is_file():
+                done = load_layer(path, merged(layer))
+                worker.set(done)
+            else:
+                tell = (lambda step, loss, layer=layer: progress(layer, len(layout.layers), step, steps, loss)) if progress else None
+                done = worker.fit(merged(layer), original, regrouped, steps, tell)
+                if path is not None:
+                    save_layer(path, done)
+            refined.append(done)
+            worker.advance(original, regrouped)
+    return refined
+
+
+def estimate_seconds(
+    model: InMemoryModel, layout: HeadLayout, merged: Callable[[int], Attention], windows: Tensor, options: RefineOptions, device: str
+) -> float:
+    """What `refine` will take, from a few steps on the first layer."""
+    model.restore()
+    per_step = max(1, options.batch_tokens // windows.shape[1])
+    few = windows[: max(per_step, 1)]
+    original, arguments = first_inputs(model, few, device)
+    worker = _Layer(model, 0, layout.layers[0], arguments[0], device, replace(options, steps=1))
+    start = merged(0)
+    worker.fit(start, original, original, 1, None)
+    began = time.perf_counter()
+    worker.fit(start, original, original, 3, None)
+    fit = (time.perf_counter() - began) / 3
+    began = time.perf_counter()
+    worker.advance(original, original.clone())
+    forward = (time.perf_counter() - began) * 2  # streams before and after, for the errors told
+    steps = options.steps_for(windows.numel())
+    return len(layout.layers) * (fit * steps + forward * windows.numel() / few.numel())
+
+
+class _Layer:
+    """One layer on the device: as it came, and with weights that are being fitted."""
+
+    def __init__(self, model: InMemoryModel, layer: int, heads: LayerLayout, arguments: dict, device: str, options: RefineOptions):
+        self.architecture, self.heads, self.arguments, self.options, self.device = model.architecture, heads, arguments, options, device
+        self.original = copy.deepcopy(model.layer(layer)).to(device, torch.float32)
+        self.regrouped = copy.deepcopy(self.original)
+        attention = self.regrouped.get_submodule(self.attention_name)
+        h, d, hidden = self.architecture.query_heads, self.architecture.head_dim, self.architecture.hidden_size
+        for name in (self.architecture.family.k, self.architecture.family.v):
+            child = name.rpartition(".")[2]
+            bias = getattr(attention, child).bias is not None
+            setattr(attention, child, nn.Linear(hidden, h * d, bias=bias, device=device).requires_grad_(False))
+        attention.num_key_value_groups = 1
+        self.index = tuple(torch.from_numpy(g.group_of).to(device) for g in (heads.k, heads.v))
+        self.autocast = torch.autocast("cuda", torch.bfloat16) if "cuda" in str(device) else nullcontext()
+
+    @property
+    def attention_name(self) -> str:
+        return self.architecture.family.q.rpartition(".")[0]
+
+    # Weights
+
+    def tensors(self, attention: Attention) -> dict[str, Tensor]:
+        """The layer's attention tensors by name, each query head with its copy of the shared heads; gradients flow to the shared ones."""
+        k, v = self.index
+        a = replace(
+            attention, k=attention.k[k], v=attention.v[v],
+            k_bias=None if attention.k_bias is None else attention.k_bias[k], v_bias=None if attention.v_bias is None else attention.v_bias[v],
+        )  # fmt: skip
+        return dict(self.architecture.tensors("", a))
+
+    def set(self, done: RefinedLayer) -> None:
+        state = {**self.tensors(done.attention.to(self.device)), **{n: t.to(self.device) for n, t in done.others.items()}}
+        self.regrouped.load_state_dict(state, strict=False)
+
+    # Streams
+
+    def block(self, module: nn.Module, stream: Tensor) -> Tensor:
+        output = module(stream, **self.arguments)
+        return output[0] if isinstance(output, tuple) else output
+
+    def after_attention(self, module: nn.Module, stream: Tensor) -> Tensor:
+        normed = module.get_submodule(self.architecture.family.norm)(stream)
+        return stream + module.get_submodule(self.attention_name)(normed, **self.arguments)[0]
+
+    def output(self, module: nn.Module, stream: Tensor) -> Tensor:
+        return (self.block if self.options.scope == "block" else self.after_attention)(module, stream)
+
+    def batches(self, stream: Tensor) -> Iterator[slice]:
+        size = max(1, self.options.batch_tokens // stream.shape[1])
+        return (slice(i, i + size) for i in range(0, len(stream), size))
+
+    @torch.no_grad()
+    def advance(self, original: Tensor, regrouped: Tensor) -> None:
+        """Both streams to the next layer, in place."""
+        for part in self.batches(original):
+            for module, stream in ((self.original, original), (self.regrouped, regrouped)):
+                with self.autocast:
+                    stream[part] = self.block(module, stream[part].to(self.device)).to(stream)
+
+    @torch.no_grad()
+    def error(self, original: Tensor, regrouped: Tensor) -> float:
+        """|regrouped - original|^2 behind the layer over what the original's layer adds, on at most 16 batches."""
+        wrong = added = 0.0
+        for part in list(self.batches(original))[:16]:
+            came = original[part].to(self.device)
+            with self.autocast:
+                wanted = self.output(self.original, came).float()
+                got = self.output(self.regrouped, regrouped[part].to(self.device)).float()
+            wrong += (got - wanted).square().sum().item()
+            added += (wanted - came).square().sum().item()
+        return wrong / max(added, 1e-30)
+
+    # Fitting
+
+    def fit(
+        self, start: Attention, original: Tensor, regrouped: Tensor, steps: int, tell: Callable[[int, float], None] | None
+    ) -> RefinedLayer:
+        attention = start.to(self.device, torch.float32)
+        self.set(RefinedLayer(attention))
+        before = self.error(original, regrouped)
+        shared = {n: getattr(attention, n).clone().requires_grad_() for n in WEIGHTS if getattr(attention, n) is not None}
+        others = {}
+        if self.options.scope == "block":
+            taken = self.tensors(attention)
+            others = {n: p.detach().clone().requires_grad_() for n, p in self.regrouped.named_parameters() if n not in taken}
+        groups = [_group(t, self.options.lr) for t in shared.values()] + [_group(t, self.options.lr * REST) for t in others.values()]
+        optimizer = torch.optim.Adam([g for g in groups if g["lr"] > 0], betas=(0.9, 0.95))
+        peak = [g["lr"] for g in optimizer.param_groups]
+        size = min(len(original), max(1, self.options.batch_tokens // original.shape[1]))
+        order = _order(len(original), size, steps, self.options.seed)
+        with torch.no_grad():
+            came = original[order[0]].to(self.device)
+            scale = (self.output(self.original, came).float() - came).square().mean().clamp_min(1e-12)
+        for step, rows in enumerate(order):
+            for group, lr in zip(optimizer.param_groups, peak):
+                group["lr"] = lr * (1 - step / steps)
+            with torch.no_grad(), self.autocast:
+                wanted = self.output(self.original, original[rows].to(self.device)).float()
+            given = regrouped[rows].to(self.device)
+            state = {**self.tensors(replace(attention, **shared)), **others}
+            with self.autocast:
+                got = functional_call(_Forward(self), {f"module.{n}": t for n, t in state.items()}, (given,))
+            loss = (got.float() - wanted).square().mean() / scale
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if tell:
+                tell(step + 1, loss.item())
+        fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
+        done = RefinedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
+        self.set(done)
+        done.after = self.error(original, regrouped)
+        done.attention = fitted.to("cpu")
+        done.others = {n: t.cpu() for n, t in done.others.items()}
+        return done
+
+
+class _Forward(nn.Module):
+    """What functional_call wants: a module whose forward is the part of the layer that is matched."""
+
+    def __init__(self, worker: _Layer):
+        super().__init__()
+        self.module, self.worker = worker.regrouped, [worker]
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.worker[0].output(self.module, stream)
+
+
+def _group(tensor: Tensor, lr: float) -> dict:
+    return {"params": [tensor], "lr": lr * float(tensor.detach().square().mean().sqrt())}
+
+
+def _order(n: int, size: int, steps: int, seed: int) -> list[Tensor]:
+    """For each step the windows it sees: shuffled passes over all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-steps * size // n)
+    flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])
+    return list(flat[: steps * size].view(steps, size))
+
+
+@torch.no_grad()
+def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Tensor, list[dict]]:
+    """What enters the first layer [n, tokens, D] in float32, and the keyword arguments that each layer gets beside it."""
+    arguments: list[dict] = []
+    hooks = []
+
+    def keep(_module, inputs, kwargs) -> None:
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "use_cache", "hidden_states")}
+        arguments.append({k: _moved(v, device) for k, v in kwargs.items()})
+
+    for layer in range(model.architecture.layers):
+        hooks.append(model.layer(layer).register_forward_pre_hook(keep, with_kwargs=True))
+    try:
+        model.model.get_decoder()(input_ids=windows[:1].to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    class Enough(Exception):
+        pass
+
+    streams: list[Tensor] = []
+
+    def stop(_module, inputs, kwargs):
+        streams.append((inputs[0] if inputs else kwargs["hidden_states"]).float().cpu())
+        raise Enough
+
+    hook = model.layer(0).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for batch in windows.split(64):
+            try:
+                model.model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
+            except Enough:
+                pass
+    finally:
+        hook.remove()
+    return _placed(torch.cat(streams), device), arguments
+
+
+def _moved(value, device):
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return type(value)(_moved(v, device) for v in value) if isinstance(value, tuple | list) else value
+
+
+def _placed(stream: Tensor, device: str) -> Tensor:
+    """On the GPU where a tenth of its free memory holds the stream, else in main memory."""
+    if "cuda" in str(device) and stream.nbytes < torch.cuda.mem_get_info()[0] / 10:
+        return stream.to(device)
+    return stream
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """The same gradients every time, where an operation has such a form."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def save_layer(path: Path, done: RefinedLayer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"attention.{n}": getattr(done.attention, n) for n in WEIGHTS if getattr(done.attention, n) is not None}
+    tensors |= {f"others.{n}": t for n, t in done.others.items()}
+    facts = {"before": repr(done.before), "after": repr(done.after)}
+    write_file(path, lambda beside: save_file({n: t.contiguous() for n, t in tensors.items()}, beside, metadata=facts))
+
+
+def load_layer(path: Path, like: Attention) -> RefinedLayer:
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+    attention = replace(like, **{n.removeprefix("attention."): t for n, t in tensors.items() if n.startswith("attention.")})
+    others = {n.removeprefix("others."): t for n, t in tensors.items() if n.startswith("others.")}
+    return RefinedLayer(attention, others, float(facts["before"]), float(facts["after"]))

@@ -53,6 +53,11 @@ Config = Annotated[
 ]
 Text = Annotated[str | None, typer.Option(help="Plain text, JSONL with `text` or chat `messages`, or `demo`.")]
 Dataset = Annotated[str | None, typer.Option(help="NAME[:split] of a dataset (needs kv-grouper[datasets]).")]
+Tokens = Annotated[int, typer.Option(help="Tokens of text to calibrate on.")]
+Window = Annotated[int, typer.Option(help="Tokens of a window.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Scope = Annotated[str | None, typer.Option(help="What refinement trains: attention (default on a CPU) or block (on a GPU).")]
+RefineTokens = Annotated[int | None, typer.Option(help="Tokens to refine on: 393,216 on a GPU, 16,384 on a CPU, if there are as many.")]
 
 
 @app.command()
@@ -81,7 +86,11 @@ def search(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run; the same command again goes on there.")],
     method: Annotated[str, typer.Option(help="Ways to find groupings, separated by commas.")] = "qcqa-ac,qcqa-ec",
-    fitness: Annotated[str, typer.Option(help="What a grouping costs.")] = "weight",
+    fitness: Annotated[str, typer.Option(help="What a grouping costs.")] = "spectral",
+    text: Text = None,
+    dataset: Dataset = None,
+    tokens: Tokens = 32_768,
+    window: Window = 512,
     paper: Annotated[str | None, typer.Option(help="A published recipe: qcqa.")] = None,
     stage2: Annotated[str, typer.Option(help="Budgets over layers: knapsack (exact) or nsga2 (QCQA's).")] = "knapsack",
     kv_heads_multiple_of: Annotated[int, typer.Option(help="Only such KV-head counts, for tensor parallelism.")] = 1,
@@ -90,6 +99,7 @@ def search(
     generations: Annotated[int, typer.Option(help="Of the genetic search, at most.")] = 60,
     seed: int = 0,
     jobs: Annotated[int, typer.Option(help="Layers searched at a time.")] = 1,
+    device: Device = "auto",
     revision: Revision = None,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -101,18 +111,14 @@ def search(
     from search.console import closing_table, search_progress
 
     options = SearchOptions(
-        tuple(m.strip() for m in method.split(",")),
-        fitness,
-        stage2,
-        paper,
-        kv_heads_multiple_of,
-        kv_dtype,
-        population,
-        generations,
-        seed,
-    )
+        tuple(m.strip() for m in method.split(",")), fitness, stage2, paper, kv_heads_multiple_of, kv_dtype, population, generations, seed,
+        text, dataset, tokens, window,
+    )  # fmt: skip
     with search_progress() as progress:
-        front = run_search(model, output, options, revision=revision, jobs=jobs, overwrite=overwrite, progress=progress, command=_command())
+        front = run_search(
+            model, output, options, revision=revision, jobs=jobs, device=_device(device), overwrite=overwrite, progress=progress,
+            command=_command(),
+        )  # fmt: skip
     closing_table(front, str(output))
     _print_front(front, json_, output)
 
@@ -123,10 +129,13 @@ def evaluate(
     text: Text = None,
     dataset: Dataset = None,
     merge: Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Refine each layout on the run's calibration text first.")] = False,
+    scope: Scope = None,
+    refine_tokens: RefineTokens = None,
     layouts: Annotated[str, typer.Option(help="spread (baselines, stock ones, 12 along the front), all, or 3,17,40.")] = "spread",
-    window: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
+    window: Window = 512,
     limit: Annotated[int | None, typer.Option(help="Windows at most, spread over the text.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for computing.")] = "float32",
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -140,7 +149,8 @@ def evaluate(
     source = TextSource(text, dataset, purpose="evaluation")
     with bar("measuring") as progress:
         front = measure(
-            run, source, merge=merge, layouts=layouts, window=window, limit=limit, device=_device(device), dtype=_dtype(dtype),
+            run, source, merge=merge, refine=refine, scope=scope, refine_tokens=refine_tokens, layouts=layouts, window=window, limit=limit,
+            device=_device(device), dtype=_dtype(dtype),
             overwrite=overwrite, progress=lambda done, of, what, value: progress(done, of, f"{what}: {value:.4f} nats per token"),
         )  # fmt: skip
     closing_table(front, str(run))
@@ -156,19 +166,32 @@ def export(
     kv_bytes_per_token: Annotated[int | None, typer.Option(help="The largest KV cache per token, in bytes.")] = None,
     deploy: Annotated[str | None, typer.Option(help="stock, padded, ragged or any; stock where the run has some.")] = None,
     merge: Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")] = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    refine: Annotated[bool, typer.Option(help="Refine layer by layer, where text is given.")] = True,
+    scope: Scope = None,
+    tokens: Tokens = 32_768,
+    refine_tokens: RefineTokens = None,
+    window: Window = 512,
+    device: Device = "auto",
     overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
 ):
     """Write a regrouped model that transformers loads, and test it."""
+    from grouper.regroup import Calibration
+    from grouper.text import TextSource
     from search import export_from_run
     from search.console import bar, exported_summary
+
+    calibration = Calibration(TextSource(text, dataset), tokens, refine_tokens, window) if text or dataset else None
 
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy, merge=merge,
-            overwrite=overwrite, command=_command(), tell=lambda line: say.print(line, soft_wrap=True),
-            progress=lambda done, of: progress(done, of, "tensors"),
+            calibration=calibration, refine=refine, scope=scope, device=_device(device), overwrite=overwrite, command=_command(),
+            tell=lambda line: say.print(line, soft_wrap=True),
+            progress=progress,
         )  # fmt: skip
     if json_:
         _print_json(asdict(exported))

@@ -1,6 +1,6 @@
 """The weights of one attention layer, head by head, whatever the checkpoint calls them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,20 @@ class Attention:
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
         moved = {name: t if t is None or name == "planes" else t.to(*args, **kwargs) for name, t in vars(self).items()}
         return Attention(**moved)
+
+
+@dataclass
+class MergedLayer:
+    """What a layer becomes. attention: its weights, heads in the layout's order. others: the layer's other tensors that changed, by name
+    within the layer.
+
+    before, after: where it was refined, the error of the regrouped residual stream behind the layer, relative to what the layer adds.
+    """
+
+    attention: Attention
+    others: dict[str, Tensor] = field(default_factory=dict)
+    before: float = float("nan")
+    after: float = float("nan")
 
 
 def concatenated(weight: Tensor, bias: Tensor | None) -> Tensor:

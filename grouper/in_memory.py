@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from grouper.architectures import Architecture
-from grouper.attention import Attention
+from grouper.attention import MergedLayer
 from grouper.checkpoint import Checkpoint
+from grouper.layout import LayerLayout
 
 
 class InMemoryModel:
@@ -24,6 +25,7 @@ class InMemoryModel:
         self.model = AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype=dtype, use_safetensors=True)
         self.model.to(device).eval().requires_grad_(False)
         self._original = [self._modules(layer) for layer in range(self.architecture.layers)]
+        self._replaced: dict[tuple[int, str], torch.Tensor] = {}
 
     def layer(self, layer: int) -> nn.Module:
         return self.model.get_submodule(self.architecture.family.layer.format(layer=layer).rstrip("."))
@@ -46,9 +48,13 @@ class InMemoryModel:
         for layer, modules in enumerate(self._original):
             for name, module in modules.items():
                 setattr(self.attention(layer), name, module)
+        for (layer, name), tensor in self._replaced.items():
+            self.layer(layer).get_parameter(name).data = tensor
+        self._replaced.clear()
 
-    def install(self, layer: int, expanded: Attention) -> None:
-        """Let the layer compute with these weights: as many K and V heads as query heads (see Attention.expanded)."""
+    def install(self, layer: int, merged: MergedLayer, heads: LayerLayout) -> None:
+        """Let the layer compute with these weights."""
+        expanded = merged.attention.expanded(heads)
         module, place = self.attention(layer), {"device": self.device, "dtype": self.dtype}
         for name, tensor in self.architecture.tensors("", expanded):
             path, kind = name.rsplit(".", 1)
@@ -60,3 +66,7 @@ class InMemoryModel:
             else:
                 getattr(module, child).bias = nn.Parameter(tensor.to(**place), requires_grad=False)
         module.num_key_value_groups = 1
+        for name, tensor in merged.others.items():
+            parameter = self.layer(layer).get_parameter(name)
+            self._replaced.setdefault((layer, name), parameter.data)
+            parameter.data = tensor.to(**place)

@@ -11,8 +11,8 @@ whole layer and trains its MLP and norms along, more gently.
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from grouper.attention import Attention
+from grouper.attention import Attention, MergedLayer
 from grouper.errors import GrouperError
 from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout, LayerLayout
@@ -49,19 +49,6 @@ class RefineOptions:
         return self.steps or max(20, round(150 * (tokens / 32_768) ** 0.75))
 
 
-@dataclass
-class RefinedLayer:
-    """attention: its weights, heads in the layout's order. others: the layer's other tensors that changed, by name within the layer.
-
-    before, after: the error of the regrouped stream behind the layer, relative to what the layer adds to the original's.
-    """
-
-    attention: Attention
-    others: dict[str, Tensor] = field(default_factory=dict)
-    before: float = float("nan")
-    after: float = float("nan")
-
-
 Progress = Callable[[int, int, int, int, float], None]  # layer, layers, step, steps, loss
 
 
@@ -75,7 +62,7 @@ def refine(
     device: str | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
-) -> list[RefinedLayer]:
+) -> list[MergedLayer]:
     """Refine every layer that `layout` changes.
 
     model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the start. windows: [n, tokens]
@@ -153,7 +140,7 @@ class _Layer:
     # Weights
 
     def tensors(self, attention: Attention) -> dict[str, Tensor]:
-        """The layer's attention tensors by name, each query head with its copy of the shared heads; gradients flow to the shared ones."""
+        """The layer's attention tensors by name, every query head with its copy of the shared heads, to which gradients flow."""
         k, v = self.index
         a = replace(
             attention, k=attention.k[k], v=attention.v[v],
@@ -161,7 +148,7 @@ class _Layer:
         )  # fmt: skip
         return dict(self.architecture.tensors("", a))
 
-    def set(self, done: RefinedLayer) -> None:
+    def set(self, done: MergedLayer) -> None:
         state = {**self.tensors(done.attention.to(self.device)), **{n: t.to(self.device) for n, t in done.others.items()}}
         self.regrouped.load_state_dict(state, strict=False)
 
@@ -207,9 +194,9 @@ class _Layer:
 
     def fit(
         self, start: Attention, original: Tensor, regrouped: Tensor, steps: int, tell: Callable[[int, float], None] | None
-    ) -> RefinedLayer:
+    ) -> MergedLayer:
         attention = start.to(self.device, torch.float32)
-        self.set(RefinedLayer(attention))
+        self.set(MergedLayer(attention))
         before = self.error(original, regrouped)
         shared = {n: getattr(attention, n).clone().requires_grad_() for n in WEIGHTS if getattr(attention, n) is not None}
         others = {}
@@ -240,7 +227,7 @@ class _Layer:
             if tell:
                 tell(step + 1, loss.item())
         fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
-        done = RefinedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
+        done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
         self.set(done)
         done.after = self.error(original, regrouped)
         done.attention = fitted.to("cpu")
@@ -301,10 +288,8 @@ def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Te
     hook = model.layer(0).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         for batch in windows.split(64):
-            try:
+            with suppress(Enough):
                 model.model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
-            except Enough:
-                pass
     finally:
         hook.remove()
     return _placed(torch.cat(streams), device), arguments
@@ -334,7 +319,7 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def save_layer(path: Path, done: RefinedLayer) -> None:
+def save_layer(path: Path, done: MergedLayer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"attention.{n}": getattr(done.attention, n) for n in WEIGHTS if getattr(done.attention, n) is not None}
     tensors |= {f"others.{n}": t for n, t in done.others.items()}
@@ -342,7 +327,7 @@ def save_layer(path: Path, done: RefinedLayer) -> None:
     write_file(path, lambda beside: save_file({n: t.contiguous() for n, t in tensors.items()}, beside, metadata=facts))
 
 
-def load_layer(path: Path, like: Attention) -> RefinedLayer:
+def load_layer(path: Path, like: Attention) -> MergedLayer:
     from safetensors import safe_open
 
     tensors = load_file(path)
@@ -350,4 +335,4 @@ def load_layer(path: Path, like: Attention) -> RefinedLayer:
         facts = file.metadata()
     attention = replace(like, **{n.removeprefix("attention."): t for n, t in tensors.items() if n.startswith("attention.")})
     others = {n.removeprefix("others."): t for n, t in tensors.items() if n.startswith("others.")}
-    return RefinedLayer(attention, others, float(facts["before"]), float(facts["after"]))
+    return MergedLayer(attention, others, float(facts["before"]), float(facts["after"]))

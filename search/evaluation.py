@@ -12,9 +12,10 @@ import torch
 from fitness.perplexity import nll
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.export import merged_from_weights
 from grouper.in_memory import InMemoryModel
+from grouper.merging import merge_named
 from grouper.outputs import write_text
+from grouper.regroup import Calibration, Regrouper
 from grouper.text import TextSource, digest, load_tokenizer, windows
 from search.methods import BASELINES, ORIGINAL
 from search.pareto import ParetoFront
@@ -32,6 +33,9 @@ def evaluate(
     source: TextSource,
     *,
     merge: str | None = None,
+    refine: bool = False,
+    scope: str | None = None,
+    refine_tokens: int | None = None,
     layouts: str = "spread",
     window: int = WINDOW,
     limit: int | None = None,
@@ -42,6 +46,7 @@ def evaluate(
 ) -> ParetoFront:
     """Fill nll and perplexity of a run's layouts, the original's and the baselines' among them, and write pareto.csv after each.
 
+    Merges that need calibration, and refinement, use the run's own calibration text, never the one that is measured on.
     layouts: "spread" (the baselines, the best stock layouts and 12 along the front), "all", or numbers with commas. merge: the run's
     own unless given; another one adds rows. What is measured already is not measured again. Raises GrouperError where the run was
     measured on other text.
@@ -54,21 +59,29 @@ def evaluate(
         raise GrouperError(f"{settings['model']} is not the model that {run} searched (its files changed): search again")
     own = front.table["merge"].iloc[0]
     merge = merge or own
+    merge_named(merge)
+    calibration = calibration_of(settings, refine_tokens)
+    if refine and calibration is None:
+        raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text or --dataset")
+    label = f"{merge}+refine" if refine else merge
     tokens = windows(source, load_tokenizer(checkpoint), window, limit)
     _same_text(folder, front, {"text": source.name, "digest": digest(tokens), "windows": list(tokens.shape), "dtype": dtype}, overwrite)
 
     numbers = choose(front, layouts)
-    _add_rows(front, numbers, merge, own)
-    todo = [i for i in front.table.index[front.table["layout"].isin(numbers)] if _wanted(front.table.loc[i], merge)]
-    model = InMemoryModel(checkpoint, device, getattr(torch, dtype)) if todo else None
+    _add_rows(front, numbers, label, own)
+    todo = [i for i in front.table.index[front.table["layout"].isin(numbers)] if _wanted(front.table.loc[i], label)]
+    if todo:
+        model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
+        regrouper = Regrouper(checkpoint, calibration, device, model)
     for done, index in enumerate(todo):
         row = front.table.loc[index]
         layout = folder.layout(int(row["layout"]))
-        model.restore()
-        if row["method"] != ORIGINAL:
-            merged = merged_from_weights(checkpoint, model.architecture, layout, merge)
-            for layer, heads in enumerate(layout.layers):
-                model.install(layer, merged(layer).expanded(heads))
+        if row["method"] == ORIGINAL:
+            model.restore()
+        elif refine:
+            regrouper.install(layout, regrouper.refined(layout, merge, regrouper.refine_options(scope, settings["seed"])))
+        else:
+            regrouper.install(layout, regrouper.merged(layout, merge))
         value = nll(model.model, tokens)
         front.table.loc[index, ["nll", "perplexity"]] = value, math.exp(min(value, 700))
         front.mark()
@@ -79,8 +92,15 @@ def evaluate(
     return front
 
 
+def calibration_of(settings: dict, refine_tokens: int | None = None) -> Calibration | None:
+    """The calibration that a run's settings name."""
+    if not settings["text"] and not settings["dataset"]:
+        return None
+    return Calibration(TextSource(settings["text"], settings["dataset"]), settings["tokens"], refine_tokens, settings["window"])
+
+
 def _wanted(row: pd.Series, merge: str) -> bool:
-    return row["merge"] == merge and np.isnan(row["nll"])
+    return (row["merge"] == merge or row["method"] == ORIGINAL) and np.isnan(row["nll"])
 
 
 def choose(front: ParetoFront, layouts: str) -> list[int]:

@@ -1,11 +1,19 @@
 """Export a layout of a run: pick it, say why, write it."""
 
+import hashlib
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.export import Exported, export
+from grouper.export import MARKER, Exported, export
+from grouper.merging import merge_named
+from grouper.outputs import refuse_existing
+from grouper.regroup import Calibration, Regrouper
+from grouper.text import digest
+from search.evaluation import calibration_of
 from search.pick import pick
 from search.run_folder import RunFolder
 
@@ -19,17 +27,29 @@ def export_from_run(
     kv_bytes_per_token: int | None = None,
     deploy: str | None = None,
     merge: str | None = None,
+    calibration: Calibration | None = None,
+    refine: bool = True,
+    scope: str | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
     command: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Exported:
-    """Write the layout of `run` that pick() finds to the folder `output`. `tell` gets a line or two on what was picked and why."""
+    """Write the layout of `run` that pick() finds to the folder `output`.
+
+    calibration: text for the merge; with `refine`, layers are then refined on it, in the folder OUTPUT.refine until the export is
+    done, so that a killed refinement goes on. Without it, the run's own text calibrates the merge. `tell` gets a line or two.
+    """
     folder = RunFolder.open(Path(run))
     settings = folder.settings
     front = folder.front()
     merge = merge or front.table["merge"].iloc[0]
-    picked = pick(front, merge, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy)
+    merge_named(merge)
+    refine = refine and calibration is not None
+    label = f"{merge}+refine" if refine else merge
+    picked = pick(front, label, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy)
+    refuse_existing(Path(output), MARKER, overwrite)
     checkpoint = Checkpoint.open(settings["model"], settings["revision"]).local()
     if checkpoint.fingerprint != settings["fingerprint"]:
         raise GrouperError(f"{settings['model']} is not the model that {run} searched (its files changed): search again")
@@ -37,8 +57,41 @@ def export_from_run(
     tell(f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache): {picked.why}")
     if picked.others:
         tell(picked.others)
+    heads = folder.layout(picked.layout)
+    regrouper = Regrouper(checkpoint, calibration or calibration_of(settings), device)
     origin = {
         "method": row["method"], "fitness": settings["fitness"], "error": float(row["error"]), "layout": picked.layout,
         "search": settings["command"], "export": command,
     }  # fmt: skip
-    return export(checkpoint, folder.layout(picked.layout), output, merge=merge, overwrite=overwrite, origin=origin, progress=progress)
+    if not refine:
+        merged = regrouper.merged(heads, merge)
+        return export(
+            checkpoint, heads, output, merge=label, merged=merged, overwrite=overwrite, origin=origin, progress=_tensors(progress)
+        )
+    options = regrouper.refine_options(scope, settings["seed"])
+    tokens = regrouper.windows(regrouper.refine_tokens)
+    seconds = regrouper.estimate(heads, merge, options)
+    tell(
+        f"refining {len(heads.layers)} layers on {tokens.numel():,} tokens, {options.steps_for(tokens.numel())} steps each: about {seconds:.0f} s"
+    )
+    key = f"{checkpoint.fingerprint} {heads.to_json()} {digest(tokens)} {merge} {options}"
+    kept = Path(f"{str(output).rstrip('/')}.refine")
+    part = kept / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+    def told(layer: int, layers: int, step: int, steps: int, loss: float) -> None:
+        if progress:
+            progress(layer * steps + step, layers * steps, f"refining layer {layer}, error {loss:.4f}")
+
+    merged = regrouper.refined(heads, merge, options, part, told)
+    for layer in range(len(heads.layers)):
+        tell(f"layer {layer}: error {merged(layer).before:.4f} -> {merged(layer).after:.4f}")
+    origin["refined"] = {"tokens": tokens.numel(), "steps": options.steps_for(tokens.numel()), "scope": options.scope}
+    done = export(checkpoint, heads, output, merge=label, merged=merged, overwrite=overwrite, origin=origin, progress=_tensors(progress))
+    shutil.rmtree(part)
+    with suppress(OSError):
+        kept.rmdir()
+    return done
+
+
+def _tensors(progress: Callable[[int, int, str], None] | None) -> Callable[[int, int], None] | None:
+    return progress and (lambda done, of: progress(done, of, "writing tensors"))

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
@@ -15,10 +15,11 @@ import numpy as np
 
 from fitness import FITNESSES, OWN_MERGE, LayerFitness
 from grouper.architectures import Architecture
-from grouper.calibration import InputMoments
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.layout import bytes_of
+from grouper.regroup import TOKENS, WINDOW, Calibration, Regrouper
+from grouper.text import TextSource
 from search.assemble import assemble
 from search.candidate import Candidate
 from search.methods import BASELINES, METHODS, check_methods
@@ -35,11 +36,12 @@ class SearchOptions:
     """What a search may be told; the same words as on the command line.
 
     paper: "qcqa" for the published recipe: plain NSGA-II without local improvement, errors not normalised by layer, binary stage 2.
-    stage2: "knapsack" (exact) or "nsga2" (the paper's).
+    stage2: "knapsack" (exact) or "nsga2" (the paper's). text or dataset: what to calibrate on, `tokens` of it in windows of `window`; without
+    either, inputs are taken to be what the norms' weights say.
     """
 
     method: tuple[str, ...] = ("qcqa-ac", "qcqa-ec")
-    fitness: str = "weight"
+    fitness: str = "spectral"
     stage2: str = "knapsack"
     paper: str | None = None
     kv_heads_multiple_of: int = 1
@@ -47,6 +49,16 @@ class SearchOptions:
     population: int = 96
     generations: int = 60
     seed: int = 0
+    text: str | None = None
+    dataset: str | None = None
+    tokens: int = TOKENS
+    window: int = WINDOW
+
+    @property
+    def calibration(self) -> Calibration | None:
+        if not self.text and not self.dataset:
+            return None
+        return Calibration(TextSource(self.text, self.dataset), self.tokens, window=self.window)
 
     def resolved(self) -> "SearchOptions":
         if self.paper not in (None, "qcqa"):
@@ -58,6 +70,8 @@ class SearchOptions:
         if self.population < 4 or self.generations < 1:
             raise GrouperError(f"a population of {self.population} for {self.generations} generations: expected at least 4 and 1")
         bytes_of(self.kv_dtype)
+        if self.tokens < self.window or self.window < 2:
+            raise GrouperError(f"{self.tokens} tokens in windows of {self.window}: expected at least one window of 2 tokens or more")
         method = tuple(dict.fromkeys(self.method))
         if self.paper == "qcqa":
             return replace(self, method=method, fitness="weight", stage2="nsga2")
@@ -73,6 +87,7 @@ def search(
     *,
     revision: str | None = None,
     jobs: int = 1,
+    device: str = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
@@ -86,14 +101,17 @@ def search(
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
     check(architecture, options)
+    regrouper = Regrouper(checkpoint.local() if options.calibration else checkpoint, options.calibration, device)
+    if options.calibration:
+        regrouper.windows(options.tokens)  # a text that is too short is refused before anything is written
     settings = {
         **asdict(options), "model": checkpoint.name, "revision": revision, "fingerprint": checkpoint.fingerprint,
-        "versions": {p: version(p) for p in ("kv-grouper", "torch", "numpy", "deap", "moocore")}, "jobs": jobs, "command": command,
+        "versions": {p: installed(p) for p in ("kv-grouper", "torch", "numpy", "deap", "moocore")}, "jobs": jobs, "device": device, "command": command,
         "timings": {},
     }  # fmt: skip
     folder = RunFolder.start(Path(output), settings, overwrite)
     started = time.perf_counter()
-    found = _stage1(folder, checkpoint, architecture, options, jobs, progress)
+    found = _stage1(folder, regrouper, options, jobs, progress)
     stage1 = time.perf_counter() - started
 
     layouts = assemble(found, architecture, options)
@@ -111,6 +129,14 @@ def search(
     return folder.front()
 
 
+def installed(package: str) -> str:
+    """Its version; a checkout on the path has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def check(architecture: Architecture, options: SearchOptions) -> None:
     """Raise GrouperError where this model has nothing to search under these options."""
     a, n = architecture, options.kv_heads_multiple_of
@@ -123,14 +149,17 @@ def check(architecture: Architecture, options: SearchOptions) -> None:
     check_methods(list(options.method), a.kv_heads)
 
 
-def _stage1(folder: RunFolder, checkpoint, architecture, options, jobs, progress) -> list[dict[str, list[Candidate]]]:
+def _stage1(
+    folder: RunFolder, regrouper: Regrouper, options: SearchOptions, jobs: int, progress: Progress | None
+) -> list[dict[str, list[Candidate]]]:
     """Per layer and method, the candidates; read back where the layer is done."""
+    architecture = regrouper.architecture
     found: list[dict[str, list[Candidate]] | None] = [folder.read_layer(layer) for layer in range(architecture.layers)]
     todo = [layer for layer, done in enumerate(found) if done is None]
 
     def tables() -> Iterator[tuple[int, LayerFitness]]:
         for layer in todo:
-            yield layer, layer_fitness(checkpoint, architecture, layer, options)
+            yield layer, layer_fitness(regrouper, layer, options)
 
     if jobs > 1 and len(todo) > 1:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -153,12 +182,13 @@ def _stage1(folder: RunFolder, checkpoint, architecture, options, jobs, progress
     return found
 
 
-def layer_fitness(checkpoint: Checkpoint, architecture: Architecture, layer: int, options: SearchOptions) -> LayerFitness:
+def layer_fitness(regrouper: Regrouper, layer: int, options: SearchOptions) -> LayerFitness:
     """The tables of one layer: reads its attention weights and norm, nothing else."""
-    attention = architecture.read(checkpoint, layer)
-    inputs = InputMoments.from_norm(*architecture.norm(checkpoint, layer), architecture.hidden_size)
+    attention = regrouper.architecture.read(regrouper.checkpoint, layer)
     extra: dict[str, Any] = {"normalised": False} if options.paper == "qcqa" else {}
-    return FITNESSES[options.fitness](attention, inputs, **extra)
+    if options.fitness == "spectral":
+        extra["device"] = regrouper.device
+    return FITNESSES[options.fitness](attention, regrouper.moments[layer], **extra)
 
 
 def search_layer(

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from grouper.architectures import Architecture
-from grouper.attention import Attention
-from grouper.calibration import InputMoments
 from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
 from grouper.export import ragged
@@ -20,15 +18,14 @@ from grouper.export.card import model_card
 from grouper.export.self_test import SelfTest, self_test
 from grouper.export.stock import grouped_order, stock_config
 from grouper.layout import HeadLayout
-from grouper.merging import merge_named
 from grouper.outputs import new_folder
+from grouper.regroup import Merged, Regrouper
 
 MARKER = "grouper.json"
 COMPANIONS = (  # what belongs to a model beside its weights; never code
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
     "chat_template*", "preprocessor_config.json", "LICENSE*",
 )  # fmt: skip
-Merged = Callable[[int], Attention]  # layer -> its merged weights, heads in the layout's order
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def export(
     architecture = Architecture.of(checkpoint.config)
     check_fits(architecture, layout)
     if merged is None:
-        merged = merged_from_weights(checkpoint, architecture, layout, merge)
+        merged = Regrouper(checkpoint).merged(layout, merge)
     deploy = "stock" if layout.deploy == "stock" else "ragged"
     with new_folder(Path(output), MARKER, overwrite) as folder:
         tensors = _tensors(checkpoint, architecture, layout, merged)
@@ -117,17 +114,6 @@ def check_fits(architecture: Architecture, layout: HeadLayout) -> None:
         raise GrouperError("K and V are grouped differently: grouped attention kernels need them alike, so there is no export for this")
 
 
-def merged_from_weights(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merge: str) -> Merged:
-    """Merge layer by layer as asked for, with input moments from the norms' weights."""
-    function = merge_named(merge)
-
-    def merged(layer: int) -> Attention:
-        inputs = InputMoments.from_norm(*architecture.norm(checkpoint, layer), architecture.hidden_size)
-        return function(architecture.read(checkpoint, layer), layout.layers[layer], inputs)
-
-    return merged
-
-
 def _tensors(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merged: Merged) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the new model, in a fixed order; those outside attention as they are, attention in its stored dtype."""
     replaced = {}
@@ -136,8 +122,16 @@ def _tensors(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLay
         for module in architecture.projections():
             for kind in ("weight", "bias"):
                 replaced[f"{prefix}{module}.{kind}"] = (layer, prefix)
+    changed = {}  # full name -> layer, of tensors outside attention that a refinement changed
+    for layer in range(architecture.layers):
+        prefix = architecture.prefix(checkpoint, layer)
+        changed |= {f"{prefix}{name}": (layer, name) for name in merged(layer).others}
     written = set()
     for name in sorted(checkpoint.tensors):
+        if name in changed:
+            layer, inner = changed[name]
+            yield name, merged(layer).others[inner].to(checkpoint.tensors[name].torch_dtype)
+            continue
         if name not in replaced:
             yield name, checkpoint.tensor(name)
             continue
@@ -145,7 +139,7 @@ def _tensors(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLay
         if layer not in written:
             written.add(layer)
             dtype = architecture.stored_dtype(checkpoint, layer)
-            for new_name, tensor in architecture.tensors(prefix, grouped_order(merged(layer), layout.layers[layer])):
+            for new_name, tensor in architecture.tensors(prefix, grouped_order(merged(layer).attention, layout.layers[layer])):
                 if not torch.isfinite(tensor).all():
                     raise GrouperError(f"the merge gave NaN or infinity in {new_name}: please report this")
                 yield new_name, tensor.to(dtype)

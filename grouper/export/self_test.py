@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from grouper.attention import Attention
+from grouper.attention import MergedLayer
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.in_memory import InMemoryModel
@@ -32,7 +32,7 @@ class SelfTest:
         return self.largest_difference < TOLERANCE and self.same_tokens == self.tokens
 
 
-def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], Attention]) -> SelfTest:
+def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer]) -> SelfTest:
     """merged(layer): the weights that were to be written, heads in the layout's order.
 
     Raises GrouperError if the exported model does not compute what they say.
@@ -62,10 +62,12 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
     return result
 
 
-def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callable[[int], Attention]):
+def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callable[[int], MergedLayer]):
     """The original model with the merged weights as stored: each query head gets its own copy of the K and V head that it reads."""
     model = InMemoryModel(original, dtype=torch.float64)
     for layer, heads in enumerate(layout.layers):
         dtype = model.architecture.stored_dtype(original, layer)
-        model.install(layer, merged(layer).to(dtype).expanded(heads))
+        done = merged(layer)
+        others = {name: tensor.to(dtype) for name, tensor in done.others.items()}
+        model.install(layer, MergedLayer(done.attention.to(dtype), others), heads)
     return model.model

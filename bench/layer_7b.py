@@ -1,0 +1,79 @@
+"""Time and memory of one Llama-2-7B-shaped layer: moments, tables, search, merge, refinement.
+
+    python bench/layer_7b.py --tokens 32768
+
+The layer is random (its heads are no easier or harder to group for that), 4096 wide, 32 heads of 128. A model of 32 layers takes 32 times
+as long, and reads its weights once more.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fitness import spectral_fitness
+from grouper import Checkpoint, HeadLayout
+from grouper.calibration import collect_moments
+from grouper.in_memory import InMemoryModel
+from grouper.merging import spectral
+from grouper.refine import RefineOptions, refine
+from search.candidate import best_per_count
+from search.nsga2 import Settings
+from search.qcqa import qcqa_ac, qcqa_ec
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--scope", default="block")
+    args = parser.parse_args()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=11_008, num_hidden_layers=1, num_attention_heads=32, vocab_size=1000, head_dim=128
+    )
+    torch.manual_seed(0)
+    rows = []
+
+    def timed(name: str, call):
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        result = call()
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else float("nan")
+        rows.append((name, time.perf_counter() - began, peak))
+        print(f"| {name} | {rows[-1][1]:.2f} | {peak:.1f} |", flush=True)
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        checkpoint = Checkpoint.open(folder)
+        model = InMemoryModel(checkpoint, args.device)
+        tokens = torch.randint(0, 1000, (args.tokens // 512, 512), generator=torch.Generator().manual_seed(0))
+        print("| one layer | seconds | peak GPU GiB |\n| --- | --- | --- |")
+        moments = timed(f"moments, {args.tokens:,} tokens", lambda: collect_moments(model, tokens))[0]
+        attention = model.architecture.read(checkpoint, 0)
+        fitness = timed("tables", lambda: spectral_fitness(attention, moments, args.device))
+        equal = timed("search, equal sizes", lambda: qcqa_ec(fitness, np.random.default_rng(0), Settings()))
+        timed("search, any sizes", lambda: qcqa_ac(fitness, np.random.default_rng(0), Settings()))
+        layout = HeadLayout.from_labels([best_per_count(equal)[8].labels], 32, 128)
+        merged = timed("spectral merge, 8 KV heads", lambda: spectral.merge(attention, layout.layers[0], moments, False, args.device))
+        options = RefineOptions(args.scope)
+        steps = options.steps_for(tokens.numel())
+        done = timed(
+            f"refinement, {args.scope}, {steps} steps of 4,096 tokens", lambda: refine(model, layout, lambda _: merged, tokens, options)
+        )
+        print(
+            f"refinement error {done[0].before:.4f} -> {done[0].after:.4f}; {len(fitness._known)} groups scored exactly; {Path(__file__).name}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Which query heads read which KV head, and which original heads that KV head is merged from.
+r"""Which query heads read which KV head, and which original heads that KV head is merged from.
 
 MHA          GQA, equal      GQA, any sizes
 q q q q      q q  q q        q q q  q

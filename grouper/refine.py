@@ -311,12 +311,14 @@ def _placed(stream: Tensor, device: str) -> Tensor:
 @contextmanager
 def deterministic() -> Iterator[None]:
     """The same gradients every time, where an operation has such a form."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such form
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def save_layer(path: Path, done: MergedLayer) -> None:

@@ -24,7 +24,7 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     for grouping in (layout.k, layout.v):
         check_readers_are_sources(attention, grouping, "procrustes")
     k, v = augmented(attention.k, attention.k_bias), augmented(attention.v, attention.v_bias)
-    q, o = augmented(attention.q, attention.q_bias), attention.o.double()
+    q, o = augmented(attention.q, attention.q_bias), attention.o.double().clone()
     d = attention.head_dim
     rotary = torch.arange(0) if attention.planes is None else attention.planes.flatten()
     unrotated = torch.tensor([i for i in range(d) if i not in set(rotary.tolist())], dtype=torch.long)

@@ -199,6 +199,16 @@ def export(
         exported_summary(exported)
 
 
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = Path("grouper-demo"),
+):
+    """The whole job on the model in the box, in about a minute: no download, no GPU."""
+    from search.demo import demo as show
+
+    show(output)
+
+
 def _print_front(front, as_json: bool, folder: Path) -> None:
     if as_json:
         print(front.front().to_json(orient="records"))

@@ -106,7 +106,8 @@ def search(
         regrouper.windows(options.tokens)  # a text that is too short is refused before anything is written
     settings = {
         **asdict(options), "model": checkpoint.name, "revision": revision, "fingerprint": checkpoint.fingerprint,
-        "versions": {p: installed(p) for p in ("kv-grouper", "torch", "numpy", "deap", "moocore")}, "jobs": jobs, "device": device, "command": command,
+        "versions": {p: installed(p) for p in ("kv-grouper", "torch", "numpy", "deap", "moocore")}, "jobs": jobs, "device": device,
+        "command": command,
         "timings": {},
     }  # fmt: skip
     folder = RunFolder.start(Path(output), settings, overwrite)

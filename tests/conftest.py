@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+torch.set_num_threads(1)  # workers of pytest-xdist share the cores
+
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 199, "max_position_embeddings": 256}
 
 

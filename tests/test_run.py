@@ -16,7 +16,7 @@ from search import SearchOptions, evaluate, export_from_run, pick, search
 from search.pareto import COLUMNS
 from search.run_folder import RunFolder
 
-QUICK = SearchOptions(generations=4, population=24)
+QUICK = SearchOptions(fitness="weight", generations=4, population=24)
 
 
 def contents(folder):
@@ -60,7 +60,7 @@ def test_the_csv_says_what_the_layouts_say(run):
 
 def test_the_same_seed_gives_the_same_files_and_another_one_others(run, models, tmp_path):
     search(models("llama"), tmp_path / "a", QUICK)
-    search(models("llama"), tmp_path / "b", SearchOptions(generations=4, population=24, seed=1))
+    search(models("llama"), tmp_path / "b", SearchOptions(fitness="weight", generations=4, population=24, seed=1))
     assert contents(tmp_path / "a") == contents(run)
     assert contents(tmp_path / "b")[0]["layers/00.csv"] != contents(run)[0]["layers/00.csv"]
 
@@ -100,10 +100,10 @@ def test_resuming_does_not_search_again(run, models, tmp_path):
 def test_another_search_into_the_same_folder_is_refused(run, models, tmp_path):
     shutil.copytree(run, tmp_path / "a")
     with pytest.raises(GrouperError, match="another seed"):
-        search(models("llama"), tmp_path / "a", SearchOptions(generations=4, population=24, seed=9))
+        search(models("llama"), tmp_path / "a", SearchOptions(fitness="weight", generations=4, population=24, seed=9))
     with pytest.raises(GrouperError, match="another fingerprint"):
         search(models("llama", seed=5), tmp_path / "a", QUICK)
-    search(models("llama"), tmp_path / "a", SearchOptions(generations=4, population=24, seed=9), overwrite=True)
+    search(models("llama"), tmp_path / "a", SearchOptions(fitness="weight", generations=4, population=24, seed=9), overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("keep")
     with pytest.raises(GrouperError, match="not written by Grouper"):
@@ -132,13 +132,13 @@ def test_a_model_with_one_kv_head_is_refused(models, tmp_path):
 
 
 def test_kv_heads_in_multiples(models, tmp_path):
-    front = search(models("llama"), tmp_path / "run", SearchOptions(generations=4, population=24, kv_heads_multiple_of=4))
+    front = search(models("llama"), tmp_path / "run", SearchOptions(fitness="weight", generations=4, population=24, kv_heads_multiple_of=4))
     assert {int(k) for row in front.table["kv_heads"] for k in row.split(";")} == {4, 8}
 
 
 def test_the_papers_recipe_and_the_exact_method(run, models, tmp_path):
     paper = search(models("llama"), tmp_path / "paper", SearchOptions(paper="qcqa", generations=10, population=50))
-    exact = search(models("llama"), tmp_path / "exact", SearchOptions(method=("exact",)))
+    exact = search(models("llama"), tmp_path / "exact", SearchOptions(method=("exact",), fitness="weight"))
     assert json.loads((tmp_path / "paper" / "run.json").read_text())["stage2"] == "nsga2"
     assert paper.table["error"].max() > exact.table["error"].max(), "the paper's error is not normalised"
     ours = RunFolder(run).front()
@@ -170,7 +170,8 @@ def test_picking(run):
     assert pick(front, "mean", kv_ratio="0.25", deploy="any").layout == stock.layout, "measured nats decide over errors"
     for asked, message in (
         ({"kv_ratio": "2"}, "out of range"), ({"kv_ratio": "0"}, "out of range"), ({"kv_ratio": "half"}, "a number or a fraction"),
-        ({"kv_ratio": "0.05"}, "below one head a layer"), ({"kv_ratio": "0.98"}, "the nearest are"), ({"kv_bytes_per_token": 3}, "the smallest takes"),
+        ({"kv_ratio": "0.05"}, "below one head a layer"), ({"kv_ratio": "0.98"}, "the nearest are"),
+        ({"kv_bytes_per_token": 3}, "the smallest takes"),
         ({"layout": 10**6}, "no layout"), ({}, "one of --layout"), ({"layout": 1, "kv_ratio": "1"}, "one of --layout"),
         ({"kv_ratio": "0.25", "deploy": "tpu"}, "unknown deployment class"),
     ):  # fmt: skip

@@ -1,0 +1,96 @@
+"""`grouper demo`: the whole job on the model in the box, with small settings so that two cores do it within 90 seconds."""
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from fitness.perplexity import nll
+from grouper.checkpoint import DEMO, Checkpoint
+from grouper.errors import GrouperError
+from grouper.inspect import inspect
+from grouper.regroup import Calibration
+from grouper.text import TextSource, load_tokenizer, windows
+from search.console import ERR, OUT, bar, closing_table, exported_summary, inspection, search_progress
+from search.evaluation import evaluate
+from search.export_run import export_from_run
+from search.run import SearchOptions, search
+from search.run_folder import RunFolder
+
+MARKER = "README.txt"
+RATIOS = (0.5, 0.25)
+LIMIT = 8  # windows of evaluation text
+PROMPT = "My fellow citizens, the state of the Union is"
+YOURS = """\
+The same on a model of your own (a folder, or USER/NAME on the Hub), with text like what it will serve:
+
+  grouper inspect  MODEL
+  grouper search   MODEL -o run --text calibration.txt
+  grouper evaluate run --text other.txt
+  grouper export   run -o regrouped --kv-ratio 1/2 --text calibration.txt
+"""
+
+
+def demo(folder: Path = Path("grouper-demo")) -> None:
+    """Inspect, search, measure, refine, export, self-test and read a sample, in `folder`, which an earlier demo may have left."""
+    began = time.perf_counter()
+    if folder.exists() and not (folder / MARKER).is_file():
+        raise GrouperError(f"{folder} exists and is not an earlier demo's: move it away, or run the demo elsewhere")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text("Made by `grouper demo`; made anew by the next one.\n\n" + YOURS)
+    run, regrouped = folder / "run", folder / "regrouped"
+    text = TextSource("demo", purpose="evaluation")
+
+    _title("1. What is there: a 7M-parameter Llama that writes English, every query head with a KV head of its own")
+    inspection(inspect(Checkpoint.open("demo")))
+
+    _title("2. Which heads can share one: search, calibrated on addresses of 1977-2016")
+    with search_progress() as progress:
+        front = search("demo", run, SearchOptions(text="demo", tokens=8192, generations=20, population=48), progress=progress)
+
+    _title("3. What it costs, on addresses since 2017: nats per token, beside what everybody does without a search")
+    table = front.table
+    stock = table[(table["deploy"] == "stock") & (table["method"] != "random") & table["kv_ratio"].isin(RATIOS)]
+    found = stock[stock["method"] != "neighbour"]
+    budgets = [table[(table["kv_ratio"] == r) & (table["deploy"] == "ragged")].sort_values("error")["layout"].iloc[0] for r in RATIOS]
+    with bar("measuring") as progress:
+        for layouts, merge in (([0, *found["layout"], *budgets], None), (stock.loc[stock["method"] == "neighbour", "layout"], "mean")):
+            numbers = ",".join(map(str, layouts))
+            tell = lambda done, of, what, value: progress(done, of, f"{what}: {value:.3f}")  # noqa: E731
+            front = evaluate(run, text, merge=merge, layouts=numbers, limit=LIMIT, progress=tell)
+    closing_table(front, str(run))
+
+    _title("4. Half the KV cache, refined layer by layer and written as a plain Llama")
+    calibration = Calibration(TextSource("demo"), tokens=8192, refine_tokens=3072, window=256)
+    with bar("refining") as progress:
+        exported = export_from_run(run, regrouped, kv_ratio="1/2", calibration=calibration, tell=ERR.print, progress=progress)
+    exported_summary(exported)
+
+    _title("5. Does it still write?")
+    tokenizer = load_tokenizer(Checkpoint.open("demo"))
+    tokens = windows(text, tokenizer, 512, LIMIT)
+    losses = {}
+    for name, path in (("original", DEMO), ("regrouped", regrouped)):
+        losses[name], sample = _sample(path, tokenizer, tokens)
+        OUT.print(f"{name:>9}, {losses[name]:.4f} nats per token: {sample}", soft_wrap=True)
+    OUT.print(f"refined at half the KV cache: {losses['regrouped'] - losses['original']:+.4f} nats per token over the original")
+
+    _title(f"Done in {time.perf_counter() - began:.0f} s. The picture is {run}/pareto.svg, the table {RunFolder(run).path}/pareto.csv")
+    OUT.print(YOURS, soft_wrap=True)
+
+
+def _title(text: str) -> None:
+    OUT.print(f"\n{text}\n", style="bold", soft_wrap=True)
+
+
+def _sample(path: Path, tokenizer, tokens: torch.Tensor) -> tuple[float, str]:
+    """Nats per token, and what the model makes of the prompt, the likeliest word each time but no trigram twice."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    prompt = tokenizer(PROMPT, return_tensors="pt")
+    with torch.inference_mode():
+        written = model.generate(**prompt, max_new_tokens=40, do_sample=False, no_repeat_ngram_size=3, pad_token_id=0)
+    return nll(model, tokens), " ".join(tokenizer.decode(written[0]).split())

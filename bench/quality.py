@@ -88,7 +88,7 @@ def main() -> None:
                 ("weight", "equal", "mean", uncalibrated, "weight-sharing error, equal sizes, mean"),
                 ("weight", "any", "mean", uncalibrated, "weight-sharing error, any sizes, mean"),
                 ("weight", "budgets", "mean", uncalibrated, "weight-sharing error, budgets, mean"),
-                ("weight", "neighbour", "procrustes", uncalibrated, "neighbours, Procrustes"),
+                ("weight", "neighbour", "procrustes", calibrated, "neighbours, Procrustes"),
                 ("weight", "neighbour", "spectral", uncalibrated, "neighbours, spectral, no text"),
                 ("weight", "neighbour", "spectral", calibrated, "neighbours, spectral"),
                 ("spectral", "equal", "spectral", calibrated, "spectral, equal sizes"),

@@ -179,15 +179,15 @@ class _Layer:
 
     @torch.no_grad()
     def error(self, original: Tensor, regrouped: Tensor) -> float:
-        """|regrouped - original|^2 behind the layer over what the original's layer adds, on at most 16 batches."""
+        """The regrouped stream's error behind the layer over what the original's layer adds, on at most 16 batches."""
         wrong = added = 0.0
         for part in list(self.batches(original))[:16]:
             came = original[part].to(self.device)
             with self.autocast:
                 wanted = self.output(self.original, came).float()
                 got = self.output(self.regrouped, regrouped[part].to(self.device)).float()
-            wrong += (got - wanted).square().sum().item()
-            added += (wanted - came).square().sum().item()
+            wrong += relative(got - wanted, wanted).item()
+            added += relative(wanted - came, wanted).item()
         return wrong / max(added, 1e-30)
 
     # Fitting
@@ -210,7 +210,8 @@ class _Layer:
         order = _order(len(original), size, steps, self.options.seed)
         with torch.no_grad():
             came = original[order[0]].to(self.device)
-            scale = (self.output(self.original, came).float() - came).square().mean().clamp_min(1e-12)
+            wanted = self.output(self.original, came).float()
+            scale = relative(wanted - came, wanted).clamp_min(1e-12)
         for step, rows in enumerate(order):
             for group, lr in zip(optimizer.param_groups, peak):
                 group["lr"] = lr * (1 - step / steps)
@@ -220,7 +221,7 @@ class _Layer:
             state = {**self.tensors(replace(attention, **shared)), **others}
             with self.autocast:
                 got = functional_call(_Forward(self), {f"module.{n}": t for n, t in state.items()}, (given,))
-            loss = (got.float() - wanted).square().mean() / scale
+            loss = relative(got.float() - wanted, wanted) / scale
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -244,6 +245,12 @@ class _Forward(nn.Module):
 
     def forward(self, stream: Tensor) -> Tensor:
         return self.worker[0].output(self.module, stream)
+
+
+def relative(difference: Tensor, stream: Tensor) -> Tensor:
+    """Mean over tokens of |difference|^2 / |stream|^2: the next norm divides by the stream's size, and so a few tokens of a thousandfold
+    size, which real models have, must not drown the others."""
+    return (difference.square().sum(-1) / stream.square().sum(-1).clamp_min(1e-12)).mean()
 
 
 def _group(tensor: Tensor, lr: float) -> dict:

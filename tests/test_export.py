@@ -9,10 +9,10 @@ from conftest import logits, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
-from grouper.export import merged_from_weights
 from grouper.export.self_test import self_test
 from grouper.export.stock import grouped_order
 from grouper.merging import MERGES
+from grouper.regroup import Regrouper
 
 FAMILIES = [("llama", 8, 8), ("mistral", 12, 4), ("mistral", 8, 4), ("qwen2", 8, 8)]
 ROWS = {"stock": [[0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0]], "ragged": [[0, 0, 0, 1], [0, 1, 2, 1], [0, 0, 0, 0]]}
@@ -157,7 +157,7 @@ def test_the_self_test_sees_heads_in_a_wrong_order(models, tmp_path, deploy):
     folder = models("llama", heads=8, kv_heads=8)
     layout = layout_of(folder, deploy)
     checkpoint = Checkpoint.open(folder)
-    merged = merged_from_weights(checkpoint, Architecture.of(checkpoint.config), layout, "mean")
+    merged = Regrouper(checkpoint).merged(layout, "mean")
     export(folder, layout, tmp_path / "out")
     assert self_test(checkpoint, tmp_path / "out", layout, merged).passed
     other = HeadLayout.from_labels([np.roll(layer.k.group_of, 1) for layer in layout.layers], 8, 16)

@@ -2,7 +2,8 @@
 
 A V head may be rotated by any orthogonal matrix, undone in W_O; a K head with RoPE by one angle per frequency plane, undone in W_Q; a K head
 without RoPE, or its unrotated part, by any orthogonal matrix. Rotations and mean are iterated (generalised Procrustes). Averaging shrinks a
-head: each query head's q and o are scaled so that what it sees has its own old head's norm again.
+head: each query head's q and o are scaled so that what it sees has its own old head's norm again. As in the paper, heads are compared by
+their outputs on calibration text, here through the inputs' second moment.
 """
 
 from dataclasses import replace
@@ -24,6 +25,9 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     for grouping in (layout.k, layout.v):
         check_readers_are_sources(attention, grouping, "procrustes")
     k, v = augmented(attention.k, attention.k_bias), augmented(attention.v, attention.v_bias)
+    second = torch.eye(k.shape[-1], dtype=k.dtype) if inputs is None else inputs.second
+    values, vectors = torch.linalg.eigh(second)
+    root = vectors * values.clamp_min(0).sqrt()  # |head @ root| is the norm of its outputs
     q, o = augmented(attention.q, attention.q_bias), attention.o.double().clone()
     d = attention.head_dim
     rotary = torch.arange(0) if attention.planes is None else attention.planes.flatten()
@@ -35,12 +39,15 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
         shared = torch.empty_like(heads[0])
         if len(rotary):
             a, b = attention.planes.T
-            turns, complex_shared = _align_planes(torch.complex(heads[:, a], heads[:, b]))
+            seen = heads @ root
+            turns = _align_planes(torch.complex(seen[:, a], seen[:, b]))
+            complex_shared = (turns[..., None] * torch.complex(heads[:, a], heads[:, b])).mean(0)
             shared[a], shared[b] = complex_shared.real, complex_shared.imag
         if len(unrotated):
-            rotations, shared[unrotated] = _align(heads[:, unrotated])
+            rotations = _align(heads[:, unrotated] @ root)
+            shared[unrotated] = (rotations @ heads[:, unrotated]).mean(0)
         for i, source in enumerate(sources):
-            scale = heads[i].norm() / shared.norm().clamp_min(1e-30)
+            scale = (heads[i] @ root).norm() / (shared @ root).norm().clamp_min(1e-30)
             for reader in readers_of(attention, source):
                 if len(rotary):
                     turned = torch.complex(q[reader, a], q[reader, b]) * turns[i][:, None]
@@ -53,9 +60,10 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     merged_v = []
     for sources in layout.v.sources:
         heads = v[list(sources)]
-        rotations, shared = _align(heads)
+        rotations = _align(heads @ root)
+        shared = (rotations @ heads).mean(0)
         for i, source in enumerate(sources):
-            scale = heads[i].norm() / shared.norm().clamp_min(1e-30)
+            scale = (heads[i] @ root).norm() / (shared @ root).norm().clamp_min(1e-30)
             for reader in readers_of(attention, source):
                 o[:, reader] = o[:, reader] @ rotations[i].T * scale
         merged_v.append(shared)
@@ -66,8 +74,8 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     return replace(attention, q=new_q, q_bias=q_bias, k=new_k, k_bias=k_bias, v=new_v, v_bias=v_bias, o=o.to(attention.o))
 
 
-def _align(heads: Tensor) -> tuple[Tensor, Tensor]:
-    """heads [S, d, X]. Returns orthogonal rotations [S, d, d] and the mean of the rotated heads [d, X]."""
+def _align(heads: Tensor) -> Tensor:
+    """heads [S, d, X]. Returns orthogonal rotations [S, d, d] that bring them together."""
     rotations = torch.eye(heads.shape[1], dtype=heads.dtype, device=heads.device).repeat(len(heads), 1, 1)
     shared, norm = heads[0], 0.0  # the first head leads the first round
     for _ in range(ITERATIONS):
@@ -77,11 +85,11 @@ def _align(heads: Tensor) -> tuple[Tensor, Tensor]:
         if shared.norm() <= norm * (1 + GAIN):
             break
         norm = shared.norm()
-    return rotations, shared
+    return rotations
 
 
-def _align_planes(heads: Tensor) -> tuple[Tensor, Tensor]:
-    """heads [S, planes, X], complex. Returns unit factors [S, planes] and the mean of the turned heads [planes, X]."""
+def _align_planes(heads: Tensor) -> Tensor:
+    """heads [S, planes, X], complex. Returns unit factors [S, planes] that bring them together."""
     shared, norm = heads[0], 0.0
     for _ in range(ITERATIONS):
         inner = (shared * heads.conj()).sum(-1)  # [S, planes]
@@ -90,4 +98,4 @@ def _align_planes(heads: Tensor) -> tuple[Tensor, Tensor]:
         if shared.norm() <= norm * (1 + GAIN):
             break
         norm = shared.norm()
-    return turns, shared
+    return turns

@@ -1,0 +1,70 @@
+"""The main job on real weights: SmolLM2-135M, 9 query heads over 3 KV heads. `make test-real` fetches them and runs this."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fitness.perplexity import nll
+from grouper import Checkpoint
+from grouper.regroup import Calibration
+from grouper.text import TextSource, load_tokenizer, windows
+from search import SearchOptions, evaluate, export_from_run, search
+
+REAL = Path(__file__).parent.parent / ".real-models"
+MODEL = REAL / "SmolLM2-135M-Instruct"
+CALIBRATION, EVALUATION = (REAL / f"wikipedia-{name}.txt" for name in ("calibration", "evaluation"))
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real") / "run"
+    search(MODEL, folder, SearchOptions(text=str(CALIBRATION), tokens=12_288))
+    return folder
+
+
+def two_thirds(front, method: str) -> int:
+    table = front.table
+    return int(table[(table["kv_heads"] == ";".join(["2"] * 30)) & (table["method"] == method)].iloc[0]["layout"])
+
+
+def test_search_evaluate_export_load_generate(run, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    text = TextSource(str(EVALUATION))
+    options = {"limit": 8, "window": 512}
+    front = evaluate(run, text, layouts="0", **options)
+    neighbours, ours = two_thirds(front, "neighbour"), two_thirds(front, "qcqa-ac")
+    evaluate(run, text, layouts=str(neighbours), merge="mean", **options)
+    front = evaluate(run, text, layouts=str(ours), **options)
+    losses = front.table.dropna(subset="nll").set_index("layout")["nll"]
+    assert 2 < losses[0] < 4 and losses[0] < losses[ours] < losses[0] + 1 < losses[neighbours]
+
+    done = export_from_run(run, tmp_path / "out", kv_ratio="2/3", deploy="padded")
+    assert done.self_test.passed and done.kv_bytes_per_token == (23_040, 15_360)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
+    tokenizer = load_tokenizer(Checkpoint.open(tmp_path / "out"))
+    assert nll(model, windows(text, tokenizer, 512, 8)) == pytest.approx(losses[ours], abs=0.02)  # weights are bfloat16 on disk
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(written[0, prompt["input_ids"].shape[1] :])
+
+
+def test_refinement_helps_a_real_model(run, tmp_path):
+    """A third of the cache, few tokens and steps: a real model's outliers must not break refinement."""
+    text = TextSource(str(EVALUATION))
+    front = evaluate(run, text, layouts="0", limit=8)
+    number = int(front.table[(front.table["kv_heads"] == ";".join(["1"] * 30)) & (front.table["method"] != "neighbour")].iloc[0]["layout"])
+    for refine in (False, True):
+        front = evaluate(run, text, layouts=str(number), refine=refine, refine_tokens=4096, limit=8)
+    losses = front.table[front.table["layout"] == number].dropna(subset="nll").set_index("merge")["nll"]
+    assert losses["spectral+refine"] < losses["spectral"] - 0.2
+
+
+def test_export_with_refinement_by_text(run, tmp_path):
+    calibration = Calibration(TextSource(str(CALIBRATION)), 12_288, refine_tokens=1024, window=256)
+    done = export_from_run(run, tmp_path / "out", kv_ratio="1/3", calibration=calibration)
+    assert done.deploy == "stock" and done.self_test.passed

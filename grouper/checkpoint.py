@@ -45,6 +45,16 @@ class Checkpoint:
             return cls("demo", LocalSource(DEMO))
         return cls(os.fspath(model), open_source(model, revision))
 
+    @property
+    def place(self) -> str:
+        """What opens it again from anywhere: a folder's full path, a Hub id, or `demo`."""
+        return os.path.abspath(self.name) if Path(self.name).is_dir() else self.name
+
+    @property
+    def title(self) -> str:
+        """For people and other machines: a Hub id or `demo`, of a folder its name alone."""
+        return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+
     def _json(self, file: str) -> dict:
         if file not in self.source.files():
             raise GrouperError(f"{self.name} has no {file}: expected the folder or Hub id of a Hugging Face model")

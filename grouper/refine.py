@@ -11,7 +11,7 @@ whole layer and trains its MLP and norms along, more gently.
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from grouper.errors import GrouperError
 from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import write_file
+from grouper.streams import first_inputs, room
 
 WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
 REST = 0.3  # learning rate of MLP and norms, of attention's
@@ -40,7 +41,7 @@ class RefineOptions:
 
     scope: str = "attention"
     steps: int | None = None
-    lr: float = 0.08
+    lr: float = 0.02
     batch_tokens: int = 4096
     seed: int = 0
 
@@ -76,7 +77,7 @@ def refine(
     model.restore()
     steps = options.steps_for(windows.numel())
     original, arguments = first_inputs(model, windows, device)
-    regrouped = original.clone()
+    regrouped = room(original.shape, device).copy_(original)
     refined = []
     with deterministic():
         for layer, heads in enumerate(layout.layers):
@@ -263,56 +264,6 @@ def _order(n: int, size: int, steps: int, seed: int) -> list[Tensor]:
     passes = -(-steps * size // n)
     flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])
     return list(flat[: steps * size].view(steps, size))
-
-
-@torch.no_grad()
-def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Tensor, list[dict]]:
-    """What enters the first layer [n, tokens, D] in float32, and the keyword arguments that each layer gets beside it."""
-    arguments: list[dict] = []
-    hooks = []
-
-    def keep(_module, inputs, kwargs) -> None:
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "use_cache", "hidden_states")}
-        arguments.append({k: _moved(v, device) for k, v in kwargs.items()})
-
-    for layer in range(model.architecture.layers):
-        hooks.append(model.layer(layer).register_forward_pre_hook(keep, with_kwargs=True))
-    try:
-        model.model.get_decoder()(input_ids=windows[:1].to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-    class Enough(Exception):
-        pass
-
-    streams: list[Tensor] = []
-
-    def stop(_module, inputs, kwargs):
-        streams.append((inputs[0] if inputs else kwargs["hidden_states"]).float().cpu())
-        raise Enough
-
-    hook = model.layer(0).register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        for batch in windows.split(64):
-            with suppress(Enough):
-                model.model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
-    finally:
-        hook.remove()
-    return _placed(torch.cat(streams), device), arguments
-
-
-def _moved(value, device):
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return type(value)(_moved(v, device) for v in value) if isinstance(value, tuple | list) else value
-
-
-def _placed(stream: Tensor, device: str) -> Tensor:
-    """On the GPU where a tenth of its free memory holds the stream, else in main memory."""
-    if "cuda" in str(device) and stream.nbytes < torch.cuda.mem_get_info()[0] / 10:
-        return stream.to(device)
-    return stream
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class TextSource:
     def documents(self, tokenizer) -> list[str]:
         if self.dataset:
             return _from_dataset(self.dataset, tokenizer)
-        path = DEMO_TEXTS[self.purpose] if self.text == "demo" and not Path("demo").exists() else Path(self.text).expanduser()
+        path = DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
         try:
             content = path.read_text(encoding="utf-8")
         except OSError as error:
@@ -54,6 +54,11 @@ class TextSource:
                 except (ValueError, KeyError, TypeError) as error:
                     raise GrouperError(f"line {number} of {path} has neither a `text` nor chat `messages` ({error})") from error
         return rows
+
+
+def is_demo(text: str) -> bool:
+    """`demo` means the texts in the box unless there is a file of that name."""
+    return text == "demo" and not Path("demo").is_file()
 
 
 def _document(row: dict, tokenizer) -> str:

@@ -88,7 +88,7 @@ def evaluate(
         front.write(folder.path / "pareto.csv")
         if progress:
             progress(done + 1, len(todo), f"layout {row['layout']}, {row['method']}, {row['kv_ratio']:.0%}", value)
-    draw(front, folder.path / "pareto.svg", f"{checkpoint.name}: KV cache against nats per token")
+    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against nats per token")
     return front
 
 

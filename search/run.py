@@ -1,5 +1,6 @@
 """One search: layer by layer, then budgets over layers, written so that a killed run goes on where it stopped."""
 
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.layout import bytes_of
 from grouper.regroup import TOKENS, WINDOW, Calibration, Regrouper
-from grouper.text import TextSource
+from grouper.text import TextSource, is_demo
 from search.assemble import assemble
 from search.candidate import Candidate
 from search.methods import BASELINES, METHODS, check_methods
@@ -72,6 +73,8 @@ class SearchOptions:
         bytes_of(self.kv_dtype)
         if self.tokens < self.window or self.window < 2:
             raise GrouperError(f"{self.tokens} tokens in windows of {self.window}: expected at least one window of 2 tokens or more")
+        if self.text and not is_demo(self.text):
+            self = replace(self, text=os.path.abspath(os.path.expanduser(self.text)))  # the run may be used from elsewhere
         method = tuple(dict.fromkeys(self.method))
         if self.paper == "qcqa":
             return replace(self, method=method, fitness="weight", stage2="nsga2")
@@ -105,7 +108,7 @@ def search(
     if options.calibration:
         regrouper.windows(options.tokens)  # a text that is too short is refused before anything is written
     settings = {
-        **asdict(options), "model": checkpoint.name, "revision": revision, "fingerprint": checkpoint.fingerprint,
+        **asdict(options), "model": checkpoint.place, "revision": revision, "fingerprint": checkpoint.fingerprint,
         "versions": {p: installed(p) for p in ("kv-grouper", "torch", "numpy", "deap", "moocore")}, "jobs": jobs, "device": device,
         "command": command,
         "timings": {},
@@ -122,7 +125,7 @@ def search(
         text = scored.layout.to_json()
         if not path.is_file() or path.read_text() != text:
             path.write_text(text)
-    draw(front, folder.path / "pareto.svg", f"{checkpoint.name}: KV cache against {options.fitness} error")
+    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against {options.fitness} error")
     if not (folder.path / "pareto.csv").is_file():  # an evaluated run stays so
         front.write(folder.path / "pareto.csv")
     settings["timings"] = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
@@ -189,7 +192,8 @@ def layer_fitness(regrouper: Regrouper, layer: int, options: SearchOptions) -> L
     extra: dict[str, Any] = {"normalised": False} if options.paper == "qcqa" else {}
     if options.fitness == "spectral":
         extra["device"] = regrouper.device
-    return FITNESSES[options.fitness](attention, regrouper.moments[layer], **extra)
+    inputs = None if options.fitness == "weight" else regrouper.moments[layer]
+    return FITNESSES[options.fitness](attention, inputs, **extra)
 
 
 def search_layer(

@@ -16,7 +16,7 @@ from search.candidate import Candidate
 from search.pareto import ParetoFront
 
 MARKER = "run.json"
-FREE = ("timings", "versions", "jobs", "device", "command")  # may differ between a run and the one that resumes it
+FREE = ("timings", "versions", "jobs", "device", "command", "model")  # may differ between a run and the one that resumes it
 
 
 @dataclass(frozen=True)

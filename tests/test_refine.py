@@ -120,3 +120,10 @@ def test_refinement_without_text_or_with_an_unknown_scope_is_refused(tmp_path):
 def test_more_text_gets_more_steps():
     steps = [RefineOptions().steps_for(t) for t in (1_000, 32_768, 131_072, 393_216)]
     assert steps == [20, 150, 424, 967] and Architecture.of(Checkpoint.open("demo").config).layers == 6
+
+
+def test_streams_on_disk_give_the_same_weights(monkeypatch):
+    layout, options = ragged_layout(), RefineOptions(steps=2, batch_tokens=512)
+    in_memory = weights(regrouper().refined(layout, "spectral", options))
+    monkeypatch.setattr("grouper.streams.free_memory", lambda: 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(in_memory, weights(regrouper().refined(layout, "spectral", options))))

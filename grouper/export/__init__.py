@@ -79,7 +79,7 @@ def export(
         facts = {"merge": merge, "deploy": deploy, **(origin or {})}
         layout_json = json.loads(layout.to_json())
         _write_json(folder / "config.json", {**readable_by_all(config, checkpoint.dtype), "grouper": facts})
-        _write_json(folder / MARKER, {**facts, "base_model": _base(checkpoint), "layout": layout_json}, indent=None)
+        _write_json(folder / MARKER, {**facts, "base_model": checkpoint.title, "layout": layout_json}, indent=None)
         for pattern in COMPANIONS:
             for file in sorted(checkpoint.folder.glob(pattern)):
                 if file.is_file() and file.suffix != ".py":
@@ -91,13 +91,8 @@ def export(
             str(output), deploy, (before.kv_bytes_per_token(), layout.kv_bytes_per_token()),
             tuple(sum(t.nbytes for t in c.tensors.values()) for c in (checkpoint, written)), result,
         )  # fmt: skip
-        (folder / "README.md").write_text(model_card(_base(checkpoint), layout, facts, asdict(exported)), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(checkpoint.title, layout, facts, asdict(exported)), encoding="utf-8")
     return exported
-
-
-def _base(checkpoint: Checkpoint) -> str:
-    """A Hub id or `demo` as it is; of a folder its name alone, for paths of this machine are nobody's business."""
-    return checkpoint.name if not Path(checkpoint.name).is_dir() else Path(checkpoint.name).resolve().name
 
 
 def check_fits(architecture: Architecture, layout: HeadLayout) -> None:

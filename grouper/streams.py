@@ -1,0 +1,75 @@
+"""The residual stream of a model over text: where it is kept, and what enters the first layer."""
+
+import math
+import os
+import tempfile
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from grouper.in_memory import InMemoryModel
+
+
+@torch.no_grad()
+def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Tensor, list[dict]]:
+    """What enters the first layer [n, tokens, D] in float32, and the keyword arguments that each layer gets beside it."""
+    arguments: list[dict] = []
+    hooks = []
+
+    def keep(_module, inputs, kwargs) -> None:
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "use_cache", "hidden_states")}
+        arguments.append({k: moved(v, device) for k, v in kwargs.items()})
+
+    for layer in range(model.architecture.layers):
+        hooks.append(model.layer(layer).register_forward_pre_hook(keep, with_kwargs=True))
+    try:
+        model.model.get_decoder()(input_ids=windows[:1].to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    class Enough(Exception):
+        pass
+
+    stream = room((*windows.shape, model.architecture.hidden_size), device)
+    done = 0
+
+    def stop(_module, inputs, kwargs):
+        stream[done : done + len(batch)] = (inputs[0] if inputs else kwargs["hidden_states"]).to(stream)
+        raise Enough
+
+    hook = model.layer(0).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for batch in windows.split(64):
+            with suppress(Enough):
+                model.model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
+            done += len(batch)
+    finally:
+        hook.remove()
+    return stream, arguments
+
+
+def moved(value, device):
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return type(value)(moved(v, device) for v in value) if isinstance(value, tuple | list) else value
+
+
+def room(shape: tuple[int, ...], device: str) -> Tensor:
+    """Uninitialised float32: on the GPU where a tenth of its free memory is enough, in main memory where a third is, else on disk."""
+    elements = math.prod(shape)
+    if "cuda" in str(device) and 4 * elements < torch.cuda.mem_get_info()[0] / 10:
+        return torch.empty(shape, device=device)
+    if 4 * elements < free_memory() / 3:
+        return torch.empty(shape)
+    with tempfile.NamedTemporaryFile(prefix="grouper-stream-") as file:  # the name goes at once, the space with the tensor
+        return torch.from_file(file.name, shared=True, size=elements, dtype=torch.float32).view(shape)
+
+
+def free_memory() -> float:
+    """Bytes of main memory that are free; no limit where the system does not say."""
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf

@@ -86,7 +86,8 @@ def closing_table(front: ParetoFront, folder: str) -> None:
             f"{row['error']:.4g}",
         ]  # fmt: skip
         if measured:
-            cells += [f"{row['nll']:.4f}", "" if row["method"] == ORIGINAL else f"{row['nll'] - original:+.4f}"]
+            over = row["nll"] - original  # NaN where the original was not measured
+            cells += [f"{row['nll']:.4f}", "" if row["method"] == ORIGINAL or over != over else f"{over:+.4f}"]
         style = "dim" if row["method"] in BASELINES else "bold" if row["method"] == ORIGINAL else None
         view.add_row(*cells, style=style)
     ERR.print(view)

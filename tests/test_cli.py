@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 
@@ -54,3 +55,19 @@ def test_failures_are_one_line_and_exit_1(tmp_path, arguments, message):
 
 def test_usage_errors_exit_2():
     assert grouper("search").returncode == 2 and grouper("fly").returncode == 2 and grouper("--help").returncode == 0
+
+
+def test_the_demo_does_the_whole_job_and_can_be_run_again(tmp_path):
+    done = grouper("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "grouper-demo"
+    assert {p.name for p in made.iterdir()} == {"README.txt", "run", "regrouped"}
+    assert (made / "run" / "pareto.svg").read_text().startswith("<?xml") and (made / "regrouped" / "model.safetensors").is_file()
+    over = float(done.stdout.split("refined at half the KV cache: ")[1].split()[0])
+    rows = pd.read_csv(made / "run" / "pareto.csv").dropna(subset="nll")
+    original = rows.loc[rows["method"] == "original", "nll"].iloc[0]
+    neighbours = rows[(rows["method"] == "neighbour") & (rows["kv_ratio"] == 0.5)]["nll"].iloc[0]
+    assert 0 < over < (neighbours - original) / 8, "refined spectral against averaged neighbours, at half the cache"
+    (made / "README.txt").unlink()
+    again = grouper("demo", cwd=tmp_path)
+    assert again.returncode == 1 and "not an earlier demo's" in again.stderr and (made / "run").is_dir()

@@ -45,7 +45,7 @@ def assemble(found: list[dict[str, list[Candidate]]], architecture: Architecture
             for k in counts:
                 if all(k in layer for layer in per_layer):
                     add(name, [layer[k] for layer in per_layer])
-        if METHODS[name].budgets:
+        if METHODS[name].budgets and options.stage2 != "none":
             with_original = [{**layer, architecture.kv_heads: alone} for layer in any_size]
             for choice in _budgets(with_original, architecture, options, name):
                 add(name, [layer[k] for layer, k in zip(with_original, choice)])

@@ -11,6 +11,7 @@ import numpy as np
 from fitness import LayerFitness
 from grouper.errors import GrouperError
 from search import baselines
+from search.asymgqa import asymgqa, asymgqa_sym
 from search.candidate import Candidate
 from search.exact import LIMIT, exact_candidates
 from search.nsga2 import Report, Settings
@@ -38,6 +39,8 @@ METHODS: dict[str, Method] = {
     "qcqa-ac": Method(qcqa_ac),
     "qcqa-ec": Method(qcqa_ec, equal=True),
     "exact": Method(exact, equal=True),
+    "asymgqa": Method(asymgqa),
+    "asymgqa-sym": Method(asymgqa_sym, equal=True),
     "neighbour": Method(baselines.neighbour, budgets=False, baseline=True),
     "random": Method(baselines.random, budgets=False, baseline=True),
 }

@@ -37,8 +37,9 @@ class SearchOptions:
     """What a search may be told; the same words as on the command line.
 
     paper: "qcqa" for the published recipe: plain NSGA-II without local improvement, errors not normalised by layer, binary stage 2.
-    stage2: "knapsack" (exact) or "nsga2" (the paper's). text or dataset: what to calibrate on, `tokens` of it in windows of `window`; without
-    either, inputs are taken to be what the norms' weights say.
+        "asymgqa": walks guided by activation distances, uniform counts, mean merge.
+    stage2: "knapsack" (exact), "nsga2" (QCQA's) or "none": one count for all layers. text or dataset: what to calibrate on, `tokens` of
+        it in windows of `window`; without either, inputs are taken to be what the norms' weights say.
     """
 
     method: tuple[str, ...] = ("qcqa-ac", "qcqa-ec")
@@ -62,12 +63,12 @@ class SearchOptions:
         return Calibration(TextSource(self.text, self.dataset), self.tokens, window=self.window)
 
     def resolved(self) -> "SearchOptions":
-        if self.paper not in (None, "qcqa"):
-            raise GrouperError(f"unknown paper {self.paper!r}: expected qcqa")
+        if self.paper not in (None, "qcqa", "asymgqa"):
+            raise GrouperError(f"unknown paper {self.paper!r}: expected qcqa or asymgqa")
         if self.fitness not in FITNESSES:
             raise GrouperError(f"unknown fitness {self.fitness!r}: expected one of {', '.join(FITNESSES)}")
-        if self.stage2 not in ("knapsack", "nsga2"):
-            raise GrouperError(f"unknown stage 2 {self.stage2!r}: expected knapsack or nsga2")
+        if self.stage2 not in ("knapsack", "nsga2", "none"):
+            raise GrouperError(f"unknown stage 2 {self.stage2!r}: expected knapsack, nsga2 or none")
         if self.population < 4 or self.generations < 1:
             raise GrouperError(f"a population of {self.population} for {self.generations} generations: expected at least 4 and 1")
         bytes_of(self.kv_dtype)
@@ -78,6 +79,8 @@ class SearchOptions:
         method = tuple(dict.fromkeys(self.method))
         if self.paper == "qcqa":
             return replace(self, method=method, fitness="weight", stage2="nsga2")
+        if self.paper == "asymgqa":
+            return replace(self, method=("asymgqa", "asymgqa-sym"), fitness="activation", stage2="none")
         if not any(METHODS[m].equal for m in method if m in METHODS):
             method += ("qcqa-ec",)  # a run always has the best equal-size layouts
         return replace(self, method=method)

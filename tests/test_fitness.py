@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitness import PairwiseFitness, weight_fitness
+from fitness import PairwiseFitness, activation_fitness, weight_fitness
 from grouper.attention import Attention
+from grouper.calibration import InputMoments
 
 
 def attention(seed: int, heads: int = 6, bias: bool = True) -> Attention:
@@ -79,3 +80,16 @@ def test_large_populations_are_scored_in_chunks_alike():
     fitness = PairwiseFitness.from_gram(np.cov(rng.normal(size=(64, 90))))
     labels = rng.integers(0, 64, (3000, 64))
     assert np.allclose(fitness.errors(labels)[::500], [fitness.errors(row[None])[0] for row in labels[::500]], rtol=1e-12)
+
+
+def test_activation_distances_are_one_minus_the_cosine_of_outputs():
+    a = attention(5)
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ones = torch.cat([x, torch.ones(300, 1, dtype=torch.float64)], 1)
+    fitness = activation_fitness(a, InputMoments(ones.T @ ones / 300, 300))
+    for i, j in ((0, 1), (2, 5)):
+        distances = []
+        for weight, bias in ((a.k, a.k_bias), (a.v, a.v_bias)):
+            out = torch.einsum("tx,hdx->htd", x, weight.double()) + bias.double()[:, None]
+            distances.append(1 - torch.cosine_similarity(out[i].flatten(), out[j].flatten(), dim=0).item())
+        assert np.isclose(fitness.pairs[i, j], sum(distances) / 2, rtol=1e-9)

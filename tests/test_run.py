@@ -145,6 +145,13 @@ def test_the_papers_recipe_and_the_exact_method(run, models, tmp_path):
     assert ours.hypervolume(reference=(1.0, 4.0)) <= exact.hypervolume(reference=(1.0, 4.0)) + 1e-9
 
 
+def test_asymgqas_recipe(models, tmp_path):
+    front = search(models("llama"), tmp_path / "run", SearchOptions(paper="asymgqa", generations=20))
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (settings["fitness"], settings["stage2"], set(front.table["merge"])) == ("activation", "none", {"mean"})
+    assert {"asymgqa", "asymgqa-sym"} <= set(front.table["method"]) and "ragged" not in set(front.table["deploy"])
+
+
 def test_a_planted_model_is_regrouped_without_loss(planted, tmp_path, prompt):
     folder, labels = planted
     front = search(folder, tmp_path / "run", QUICK)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fitness import PairwiseFitness
+from search.asymgqa import _step, asymgqa, asymgqa_sym
 from search.budget import binary_nsga2, knapsack
 from search.exact import exact_candidates
 from search.nsga2 import Settings
@@ -129,3 +130,27 @@ def test_the_papers_stage_2_finds_the_binary_front():
     options = [{2: e, 8: 0.0} for e in (0.1, 0.5, 0.9, 0.3)]
     front = binary_nsga2(options, [2] * 4, 8, np.random.default_rng(0), Settings(generations=40, patience=0, memetic=False))
     assert front == [(2, 2, 2, 2), (2, 2, 8, 2), (2, 8, 8, 2), (2, 8, 8, 8), (8, 8, 8, 8)]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_asymgqas_walks_find_planted_groups_and_keep_sizes(equal):
+    rng = np.random.default_rng(4)
+    labels = rng.permutation(np.arange(12) // 3 if equal else np.array([0] * 6 + [1, 1, 1, 2, 2, 3]))
+    rows = rng.normal(size=(4, 50))[labels]
+    fitness = PairwiseFitness.from_gram(rows @ rows.T)
+    found = (asymgqa_sym if equal else asymgqa)(fitness, np.random.default_rng(0), Settings(generations=120))
+    best = {c.kv_heads: c for c in found}
+    assert (
+        best[4].error == pytest.approx(0, abs=1e-9)
+        and (best[4].labels[:, None] == best[4].labels).tolist() == (labels[:, None] == labels).tolist()
+    )
+    assert set(best) == ({1, 2, 3, 4, 6} if equal else set(range(1, 12)))
+    assert all(c.equal_groups for c in found) or not equal
+
+
+def test_a_step_brings_a_head_to_one_of_its_nearest():
+    """The released code swaps the two nearest heads, which leaves them apart."""
+    nearest = np.array([[3], [3], [3], [0]])
+    row = np.array([0, 0, 1, 1])
+    _step(row, 0, nearest, np.random.default_rng(0), equal=True)
+    assert row[0] == row[3] and sorted(row.tolist()) == [0, 0, 1, 1]

@@ -60,9 +60,9 @@ def nsga2(toolbox: base.Toolbox, population: np.ndarray, settings: Settings, rng
         children = toolbox.mate(parents[pick[0]], parents[pick[1]])
         children = improve(toolbox.mutate(children))
         known = len(parents)
-        rows, first = np.unique(np.concatenate([parents, children]), axis=0, return_index=True)
-        fresh = np.concatenate([parents, children])[np.sort(first[first >= known])]
-        del rows
+        together = np.concatenate([parents, children])
+        _, first = np.unique(together, axis=0, return_index=True)
+        fresh = together[np.sort(first[first >= known])]
         if len(fresh):
             fresh_scores = toolbox.evaluate(fresh)
             yield fresh, fresh_scores

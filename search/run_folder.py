@@ -95,13 +95,16 @@ class RunFolder:
         if not self.layer_path(layer).is_file():
             return None
         found: dict[str, list[Candidate]] = {}
-        with open(self.layer_path(layer), newline="") as stream:
-            for row in csv.DictReader(stream):
-                groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
-                labels = np.empty(sum(map(len, groups)), np.int16)
-                for g, heads in enumerate(groups):
-                    labels[heads] = g
-                found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"])))
+        try:
+            with open(self.layer_path(layer), newline="") as stream:
+                for row in csv.DictReader(stream):
+                    groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
+                    labels = np.empty(sum(map(len, groups)), np.int16)
+                    for g, heads in enumerate(groups):
+                        labels[heads] = g
+                    found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"])))
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
+            raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again") from error
         return found
 
     # layouts and front

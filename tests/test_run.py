@@ -92,6 +92,14 @@ def test_a_killed_run_resumes_to_the_same_files(run, models, tmp_path, stop):
     assert contents(tmp_path / "a") == contents(run)
 
 
+@pytest.mark.parametrize(("file", "text"), [("layers/01.csv", "method,groups\nx,a|b\n"), ("run.json", "{"), ("pareto.csv", "a,b\n1,2\n")])
+def test_a_damaged_run_is_refused_in_one_line(run, models, tmp_path, file, text):
+    shutil.copytree(run, tmp_path / "a")
+    (tmp_path / "a" / file).write_text(text)
+    with pytest.raises(GrouperError, match=file.split("/")[-1]):
+        search(models("llama"), tmp_path / "a", QUICK)
+
+
 def test_resuming_does_not_search_again(run, models, tmp_path):
     shutil.copytree(run, tmp_path / "a")
     search(models("llama"), tmp_path / "a", QUICK, progress=lambda *_: pytest.fail("searched again"))

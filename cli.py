@@ -33,6 +33,8 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
             raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
         known = {p.name for p in context.command.params}
         options = {str(k).replace("-", "_"): v for k, v in options.items()}
+        if "json" in options:
+            options["json_"] = options.pop("json")
         unknown = sorted(set(options) - known)
         if unknown:
             raise GrouperError(f"{path} has the option {unknown[0]!r}, which `grouper {context.command.name}` does not know")
@@ -259,7 +261,7 @@ def main() -> None:
     except Exception as error:
         from grouper.errors import GrouperError
 
-        if not isinstance(error, GrouperError):
+        if not isinstance(error, GrouperError | OSError):
             raise
         print(f"grouper: {error}", file=sys.stderr)
         sys.exit(1)

@@ -81,6 +81,10 @@ class Architecture:
             layers = config["num_hidden_layers"]
         except KeyError as error:
             raise GrouperError(f"config.json has no {error.args[0]}, which a {model_type} model needs") from error
+        except (TypeError, ZeroDivisionError) as error:
+            raise GrouperError(f"config.json has sizes that are no numbers ({error})") from error
+        if not all(isinstance(n, int) and n > 0 for n in (heads, kv_heads, head_dim, hidden, layers)):
+            raise GrouperError(f"config.json has sizes that are no positive numbers: {heads} heads, {kv_heads} KV heads, {layers} layers")
         if heads % kv_heads:
             raise GrouperError(f"{heads} query heads are no multiple of {kv_heads} KV heads: is config.json right?")
         share = config.get(family.rotary, 1.0) if family.rotary else 1.0

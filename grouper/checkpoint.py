@@ -59,7 +59,10 @@ class Checkpoint:
         if file not in self.source.files():
             raise GrouperError(f"{self.name} has no {file}: expected the folder or Hub id of a Hugging Face model")
         try:
-            return json.loads(self.source.path(file).read_text(encoding="utf-8"))
+            content = json.loads(self.source.path(file).read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("no object in it")
+            return content
         except ValueError as error:
             raise GrouperError(f"{file} of {self.name} is not JSON ({error})") from error
 

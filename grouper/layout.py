@@ -131,7 +131,8 @@ class HeadLayout:
             for grouping in (layer.k, layer.v):
                 if sum(grouping.sizes) != self.query_heads:
                     raise GrouperError(f"layer {index} groups {sum(grouping.sizes)} query heads, the model has {self.query_heads}")
-                if max(chain.from_iterable(grouping.sources)) >= self.original_kv_heads:
+                sources = list(chain.from_iterable(grouping.sources))
+                if min(sources) < 0 or max(sources) >= self.original_kv_heads:
                     raise GrouperError(f"layer {index} merges a KV head beyond the model's {self.original_kv_heads}")
 
     @classmethod

@@ -28,19 +28,16 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
     """Raise GrouperError if `folder` holds something that must not be replaced.
 
-    marker: the file by which a folder of ours is known. Without `overwrite`, nothing that exists is replaced; with it, nothing
-    that holds the working directory or is the home directory.
+    marker: the file by which a folder of ours is known; nothing else is ever replaced, and that only with `overwrite`.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise GrouperError(f"{folder} exists and is not a folder: choose another output")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    whose = "an earlier output" if (folder / marker).is_file() else "not written by Grouper"
+    if not (folder / marker).is_file():
+        raise GrouperError(f"{folder} exists and was not written by Grouper: choose another output folder")
     if not overwrite:
-        raise GrouperError(f"{folder} exists and is {whose}: choose another output folder, or --overwrite to replace it")
-    target = folder.resolve()
-    if target == Path.home() or target in (Path.cwd(), *Path.cwd().parents):
-        raise GrouperError(f"{folder} holds the working directory or is your home: --overwrite will not replace it")
+        raise GrouperError(f"{folder} exists and is an earlier output: choose another output folder, or --overwrite to replace it")
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def refine(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[MergedLayer]:
-    """Refine every layer that `layout` changes.
+    """Refine layer by layer; a layer that training does not improve stays as merged.
 
     model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the start. windows: [n, tokens]
     ids of calibration text. folder: where finished layers are kept, so that a killed refinement goes on with the next one.
@@ -232,7 +232,10 @@ class _Layer:
         done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
         self.set(done)
         done.after = self.error(original, regrouped)
-        done.attention = fitted.to("cpu")
+        if not done.after < before:  # a layer that was right already, or steps too large for it: as it was
+            done = MergedLayer(attention, {}, before, before)
+            self.regrouped.load_state_dict({**self.original.state_dict(), **self.tensors(attention)}, strict=False)
+        done.attention = done.attention.to("cpu")
         done.others = {n: t.cpu() for n, t in done.others.items()}
         return done
 

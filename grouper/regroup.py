@@ -55,7 +55,7 @@ class Regrouper:
         c = self.calibration
         if c is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
-        return windows(c.source, load_tokenizer(self.checkpoint), c.window, max(1, tokens // c.window))
+        return windows(c.source, load_tokenizer(self.checkpoint), c.window, max(1, tokens // max(1, c.window)))
 
     @cached_property
     def moments(self) -> list[InputMoments]:

@@ -47,7 +47,7 @@ class TextSource:
         if path.suffix not in (".jsonl", ".json"):
             return [content]
         rows = []
-        for number, line in enumerate(content.splitlines(), 1):
+        for number, line in enumerate(content.split("\n"), 1):
             if line.strip():
                 try:
                     rows.append(_document(json.loads(line), tokenizer))
@@ -75,10 +75,13 @@ def _from_dataset(name: str, tokenizer) -> list[str]:
     except ImportError as error:
         raise GrouperError("--dataset needs the datasets package: pip install 'kv-grouper[datasets]'") from error
     path, _, split = name.partition(":")
-    rows = load_dataset(path, split=split or "train")
+    try:
+        rows = load_dataset(path, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise GrouperError(f"cannot load the dataset {name} ({type(error).__name__}): expected NAME[:split]") from error
     try:
         return [_document(row, tokenizer) for row in rows]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise GrouperError(f"{name} has neither a `text` column nor chat `messages`") from error
 
 
@@ -96,6 +99,8 @@ def windows(source: TextSource, tokenizer, window: int, limit: int | None = None
 
     limit: windows at most, spread evenly over the text. Raises GrouperError where the text is shorter than one window.
     """
+    if window < 2 or (limit is not None and limit < 1):
+        raise GrouperError(f"windows of {window} tokens, {limit} at most: expected at least 2 tokens and 1 window")
     ids: list[int] = []
     for document in source.documents(tokenizer):
         ids += tokenizer(document, add_special_tokens=not ids, verbose=False)["input_ids"]

@@ -46,7 +46,8 @@ def evaluate(
 ) -> ParetoFront:
     """Fill nll and perplexity of a run's layouts, the original's and the baselines' among them, and write pareto.csv after each.
 
-    Merges that need calibration, and refinement, use the run's own calibration text, never the one that is measured on.
+    overwrite forgets all earlier measurements. Merges that need calibration, and refinement, use the run's own calibration text,
+    never the one that is measured on.
     layouts: "spread" (the baselines, the best stock layouts and 12 along the front), "all", or numbers with commas. merge: the run's
     own unless given; another one adds rows. What is measured already is not measured again. Raises GrouperError where the run was
     measured on other text.
@@ -65,9 +66,8 @@ def evaluate(
         raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text or --dataset")
     label = f"{merge}+refine" if refine else merge
     tokens = windows(source, load_tokenizer(checkpoint), window, limit)
-    _same_text(folder, front, {"text": source.name, "digest": digest(tokens), "windows": list(tokens.shape), "dtype": dtype}, overwrite)
-
     numbers = choose(front, layouts)
+    _same_text(folder, front, {"text": source.name, "digest": digest(tokens), "windows": list(tokens.shape), "dtype": dtype}, overwrite)
     _add_rows(front, numbers, label, own)
     todo = [i for i in front.table.index[front.table["layout"].isin(numbers)] if _wanted(front.table.loc[i], label)]
     if todo:
@@ -88,7 +88,7 @@ def evaluate(
         front.write(folder.path / "pareto.csv")
         if progress:
             progress(done + 1, len(todo), f"layout {row['layout']}, {row['method']}, {row['kv_ratio']:.0%}", value)
-    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against nats per token")
+    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")
     return front
 
 
@@ -142,8 +142,10 @@ def _same_text(folder: RunFolder, front: ParetoFront, text: dict, overwrite: boo
     """All of a run's measurements are on one text, or the numbers could not be compared."""
     path = folder.path / "evaluation.json"
     measured = front.table["nll"].notna().any()
-    if measured and path.is_file() and json.loads(path.read_text()) != text:
-        if not overwrite:
-            raise GrouperError(f"{folder.path} was measured on other text or windows: use the same, or --overwrite to measure anew")
+    if measured and path.is_file() and {**json.loads(path.read_text()), "text": ""} != {**text, "text": ""} and not overwrite:
+        raise GrouperError(f"{folder.path} was measured on other text or windows: use the same, or --overwrite to measure anew")
+    if measured and overwrite:
         front.table[["nll", "perplexity"]] = np.nan
+        front.mark()
+        front.write(folder.path / "pareto.csv")
     write_text(path, json.dumps(text, indent=2) + "\n")

@@ -59,6 +59,12 @@ class ParetoFront:
             points = t.loc[measured, ["kv_bytes_per_token", "nll"]].to_numpy(float)
             t.loc[measured, "on_nll_front"] = moocore.is_nondominated(points, keep_weakly=True).astype(int)
 
+    def same_layouts(self, other: "ParetoFront") -> bool:
+        """Whether the other's rows, as a search wrote them, are the layouts of this table."""
+        columns = ["layout", "method", "kv_heads", "error"]
+        mine, theirs = (t.drop_duplicates("layout")[columns].reset_index(drop=True) for t in (self.table, other.table))
+        return mine.equals(theirs.astype(mine.dtypes.to_dict()))
+
     def front(self) -> pd.DataFrame:
         """The rows no other row beats in both KV bytes and error, by ascending bytes."""
         return self.table[self.table["on_front"] == 1].sort_values(["kv_bytes_per_token", "layout"])
@@ -77,8 +83,10 @@ class ParetoFront:
         try:
             table = pd.read_csv(path, dtype={"kv_heads": str}, float_precision="round_trip")
             table["on_nll_front"] = table["on_nll_front"].astype("Int64")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
+        if table.empty:
+            raise GrouperError(f"{path} has no rows: delete it and run the search again")
         missing = [c for c in COLUMNS if c not in table.columns]
         if missing:
             raise GrouperError(f"{path} lacks the columns {', '.join(missing)}: it is not a pareto.csv of this version")

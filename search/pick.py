@@ -27,7 +27,7 @@ def parse_ratio(text: str) -> float:
     """ "0.5" or "1/3". Raises GrouperError outside (0, 1]."""
     try:
         ratio = float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise GrouperError(f"KV ratio {text!r}: expected a number or a fraction like 1/3") from error
     if not 0 < ratio <= 1:
         raise GrouperError(f"KV ratio {text} is out of range: expected more than 0 and at most 1")

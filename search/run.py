@@ -20,7 +20,7 @@ from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.layout import bytes_of
 from grouper.regroup import TOKENS, WINDOW, Calibration, Regrouper
-from grouper.text import TextSource, is_demo
+from grouper.text import TextSource, digest, is_demo
 from search.assemble import assemble
 from search.candidate import Candidate
 from search.methods import BASELINES, METHODS, check_methods
@@ -71,6 +71,8 @@ class SearchOptions:
             raise GrouperError(f"unknown stage 2 {self.stage2!r}: expected knapsack, nsga2 or none")
         if self.population < 4 or self.generations < 1:
             raise GrouperError(f"a population of {self.population} for {self.generations} generations: expected at least 4 and 1")
+        if self.seed < 0:
+            raise GrouperError(f"seed {self.seed}: expected 0 or more")
         bytes_of(self.kv_dtype)
         if self.tokens < self.window or self.window < 2:
             raise GrouperError(f"{self.tokens} tokens in windows of {self.window}: expected at least one window of 2 tokens or more")
@@ -108,10 +110,11 @@ def search(
     architecture = Architecture.of(checkpoint.config)
     check(architecture, options)
     regrouper = Regrouper(checkpoint.local() if options.calibration else checkpoint, options.calibration, device)
+    text_digest = None
     if options.calibration:
-        regrouper.windows(options.tokens)  # a text that is too short is refused before anything is written
+        text_digest = digest(regrouper.windows(options.tokens))  # a text that is too short is refused before anything is written
     settings = {
-        **asdict(options), "model": checkpoint.place, "revision": revision, "fingerprint": checkpoint.fingerprint,
+        **asdict(options), "model": checkpoint.place, "revision": revision, "fingerprint": checkpoint.fingerprint, "text_digest": text_digest,
         "versions": {p: installed(p) for p in ("kv-grouper", "torch", "numpy", "deap", "moocore")}, "jobs": jobs, "device": device,
         "command": command,
         "timings": {},
@@ -128,9 +131,11 @@ def search(
         text = scored.layout.to_json()
         if not path.is_file() or path.read_text() != text:
             path.write_text(text)
-    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against {options.fitness} error")
-    if not (folder.path / "pareto.csv").is_file():  # an evaluated run stays so
+    if (folder.path / "pareto.csv").is_file() and folder.front().same_layouts(front):
+        front = folder.front()  # an evaluated run stays so
+    else:
         front.write(folder.path / "pareto.csv")
+    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")
     settings["timings"] = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
     folder.write_settings(settings)
     return folder.front()

@@ -27,16 +27,18 @@ class RunFolder:
     def start(cls, path: Path, settings: dict[str, Any], overwrite: bool) -> "RunFolder":
         """A new run's folder, or that of an earlier run of the same settings, which then goes on."""
         folder = cls(path)
-        same = folder.exists() and folder._same(settings)
-        if not same:
-            if folder.exists() and not overwrite:
-                changed = ", ".join(folder._changed(settings))
-                raise GrouperError(f"{path} holds a run with another {changed}: choose another folder, or --overwrite to replace it")
+        if folder.exists() and not overwrite:
+            if changed := folder._changed(settings):
+                raise GrouperError(
+                    f"{path} holds a run with another {', '.join(changed)}: choose another folder, or --overwrite to replace it"
+                )
+        else:
             refuse_existing(path, MARKER, overwrite)
             folder._clear()
-            (path / "layers").mkdir(parents=True, exist_ok=True)
-            (path / "layouts").mkdir(exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             folder.write_settings(settings)
+        for name in ("layers", "layouts"):
+            (path / name).mkdir(exist_ok=True)
         return folder
 
     @classmethod
@@ -51,7 +53,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote, and nothing else."""
-        for pattern in ("layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", MARKER):
+        for pattern in ("layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", MARKER):
             for file in self.path.glob(pattern):
                 file.unlink()
 
@@ -60,7 +62,10 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / MARKER).read_text())
+            settings = json.loads((self.path / MARKER).read_text())
+            if not isinstance(settings, dict) or not {"model", "revision", "fingerprint", "text", "seed"} <= set(settings):
+                raise ValueError("it is no run's settings")
+            return settings
         except (OSError, ValueError) as error:
             raise GrouperError(f"cannot read {self.path / MARKER} ({error})") from error
 
@@ -70,9 +75,6 @@ class RunFolder:
     def _changed(self, settings: dict[str, Any]) -> list[str]:
         mine, theirs = self.settings, json.loads(json.dumps(settings))
         return sorted(k for k in {*mine, *theirs} if k not in FREE and mine.get(k) != theirs.get(k))
-
-    def _same(self, settings: dict[str, Any]) -> bool:
-        return not self._changed(settings)
 
     # layers/00.csv
 
@@ -105,6 +107,8 @@ class RunFolder:
                     found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"])))
         except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again") from error
+        if not found:
+            raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")
         return found
 
     # layouts and front
@@ -116,7 +120,7 @@ class RunFolder:
         path = self.layout_path(number)
         if not path.is_file():
             raise GrouperError(f"{self.path} has no layout {number}: the numbers are in the first column of pareto.csv")
-        return HeadLayout.from_json(path.read_text())
+        return HeadLayout.from_json(path.read_text(errors="replace"))
 
     def front(self) -> ParetoFront:
         return ParetoFront.read(self.path / "pareto.csv")

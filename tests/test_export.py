@@ -191,11 +191,33 @@ def test_outputs_that_are_in_the_way(models, tmp_path):
     (tmp_path / "file").write_text("keep")
     with pytest.raises(GrouperError, match="not a folder"):
         export(folder, layout, tmp_path / "file", overwrite=True)
+    with pytest.raises(GrouperError, match="not written by Grouper"):
+        export(folder, layout, tmp_path / "notes", overwrite=True)
     export(folder, layout, tmp_path / "out")
     with pytest.raises(GrouperError, match="--overwrite"):
         export(folder, layout, tmp_path / "out")
     export(folder, layout, tmp_path / "out", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "notes", "out"]
+
+
+def test_code_that_the_original_names_is_neither_run_nor_passed_on(tmp_path):
+    folder = make_model(tmp_path / "in")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for deploy in ("stock", "ragged"):
+        export(folder, layout_of(folder, deploy), tmp_path / deploy)
+        assert "evil" not in (tmp_path / deploy / "config.json").read_text()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_model_itself_is_never_replaced(tmp_path):
+    folder = make_model(tmp_path / "in")
+    (folder / "grouper.json").write_text("{}")
+    with pytest.raises(GrouperError, match="the model itself"):
+        export(folder, layout_of(folder, "stock"), folder, overwrite=True)
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_layouts_of_another_model_and_separate_k_and_v_are_refused(models, tmp_path):

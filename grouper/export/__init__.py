@@ -63,6 +63,8 @@ def export(
     if merged is None:
         merged = Regrouper(checkpoint).merged(layout, merge)
     deploy = "stock" if layout.deploy == "stock" else "ragged"
+    if Path(output).resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
+        raise GrouperError(f"{output} is or holds the model itself: choose another output folder")
     with new_folder(Path(output), MARKER, overwrite) as folder:
         tensors = _tensors(checkpoint, architecture, layout, merged)
         names = set()

@@ -14,6 +14,7 @@ import torch
 from grouper.attention import MergedLayer
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
+from grouper.export import ragged
 from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout
 
@@ -39,11 +40,11 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
     """
     from transformers import AutoModelForCausalLM
 
-    # our own modelling file, written a moment ago
-    ours = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64, trust_remote_code=True).eval()
+    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
+    ours = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64, trust_remote_code=own_code).eval()
     reference = gathered_reference(original, layout, merged)
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, original.config["vocab_size"], (2, PROMPT), generator=generator)
+    prompt = torch.randint(0, reference.get_input_embeddings().num_embeddings, (2, PROMPT), generator=generator)
     with torch.inference_mode():
         difference = (ours(prompt).logits - reference(prompt).logits).abs().max().item()
         tokens = [
@@ -68,6 +69,7 @@ def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callabl
     for layer, heads in enumerate(layout.layers):
         dtype = model.architecture.stored_dtype(original, layer)
         done = merged(layer)
-        others = {name: tensor.to(dtype) for name, tensor in done.others.items()}
+        prefix = model.architecture.prefix(original, layer)
+        others = {name: tensor.to(original.tensors[prefix + name].torch_dtype) for name, tensor in done.others.items()}
         model.install(layer, MergedLayer(done.attention.to(dtype), others), heads)
     return model.model

@@ -17,8 +17,7 @@ def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
 
 
 def stock_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
-    """config.json of the exported model: the original's with the layout's KV-head count."""
-    return {
-        **config, "architectures": [architecture.family.stock], "head_dim": architecture.head_dim,
-        "num_key_value_heads": layout.layers[0].k.kv_heads,
-    }  # fmt: skip
+    """config.json of the exported model: the original's with the layout's KV-head count, and without code of anybody's."""
+    config = {key: value for key, value in config.items() if key != "auto_map"}
+    kv_heads = layout.layers[0].k.kv_heads
+    return {**config, "architectures": [architecture.family.stock], "head_dim": architecture.head_dim, "num_key_value_heads": kv_heads}

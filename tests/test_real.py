@@ -1,5 +1,6 @@
 """The main job on real weights: SmolLM2-135M, 9 query heads over 3 KV heads. `make test-real` fetches them and runs this."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    torch.set_num_threads(os.cpu_count() or 1)  # these tests run alone
     folder = tmp_path_factory.mktemp("real") / "run"
     search(MODEL, folder, SearchOptions(text=str(CALIBRATION), tokens=12_288))
     return folder

@@ -165,6 +165,21 @@ def test_the_self_test_sees_heads_in_a_wrong_order(models, tmp_path, deploy):
         self_test(checkpoint, tmp_path / "out", other, merged)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("deploy", ["stock", "ragged"])
+def test_the_self_test_goes_layer_by_layer_where_memory_is_short(models, tmp_path, monkeypatch, family, deploy):
+    folder = models(family, heads=8, kv_heads=8)
+    layout = layout_of(folder, deploy)
+    checkpoint = Checkpoint.open(folder)
+    merged = Regrouper(checkpoint).merged(layout, "mean")
+    monkeypatch.setattr(sys.modules["grouper.export.self_test"], "free_memory", lambda: 0.0)
+    assert export(folder, layout, tmp_path / "out").self_test.passed
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    wrong = [merged(0), merged(1), Regrouper(checkpoint).merged(layout, "select")(2)]
+    with pytest.raises(GrouperError, match="self-test"):
+        self_test(checkpoint, tmp_path / "out", layout, wrong.__getitem__)
+
+
 def test_a_failed_export_leaves_nothing(models, tmp_path, monkeypatch):
     folder = models("llama", heads=8, kv_heads=8)
 

@@ -5,18 +5,23 @@ were written: it shares neither the exported model's attention nor its order of 
 model can amplify rounding itself beyond the tolerance.
 """
 
+import math
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from grouper.architectures import Architecture
 from grouper.attention import MergedLayer
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import ragged
+from grouper.export.one_layer import cut
 from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout
+from grouper.streams import free_memory
 
 TOLERANCE = 1e-4  # largest difference of a logit
 PROMPT, GENERATED = 48, 16  # tokens
@@ -36,31 +41,42 @@ class SelfTest:
 def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer]) -> SelfTest:
     """merged(layer): the weights that were to be written, heads in the layout's order.
 
-    Raises GrouperError if the exported model does not compute what they say.
+    Whole models are compared where two of them fit in memory, else one layer after the other, each with the model's embedding and head.
+    Raises GrouperError if the exported model does not compute what the merged weights say.
     """
+    if 2 * 8 * sum(math.prod(t.shape) for t in original.tensors.values()) < free_memory():
+        result = _compare(exported, gathered_reference(original, layout, merged))
+    else:
+        results = []
+        before = Architecture.of(original.config)
+        for layer, heads in enumerate(layout.layers):
+            with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".self-test-") as temporary:
+                ours = cut(Checkpoint.open(exported), before, layer, Path(temporary) / "ours")
+                theirs = cut(original, before, layer, Path(temporary) / "theirs")
+                one = replace(layout, layers=(heads,))
+                results.append(_compare(ours.folder, gathered_reference(theirs, one, lambda _, layer=layer: merged(layer))))
+        same = min(r.same_tokens for r in results)
+        result = SelfTest(max(r.largest_difference for r in results), same, GENERATED)
+    if not result.passed:
+        raise GrouperError(
+            f"the exported model failed its self-test: logits differ by {result.largest_difference:.2g} (at most {TOLERANCE:g} expected), "
+            f"{result.same_tokens} of {GENERATED} greedy tokens agree; nothing was written"
+        )
+    return result
+
+
+def _compare(exported: Path, reference) -> SelfTest:
     from transformers import AutoModelForCausalLM
 
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
     ours = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64, trust_remote_code=own_code).eval()
-    reference = gathered_reference(original, layout, merged)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, reference.get_input_embeddings().num_embeddings, (2, PROMPT), generator=generator)
+    options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "pad_token_id": 0}
     with torch.inference_mode():
         difference = (ours(prompt).logits - reference(prompt).logits).abs().max().item()
-        tokens = [
-            model.generate(
-                prompt[:1], attention_mask=torch.ones_like(prompt[:1]), max_new_tokens=GENERATED, min_new_tokens=GENERATED,
-                do_sample=False, pad_token_id=0,
-            )[0, PROMPT:]
-            for model in (ours, reference)
-        ]  # fmt: skip
-    result = SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
-    if not result.passed:
-        raise GrouperError(
-            f"the exported model failed its self-test: logits differ by {difference:.2g} (at most {TOLERANCE:g} expected), "
-            f"{result.same_tokens} of {GENERATED} greedy tokens agree; nothing was written"
-        )
-    return result
+        tokens = [m.generate(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:] for m in (ours, reference)]
+    return SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
 
 
 def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callable[[int], MergedLayer]):

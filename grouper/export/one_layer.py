@@ -1,0 +1,35 @@
+"""A model of one layer cut from a larger one: what the self-test compares where whole models do not fit in memory."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from grouper.architectures import Architecture
+from grouper.checkpoint import Checkpoint
+
+
+def cut(checkpoint: Checkpoint, architecture: Architecture, layer: int, folder: Path) -> Checkpoint:
+    """Write to `folder` the model whose only layer is `layer` of this one: embedding, that layer, last norm and head."""
+    folder.mkdir()
+    here, first = architecture.prefix(checkpoint, layer), architecture.prefix(checkpoint, 0)
+    every = [architecture.prefix(checkpoint, other) for other in range(architecture.layers)]
+    tensors = {}
+    for name in checkpoint.tensors:
+        if name.startswith(here):
+            tensors[first + name.removeprefix(here)] = checkpoint.tensor(name).contiguous()
+        elif not any(name.startswith(prefix) for prefix in every):
+            tensors[name] = checkpoint.tensor(name).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {**checkpoint.config, "num_hidden_layers": 1}
+    for key in ("layer_types", "kv_groups"):
+        if config.get(key):
+            config[key] = [config[key][layer]]
+    if "per_layer_config" in config:
+        own = config["per_layer_config"].get(str(layer))
+        config["per_layer_config"] = {"0": own} if own else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in checkpoint.folder.glob("modeling_ragged.py"):
+        shutil.copyfile(file, folder / file.name)
+    return Checkpoint.open(folder)

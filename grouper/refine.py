@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,10 +23,9 @@ from grouper.attention import Attention, MergedLayer
 from grouper.errors import GrouperError
 from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.outputs import write_file
+from grouper.refined_layers import WEIGHTS, load_layer, save_layer
 from grouper.streams import first_inputs, room
 
-WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
 REST = 0.3  # learning rate of MLP and norms, of attention's
 
 
@@ -280,22 +278,3 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
-
-
-def save_layer(path: Path, done: MergedLayer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"attention.{n}": getattr(done.attention, n) for n in WEIGHTS if getattr(done.attention, n) is not None}
-    tensors |= {f"others.{n}": t for n, t in done.others.items()}
-    facts = {"before": repr(done.before), "after": repr(done.after)}
-    write_file(path, lambda beside: save_file({n: t.contiguous() for n, t in tensors.items()}, beside, metadata=facts))
-
-
-def load_layer(path: Path, like: Attention) -> MergedLayer:
-    from safetensors import safe_open
-
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-    attention = replace(like, **{n.removeprefix("attention."): t for n, t in tensors.items() if n.startswith("attention.")})
-    others = {n.removeprefix("others."): t for n, t in tensors.items() if n.startswith("others.")}
-    return MergedLayer(attention, others, float(facts["before"]), float(facts["after"]))

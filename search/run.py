@@ -19,6 +19,7 @@ from grouper.architectures import Architecture
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.layout import bytes_of
+from grouper.outputs import write_text
 from grouper.regroup import TOKENS, WINDOW, Calibration, Regrouper
 from grouper.text import TextSource, digest, is_demo
 from search.assemble import assemble
@@ -130,7 +131,7 @@ def search(
         path = folder.layout_path(number)
         text = scored.layout.to_json()
         if not path.is_file() or path.read_text() != text:
-            path.write_text(text)
+            write_text(path, text)
     if (folder.path / "pareto.csv").is_file() and folder.front().same_layouts(front):
         front = folder.front()  # an evaluated run stays so
     else:

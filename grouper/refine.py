@@ -34,14 +34,19 @@ class RefineOptions:
     """scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given.
 
     lr: Adam's step as a share of each tensor's root mean square, falling linearly to 0; so it does not matter at which scale a
-    tensor is kept. batch_tokens: tokens of a step.
+    tensor is kept. By scope unless given: what is best hardly depends on the number of tokens (bench/refine_rates.py prints it).
+    batch_tokens: tokens of a step.
     """
 
     scope: str = "attention"
     steps: int | None = None
-    lr: float = 0.02
+    lr: float | None = None
     batch_tokens: int = 4096
     seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        return self.lr or {"attention": 0.04, "block": 0.02}[self.scope]
 
     def steps_for(self, tokens: int) -> int:
         """150 steps at 32k tokens, 425 at 131k, 970 at 393k: more text bears more steps."""
@@ -202,7 +207,7 @@ class _Layer:
         if self.options.scope == "block":
             taken = self.tensors(attention)
             others = {n: p.detach().clone().requires_grad_() for n, p in self.regrouped.named_parameters() if n not in taken}
-        groups = [_group(t, self.options.lr) for t in shared.values()] + [_group(t, self.options.lr * REST) for t in others.values()]
+        groups = [_group(t, self.options.rate) for t in shared.values()] + [_group(t, self.options.rate * REST) for t in others.values()]
         optimizer = torch.optim.Adam([g for g in groups if g["lr"] > 0], betas=(0.9, 0.95))
         peak = [g["lr"] for g in optimizer.param_groups]
         size = min(len(original), max(1, self.options.batch_tokens // original.shape[1]))

@@ -1,0 +1,67 @@
+"""Which learning rate for how many tokens: nats per token over the original after refinement, on calibration text held out from it.
+
+    python bench/refine_rates.py --kv-heads 4 --refine-tokens 32768,393216 --rates 0.01,0.02,0.04
+    python bench/refine_rates.py --model FOLDER --calibration A.txt --kv-heads 1 --scopes attention,block
+
+Neighbouring heads share, merged spectrally. Evaluation text has no part in it: the defaults chosen here are later measured there.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fitness.perplexity import nll
+from grouper import Checkpoint, HeadLayout
+from grouper.in_memory import InMemoryModel
+from grouper.refine import refine
+from grouper.regroup import Calibration, Regrouper
+from grouper.text import TextSource
+
+HELD_OUT = 32  # windows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--calibration", default="demo")
+    parser.add_argument("--kv-heads", type=int, default=4)
+    parser.add_argument("--refine-tokens", default="32768,393216")
+    parser.add_argument("--rates", default="0.01,0.02,0.04")
+    parser.add_argument("--scopes", default="block")
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    counts = [int(t) for t in args.refine_tokens.split(",")]
+    regrouper = Regrouper(Checkpoint.open(args.model), Calibration(TextSource(args.calibration), window=args.window), args.device)
+    model: InMemoryModel = regrouper.model
+    everything = regrouper.windows(max(counts) + HELD_OUT * args.window)
+    held_out = torch.zeros(len(everything), dtype=torch.bool)
+    held_out[torch.linspace(0, len(everything) - 1, HELD_OUT).long()] = True
+    unseen, seen = everything[held_out], everything[~held_out]
+    original = nll(model.model, unseen)
+    a = model.architecture
+    neighbours = np.sort(np.arange(a.kv_heads) % args.kv_heads)
+    layout = HeadLayout.from_labels([neighbours] * a.layers, a.query_heads, a.head_dim)
+    start = regrouper.merged(layout, "spectral", before_refinement=True)
+    kept = [start(layer) for layer in range(model.architecture.layers)]
+    print(f"{args.model}, KV {args.kv_heads}/{model.architecture.kv_heads}: original {original:.4f} on {unseen.numel():,} tokens", flush=True)
+    print("| tokens | scope | lr | nats over the original | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
+    for tokens in counts:
+        part = seen[torch.linspace(0, len(seen) - 1, min(len(seen), tokens // args.window)).long()]
+        for scope in args.scopes.split(","):
+            for rate in map(float, args.rates.split(",")):
+                began = time.perf_counter()
+                options = replace(regrouper.refine_options(scope), lr=rate)
+                layers = refine(model, layout, lambda l: kept[l].attention, part, options, device=args.device)
+                seconds = time.perf_counter() - began
+                value = nll(regrouper.install(layout, layers.__getitem__), unseen) - original
+                model.restore()
+                print(f"| {part.numel():,} | {scope} | {rate:g} | {value:+.4f} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ class Attention:
     """One layer's projections; float32 unless said otherwise.
 
     Before regrouping, G is the model's own number of KV heads and query head h reads KV head h * G // H. After a merge, k and v have the
-    layout's heads in its order, and the layout says who reads which. K and V may then differ in number.
+    layout's heads in its order, and the layout says who reads which. K and V may then differ in number, and where the layout shares query
+    projections, q has its query heads.
     """
 
     q: Tensor  # [H, d, D]
@@ -28,7 +29,7 @@ class Attention:
 
     @property
     def query_heads(self) -> int:
-        return self.q.shape[0]
+        return self.o.shape[1]
 
     @property
     def kv_heads(self) -> int:
@@ -39,12 +40,12 @@ class Attention:
         return self.q.shape[1]
 
     def expanded(self, layout: LayerLayout) -> "Attention":
-        """One K head and one V head per query head, by index from the layout's: what a merge comes to, for reference and evaluation."""
-        k, v = torch.from_numpy(layout.k.group_of), torch.from_numpy(layout.v.group_of)
-        return replace(
-            self, k=self.k[k], v=self.v[v],
-            k_bias=None if self.k_bias is None else self.k_bias[k], v_bias=None if self.v_bias is None else self.v_bias[v],
-        )  # fmt: skip
+        """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference and evaluation."""
+        index = {"k": torch.from_numpy(layout.k.group_of), "v": torch.from_numpy(layout.v.group_of)}
+        if layout.q is not None:
+            index["q"] = torch.from_numpy(layout.q.group_of)
+        parts = {name: i for part, i in index.items() for name in (part, f"{part}_bias")}
+        return replace(self, **{n: getattr(self, n)[i.to(self.o.device)] for n, i in parts.items() if getattr(self, n) is not None})
 
     def to(self, *args, **kwargs) -> "Attention":
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""

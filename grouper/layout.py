@@ -93,10 +93,19 @@ class Grouping:
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """One layer: its K grouping and its V grouping, mostly the same one."""
+    """One layer: its K grouping and its V grouping, mostly the same one.
+
+    q: where query projections are shared too (GQKVA): its readers are attention outputs, its sources original query heads; None where every
+    query head keeps its own.
+    """
 
     k: Grouping
     v: Grouping
+    q: Grouping | None = None
+
+    def __post_init__(self) -> None:
+        if self.q is not None and self.q.kv_heads == sum(self.q.sizes) and self.q.readers == self.q.sources:
+            object.__setattr__(self, "q", None)  # each its own
 
     @classmethod
     def from_labels(cls, labels: Sequence[int], queries_per_kv_head: int = 1) -> "LayerLayout":
@@ -109,6 +118,31 @@ class LayerLayout:
     @property
     def is_shared(self) -> bool:
         return self.k.readers == self.v.readers
+
+    def keeps_readers(self, queries_per_kv_head: int) -> bool:
+        """Whether every query head, with a projection of its own, goes on reading the KV head that it read, merged or not."""
+        queries = range(queries_per_kv_head)
+        return self.q is None and all(
+            readers == tuple(s * queries_per_kv_head + q for s in sources for q in queries)
+            for g in (self.k, self.v)
+            for readers, sources in zip(g.readers, g.sources)
+        )
+
+    @property
+    def query_heads(self) -> int:
+        """Query projections that are kept."""
+        return sum(self.k.sizes) if self.q is None else self.q.kv_heads
+
+    def to_data(self) -> dict[str, Any]:
+        """For JSON: {"kv": ...} or {"k": ..., "v": ...}, and "q" where queries are shared."""
+        parts = {"kv": self.k} if self.k == self.v else {"k": self.k, "v": self.v}
+        parts |= {} if self.q is None else {"q": self.q}
+        return {name: {"readers": g.readers, "sources": g.sources} for name, g in parts.items()}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> "LayerLayout":
+        parts = {name: Grouping(tuple(map(tuple, g["readers"])), tuple(map(tuple, g["sources"]))) for name, g in data.items()}
+        return cls(parts["kv"] if "kv" in parts else parts["k"], parts["kv"] if "kv" in parts else parts["v"], parts.get("q"))
 
     @property
     def kv_heads(self) -> str:
@@ -128,12 +162,13 @@ class HeadLayout:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         for index, layer in enumerate(self.layers):
-            for grouping in (layer.k, layer.v):
+            for grouping in (layer.k, layer.v, *([layer.q] if layer.q else [])):
                 if sum(grouping.sizes) != self.query_heads:
                     raise GrouperError(f"layer {index} groups {sum(grouping.sizes)} query heads, the model has {self.query_heads}")
                 sources = list(chain.from_iterable(grouping.sources))
-                if min(sources) < 0 or max(sources) >= self.original_kv_heads:
-                    raise GrouperError(f"layer {index} merges a KV head beyond the model's {self.original_kv_heads}")
+                limit = self.query_heads if grouping is layer.q else self.original_kv_heads
+                if min(sources) < 0 or max(sources) >= limit:
+                    raise GrouperError(f"layer {index} merges a head beyond the model's {limit}")
 
     @classmethod
     def from_labels(cls, labels: Iterable[Sequence[int]], query_heads: int, head_dim: int) -> "HeadLayout":
@@ -162,46 +197,38 @@ class HeadLayout:
         return self.cached_heads / (2 * self.original_kv_heads * len(self.layers))
 
     @property
+    def only_mean(self) -> bool:
+        """Whether only averaging makes sense of it: query heads change their KV head or share a projection."""
+        return not all(layer.keeps_readers(self.query_heads // self.original_kv_heads) for layer in self.layers)
+
+    @property
     def deploy(self) -> str:
-        """stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ. none: K and V differ."""
+        """stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ or queries are shared. none: K
+        and V differ."""
         if not all(layer.is_shared for layer in self.layers):
             return "none"
-        if len({layer.k.kv_heads for layer in self.layers}) > 1:
+        if any(layer.q for layer in self.layers) or len({layer.k.kv_heads for layer in self.layers}) > 1:
             return "ragged"
         return "stock" if len({size for layer in self.layers for size in layer.k.sizes}) == 1 else "padded"
 
     def to_json(self) -> str:
         """One line a layer, so that two layouts diff well."""
-
-        def grouping(g: Grouping) -> dict[str, Any]:
-            return {"readers": g.readers, "sources": g.sources}
-
-        def layer(l: LayerLayout) -> str:
-            return json.dumps({"kv": grouping(l.k)} if l.k == l.v else {"k": grouping(l.k), "v": grouping(l.v)})
-
         head = {
             "format": FORMAT, "query_heads": self.query_heads, "original_kv_heads": self.original_kv_heads, "head_dim": self.head_dim
         }  # fmt: skip
-        layers = ",\n  ".join(map(layer, self.layers))
+        layers = ",\n  ".join(json.dumps(layer.to_data()) for layer in self.layers)
         return json.dumps(head)[:-1] + f', "layers": [\n  {layers}\n]}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> "HeadLayout":
         """Raises GrouperError where the text is not a layout."""
-
-        def grouping(data: dict[str, Any]) -> Grouping:
-            return Grouping(tuple(map(tuple, data["readers"])), tuple(map(tuple, data["sources"])))
-
-        def layer(data: dict[str, Any]) -> LayerLayout:
-            return LayerLayout.shared(grouping(data["kv"])) if "kv" in data else LayerLayout(grouping(data["k"]), grouping(data["v"]))
-
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
                 raise GrouperError(f"a layout of format {data['format']}, this Grouper reads format {FORMAT}: use a matching version")
-            layers = tuple(map(layer, data["layers"]))
+            layers = tuple(map(LayerLayout.from_data, data["layers"]))
             return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GrouperError(f"not a Grouper layout: {type(error).__name__} {error}") from error
 
 

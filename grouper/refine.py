@@ -134,7 +134,6 @@ class _Layer:
             bias = getattr(attention, child).bias is not None
             setattr(attention, child, nn.Linear(hidden, h * d, bias=bias, device=device).requires_grad_(False))
         attention.num_key_value_groups = 1
-        self.index = tuple(torch.from_numpy(g.group_of).to(device) for g in (heads.k, heads.v))
         self.autocast = torch.autocast("cuda", torch.bfloat16) if "cuda" in str(device) else nullcontext()
 
     @property
@@ -145,12 +144,7 @@ class _Layer:
 
     def tensors(self, attention: Attention) -> dict[str, Tensor]:
         """The layer's attention tensors by name, every query head with its copy of the shared heads, to which gradients flow."""
-        k, v = self.index
-        a = replace(
-            attention, k=attention.k[k], v=attention.v[v],
-            k_bias=None if attention.k_bias is None else attention.k_bias[k], v_bias=None if attention.v_bias is None else attention.v_bias[v],
-        )  # fmt: skip
-        return dict(self.architecture.tensors("", a))
+        return dict(self.architecture.tensors("", attention.expanded(self.heads)))
 
     def set(self, done: MergedLayer) -> None:
         state = {**self.tensors(done.attention.to(self.device)), **{n: t.to(self.device) for n, t in done.others.items()}}

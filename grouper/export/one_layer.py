@@ -23,7 +23,7 @@ def cut(checkpoint: Checkpoint, architecture: Architecture, layer: int, folder: 
             tensors[name] = checkpoint.tensor(name).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {**checkpoint.config, "num_hidden_layers": 1}
-    for key in ("layer_types", "kv_groups"):
+    for key in ("layer_types", "kv_groups", "query_of_head"):
         if config.get(key):
             config[key] = [config[key][layer]]
     if "per_layer_config" in config:

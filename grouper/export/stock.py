@@ -10,10 +10,15 @@ from grouper.layout import HeadLayout, LayerLayout
 
 
 def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
-    """Query heads reordered so that each group's are neighbours: rows of q, columns of o. The function stays the same."""
+    """Query heads reordered so that each group's are neighbours: rows of q, columns of o. The function stays the same.
+
+    Where the layout shares query projections, q keeps its order: the modelling file has an index into it.
+    """
     order = torch.tensor([head for readers in layout.k.readers for head in readers])
-    q_bias = None if attention.q_bias is None else attention.q_bias[order]
-    return replace(attention, q=attention.q[order], q_bias=q_bias, o=attention.o[:, order])
+    ordered = replace(attention, o=attention.o[:, order])
+    if layout.q is not None:
+        return ordered
+    return replace(ordered, q=attention.q[order], q_bias=None if attention.q_bias is None else attention.q_bias[order])
 
 
 def stock_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:

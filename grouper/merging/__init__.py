@@ -11,13 +11,17 @@ from grouper.attention import Attention
 from grouper.calibration import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
-from grouper.merging import mean, procrustes, select, spectral
+from grouper.merging import mean, procrustes, select, spectral, weighted
 
 Merge = Callable[[Attention, LayerLayout, InputMoments], Attention]
 MERGES: dict[str, Merge] = {
     "mean": mean.merge,
     "select": select.merge,
+    "first": partial(select.merge, first=True),
     "procrustes": procrustes.merge,
+    "weighted": weighted.merge,
+    "weighted-column": partial(weighted.merge, kind="column"),
+    "weighted-row": partial(weighted.merge, kind="row"),
     "spectral": spectral.merge,
 }
 BEFORE_REFINEMENT = {"spectral": partial(spectral.merge, rescale=False)}  # where refinement wants another start

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from grouper.attention import Attention
 from grouper.errors import GrouperError
-from grouper.layout import Grouping
+from grouper.layout import LayerLayout
 
 
 def readers_of(attention: Attention, kv_head: int) -> list[int]:
@@ -14,11 +14,11 @@ def readers_of(attention: Attention, kv_head: int) -> list[int]:
     return list(range(kv_head * queries, (kv_head + 1) * queries))
 
 
-def check_readers_are_sources(attention: Attention, grouping: Grouping, merge: str) -> None:
-    """A change of basis folds into a query head only if the shared head is made, among others, of the head it read before."""
-    for readers, sources in zip(grouping.readers, grouping.sources):
-        if sorted(readers) != sorted(r for s in sources for r in readers_of(attention, s)):
-            raise GrouperError(f"the {merge} merge needs query heads to stay with the KV head they read; for this layout use --merge mean")
+def check_readers_are_sources(attention: Attention, layout: LayerLayout, merge: str) -> None:
+    """A change of basis folds into a query head only if it has its own projection and its shared head is made, among others, of the head it
+    read before."""
+    if not layout.keeps_readers(attention.query_heads // attention.kv_heads):
+        raise GrouperError(f"the {merge} merge needs query heads to stay with the KV head they read; for this layout use --merge mean")
 
 
 def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:

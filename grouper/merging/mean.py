@@ -11,7 +11,7 @@ from grouper.layout import Grouping, LayerLayout
 
 
 def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
-    """Average K and V heads, and their biases, over each group's sources.
+    """Average K and V heads, and their biases, over each group's sources; query heads too where the layout shares them (GQKVA).
 
     Every query head weighs the same: in a model that is GQA already, all KV heads have as many readers, so the plain mean does that.
     """
@@ -19,8 +19,9 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     def mean(heads: Tensor | None, grouping: Grouping) -> Tensor | None:  # [G, ...] -> [groups, ...]
         return None if heads is None else torch.stack([heads[list(s)].mean(0) for s in grouping.sources])
 
+    queries = {} if layout.q is None else {"q": mean(attention.q, layout.q), "q_bias": mean(attention.q_bias, layout.q)}
     return replace(
-        attention,
+        attention, **queries,
         k=mean(attention.k, layout.k), k_bias=mean(attention.k_bias, layout.k),
         v=mean(attention.v, layout.v), v_bias=mean(attention.v_bias, layout.v),
     )  # fmt: skip

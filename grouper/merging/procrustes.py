@@ -22,8 +22,7 @@ GAIN = 1e-9  # stop when the aligned norm grows by less than this share
 
 def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
     """Raises GrouperError where query heads would read heads that theirs are not merged into."""
-    for grouping in (layout.k, layout.v):
-        check_readers_are_sources(attention, grouping, "procrustes")
+    check_readers_are_sources(attention, layout, "procrustes")
     k, v = augmented(attention.k, attention.k_bias), augmented(attention.v, attention.v_bias)
     second = torch.eye(k.shape[-1], dtype=k.dtype) if inputs is None else inputs.second
     values, vectors = torch.linalg.eigh(second)

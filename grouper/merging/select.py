@@ -1,24 +1,35 @@
-"""Select merge: a shared head is one of the heads behind it, the medoid (GQA's own ablation keeps the first; mean > first > random there)."""
+"""Select merge: a shared head is one of the heads behind it, the medoid or the first (GQA's own ablation: mean > first > random)."""
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from grouper.attention import Attention, concatenated
+from grouper.attention import Attention
 from grouper.calibration import InputMoments
 from grouper.layout import Grouping, LayerLayout
+from grouper.merging.folding import augmented
 
 
-def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
-    """Keep of each group the K head, and the V head, that is nearest to the others in weights: the least sum of squared distances."""
+def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None, first: bool = False) -> Attention:
+    """Keep of each group the head whose outputs are nearest to the others' on calibration text: the least sum of squared distances.
 
-    def medoids(weight, bias, grouping: Grouping) -> list[int]:
-        rows = concatenated(weight, bias).flatten(1).double()
-        distance = torch.cdist(rows, rows) ** 2  # [G, G]
-        return [s[int(distance[list(s)][:, list(s)].sum(1).argmin())] for s in map(list, grouping.sources)]
+    K and V choose each for themselves. first: keep the group's first head instead.
+    """
 
-    k, v = medoids(attention.k, attention.k_bias, layout.k), medoids(attention.v, attention.v_bias, layout.v)
-    return replace(
-        attention, k=attention.k[k], v=attention.v[v],
-        k_bias=None if attention.k_bias is None else attention.k_bias[k], v_bias=None if attention.v_bias is None else attention.v_bias[v],
-    )  # fmt: skip
+    def chosen(weight: Tensor, bias: Tensor | None, grouping: Grouping) -> list[int]:
+        if first:
+            return [s[0] for s in grouping.sources]
+        rows = augmented(weight, bias)  # [G, d, D + 1]
+        seen = rows if inputs is None else rows @ inputs.second
+        gram = torch.einsum("adx,bdx->ab", seen, rows)
+        distance = gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
+        return [s[int(distance[list(s)][:, list(s)].sum(1).argmin())] for s in grouping.sources]
+
+    parts = {"k": layout.k, "v": layout.v} | ({} if layout.q is None else {"q": layout.q})
+    kept = {}
+    for part, grouping in parts.items():
+        weight, bias = getattr(attention, part), getattr(attention, f"{part}_bias")
+        index = chosen(weight, bias, grouping)
+        kept |= {part: weight[index], f"{part}_bias": None if bias is None else bias[index]}
+    return replace(attention, **kept)

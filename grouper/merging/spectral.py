@@ -148,8 +148,7 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments, resca
     rescale: restore each head's K energy, which the projection shrinks (attention would flatten): q_h takes sqrt(E|k_h|^2 / E|k'_h|^2), k' the
     shared head as h sees it. Leave it out before refinement. Raises GrouperError where readers are not the sources' own.
     """
-    for grouping in (layout.k, layout.v):
-        check_readers_are_sources(attention, grouping, "spectral")
+    check_readers_are_sources(attention, layout, "spectral")
     layer = SpectralLayer(attention, inputs, device)
     q = layer.q.clone()  # [G, queries, d, D + 1]
     o = torch.empty(layer.heads, layer.queries, attention.o.shape[0], layer.d, dtype=torch.float64, device=device)

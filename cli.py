@@ -57,6 +57,7 @@ Text = Annotated[str | None, typer.Option(help="Plain text, JSONL with `text` or
 Dataset = Annotated[str | None, typer.Option(help="NAME[:split] of a dataset (needs kv-grouper[datasets]).")]
 Tokens = Annotated[int, typer.Option(help="Tokens of text to calibrate on.")]
 Window = Annotated[int, typer.Option(help="Tokens of a window.")]
+Keep = Annotated[Path | None, typer.Option(help="Folder where what was calibrated is kept and looked for.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Scope = Annotated[str | None, typer.Option(help="What refinement trains: attention (default on a CPU) or block (on a GPU).")]
 RefineTokens = Annotated[int | None, typer.Option(help="Tokens to refine on: 393,216 on a GPU, 16,384 on a CPU, if there are as many.")]
@@ -93,7 +94,9 @@ def search(
     dataset: Dataset = None,
     tokens: Tokens = 32_768,
     window: Window = 512,
+    keep_calibration: Keep = None,
     paper: Annotated[str | None, typer.Option(help="A published recipe: qcqa or asymgqa.")] = None,
+    acceptance: Annotated[str, typer.Option(help="What judges asymgqa's steps: fitness, or (slow) the merged model's loss.")] = "fitness",
     stage2: Annotated[str, typer.Option(help="Budgets over layers: knapsack (exact), nsga2 (QCQA's) or none.")] = "knapsack",
     kv_heads_multiple_of: Annotated[int, typer.Option(help="Only such KV-head counts, for tensor parallelism.")] = 1,
     kv_dtype: KvDtype = "bfloat16",
@@ -114,12 +117,12 @@ def search(
 
     options = SearchOptions(
         tuple(m.strip() for m in method.split(",")), fitness, stage2, paper, kv_heads_multiple_of, kv_dtype, population, generations, seed,
-        text, dataset, tokens, window,
+        text, dataset, tokens, window, acceptance,
     )  # fmt: skip
     with search_progress() as progress:
         front = run_search(
-            model, output, options, revision=revision, jobs=jobs, device=_device(device), overwrite=overwrite, progress=progress,
-            command=_command(),
+            model, output, options, revision=revision, jobs=jobs, device=_device(device), keep_calibration=keep_calibration, overwrite=overwrite,
+            progress=progress, command=_command(),
         )  # fmt: skip
     closing_table(front, str(output))
     _print_front(front, json_, output)
@@ -134,6 +137,7 @@ def evaluate(
     refine: Annotated[bool, typer.Option("--refine", help="Refine each layout on the run's calibration text first.")] = False,
     scope: Scope = None,
     refine_tokens: RefineTokens = None,
+    keep_calibration: Keep = None,
     layouts: Annotated[str, typer.Option(help="spread (baselines, stock ones, 12 along the front), all, or 3,17,40.")] = "spread",
     window: Window = 512,
     limit: Annotated[int | None, typer.Option(help="Windows at most, spread over the text.")] = None,
@@ -152,7 +156,7 @@ def evaluate(
     with bar("measuring") as progress:
         front = measure(
             run, source, merge=merge, refine=refine, scope=scope, refine_tokens=refine_tokens, layouts=layouts, window=window, limit=limit,
-            device=_device(device), dtype=_dtype(dtype),
+            device=_device(device), dtype=_dtype(dtype), keep_calibration=keep_calibration,
             overwrite=overwrite, progress=lambda done, of, what, value: progress(done, of, f"{what}: {value:.4f} nats per token"),
         )  # fmt: skip
     closing_table(front, str(run))
@@ -175,6 +179,7 @@ def export(
     tokens: Tokens = 32_768,
     refine_tokens: RefineTokens = None,
     window: Window = 512,
+    keep_calibration: Keep = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -186,13 +191,13 @@ def export(
     from search import export_from_run
     from search.console import bar, exported_summary
 
-    calibration = Calibration(TextSource(text, dataset), tokens, refine_tokens, window) if text or dataset else None
+    calibration = Calibration(TextSource(text, dataset), tokens, refine_tokens, window, keep_calibration) if text or dataset else None
 
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy, merge=merge,
-            calibration=calibration, refine=refine, scope=scope, device=_device(device), overwrite=overwrite, command=_command(),
-            tell=lambda line: say.print(line, soft_wrap=True),
+            calibration=calibration, refine=refine, scope=scope, device=_device(device), keep_calibration=keep_calibration,
+            overwrite=overwrite, command=_command(), tell=lambda line: say.print(line, soft_wrap=True),
             progress=progress,
         )  # fmt: skip
     if json_:

@@ -1,18 +1,20 @@
-"""Nats per token over the original, merge by merge and layout by layout, at the same KV bytes.
+"""Nats per token over the original, method by method and merge by merge, at the same KV bytes.
 
     python bench/quality.py                                            # the model in the box, on the GPU if there is one
     python bench/quality.py --model FOLDER --calibration A.txt --evaluation B.txt --kv-heads 2,1
 
 Calibration and evaluation text differ. "weight-sharing error" rows are the exact optimum of QCQA's own error with its mean merge, at a uniform
-count and with budgets per layer from the exact knapsack; the last lines compare spectral and refined with the better of the two.
+count and with budgets per layer from the exact knapsack; the last lines compare spectral and refined with the better of them.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from fitness.perplexity import nll
@@ -21,19 +23,86 @@ from grouper.in_memory import InMemoryModel
 from grouper.regroup import Calibration, Regrouper
 from grouper.text import TextSource, load_tokenizer, windows
 from search import ParetoFront, RunFolder, SearchOptions, search
+from search.exact import LIMIT
+
+SLOW = "asymgqa, steps by loss"
 
 
-def best(front: ParetoFront, kv_ratio: float, which: str):
-    """The row of lowest error at this KV ratio: "neighbour", "equal", "any" (one count), or "budgets" (any counts)."""
-    rows = front.table[(front.table["kv_ratio"] - kv_ratio).abs() < 1e-6]
-    baseline = rows["method"] == "neighbour"
-    chosen = {
-        "neighbour": baseline,
-        "equal": ~baseline & (rows["method"] != "random") & (rows["deploy"] == "stock"),
-        "any": ~baseline & (rows["method"] != "random") & rows["deploy"].isin(["stock", "padded"]),
-        "budgets": ~baseline & (rows["method"] != "random"),
-    }[which]
-    rows = rows[chosen]
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. run: the search that it comes from. methods: of its layouts; all that are no baseline if empty. which: "equal"
+    groups, "any" sizes with one count, or "budgets", any counts. calibrated: whether the merge sees text. refined: by --refine under this word."""
+
+    name: str
+    run: str
+    methods: tuple[str, ...]
+    which: str
+    merge: str
+    calibrated: bool = True
+    refined: str = ""
+
+
+NEIGHBOURS = ("weight", ("neighbour",), "any")
+ROWS = [
+    Row("neighbours, mean (GQA)", *NEIGHBOURS, "mean"),
+    Row("neighbours, first head", *NEIGHBOURS, "first"),
+    Row("neighbours, medoid (select)", *NEIGHBOURS, "select"),
+    Row("neighbours, weighted by head (WGQA)", *NEIGHBOURS, "weighted"),
+    Row("neighbours, weighted by column", *NEIGHBOURS, "weighted-column"),
+    Row("neighbours, weighted by row", *NEIGHBOURS, "weighted-row"),
+    Row("neighbours, Procrustes", *NEIGHBOURS, "procrustes"),
+    Row("neighbours, spectral, no text", *NEIGHBOURS, "spectral", calibrated=False),
+    Row("neighbours, spectral", *NEIGHBOURS, "spectral"),
+    Row("KDGQA, mean", "activation", ("kdgqa",), "any", "mean"),
+    Row("DGQA, moving average, mean", "activation", ("dgqa",), "any", "mean"),
+    Row("DGQA, difference, mean", "activation", ("dgqa-diff",), "any", "mean"),
+    Row("GQKVA, mean", "activation", ("gqkva",), "any", "mean"),
+    Row("AsymGQA, equal sizes, mean", "activation", ("asymgqa-sym",), "equal", "mean"),
+    Row("AsymGQA, any sizes, mean", "activation", ("asymgqa",), "any", "mean"),
+    Row("AsymGQA, equal sizes, steps by loss, mean", SLOW, ("asymgqa-sym",), "equal", "mean"),
+    Row("AsymGQA, any sizes, steps by loss, mean", SLOW, ("asymgqa",), "any", "mean"),
+    Row("AsymGQA, Ward, mean", "activation", ("ward",), "any", "mean"),
+    Row("weight-sharing error, equal sizes, mean (QCQA-EC)", "weight", ("exact", "qcqa-ec"), "equal", "mean"),
+    Row("weight-sharing error, any sizes, mean (QCQA-AC)", "weight", ("exact", "qcqa-ac"), "any", "mean"),
+    Row("weight-sharing error, budgets, mean (QCQA)", "weight", ("exact", "qcqa-ac", "qcqa-ec"), "budgets", "mean"),
+    Row("activation error, equal sizes, mean", "activation", ("qcqa-ec",), "equal", "mean"),
+    Row("activation error, any sizes, mean", "activation", ("qcqa-ac", "qcqa-ec"), "any", "mean"),
+    Row("activation error, budgets, mean", "activation", ("qcqa-ac", "qcqa-ec"), "budgets", "mean"),
+    Row("activation error, K and V apart, mean", "activation", ("separate",), "budgets", "mean"),
+    Row("spectral, equal sizes", "spectral", ("qcqa-ec",), "equal", "spectral"),
+    Row("spectral, any sizes", "spectral", ("qcqa-ac", "qcqa-ec"), "any", "spectral"),
+    Row("spectral, budgets", "spectral", ("qcqa-ac", "qcqa-ec"), "budgets", "spectral"),
+    Row("spectral, K and V apart", "spectral", ("separate",), "budgets", "spectral"),
+    Row("neighbours, mean, refined", *NEIGHBOURS, "mean", refined="neighbour"),
+    Row("spectral, equal sizes, refined", "spectral", ("qcqa-ec",), "equal", "spectral", refined="equal"),
+    Row("spectral, any sizes, refined", "spectral", ("qcqa-ac", "qcqa-ec"), "any", "spectral", refined="any"),
+    Row("spectral, budgets, refined", "spectral", ("qcqa-ac", "qcqa-ec"), "budgets", "spectral", refined="budgets"),
+    Row("spectral, K and V apart, refined", "spectral", ("separate",), "budgets", "spectral", refined="apart"),
+]
+
+
+def runs(model: InMemoryModel, text: dict, slow: bool) -> dict[str, SearchOptions]:
+    """The searches behind the table."""
+    heads = model.architecture.kv_heads
+    multi_head = ("gqkva",) if heads == model.architecture.query_heads else ()
+    exact = ("exact",) if heads <= LIMIT else ("qcqa-ac", "qcqa-ec")
+    every = ("qcqa-ac", "qcqa-ec", "asymgqa", "asymgqa-sym", "ward", "kdgqa", "dgqa", "dgqa-diff", "separate", *multi_head)
+    return {
+        "weight": SearchOptions(exact, "weight"),
+        "activation": SearchOptions(every, "activation", **text),
+        "spectral": SearchOptions(("qcqa-ac", "qcqa-ec", "separate"), **text),
+        **({SLOW: SearchOptions(paper="asymgqa", **text)} if slow else {}),
+    }
+
+
+def best(front: ParetoFront, kv_ratio: float, row: Row) -> pd.Series | None:
+    """The layout of lowest error at this KV ratio among the row's."""
+    table = front.table
+    rows = table[(table["kv_ratio"] - kv_ratio).abs() < 1e-6]
+    rows = rows[rows["method"].isin(row.methods)]
+    deploys = {"equal": ["stock"], "any": ["stock", "padded"], "budgets": ["stock", "padded", "ragged", "none"]}[row.which]
+    if row.methods not in (("gqkva",), ("separate",)):
+        rows = rows[rows["deploy"].isin(deploys)]
     return None if rows.empty else rows.sort_values(["error", "layout"]).iloc[0]
 
 
@@ -47,8 +116,9 @@ def main() -> None:
     parser.add_argument("--refine-tokens", type=int)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--limit", type=int, help="windows of evaluation text")
-    parser.add_argument("--refine", default="equal,budgets", help="which layouts to refine")
+    parser.add_argument("--refine", default="equal,budgets", help="what to refine: neighbour, equal, any, budgets, apart, or none")
     parser.add_argument("--scope", help="attention or block")
+    parser.add_argument("--slow", action="store_true", help="AsymGQA with steps judged by the merged model's loss, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -57,59 +127,39 @@ def main() -> None:
     model = InMemoryModel(checkpoint, args.device)
     evaluation = windows(TextSource(args.evaluation, purpose="evaluation"), load_tokenizer(checkpoint), args.window, args.limit)
     calibration = Calibration(TextSource(args.calibration), args.tokens, args.refine_tokens, args.window)
-    calibrated, uncalibrated = Regrouper(checkpoint, calibration, args.device, model), Regrouper(checkpoint, None, args.device, model)
     original = nll(model.model, evaluation)
     print(f"{args.model}: {original:.4f} nats per token on {evaluation.numel():,} tokens; calibrated on {args.tokens:,}", flush=True)
-
     found: dict[str, list[float | None]] = {}
     counts = [int(k) for k in args.kv_heads.split(",")]
     heads = model.architecture.kv_heads
 
-    def measure(name: str, column: int, layout, merged) -> None:
-        began = time.time()
-        value = nll(calibrated.install(layout, merged()), evaluation) - original
-        model.restore()
-        found.setdefault(name, [None] * len(counts))[column] = value
-        print(f"  KV {counts[column]}/{heads} {name}: {value:+.4f} ({time.time() - began:.0f} s)", flush=True)
-
     with tempfile.TemporaryDirectory() as temporary:
+        calibration = replace(calibration, keep=Path(temporary) / "kept")
+        calibrated, uncalibrated = Regrouper(checkpoint, calibration, args.device, model), Regrouper(checkpoint, None, args.device, model)
         text = {"text": args.calibration, "tokens": args.tokens, "window": args.window}
-        exact = ("exact",) if heads <= 16 else ("qcqa-ac", "qcqa-ec")
-        runs = {"weight": SearchOptions(method=exact, fitness="weight"), "spectral": SearchOptions(**text)}
-        fronts = {n: search(args.model, Path(temporary) / n, o, device=args.device if n == "spectral" else "cpu") for n, o in runs.items()}
-
-        def layout(run: str, row):
-            return RunFolder(Path(temporary) / run).layout(int(row["layout"]))
-
-        for column, count in enumerate(counts):
-            ratio = count / heads
-            for run, which, merge, regrouper, name in (
-                ("weight", "neighbour", "mean", uncalibrated, "neighbours, mean"),
-                ("weight", "equal", "mean", uncalibrated, "weight-sharing error, equal sizes, mean"),
-                ("weight", "any", "mean", uncalibrated, "weight-sharing error, any sizes, mean"),
-                ("weight", "budgets", "mean", uncalibrated, "weight-sharing error, budgets, mean"),
-                ("weight", "neighbour", "procrustes", calibrated, "neighbours, Procrustes"),
-                ("weight", "neighbour", "spectral", uncalibrated, "neighbours, spectral, no text"),
-                ("weight", "neighbour", "spectral", calibrated, "neighbours, spectral"),
-                ("spectral", "equal", "spectral", calibrated, "spectral, equal sizes"),
-                ("spectral", "any", "spectral", calibrated, "spectral, any sizes"),
-                ("spectral", "budgets", "spectral", calibrated, "spectral, budgets"),
-            ):
-                row = best(fronts[run], ratio, which)
-                if row is not None:
-                    heads_of = layout(run, row)
-                    measure(name, column, heads_of, lambda r=regrouper, h=heads_of, m=merge: r.merged(h, m))
-            for run, which, merge, name in (
-                ("weight", "neighbour", "mean", "neighbours, mean, refined"),
-                ("spectral", "equal", "spectral", "spectral, equal sizes, refined"),
-                ("spectral", "any", "spectral", "spectral, any sizes, refined"),
-                ("spectral", "budgets", "spectral", "spectral, budgets, refined"),
-            ):
-                row = best(fronts[run], ratio, which)
-                if row is not None and which in args.refine.split(","):
-                    heads_of = layout(run, row)
-                    options = calibrated.refine_options(args.scope)
-                    measure(name, column, heads_of, lambda h=heads_of, m=merge, o=options: calibrated.refined(h, m, o))
+        fronts = {}
+        for name, options in runs(model, text, args.slow).items():
+            began = time.time()
+            device = args.device if options.text else "cpu"
+            fronts[name] = search(args.model, Path(temporary) / name, options, device=device, keep_calibration=calibration.keep)
+            print(f"  searched by {name} ({time.time() - began:.0f} s)", flush=True)
+        for row in ROWS:
+            if row.run not in fronts or (row.refined and row.refined not in args.refine.split(",")):
+                continue
+            for column, count in enumerate(counts):
+                chosen = best(fronts[row.run], count / heads, row)
+                if chosen is None:
+                    continue
+                began = time.time()
+                layout = RunFolder(Path(temporary) / row.run).layout(int(chosen["layout"]))
+                if row.refined:
+                    merged = calibrated.refined(layout, row.merge, calibrated.refine_options(args.scope))
+                else:
+                    merged = (calibrated if row.calibrated else uncalibrated).merged(layout, row.merge)
+                value = nll(calibrated.install(layout, merged), evaluation) - original
+                model.restore()
+                found.setdefault(row.name, [None] * len(counts))[column] = value
+                print(f"  KV {count}/{heads} {row.name}: {value:+.4f} ({time.time() - began:.0f} s)", flush=True)
 
     print("\n| | " + " | ".join(f"KV {k / heads:.3g}" for k in counts) + " |\n|" + " --- |" * (len(counts) + 1))
     for name, values in found.items():
@@ -120,10 +170,10 @@ def main() -> None:
 
 
 def summary(found: dict, counts: list[int], heads: int) -> None:
-    """Spectral and refined against the better weight-sharing-error layout."""
+    """Spectral and refined against the best weight-sharing-error layout, K and V grouped alike."""
 
     def least(prefix: str, column: int, refined: bool) -> float | None:
-        names = [n for n in found if n.startswith(prefix) and n.endswith(", refined") == refined]
+        names = [n for n in found if n.startswith(prefix) and n.endswith(", refined") == refined and "apart" not in n]
         return min((found[n][column] for n in names if found[n][column] is not None), default=None)
 
     for column, count in enumerate(counts):

@@ -48,7 +48,9 @@ def main() -> None:
     layout = HeadLayout.from_labels([neighbours] * a.layers, a.query_heads, a.head_dim)
     start = regrouper.merged(layout, "spectral", before_refinement=True)
     kept = [start(layer) for layer in range(model.architecture.layers)]
-    print(f"{args.model}, KV {args.kv_heads}/{model.architecture.kv_heads}: original {original:.4f} on {unseen.numel():,} tokens", flush=True)
+    print(
+        f"{args.model}, KV {args.kv_heads}/{model.architecture.kv_heads}: original {original:.4f} on {unseen.numel():,} tokens", flush=True
+    )
     print("| tokens | scope | lr | nats over the original | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
     for tokens in counts:
         part = seen[torch.linspace(0, len(seen) - 1, min(len(seen), tokens // args.window)).long()]

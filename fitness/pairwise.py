@@ -14,12 +14,14 @@ class PairwiseFitness:
     within-group sum of squares around the group's mean: tr G - sum over g of (1 / |g|) 1_g^T G 1_g. Differences of close numbers are
     taken once, in float64, when the table is made: groups of equal heads cost 0 and not a rounding error of tr G.
 
-    pairs: [G, G], zero diagonal; by_size: [G + 1].
+    pairs: [G, G], zero diagonal; by_size: [G + 1]. distance: [G, G], how far apart two heads are, for methods that go by that
+    (AsymGQA); the pairs unless given.
     """
 
-    def __init__(self, pairs: np.ndarray, by_size: np.ndarray | None = None):
+    def __init__(self, pairs: np.ndarray, by_size: np.ndarray | None = None, distance: np.ndarray | None = None):
         self.pairs = np.ascontiguousarray(pairs, dtype=np.float64)
         self.heads = len(self.pairs)
+        self.distance = self.pairs if distance is None else distance
         self.by_size = 1 / np.maximum(np.arange(self.heads + 1), 1) if by_size is None else np.asarray(by_size, np.float64)
 
     @property
@@ -27,13 +29,13 @@ class PairwiseFitness:
         return self
 
     @classmethod
-    def from_gram(cls, gram: np.ndarray, scale: float = 1.0) -> "PairwiseFitness":
+    def from_gram(cls, gram: np.ndarray, scale: float = 1.0, distance: np.ndarray | None = None) -> "PairwiseFitness":
         """gram: [G, G] inner products of the heads. Errors are divided by `scale`."""
         gram = np.asarray(gram, np.float64)
         energy = np.diag(gram)
         pairs = (energy[:, None] + energy[None, :] - 2 * gram) / 2
         pairs[pairs < 1e-12 * (energy[:, None] + energy[None, :])] = 0  # equal up to float64 rounding
-        return cls((pairs + pairs.T) / 2 / scale)
+        return cls((pairs + pairs.T) / 2 / scale, distance=distance)
 
     def group_errors(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
         member = np.zeros((len(groups), self.heads))

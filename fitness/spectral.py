@@ -21,9 +21,10 @@ SAMPLED = 12  # random groups of each size that the surrogate learns from
 BATCH = 1 << 24  # elements of eigenproblems solved together
 
 
-def spectral_fitness(attention: Attention, inputs: InputMoments, device: str = "cpu") -> "SpectralFitness":
-    """One layer's tables under these input moments. device: where they are made and eigenproblems are solved."""
-    return SpectralFitness(SpectralLayer(attention, inputs, device).tables(), attention.head_dim)
+def spectral_fitness(attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu") -> "SpectralFitness":
+    """One layer's tables under these input moments. part: "kv", or the error of "k" or "v" alone. device: where tables are made
+    and eigenproblems are solved."""
+    return SpectralFitness(SpectralLayer(attention, inputs, device).tables(), attention.head_dim, part)
 
 
 class SpectralFitness:
@@ -32,8 +33,8 @@ class SpectralFitness:
     The surrogate scales the sum of pairs by a factor for each group size, measured on a few random groups.
     """
 
-    def __init__(self, tables: SpectralTables, head_dim: int):
-        self.tables, self.d = tables, head_dim
+    def __init__(self, tables: SpectralTables, head_dim: int, part: str = "kv"):
+        self.tables, self.d, self.part = tables, head_dim, part
         self.heads = tables.v.shape[0] // head_dim
         self.v_energy = float(tables.v.trace().clamp_min(1e-300))
         k_energy = 0.0
@@ -88,13 +89,16 @@ class SpectralFitness:
         """index: [n, S] heads. Returns [n]."""
         k = torch.zeros(len(index), dtype=torch.float64, device=index.device)
         t = self.tables
+        if self.part == "v":
+            return self._v_errors(index) / self.v_energy
         if t.planes is not None:
             sub = t.planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
             values = torch.linalg.eigvalsh(sub)
             k += t.plane_weight * values[..., :-1].clamp_min(0).sum((0, 2))
         if t.free is not None:
             k += _tail(_blocks(t.free, index, t.free.shape[0] // self.heads), t.free.shape[0] // self.heads)
-        return k / self.k_energy + self._v_errors(index) / self.v_energy
+        k = k / self.k_energy
+        return k if self.part == "k" else k + self._v_errors(index) / self.v_energy
 
     def _v_errors(self, index: Tensor) -> Tensor:
         size = index.shape[1]

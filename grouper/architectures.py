@@ -166,6 +166,13 @@ class Architecture:
         grouped = heads.unflatten(0, (self.kv_heads, self.queries_per_kv_head + 2))  # [G, queries + k + v, d, D]
         return grouped[:, :-2].flatten(0, 1), grouped[:, -2], grouped[:, -1]
 
+    def key_outputs(self, output: Tensor) -> Tensor:
+        """What the module that gives k gave [windows, tokens, rows] -> keys before any norm and RoPE [windows, G, d, tokens]."""
+        if not self.family.fused:
+            return output.unflatten(-1, (self.kv_heads, self.head_dim)).permute(0, 2, 3, 1)
+        keys = self.split(output.flatten(0, 1).T)[1]  # [G, d, windows tokens]
+        return keys.unflatten(-1, output.shape[:2]).permute(2, 0, 1, 3)
+
     def norm(self, checkpoint: Checkpoint, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """(gain [D], bias [D]) of the norm before the projections; None where there is none."""
         if self.family.norm is None:

@@ -4,6 +4,10 @@ Weights go in expanded, one K and one V head per query head, so any layout runs 
 such a model: write layouts with `export`.
 """
 
+import math
+from pathlib import Path
+
+import psutil
 import torch
 from torch import nn
 
@@ -16,16 +20,29 @@ from grouper.layout import LayerLayout
 class InMemoryModel:
     """`model` is the transformers model; `install` changes one layer's attention."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32):
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32, offload: Path | None = None):
+        """offload: a folder for what fits neither the GPU nor main memory: accelerate then places the model, in its stored dtype, and fetches
+        layers as they are needed. Such a model is for looking, not for `install`.
+        """
         from transformers import AutoModelForCausalLM
 
         self.checkpoint = checkpoint.local()
         self.architecture = Architecture.of(checkpoint.config)
         self.device, self.dtype = device, dtype
-        self.model = AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype=dtype, use_safetensors=True)
-        self.model.to(device).eval().requires_grad_(False)
+        if offload is None:
+            self.model = AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype=dtype, use_safetensors=True).to(device)
+        else:
+            place = {"device_map": "auto", "max_memory": memory_limits(device), "offload_folder": offload}
+            self.model = AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype="auto", use_safetensors=True, **place)
+        self.model.eval().requires_grad_(False)
         self._original = [self._modules(layer) for layer in range(self.architecture.layers)]
         self._replaced: dict[tuple[int, str], torch.Tensor] = {}
+
+    @staticmethod
+    def fits(checkpoint: Checkpoint, device: str, dtype: torch.dtype = torch.float32) -> bool:
+        """Whether the whole model has room on the device, with a fifth to spare."""
+        needed = dtype.itemsize * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+        return 1.2 * needed < min(free_memory(), torch.cuda.mem_get_info(device)[0] if "cuda" in device else math.inf)
 
     def layer(self, layer: int) -> nn.Module:
         return self.model.get_submodule(self.architecture.family.layer.format(layer=layer).rstrip("."))
@@ -37,6 +54,10 @@ class InMemoryModel:
     def query_projection(self, layer: int) -> nn.Module:
         """The module whose input is what enters q, k and v."""
         return self.layer(layer).get_submodule(self.architecture.family.q)
+
+    def key_projection(self, layer: int) -> nn.Module:
+        """The module that gives k, among others where projections are fused."""
+        return self.layer(layer).get_submodule(self.architecture.family.q if self.architecture.family.fused else self.architecture.family.k)
 
     def _modules(self, layer: int) -> dict:
         attention = self.attention(layer)
@@ -70,3 +91,14 @@ class InMemoryModel:
             parameter = self.layer(layer).get_parameter(name)
             self._replaced.setdefault((layer, name), parameter.data)
             parameter.data = tensor.to(**place)
+
+
+def memory_limits(device: str) -> dict[int | str, int]:
+    """For accelerate: what the model may take of the GPU and of main memory, a quarter left for activations and sums."""
+    limits: dict[int | str, int] = {"cpu": int(free_memory() * 0.75)}
+    return limits if "cuda" not in device else {torch.device(device).index or 0: int(torch.cuda.mem_get_info(device)[0] * 0.75), **limits}
+
+
+def free_memory() -> float:
+    """Bytes of main memory that are free or hold what can be read again."""
+    return float(psutil.virtual_memory().available)

@@ -1,5 +1,6 @@
 """From a layout to weights: calibrate once, merge layers, refine them. What export and evaluation share."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from grouper.architectures import Architecture
 from grouper.attention import MergedLayer
-from grouper.calibration import InputMoments, collect_moments
+from grouper.calibration import InputMoments, collect_moments, load_moments, save_moments
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout
 from grouper.merging import merge_named
 from grouper.refine import Progress, RefineOptions, estimate_seconds, refine
-from grouper.text import TextSource, load_tokenizer, windows
+from grouper.text import TextSource, digest, load_tokenizer, windows
 
 TOKENS = 32_768
 WINDOW = 512
@@ -27,12 +28,16 @@ Merged = Callable[[int], MergedLayer]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Text to calibrate on. tokens: for the moments; refine_tokens: at most, for refinement (by device unless given); window: tokens."""
+    """Text to calibrate on. tokens: for the moments; refine_tokens: at most, for refinement (by device unless given); window: tokens.
+
+    keep: a folder where the moments of this model, text and tokens are kept and looked for.
+    """
 
     source: TextSource
     tokens: int = TOKENS
     refine_tokens: int | None = None
     window: int = WINDOW
+    keep: Path | None = None
 
 
 class Regrouper:
@@ -63,8 +68,33 @@ class Regrouper:
         a = self.architecture
         if self.calibration is None:
             return [InputMoments.from_norm(*a.norm(self.checkpoint, layer), a.hidden_size) for layer in range(a.layers)]
+        tokens = self.windows(self.calibration.tokens)
+        kept = None
+        if self.calibration.keep is not None:
+            kept = self.calibration.keep / f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}.safetensors"
+            if kept.is_file():
+                return load_moments(kept)
+        moments = self._collect(tokens)
+        if kept is not None:
+            save_moments(kept, moments)
+        return moments
+
+    def _collect(self, tokens: Tensor) -> list[InputMoments]:
+        if self._model is None and "model" not in vars(self) and not InMemoryModel.fits(self.checkpoint, self.device):
+            with tempfile.TemporaryDirectory(prefix="grouper-offload-") as folder:
+                return collect_moments(InMemoryModel(self.checkpoint, self.device, offload=Path(folder)), tokens)
         self.model.restore()
-        return collect_moments(self.model, self.windows(self.calibration.tokens))
+        return collect_moments(self.model, tokens)
+
+    def held_out(self, tokens: int) -> Tensor:
+        """[n, window] of the calibration text that the moments have not seen, for judging merges on."""
+        used = {tuple(row) for row in self.windows(self.calibration.tokens).tolist()}
+        every = windows(self.calibration.source, load_tokenizer(self.checkpoint), self.calibration.window)
+        rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
+        if not len(rest):
+            raise GrouperError(f"{self.calibration.source.name} has no text left to judge merges on: give more text, or fewer --tokens")
+        count = min(len(rest), max(1, tokens // self.calibration.window))
+        return rest[torch.linspace(0, len(rest) - 1, count).round().long()]
 
     def merged(self, layout: HeadLayout, merge: str, before_refinement: bool = False) -> Merged:
         """Layer by layer when asked for."""

@@ -1,14 +1,13 @@
 """The residual stream of a model over text: where it is kept, and what enters the first layer."""
 
 import math
-import os
 import tempfile
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from grouper.in_memory import InMemoryModel
+from grouper.in_memory import InMemoryModel, free_memory
 
 
 @torch.no_grad()
@@ -65,11 +64,3 @@ def room(shape: tuple[int, ...], device: str) -> Tensor:
         return torch.empty(shape)
     with tempfile.NamedTemporaryFile(prefix="grouper-stream-") as file:  # the name goes at once, the space with the tensor
         return torch.from_file(file.name, shared=True, size=elements, dtype=torch.float32).view(shape)
-
-
-def free_memory() -> float:
-    """Bytes of main memory that are free; no limit where the system does not say."""
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return math.inf

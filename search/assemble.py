@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fitness import OWN_MERGE
 from grouper.architectures import Architecture
 from grouper.layout import HeadLayout
 from search.budget import binary_nsga2, knapsack
-from search.candidate import Candidate, best_per_count
+from search.candidate import Candidate, best_per_size
 from search.methods import BASELINES, METHODS, ORIGINAL
 from search.nsga2 import Settings
 from search.pareto import Scored
@@ -17,7 +18,7 @@ from search.pareto import Scored
 if TYPE_CHECKING:
     from search.run import SearchOptions
 
-PerLayer = list[dict[int, Candidate]]  # per layer: KV heads -> candidate
+PerLayer = list[dict[int, Candidate]]  # per layer: K heads plus V heads -> candidate
 
 
 def assemble(found: list[dict[str, list[Candidate]]], architecture: Architecture, options: "SearchOptions") -> list[Scored]:
@@ -30,37 +31,52 @@ def assemble(found: list[dict[str, list[Candidate]]], architecture: Architecture
     alone = Candidate(np.arange(architecture.kv_heads), 0.0)
     scored: dict[tuple[bool, HeadLayout], Scored] = {}
 
+    queries, own_merge = architecture.queries_per_kv_head, OWN_MERGE[options.fitness]
+
     def add(method: str, picks: Iterable[Candidate]) -> None:
         picks = list(picks)
-        layout = HeadLayout.from_labels([c.labels for c in picks], architecture.query_heads, architecture.head_dim)
-        scored.setdefault((method in BASELINES, layout), Scored(layout, method, float(sum(c.error for c in picks))))
+        layers = tuple(c.layer_layout(queries) for c in picks)
+        layout = HeadLayout(layers, architecture.query_heads, architecture.kv_heads, architecture.head_dim)
+        merge = "mean" if layout.only_mean else own_merge
+        scored.setdefault((method in BASELINES, layout), Scored(layout, method, float(sum(c.error for c in picks)), merge))
 
     add(ORIGINAL, [alone] * len(found))
     counts = architecture.uniform_counts(options.kv_heads_multiple_of)
+    allowed = {*counts, architecture.kv_heads}
     for name in dict.fromkeys([*BASELINES, *options.method]):
-        every = [[c for c in layer[name] if c.kv_heads in counts] for layer in found]
-        any_size = [best_per_count(candidates) for candidates in every]
-        equal = [best_per_count([c for c in candidates if c.equal_groups]) for candidates in every]
+        every = [[c for c in layer[name] if _counts(c) <= allowed] for layer in found]
+        if METHODS[name].aligned:
+            for picks in zip(*every):
+                add(name, picks)
+            continue
+        any_size = [best_per_size(candidates) for candidates in every]
+        equal = [best_per_size([c for c in candidates if c.equal_groups]) for candidates in every]
         for per_layer in (equal, any_size):
             for k in counts:
-                if all(k in layer for layer in per_layer):
-                    add(name, [layer[k] for layer in per_layer])
+                if all(2 * k in layer for layer in per_layer):
+                    add(name, [layer[2 * k] for layer in per_layer])
         if METHODS[name].budgets and options.stage2 != "none":
-            with_original = [{**layer, architecture.kv_heads: alone} for layer in any_size]
+            with_original = [{**layer, 2 * architecture.kv_heads: alone} for layer in any_size]
             for choice in _budgets(with_original, architecture, options, name):
-                add(name, [layer[k] for layer, k in zip(with_original, choice)])
+                add(name, [layer[size] for layer, size in zip(with_original, choice)])
     original, *rest = scored.values()
     return [original, *sorted(rest, key=lambda s: (-s.layout.cached_heads, s.error, s.method))]
 
 
+def _counts(candidate: Candidate) -> set[int]:
+    """Its numbers of K and V heads."""
+    layout = candidate.layout
+    return {candidate.kv_heads} if layout is None else {layout.k.kv_heads, layout.v.kv_heads}
+
+
 def _budgets(per_layer: PerLayer, architecture: Architecture, options: "SearchOptions", name: str) -> list[tuple[int, ...]]:
-    errors = [{k: c.error for k, c in layer.items()} for layer in per_layer]
+    errors = [{size: c.error for size, c in layer.items()} for layer in per_layer]
     if options.stage2 == "knapsack":
         return knapsack(errors)
     rng = np.random.default_rng([options.seed, zlib.crc32(name.encode())])
     settings = Settings(options.population, options.generations, patience=0, memetic=False)
     choices: dict[tuple[int, ...], None] = {}
     for k in architecture.uniform_counts(options.kv_heads_multiple_of):
-        if all(k in layer for layer in per_layer):
-            choices |= dict.fromkeys(binary_nsga2(errors, [k] * len(errors), architecture.kv_heads, rng, settings))
+        if all(2 * k in layer for layer in per_layer):
+            choices |= dict.fromkeys(binary_nsga2(errors, [2 * k] * len(errors), 2 * architecture.kv_heads, rng, settings))
     return list(choices)

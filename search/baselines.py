@@ -12,8 +12,12 @@ from search.operators import random_labels
 def neighbour(fitness: LayerFitness, rng: np.random.Generator, settings: Settings, report: Report | None = None) -> list[Candidate]:
     """Consecutive heads share, for every number of KV heads; where that does not divide the heads, the first groups are one larger."""
     heads = fitness.heads
-    rows = [np.repeat(np.arange(k), [len(b) for b in np.array_split(np.arange(heads), k)]) for k in range(1, heads)]
+    rows = [np.repeat(np.arange(k), [len(group) for group in neighbour_groups(heads, k)]) for k in range(1, heads)]
     return _scored(fitness, np.array(rows))
+
+
+def neighbour_groups(heads: int, kv_heads: int) -> list[list[int]]:
+    return [group.tolist() for group in np.array_split(np.arange(heads), kv_heads)]
 
 
 def random(fitness: LayerFitness, rng: np.random.Generator, settings: Settings, report: Report | None = None) -> list[Candidate]:

@@ -41,6 +41,7 @@ def evaluate(
     limit: int | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    keep_calibration: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ParetoFront:
@@ -49,8 +50,8 @@ def evaluate(
     overwrite forgets all earlier measurements. Merges that need calibration, and refinement, use the run's own calibration text,
     never the one that is measured on.
     layouts: "spread" (the baselines, the best stock layouts and 12 along the front), "all", or numbers with commas. merge: the run's
-    own unless given; another one adds rows. What is measured already is not measured again. Raises GrouperError where the run was
-    measured on other text.
+    own unless given; another one adds rows; layouts that only averaging makes sense of keep the mean. What is measured already is not
+    measured again. Raises GrouperError where the run was measured on other text, or refined otherwise.
     """
     folder = RunFolder.open(Path(run))
     front = folder.front()
@@ -58,30 +59,31 @@ def evaluate(
     checkpoint = Checkpoint.open(settings["model"], settings["revision"]).local()
     if checkpoint.fingerprint != settings["fingerprint"]:
         raise GrouperError(f"{settings['model']} is not the model that {run} searched (its files changed): search again")
-    own = front.table["merge"].iloc[0]
-    merge = merge or own
+    merge = merge or front.own_merge
     merge_named(merge)
-    calibration = calibration_of(settings, refine_tokens)
+    calibration = calibration_of(settings, refine_tokens, keep_calibration)
     if refine and calibration is None:
         raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text or --dataset")
-    label = f"{merge}+refine" if refine else merge
     tokens = windows(source, load_tokenizer(checkpoint), window, limit)
     numbers = choose(front, layouts)
-    _same_text(folder, front, {"text": source.name, "digest": digest(tokens), "windows": list(tokens.shape), "dtype": dtype}, overwrite)
-    _add_rows(front, numbers, label, own)
-    todo = [i for i in front.table.index[front.table["layout"].isin(numbers)] if _wanted(front.table.loc[i], label)]
+    regrouper = Regrouper(checkpoint, calibration, device)
+    options = regrouper.refine_options(scope, settings["seed"]) if refine else None
+    measuring = {"text": source.name, "digest": digest(tokens), "windows": list(tokens.shape), "dtype": dtype}
+    _same_text(folder, front, measuring, options and {"scope": options.scope, "tokens": regrouper.refine_tokens}, overwrite)
+    wanted = _add_rows(front, numbers, folder, merge, "+refine" if refine else "")
+    todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
     if todo:
-        model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
+        model = regrouper.model if dtype == "float32" else InMemoryModel(checkpoint, device, getattr(torch, dtype))
         regrouper = Regrouper(checkpoint, calibration, device, model)
     for done, index in enumerate(todo):
         row = front.table.loc[index]
-        layout = folder.layout(int(row["layout"]))
+        layout, by = folder.layout(int(row["layout"])), row["merge"].removesuffix("+refine")
         if row["method"] == ORIGINAL:
             model.restore()
         elif refine:
-            regrouper.install(layout, regrouper.refined(layout, merge, regrouper.refine_options(scope, settings["seed"])))
+            regrouper.install(layout, regrouper.refined(layout, by, options))
         else:
-            regrouper.install(layout, regrouper.merged(layout, merge))
+            regrouper.install(layout, regrouper.merged(layout, by))
         value = nll(model.model, tokens)
         front.table.loc[index, ["nll", "perplexity"]] = value, math.exp(min(value, 700))
         front.mark()
@@ -92,15 +94,12 @@ def evaluate(
     return front
 
 
-def calibration_of(settings: dict, refine_tokens: int | None = None) -> Calibration | None:
+def calibration_of(settings: dict, refine_tokens: int | None = None, keep: str | Path | None = None) -> Calibration | None:
     """The calibration that a run's settings name."""
     if not settings["text"] and not settings["dataset"]:
         return None
-    return Calibration(TextSource(settings["text"], settings["dataset"]), settings["tokens"], refine_tokens, settings["window"])
-
-
-def _wanted(row: pd.Series, merge: str) -> bool:
-    return (row["merge"] == merge or row["method"] == ORIGINAL) and np.isnan(row["nll"])
+    source = TextSource(settings["text"], settings["dataset"])
+    return Calibration(source, settings["tokens"], refine_tokens, settings["window"], None if keep is None else Path(keep))
 
 
 def choose(front: ParetoFront, layouts: str) -> list[int]:
@@ -127,25 +126,42 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
     return sorted({*baselines["layout"], *stock["layout"], *picked["layout"]})
 
 
-def _add_rows(front: ParetoFront, numbers: list[int], merge: str, own: str) -> None:
-    """A row for each layout under another merge than the run's; the original is the same under all."""
-    if merge == own:
-        return
+def _add_rows(front: ParetoFront, numbers: list[int], folder: RunFolder, merge: str, refined: str) -> list[int]:
+    """The rows of these layouts under this merge, made where there are none; the original is the same under all."""
     table = front.table
-    have = set(table.loc[table["merge"] == merge, "layout"])
-    rows = table[(table["merge"] == own) & table["layout"].isin(set(numbers) - have) & (table["method"] != ORIGINAL)].copy()
-    rows[["merge", "nll", "perplexity"]] = merge, np.nan, np.nan
-    front.table = pd.concat([table, rows], ignore_index=True)
+    rows, new = [], []
+    for number in numbers:
+        of_layout = table[table["layout"] == number]
+        first = of_layout.iloc[0]
+        label = f"{'mean' if folder.layout(number).only_mean else merge}{refined}"
+        same = of_layout.index if first["method"] == ORIGINAL else of_layout.index[of_layout["merge"] == label]
+        if len(same):
+            rows.append(same[0])
+        else:
+            rows.append(len(table) + len(new))
+            new.append({**first.to_dict(), "merge": label, "nll": np.nan, "perplexity": np.nan})
+    if new:
+        added = pd.DataFrame(new, index=range(len(table), len(table) + len(new))).astype(table.dtypes.to_dict())
+        front.table = pd.concat([table, added])
+    return sorted(rows)
 
 
-def _same_text(folder: RunFolder, front: ParetoFront, text: dict, overwrite: bool) -> None:
-    """All of a run's measurements are on one text, or the numbers could not be compared."""
+def _same_text(folder: RunFolder, front: ParetoFront, text: dict, refinement: dict | None, overwrite: bool) -> None:
+    """All of a run's measurements are on one text, and all refined ones refined alike, or the numbers could not be compared."""
     path = folder.path / "evaluation.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    refined_before = before.pop("refinement", None)
     measured = front.table["nll"].notna().any()
-    if measured and path.is_file() and {**json.loads(path.read_text()), "text": ""} != {**text, "text": ""} and not overwrite:
-        raise GrouperError(f"{folder.path} was measured on other text or windows: use the same, or --overwrite to measure anew")
+    if measured and before and not overwrite:
+        if {**before, "text": ""} != {**text, "text": ""}:
+            raise GrouperError(f"{folder.path} was measured on other text or windows: use the same, or --overwrite to measure anew")
+        if refinement and refined_before and refinement != refined_before:
+            was = f"scope {refined_before['scope']}, {refined_before['tokens']:,} tokens"
+            raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): do the same, or --overwrite to measure anew")
     if measured and overwrite:
         front.table[["nll", "perplexity"]] = np.nan
         front.mark()
         front.write(folder.path / "pareto.csv")
-    write_text(path, json.dumps(text, indent=2) + "\n")
+        refined_before = None
+    refinement = refinement or refined_before
+    write_text(path, json.dumps({**text, **({"refinement": refinement} if refinement else {})}, indent=2) + "\n")

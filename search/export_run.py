@@ -31,6 +31,7 @@ def export_from_run(
     refine: bool = True,
     scope: str | None = None,
     device: str = "cpu",
+    keep_calibration: str | Path | None = None,
     overwrite: bool = False,
     command: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
@@ -44,11 +45,16 @@ def export_from_run(
     folder = RunFolder.open(Path(run))
     settings = folder.settings
     front = folder.front()
-    merge = merge or front.table["merge"].iloc[0]
+    merge = merge or front.own_merge
     merge_named(merge)
     refine = refine and calibration is not None
-    label = f"{merge}+refine" if refine else merge
-    picked = pick(front, label, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy)
+    refined = "+refine" if refine else ""
+    picked = pick(front, merge + refined, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy)
+    heads = folder.layout(picked.layout)
+    if heads.only_mean and merge != "mean":
+        tell(f"layout {picked.layout} regroups query heads too, which only averaging can follow: merged by mean, not {merge}")
+        merge = "mean"
+    label = merge + refined
     refuse_existing(Path(output), MARKER, overwrite)
     checkpoint = Checkpoint.open(settings["model"], settings["revision"]).local()
     if checkpoint.fingerprint != settings["fingerprint"]:
@@ -57,8 +63,7 @@ def export_from_run(
     tell(f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache): {picked.why}")
     if picked.others:
         tell(picked.others)
-    heads = folder.layout(picked.layout)
-    regrouper = Regrouper(checkpoint, calibration or calibration_of(settings), device)
+    regrouper = Regrouper(checkpoint, calibration or calibration_of(settings, keep=keep_calibration), device)
     origin = {
         "method": row["method"], "fitness": settings["fitness"], "error": float(row["error"]), "layout": picked.layout,
         "search": settings["command"], "export": command,

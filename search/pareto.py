@@ -19,11 +19,12 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Scored:
-    """A layout as a search found it."""
+    """A layout as a search found it. merge: the merge that its error is of."""
 
     layout: HeadLayout
     method: str
     error: float
+    merge: str
 
 
 class ParetoFront:
@@ -33,11 +34,11 @@ class ParetoFront:
         self.table = table
 
     @classmethod
-    def of(cls, layouts: list[Scored], merge: str, kv_dtype: str) -> "ParetoFront":
+    def of(cls, layouts: list[Scored], kv_dtype: str) -> "ParetoFront":
         """Number the layouts from 0 in the order given and mark the front."""
         rows = [
             {
-                "layout": number, "method": s.method, "merge": merge, "on_front": 0, "kv_ratio": s.layout.kv_ratio,
+                "layout": number, "method": s.method, "merge": s.merge, "on_front": 0, "kv_ratio": s.layout.kv_ratio,
                 "kv_bytes_per_token": s.layout.kv_bytes_per_token(kv_dtype), "kv_heads": ";".join(s.layout.kv_heads),
                 "error": s.error, "deploy": s.layout.deploy, "nll": np.nan, "perplexity": np.nan, "on_nll_front": pd.NA,
             }
@@ -58,6 +59,11 @@ class ParetoFront:
         if measured.any():
             points = t.loc[measured, ["kv_bytes_per_token", "nll"]].to_numpy(float)
             t.loc[measured, "on_nll_front"] = moocore.is_nondominated(points, keep_weakly=True).astype(int)
+
+    @property
+    def own_merge(self) -> str:
+        """The merge whose error the run's fitness is."""
+        return self.table["merge"].iloc[0]
 
     def same_layouts(self, other: "ParetoFront") -> bool:
         """Whether the other's rows, as a search wrote them, are the layouts of this table."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from grouper.errors import GrouperError
-from grouper.layout import HeadLayout
+from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import refuse_existing, write_text
 from search.candidate import Candidate
 from search.pareto import ParetoFront
@@ -82,14 +82,16 @@ class RunFolder:
         return self.path / "layers" / f"{layer:02}.csv"
 
     def write_layer(self, layer: int, found: dict[str, list[Candidate]]) -> None:
-        """Stage 1 of one layer: method, KV heads, error, and the groups as "0 3|1 2"."""
+        """Stage 1 of one layer: method, KV heads, error, the groups as "0 3|1 2", and the whole layout as JSON where groups do not say it."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["method", "kv_heads", "error", "groups"])
+        rows.writerow(["method", "kv_heads", "error", "groups", "layout"])
         for method, candidates in found.items():
             for c in candidates:
                 groups = "|".join(" ".join(map(str, np.flatnonzero(c.labels == g).tolist())) for g in range(c.kv_heads))
-                rows.writerow([method, c.kv_heads, repr(c.error), groups])
+                layout = "" if c.layout is None else json.dumps(c.layout.to_data())
+                heads = c.kv_heads if c.layout is None else c.layout.kv_heads
+                rows.writerow([method, heads, repr(c.error), groups, layout])
         write_text(self.layer_path(layer), text.getvalue())
 
     def read_layer(self, layer: int) -> dict[str, list[Candidate]] | None:
@@ -104,8 +106,9 @@ class RunFolder:
                     labels = np.empty(sum(map(len, groups)), np.int16)
                     for g, heads in enumerate(groups):
                         labels[heads] = g
-                    found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"])))
-        except (KeyError, ValueError, IndexError, AttributeError) as error:
+                    layout = LayerLayout.from_data(json.loads(row["layout"])) if row["layout"] else None
+                    found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"]), layout))
+        except (KeyError, ValueError, IndexError, AttributeError, TypeError, GrouperError) as error:
             raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again") from error
         if not found:
             raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")

@@ -1,10 +1,13 @@
 """Tiny random models of real transformers classes, made once a session; the model in the box; planted groupings."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from grouper.text import DATA
 
 torch.set_num_threads(1)  # workers of pytest-xdist share the cores
 
@@ -46,13 +49,28 @@ def models(tmp_path_factory):
 
 def edit_weights(source: Path, target: Path, edit) -> Path:
     """A copy of a single-file model with its tensors changed in place by `edit(tensors)`."""
-    import shutil
-
     shutil.copytree(source, target, dirs_exist_ok=True)
     tensors = load_file(target / "model.safetensors")
     edit(tensors)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A short text."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text((DATA / "addresses-1977-2016.txt").read_text()[:60_000])
+    return path
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory) -> Path:
+    """A random multi-head model with a tokenizer."""
+    folder = make_model(tmp_path_factory.mktemp("reader"), vocab_size=4096)
+    for file in (DATA / "demo").glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    return folder
 
 
 @pytest.fixture

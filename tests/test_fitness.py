@@ -1,11 +1,13 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitness import PairwiseFitness, activation_fitness, weight_fitness
+from fitness import FITNESSES, PairwiseFitness, activation_fitness, layout_error, spectral_fitness, weight_fitness
 from grouper.attention import Attention
 from grouper.calibration import InputMoments
+from grouper.layout import Grouping, LayerLayout
 
 
 def attention(seed: int, heads: int = 6, bias: bool = True) -> Attention:
@@ -92,4 +94,51 @@ def test_activation_distances_are_one_minus_the_cosine_of_outputs():
         for weight, bias in ((a.k, a.k_bias), (a.v, a.v_bias)):
             out = torch.einsum("tx,hdx->htd", x, weight.double()) + bias.double()[:, None]
             distances.append(1 - torch.cosine_similarity(out[i].flatten(), out[j].flatten(), dim=0).item())
-        assert np.isclose(fitness.pairs[i, j], sum(distances) / 2, rtol=1e-9)
+        assert np.isclose(fitness.distance[i, j], sum(distances) / 2, rtol=1e-9)
+
+
+def moments(seed: int = 1) -> tuple[torch.Tensor, InputMoments]:
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * torch.logspace(1, -1, 12)
+    ones = torch.cat([x, torch.ones(300, 1, dtype=torch.float64)], 1)
+    return x, InputMoments(ones.T @ ones / 300, 300)
+
+
+@given(partitions)
+@settings(max_examples=20, deadline=None)
+def test_the_activation_error_is_the_change_of_outputs_on_text(labels):
+    a, (x, inputs) = attention(6), moments()
+    expected = 0.0
+    for weight, bias in ((a.k, a.k_bias), (a.v, a.v_bias)):
+        out = torch.einsum("tx,hdx->htd", x, weight.double()) + bias.double()[:, None]
+        error = 0.0
+        for g in set(labels):
+            members = out[[i for i, label in enumerate(labels) if label == g]]
+            error += ((members - members.mean(0)) ** 2).sum().item()
+        expected += error / (out**2).sum().item()
+    assert np.isclose(activation_fitness(a, inputs).errors(np.array([labels]))[0], expected, rtol=1e-6)
+
+
+@given(partitions)
+@settings(max_examples=20, deadline=None)
+def test_the_errors_of_k_and_v_alone_add_up(labels):
+    a, (_, inputs) = attention(7), moments()
+    for make in (weight_fitness, activation_fitness, spectral_fitness):
+        whole, k, v = (make(a, inputs, part=part).errors(np.array([labels]))[0] for part in ("kv", "k", "v"))
+        assert np.isclose(whole, k + v, rtol=1e-9, atol=1e-12), make
+
+
+@pytest.mark.parametrize("name", ["weight", "activation"])
+def test_the_error_of_any_layout_is_the_fitness_where_tables_score_it(name):
+    a, (_, inputs) = attention(8), moments()
+    labels = [0, 1, 0, 2, 1, 0]
+    for extra in ({}, {"normalised": False}) if name == "weight" else ({},):
+        score = FITNESSES[name](a, inputs, **extra).errors(np.array([labels]))[0]
+        assert np.isclose(layout_error(name, a, LayerLayout.from_labels(labels), inputs, **extra), score, rtol=1e-9)
+
+
+def test_sharing_queries_adds_their_own_error():
+    a, (_, inputs) = attention(9), moments()
+    own, shared = Grouping.from_labels(range(6)), Grouping.from_labels([0, 0, 1, 1, 2, 2])
+    for name in ("weight", "activation"):
+        error = layout_error(name, a, LayerLayout(own, own, shared), inputs)
+        assert np.isclose(error, FITNESSES[name](a, inputs, part="q").errors(np.array([[0, 0, 1, 1, 2, 2]]))[0], rtol=1e-9) and error > 0.1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import SIZES, edit_weights, logits
 
+import fitness
 import fitness.spectral
 from fitness import spectral_fitness
 from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
@@ -92,6 +93,45 @@ def test_the_fitness_is_the_calibrated_error_of_the_merge(rope, bias):
     merged = spectral.merge(attention, layout, inputs, rescale=False)
     score = spectral_fitness(attention, inputs).errors(np.array([LABELS]))[0]
     assert score == pytest.approx(sum(calibrated_errors(attention, merged, layout, inputs)), rel=1e-6) and score > 0.01
+
+
+@pytest.mark.parametrize("rope", ROTARY)
+@pytest.mark.parametrize("merge", ["mean", "weighted", "spectral"])
+def test_the_error_of_any_merge_is_the_definition(rope, merge):
+    attention, inputs = random_attention(11, ROTARY[rope]), random_moments(11)
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    merged = merge_named(merge)(attention, layout, inputs)
+    expected = calibrated_errors(attention, merged, layout, inputs)
+    assert fitness.calibrated_errors(attention, merged, layout, inputs) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["", "-column", "-row"])
+@pytest.mark.parametrize("rope", ROTARY)
+def test_weighted_merges_are_fitted_to_what_attention_sees(rope, kind):
+    """Of V, the error attention sees is at most the mean's, and no other weights of that kind have a lower one."""
+    attention, inputs = random_attention(12, ROTARY[rope]), random_moments(12)
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    merged = merge_named(f"weighted{kind}")(attention, layout, inputs)
+    mean = merge_named("mean")(attention, layout, inputs)
+    best = calibrated_errors(attention, merged, layout, inputs)
+    plain = calibrated_errors(attention, mean, layout, inputs)
+    assert best[1] < plain[1] * (1 - 1e-6) and best[0] < plain[0] * 1.05
+    v, shape = with_bias(attention.v, attention.v_bias), {"": (2, 1, 1), "-column": (2, d, 1), "-row": (2, 1, D + 1)}[kind]
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-4, 1e-2):
+        changed = with_bias(merged.v, merged.v_bias)
+        for group, sources in enumerate(layout.v.sources):
+            weights = size * torch.randn(shape, generator=generator, dtype=torch.float64)
+            changed[group] += (weights * v[list(sources)]).sum(0)
+        other = Attention(**{**vars(merged), "v": changed[..., :-1], "v_bias": changed[..., -1]})
+        assert calibrated_errors(attention, other, layout, inputs)[1] > best[1]
+
+
+def test_first_keeps_the_first_head_and_shared_queries_are_selected_too():
+    attention, inputs = random_attention(13), random_moments(13)
+    kv, q = Grouping.from_labels(LABELS, 2), Grouping.from_labels([0, 1, 1, 0, 2, 2, 3, 3])
+    merged = merge_named("first")(attention, LayerLayout(kv, kv, q), inputs)
+    assert torch.equal(merged.k, attention.k[:2]) and torch.equal(merged.q, attention.q[[0, 1, 4, 6]])
 
 
 @pytest.mark.parametrize("rope", ROTARY)

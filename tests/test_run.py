@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import logits
 
+from fitness.perplexity import nll
 from grouper import GrouperError, HeadLayout
 from grouper.text import TextSource, windows
 from search import SearchOptions, evaluate, export_from_run, pick, search
@@ -153,11 +155,22 @@ def test_the_papers_recipe_and_the_exact_method(run, models, tmp_path):
     assert ours.hypervolume(reference=(1.0, 4.0)) <= exact.hypervolume(reference=(1.0, 4.0)) + 1e-9
 
 
-def test_asymgqas_recipe(models, tmp_path):
-    front = search(models("llama"), tmp_path / "run", SearchOptions(paper="asymgqa", generations=20))
+def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_path, monkeypatch):
+    losses = []
+    monkeypatch.setattr("search.judge.HELD_OUT", 512)
+    monkeypatch.setattr("search.judge.nll", lambda model, windows: losses.append(nll(model, windows)) or losses[-1])
+    options = SearchOptions(paper="asymgqa", text=str(text), tokens=2048, window=128)
+    with pytest.raises(GrouperError, match="--text"):
+        replace(options, text=None).resolved()
+    front = search(reader, tmp_path / "run", options)
+    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer)}
+    assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 3 * ((6 + 2) * 11 + 2), "10 steps and a start for each count"
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (settings["fitness"], settings["stage2"], set(front.table["merge"])) == ("activation", "none", {"mean"})
     assert {"asymgqa", "asymgqa-sym"} <= set(front.table["method"]) and "ragged" not in set(front.table["deploy"])
+    found = len(losses)
+    search(reader, tmp_path / "run", options)
+    assert len(losses) == found, "what is found is kept"
 
 
 def test_a_planted_model_is_regrouped_without_loss(planted, tmp_path, prompt):

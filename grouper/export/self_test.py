@@ -19,9 +19,8 @@ from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import ragged
 from grouper.export.one_layer import cut
-from grouper.in_memory import InMemoryModel
+from grouper.in_memory import InMemoryModel, free_memory
 from grouper.layout import HeadLayout
-from grouper.streams import free_memory
 
 TOLERANCE = 1e-4  # largest difference of a logit
 PROMPT, GENERATED = 48, 16  # tokens

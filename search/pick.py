@@ -76,6 +76,8 @@ def pick(
             least = table["kv_bytes_per_token"].min()
             raise GrouperError(f"no layout within {kv_bytes_per_token} KV bytes per token: the smallest takes {least}")
         asked = f"{kv_bytes_per_token} KV bytes per token"
+    if (rows["deploy"] == "none").all():
+        raise GrouperError(f"all layouts at {asked} group K and V differently: they can be measured, not exported")
     if deploy in (None, "any"):
         allowed = (
             rows[rows["deploy"] == "stock"] if deploy is None and (rows["deploy"] == "stock").any() else rows[rows["deploy"] != "none"]

@@ -1,5 +1,7 @@
 """Every method on one small multi-head model: search, measure, export; and what each method promises."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,9 +13,10 @@ from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
 from grouper.calibration import InputMoments, collect_moments, load_moments, save_moments
 from grouper.export import export
 from grouper.in_memory import InMemoryModel
+from grouper.refine import RefineOptions
 from grouper.regroup import Calibration, Regrouper
 from grouper.text import TextSource
-from search import RunFolder, SearchOptions, evaluate, export_from_run, search
+from search import RunFolder, SearchOptions, evaluate, export_from_run, pick, search
 from search.gqkva import best_grid
 from search.key_driven import allocate, dgqa, dgqa_diff, kdgqa, key_norms
 from search.methods import METHODS
@@ -71,6 +74,19 @@ def test_evaluation_keeps_the_mean_where_nothing_else_makes_sense(run, text, tmp
     assert measured[numbers[0]] == "mean" and measured[numbers[1]] == measured[numbers[2]] == "procrustes"
     again = evaluate(run, TextSource(str(text)), layouts=",".join(map(str, numbers)), window=64, limit=4)
     assert (again.table["nll"].notna().sum(), len(again.table)) == (5, len(front.table)), "measured once"
+
+
+@pytest.mark.parametrize("method", ["gqkva", "separate", "kdgqa"])
+def test_every_kind_of_layout_is_refined(run, reader, text, method):
+    folder = RunFolder(run)
+    table = folder.front().table
+    row = table[(table["method"] == method) & (table["kv_ratio"] < 0.8)].iloc[0]
+    layout = folder.layout(int(row["layout"]))
+    regrouper = Regrouper(Checkpoint.open(reader), Calibration(TextSource(str(text)), 1024, 2048, window=128))
+    options = RefineOptions(steps=15, batch_tokens=512)
+    layers = [regrouper.refined(layout, row["merge"], options)(layer) for layer in range(3)]
+    assert all(layer.after < layer.before for layer in layers)
+    assert [len(layer.attention.q) for layer in layers] == [heads.query_heads for heads in layout.layers]
 
 
 def test_a_killed_run_reads_every_kind_of_layout_back(run):
@@ -219,7 +235,31 @@ def test_separate_groupings_are_never_worse_and_count_both_kinds_of_heads(run):
     assert len(joined) and (joined["error_x"] <= joined["error_y"] * 1.02 + 1e-9).all()
 
 
+def test_a_budget_that_only_separate_groupings_meet_is_refused_with_the_reason(run):
+    front = RunFolder(run).front()
+    front.table = front.table[front.table["method"].isin(["original", "separate"])]
+    row = front.table[front.table["deploy"] == "none"].iloc[0]
+    front.table = front.table[(front.table["deploy"] != "stock") | (front.table["method"] == "original")]
+    with pytest.raises(GrouperError, match="measured, not exported"):
+        pick(front, "spectral", kv_ratio=str(row["kv_ratio"]))
+
+
 # Calibration
+
+
+def test_a_dataset_calibrates_like_a_file(reader, text, tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"text": text.read_text()}) + "\n")
+    a, b = (
+        Regrouper(Checkpoint.open(reader), Calibration(source, 1024, window=128)).windows(1024)
+        for source in (TextSource(str(text)), TextSource(dataset=f"{tmp_path / 'data'}:train"))
+    )
+    assert torch.equal(a, b)
+    with pytest.raises(GrouperError, match="NAME"):
+        TextSource(dataset=f"{tmp_path / 'data'}:nothing").documents(None)
+    with pytest.raises(GrouperError, match="nowhere"):
+        TextSource(dataset=f"{tmp_path}/nowhere").documents(None)
 
 
 def test_kept_calibration_is_used_again_and_only_for_the_same_text(reader, text, tmp_path, monkeypatch):

@@ -175,6 +175,7 @@ def export(
     text: Text = None,
     dataset: Dataset = None,
     refine: Annotated[bool, typer.Option(help="Refine layer by layer, where text is given.")] = True,
+    max_padding: Annotated[float, typer.Option(help="How much of its weights a padded export may add; beyond it, ragged.")] = 0.10,
     scope: Scope = None,
     tokens: Tokens = 32_768,
     refine_tokens: RefineTokens = None,
@@ -196,7 +197,7 @@ def export(
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy, merge=merge,
-            calibration=calibration, refine=refine, scope=scope, device=_device(device), keep_calibration=keep_calibration,
+            calibration=calibration, refine=refine, scope=scope, max_padding=max_padding, device=_device(device), keep_calibration=keep_calibration,
             overwrite=overwrite, command=_command(), tell=lambda line: say.print(line, soft_wrap=True),
             progress=progress,
         )  # fmt: skip

@@ -41,7 +41,7 @@ def inspect(checkpoint: Checkpoint, kv_dtype: str = "bfloat16", context: int | N
     if a.rotary_dim:
         rope = f"{a.family.rope}-split pairs" if a.family.rope == "half" else "interleaved pairs"
         rope += "" if a.rotary_dim == a.head_dim else f" on {a.rotary_dim} of {a.head_dim}"
-    classes = [] if a.kv_heads == 1 else ["stock", "ragged"] if a.family.stock else ["ragged"]
+    classes = [] if a.kv_heads == 1 else ["stock", "padded", "ragged"] if a.family.stock else ["ragged"]
     return Inspection(
         model=checkpoint.name, family=a.family.model_type, parameters=sum(prod(t.shape) for t in checkpoint.tensors.values()),
         dtype=checkpoint.dtype, layers=a.layers, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,

@@ -125,7 +125,10 @@ def exported_summary(exported: Exported) -> None:
     test = exported.self_test
     remote = ", trust_remote_code=True" if exported.deploy == "ragged" else ""
     OUT.print(f"wrote {exported.folder}, class {exported.deploy}", soft_wrap=True)
+    if exported.note:
+        OUT.print(exported.note, soft_wrap=True)
     OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
     OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
     OUT.print(f"self-test: logits differ by {test.largest_difference:.1g}, {test.same_tokens} of {test.tokens} greedy tokens agree")
+    OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)
     OUT.print(f'load: AutoModelForCausalLM.from_pretrained("{exported.folder}"{remote})', soft_wrap=True)

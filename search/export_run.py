@@ -9,6 +9,7 @@ from pathlib import Path
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import MARKER, Exported, export
+from grouper.export.padded import MAX_PADDING
 from grouper.merging import merge_named
 from grouper.outputs import refuse_existing
 from grouper.regroup import Calibration, Regrouper
@@ -30,6 +31,7 @@ def export_from_run(
     calibration: Calibration | None = None,
     refine: bool = True,
     scope: str | None = None,
+    max_padding: float = MAX_PADDING,
     device: str = "cpu",
     keep_calibration: str | Path | None = None,
     overwrite: bool = False,
@@ -68,11 +70,10 @@ def export_from_run(
         "method": row["method"], "fitness": settings["fitness"], "error": float(row["error"]), "layout": picked.layout,
         "search": settings["command"], "export": command,
     }  # fmt: skip
+    writing = {"overwrite": overwrite, "origin": origin, "max_padding": max_padding, "progress": _tensors(progress)}
     if not refine:
         merged = regrouper.merged(heads, merge)
-        return export(
-            checkpoint, heads, output, merge=label, merged=merged, overwrite=overwrite, origin=origin, progress=_tensors(progress)
-        )
+        return export(checkpoint, heads, output, merge=label, merged=merged, **writing)
     options = regrouper.refine_options(scope, settings["seed"])
     tokens = regrouper.windows(regrouper.refine_tokens)
     seconds = regrouper.estimate(heads, merge, options)
@@ -91,7 +92,7 @@ def export_from_run(
     for layer in range(len(heads.layers)):
         tell(f"layer {layer}: error {merged(layer).before:.4f} -> {merged(layer).after:.4f}")
     origin["refined"] = {"tokens": tokens.numel(), "steps": options.steps_for(tokens.numel()), "scope": options.scope}
-    done = export(checkpoint, heads, output, merge=label, merged=merged, overwrite=overwrite, origin=origin, progress=_tensors(progress))
+    done = export(checkpoint, heads, output, merge=label, merged=merged, **writing)
     shutil.rmtree(part)
     with suppress(OSError):
         kept.rmdir()

@@ -21,6 +21,10 @@ ROWS = {"stock": [[0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0]], "ragged": [[0, 0, 0
 def layout_of(folder, deploy: str) -> HeadLayout:
     """A layout of that class for a model with 4 or 8 KV heads."""
     a = Architecture.of(Checkpoint.open(folder).config)
+    if deploy == "padded":
+        row = [0, 0, 0, 0, 1, 1, 2, 3] if a.kv_heads == 8 else [0, 0, 1, 2]
+        rows = [np.array(row)[np.random.default_rng(i).permutation(a.kv_heads)] for i in range(3)]
+        return HeadLayout.from_labels(rows, a.query_heads, a.head_dim)
     rows = [np.repeat(row, a.kv_heads // 4)[np.random.default_rng(i).permutation(a.kv_heads)] for i, row in enumerate(ROWS[deploy])]
     return HeadLayout.from_labels(rows, a.query_heads, a.head_dim)
 
@@ -47,12 +51,12 @@ def gathered(folder, layout, prompt, merge="mean"):
         return model(prompt).logits
 
 
-@pytest.mark.parametrize("deploy", ["stock", "ragged"])
+@pytest.mark.parametrize("deploy", ["stock", "padded", "ragged"])
 @pytest.mark.parametrize(("family", "heads", "kv_heads"), FAMILIES)
 def test_an_export_is_the_index_gather_reference(models, tmp_path, prompt, family, heads, kv_heads, deploy):
     folder = models(family, heads=heads, kv_heads=kv_heads)
     layout = layout_of(folder, deploy)
-    done = export(folder, layout, tmp_path / "out", shard_bytes=100_000)
+    done = export(folder, layout, tmp_path / "out", shard_bytes=100_000, max_padding=9.0)
     assert done.deploy == deploy == layout.deploy and done.self_test.passed
     assert len(Checkpoint.open(tmp_path / "out").weight_files) > 1
     for attention in ("eager", "sdpa"):
@@ -68,6 +72,33 @@ def test_the_identity_grouping_is_the_original(models, tmp_path, prompt, family,
     layout = HeadLayout.from_labels([range(kv_heads)] * 3, heads, 16)
     export(folder, layout, tmp_path / "out", merge=merge)
     assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
+
+
+def test_padding_beyond_the_cap_goes_out_as_ragged(models, tmp_path):
+    folder = models("llama", heads=8, kv_heads=8)
+    done = export(folder, layout_of(folder, "padded"), tmp_path / "out")
+    assert (
+        done.deploy == "ragged"
+        and "--max-padding 10%" in done.note
+        and done.engines != export(folder, layout_of(folder, "padded"), tmp_path / "padded", max_padding=9.0).engines
+    )
+    config = json.loads((tmp_path / "padded" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (16, 4, 16)
+    assert config["model_type"] == "mistral" and config["sliding_window"] is None and "auto_map" not in config
+
+
+def test_qwen2_is_padded_only_where_heads_divide_the_hidden_size(models, tmp_path):
+    folder = models("qwen2", heads=8, kv_heads=8)
+    layout = HeadLayout.from_labels([[0, 0, 0, 0, 0, 1, 2, 2]] * 3, 8, 16)  # 15 heads after padding
+    done = export(folder, layout, tmp_path / "out", max_padding=9.0)
+    assert done.deploy == "ragged" and "divide by 15 heads" in done.note
+
+
+def test_a_padded_mistral_keeps_its_window(tmp_path, prompt):
+    folder = make_model(tmp_path / "in", "mistral", kv_heads=8, sliding_window=8)
+    export(folder, layout_of(folder, "padded"), tmp_path / "out", max_padding=9.0)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["sliding_window"] == 8
+    assert (logits(tmp_path / "out", prompt) - gathered(folder, layout_of(folder, "padded"), prompt)).abs().max() < 1e-4
 
 
 def test_a_planted_grouping_exports_without_loss(planted, tmp_path, prompt):

@@ -1,4 +1,4 @@
-"""Write a regrouped model that engines run: stock where the layout allows it, else with a modelling file beside the weights."""
+"""Write a regrouped model that engines run: stock or padded where the layout allows it, else with a modelling file beside the weights."""
 
 import json
 import shutil
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from grouper.architectures import Architecture
+from grouper.attention import Attention
 from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
-from grouper.export import ragged
-from grouper.export.card import model_card
+from grouper.export import padded, ragged
+from grouper.export.card import ENGINES, model_card
 from grouper.export.self_test import SelfTest, self_test
 from grouper.export.stock import grouped_order, stock_config
 from grouper.layout import HeadLayout
@@ -30,13 +31,16 @@ COMPANIONS = (  # what belongs to a model beside its weights; never code
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote. Bytes are of the KV cache per token and of the weights, before and after."""
+    """What an export wrote. Bytes are of the KV cache per token and of the weights, before and after. engines: what runs it. note: why it
+    is not of the class that the layout would allow."""
 
     folder: str
     deploy: str
     kv_bytes_per_token: tuple[int, int]
     weight_bytes: tuple[int, int]
+    engines: list[str]
     self_test: SelfTest
+    note: str | None = None
 
 
 def export(
@@ -48,13 +52,15 @@ def export(
     merged: Merged | None = None,
     overwrite: bool = False,
     origin: dict | None = None,
+    max_padding: float = padded.MAX_PADDING,
     shard_bytes: int = 2 * 1024**3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
     """Merge `checkpoint`'s KV heads as `layout` says and write the model to the folder `output`.
 
     merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. origin: facts for
-    grouper.json and the model card (method, error, command). Tensors are streamed: one shard is held in memory. Ends with a
+    grouper.json and the model card (method, error, command). max_padding: how much a `padded` export may add to the weights; what
+    exceeds it goes out as `ragged`. Tensors are streamed: one shard is held in memory. Ends with a
     self-test; a failed export leaves nothing behind. Raises GrouperError.
     """
     checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
@@ -62,11 +68,13 @@ def export(
     check_fits(architecture, layout)
     if merged is None:
         merged = Regrouper(checkpoint).merged(layout, merge)
-    deploy = "stock" if layout.deploy == "stock" else "ragged"
+    deploy, note = layout.deploy, None
+    if deploy == "padded" and (note := padded.refusal(checkpoint, architecture, layout, max_padding)):
+        deploy, note = "ragged", f"{note}; written as ragged"
     if Path(output).resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
         raise GrouperError(f"{output} is or holds the model itself: choose another output folder")
     with new_folder(Path(output), MARKER, overwrite) as folder:
-        tensors = _tensors(checkpoint, architecture, layout, merged)
+        tensors = _tensors(checkpoint, architecture, layout, merged, deploy)
         names = set()
         for name in write_shards(folder, tensors, shard_bytes):
             names.add(name)
@@ -74,6 +82,8 @@ def export(
                 progress(len(names), len(checkpoint.tensors))
         if deploy == "stock":
             config = stock_config(checkpoint.config, architecture, layout)
+        elif deploy == "padded":
+            config = padded.padded_config(checkpoint.config, architecture, layout)
         else:
             biases = (any(n.endswith(f"{m}.bias") for n in names) for m in (architecture.family.q, architecture.family.o))
             config = ragged.ragged_config(checkpoint.config, architecture, layout, *biases)
@@ -91,7 +101,7 @@ def export(
         written = Checkpoint.open(folder)
         exported = Exported(
             str(output), deploy, (before.kv_bytes_per_token(), layout.kv_bytes_per_token()),
-            tuple(sum(t.nbytes for t in c.tensors.values()) for c in (checkpoint, written)), result,
+            tuple(sum(t.nbytes for t in c.tensors.values()) for c in (checkpoint, written)), ENGINES[deploy], result, note,
         )  # fmt: skip
         (folder / "README.md").write_text(model_card(checkpoint.title, layout, facts, asdict(exported)), encoding="utf-8")
     return exported
@@ -111,8 +121,17 @@ def check_fits(architecture: Architecture, layout: HeadLayout) -> None:
         raise GrouperError("K and V are grouped differently: grouped attention kernels need them alike, so there is no export for this")
 
 
-def _tensors(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merged: Merged) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merged: Merged, deploy: str
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the new model, in a fixed order; those outside attention as they are, attention in its stored dtype."""
+
+    def arranged(layer: int) -> Attention:
+        attention, heads = merged(layer).attention, layout.layers[layer]
+        if deploy != "padded":
+            return grouped_order(attention, heads)
+        return padded.with_output_bias(padded.padded_order(attention, heads, padded.largest_group(layout)), checkpoint.config)
+
     replaced = {}
     for layer in range(architecture.layers):
         prefix = architecture.prefix(checkpoint, layer)
@@ -136,7 +155,7 @@ def _tensors(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLay
         if layer not in written:
             written.add(layer)
             dtype = architecture.stored_dtype(checkpoint, layer)
-            for new_name, tensor in architecture.tensors(prefix, grouped_order(merged(layer).attention, layout.layers[layer])):
+            for new_name, tensor in architecture.tensors(prefix, arranged(layer)):
                 if not torch.isfinite(tensor).all():
                     raise GrouperError(f"the merge gave NaN or infinity in {new_name}: please report this")
                 yield new_name, tensor.to(dtype)

@@ -2,6 +2,12 @@
 
 from grouper.layout import HeadLayout
 
+ENGINES = {  # what runs each class; bench/engines prints the matrix
+    "stock": ["transformers", "vLLM", "llama.cpp"],
+    "padded": ["transformers", "vLLM", "llama.cpp"],
+    "ragged": ["transformers 5 with trust_remote_code", "vLLM with trust_remote_code"],
+}
+
 
 def model_card(base_model: str, layout: HeadLayout, facts: dict, exported: dict) -> str:
     """Markdown: what was done, what it saves, how to load it."""

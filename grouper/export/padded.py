@@ -1,0 +1,89 @@
+"""`padded`: one KV-head count, groups of any size, in a stock class: every group is filled up to the largest with query heads that are zero.
+
+Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. What they add in weights is capped. Not every class
+takes more query heads than hidden_size / head_dim: a Llama goes out as a Mistral, which is the same model without that check; Qwen2, which
+serving engines size by hidden_size / heads, as a Llama with biases where the heads divide hidden_size.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from grouper.architectures import Architecture
+from grouper.attention import Attention
+from grouper.checkpoint import Checkpoint
+from grouper.layout import HeadLayout, LayerLayout
+
+MAX_PADDING = 0.10  # of the model's weights
+
+
+def largest_group(layout: HeadLayout) -> int:
+    return max(size for layer in layout.layers for size in layer.k.sizes)
+
+
+def padded_heads(layout: HeadLayout) -> int:
+    """Query heads of every layer after padding."""
+    return layout.layers[0].k.kv_heads * largest_group(layout)
+
+
+def overhead(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout) -> float:
+    """Weights that padding adds, as a share of the model's."""
+    a = architecture
+    extra = 2 * a.hidden_size * a.head_dim * (padded_heads(layout) - a.query_heads) * a.layers
+    return extra / sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+
+
+def refusal(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> str | None:
+    """Why this layout cannot be padded, or None where it can."""
+    share, heads = overhead(checkpoint, architecture, layout), padded_heads(layout)
+    if share > max_padding:
+        return f"padding groups to {largest_group(layout)} query heads would add {share:.1%} of weights, more than --max-padding {max_padding:.0%}"
+    config, family = checkpoint.config, architecture.family.model_type
+    if family == "llama" and config.get("mlp_bias"):
+        return "a padded Llama goes out as a Mistral, which has no MLP biases"
+    if _as_llama(config) and architecture.hidden_size % heads:
+        return f"a padded {family} with biases goes out as a Llama, which wants hidden_size {architecture.hidden_size} to divide by {heads} heads"
+    if family == "qwen2" and config.get("use_sliding_window"):
+        return "a padded Qwen2 goes out as a Llama, which has no sliding window"
+    return None
+
+
+def _as_llama(config: dict) -> bool:
+    return config["model_type"] == "qwen2" or bool(config.get("attention_bias"))
+
+
+def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Attention:
+    """q [G m, d, D] and o [D, G m, d]: slot g m + j holds the j-th reader of KV head g, or zeros."""
+    slots = torch.tensor([g * largest + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))])
+    order = torch.tensor([head for readers in layout.k.readers for head in readers])
+    heads = layout.k.kv_heads * largest
+    q = attention.q.new_zeros(heads, *attention.q.shape[1:])
+    q[slots] = attention.q[order]
+    o = attention.o.new_zeros(attention.o.shape[0], heads, attention.o.shape[2])
+    o[:, slots] = attention.o[:, order]
+    bias = attention.q_bias
+    if bias is not None:
+        bias = bias.new_zeros(heads, bias.shape[1])
+        bias[slots] = attention.q_bias[order]
+    return replace(attention, q=q, o=o, q_bias=bias)
+
+
+def with_output_bias(attention: Attention, config: dict) -> Attention:
+    """Llama's attention_bias gives o one too: zeros where the model had none."""
+    if not _as_llama(config) or attention.o_bias is not None:
+        return attention
+    return replace(attention, o_bias=attention.o.new_zeros(attention.o.shape[0]))
+
+
+def padded_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
+    """config.json of the exported model, without code of anybody's."""
+    heads = {
+        "num_attention_heads": padded_heads(layout), "num_key_value_heads": layout.layers[0].k.kv_heads, "head_dim": architecture.head_dim
+    }  # fmt: skip
+    config = {key: value for key, value in config.items() if key not in ("auto_map", "use_sliding_window", "max_window_layers")}
+    if _as_llama(config):
+        without = {k: v for k, v in config.items() if k not in ("sliding_window", "layer_types")}
+        return {**without, **heads, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True, "mlp_bias": False}
+    window = config.get("sliding_window") if config["model_type"] == "mistral" else None
+    return {**config, **heads, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}

@@ -175,6 +175,11 @@ def export(
     text: Text = None,
     dataset: Dataset = None,
     refine: Annotated[bool, typer.Option(help="Refine layer by layer, where text is given.")] = True,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Push the folder to the Hub, too.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if missing.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    commit_message: Annotated[str | None, typer.Option(help="Of the push.")] = None,
     max_padding: Annotated[float, typer.Option(help="How much of its weights a padded export may add; beyond it, ragged.")] = 0.10,
     scope: Scope = None,
     tokens: Tokens = 32_768,
@@ -187,18 +192,19 @@ def export(
     config: Config = None,
 ):
     """Write a regrouped model that transformers loads, and test it."""
+    from grouper.export.hub import Destination
     from grouper.regroup import Calibration
     from grouper.text import TextSource
     from search import export_from_run
     from search.console import bar, exported_summary
 
     calibration = Calibration(TextSource(text, dataset), tokens, refine_tokens, window, keep_calibration) if text or dataset else None
-
+    destination = Destination(push_to_hub, private, revision, create_pr, commit_message) if push_to_hub else None
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy, merge=merge,
             calibration=calibration, refine=refine, scope=scope, max_padding=max_padding, device=_device(device), keep_calibration=keep_calibration,
-            overwrite=overwrite, command=_command(), tell=lambda line: say.print(line, soft_wrap=True),
+            destination=destination, overwrite=overwrite, command=_command(), tell=lambda line: say.print(line, soft_wrap=True),
             progress=progress,
         )  # fmt: skip
     if json_:

@@ -122,7 +122,13 @@ class HubSource:
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """What can go wrong with the Hub, each as one line."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )  # fmt: skip
 
     try:
         yield
@@ -132,10 +138,19 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         raise GrouperError(f"{repo_id} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
         raise GrouperError(f"no folder {repo_id} here, and no model of that name on the Hub that you may read") from error
+    except LocalTokenNotFoundError as error:
+        raise GrouperError(f"{repo_id} needs a login: set HF_TOKEN, or `hf auth login`") from error
     except Exception as error:  # HTTP libraries raise connection errors of their own, which are no OSErrors
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("http", "requests")):
             raise
-        raise GrouperError(f"cannot reach the Hub for {repo_id} ({type(error).__name__}): is a folder meant, or try again?") from error
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+        if status in (401, 403):
+            raise GrouperError(
+                f"the Hub did not let you at {repo_id} (HTTP {status}): log in with `hf auth login`, or set HF_TOKEN"
+            ) from error
+        raise GrouperError(
+            f"cannot reach the Hub for {repo_id} ({f'HTTP {status}' if status else type(error).__name__}): is a folder meant, or try again?"
+        ) from error
 
 
 def open_source(model: str | os.PathLike, revision: str | None = None) -> Source:

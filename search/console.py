@@ -130,5 +130,7 @@ def exported_summary(exported: Exported) -> None:
     OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
     OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
     OUT.print(f"self-test: logits differ by {test.largest_difference:.1g}, {test.same_tokens} of {test.tokens} greedy tokens agree")
+    if exported.pushed:
+        OUT.print(f"pushed to {exported.pushed}", soft_wrap=True)
     OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)
     OUT.print(f'load: AutoModelForCausalLM.from_pretrained("{exported.folder}"{remote})', soft_wrap=True)

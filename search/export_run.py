@@ -4,11 +4,13 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.export import MARKER, Exported, export
+from grouper.export import MARKER, Exported, already_written, export
+from grouper.export.hub import Destination
 from grouper.export.padded import MAX_PADDING
 from grouper.merging import merge_named
 from grouper.outputs import refuse_existing
@@ -34,6 +36,7 @@ def export_from_run(
     max_padding: float = MAX_PADDING,
     device: str = "cpu",
     keep_calibration: str | Path | None = None,
+    destination: Destination | None = None,
     overwrite: bool = False,
     command: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
@@ -42,8 +45,14 @@ def export_from_run(
     """Write the layout of `run` that pick() finds to the folder `output`.
 
     calibration: text for the merge; with `refine`, layers are then refined on it, in the folder OUTPUT.refine until the export is
-    done, so that a killed refinement goes on. Without it, the run's own text calibrates the merge. `tell` gets a line or two.
+    done, so that a killed refinement goes on. Without it, the run's own text calibrates the merge. destination: where on the Hub the
+    folder goes, too; one that the same command wrote before is pushed as it is. `tell` gets a line or two.
     """
+    if destination:
+        destination.check()
+        if written := already_written(Path(output), command):
+            tell(f"{output} is written already")
+            return replace(written, pushed=destination.push(Path(output)))
     folder = RunFolder.open(Path(run))
     settings = folder.settings
     front = folder.front()
@@ -73,7 +82,8 @@ def export_from_run(
     writing = {"overwrite": overwrite, "origin": origin, "max_padding": max_padding, "progress": _tensors(progress)}
     if not refine:
         merged = regrouper.merged(heads, merge)
-        return export(checkpoint, heads, output, merge=label, merged=merged, **writing)
+        done = export(checkpoint, heads, output, merge=label, merged=merged, **writing)
+        return replace(done, pushed=destination.push(Path(output))) if destination else done
     options = regrouper.refine_options(scope, settings["seed"])
     tokens = regrouper.windows(regrouper.refine_tokens)
     seconds = regrouper.estimate(heads, merge, options)
@@ -96,7 +106,7 @@ def export_from_run(
     shutil.rmtree(part)
     with suppress(OSError):
         kept.rmdir()
-    return done
+    return replace(done, pushed=destination.push(Path(output))) if destination else done
 
 
 def _tensors(progress: Callable[[int, int, str], None] | None) -> Callable[[int, int], None] | None:

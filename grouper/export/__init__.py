@@ -32,7 +32,7 @@ COMPANIONS = (  # what belongs to a model beside its weights; never code
 @dataclass(frozen=True)
 class Exported:
     """What an export wrote. Bytes are of the KV cache per token and of the weights, before and after. engines: what runs it. note: why it
-    is not of the class that the layout would allow."""
+    is not of the class that the layout would allow. pushed: its address on the Hub."""
 
     folder: str
     deploy: str
@@ -41,6 +41,7 @@ class Exported:
     engines: list[str]
     self_test: SelfTest
     note: str | None = None
+    pushed: str | None = None
 
 
 def export(
@@ -89,9 +90,7 @@ def export(
             config = ragged.ragged_config(checkpoint.config, architecture, layout, *biases)
             (folder / ragged.FILE).write_text(ragged.modelling_file(checkpoint.config["model_type"]), encoding="utf-8")
         facts = {"merge": merge, "deploy": deploy, **(origin or {})}
-        layout_json = json.loads(layout.to_json())
         _write_json(folder / "config.json", {**readable_by_all(config, checkpoint.dtype), "grouper": facts})
-        _write_json(folder / MARKER, {**facts, "base_model": checkpoint.title, "layout": layout_json}, indent=None)
         for pattern in COMPANIONS:
             for file in sorted(checkpoint.folder.glob(pattern)):
                 if file.is_file() and file.suffix != ".py":
@@ -103,8 +102,23 @@ def export(
             str(output), deploy, (before.kv_bytes_per_token(), layout.kv_bytes_per_token()),
             tuple(sum(t.nbytes for t in c.tensors.values()) for c in (checkpoint, written)), ENGINES[deploy], result, note,
         )  # fmt: skip
+        report = {k: v for k, v in asdict(exported).items() if k not in ("folder", "pushed")}
+        facts_and_layout = {**facts, "base_model": checkpoint.title, "layout": json.loads(layout.to_json()), "report": report}
+        _write_json(folder / MARKER, facts_and_layout, indent=None)
         (folder / "README.md").write_text(model_card(checkpoint.title, layout, facts, asdict(exported)), encoding="utf-8")
     return exported
+
+
+def already_written(folder: Path, command: str | None) -> Exported | None:
+    """What an export by this very command reported, if that is what the folder holds."""
+    try:
+        facts = json.loads((folder / MARKER).read_text())
+        if command is None or facts.get("export") != command:
+            return None
+        report = facts["report"]
+        return Exported(**{**report, "folder": str(folder), "self_test": SelfTest(**report["self_test"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_fits(architecture: Architecture, layout: HeadLayout) -> None:

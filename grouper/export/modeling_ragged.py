@@ -89,7 +89,7 @@ class RaggedAttention(LlamaAttention):
         output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         if self.padded:
             slot_of_head = torch.tensor(self.slot_of_head, device=query.device)
-            output = output.index_select(2, slot_of_head)  # [batch, tokens, H, head_dim]
+            output = output.reshape(shape).index_select(-2, slot_of_head)  # [batch, tokens, H, head_dim]; serving engines flatten it
             weights = None if weights is None else weights.index_select(1, slot_of_head)
         return self.o_proj(output.reshape(*shape[:-2], -1)), weights
 

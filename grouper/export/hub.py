@@ -1,0 +1,45 @@
+"""Exports on the Hub. The token comes from HF_TOKEN or the login cache, and is neither read nor shown by us."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grouper.errors import GrouperError
+from grouper.sources import hub_errors
+
+
+@dataclass(frozen=True)
+class Destination:
+    """repo_id: USER/NAME. revision: a branch, made where it is missing. create_pr: open a pull request instead of committing."""
+
+    repo_id: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+
+    def check(self) -> None:
+        """Raise GrouperError where a push would fail for want of a name or a login: before any work is done."""
+        from huggingface_hub import HfApi
+
+        if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
+            raise GrouperError(f"--push-to-hub {self.repo_id!r}: expected USER/NAME")
+        with hub_errors(self.repo_id, self.revision):
+            HfApi().whoami()
+
+    def push(self, folder: Path) -> str:
+        """Upload the folder in one commit; files that an earlier, broken push brought over are not sent again. Returns the commit's, or
+        the pull request's, address."""
+        from huggingface_hub import HfApi
+
+        api, message = HfApi(), self.commit_message or "Regrouped with Grouper"
+        try:
+            with hub_errors(self.repo_id, self.revision):
+                api.create_repo(self.repo_id, private=self.private or None, exist_ok=True)
+                if self.revision and not self.create_pr:
+                    api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=self.repo_id, folder_path=folder, revision=self.revision, create_pr=self.create_pr, commit_message=message
+                )
+        except GrouperError as error:
+            raise GrouperError(f"{folder} is written but not pushed ({error}); the same command again pushes it") from error
+        return commit.pr_url or commit.commit_url

@@ -33,8 +33,7 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
             raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
         known = {p.name for p in context.command.params}
         options = {str(k).replace("-", "_"): v for k, v in options.items()}
-        if "json" in options:
-            options["json_"] = options.pop("json")
+        options = {f"{k}_" if k in ("json", "format") else k: v for k, v in options.items()}
         unknown = sorted(set(options) - known)
         if unknown:
             raise GrouperError(f"{path} has the option {unknown[0]!r}, which `grouper {context.command.name}` does not know")
@@ -180,6 +179,8 @@ def export(
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if missing.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
     commit_message: Annotated[str | None, typer.Option(help="Of the push.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="hf (a folder for transformers and vLLM) or gguf (llama.cpp).")] = "hf",
+    dtype: Annotated[str | None, typer.Option(help="Of a GGUF: float32, float16 or bfloat16; the model's own unless given.")] = None,
     max_padding: Annotated[float, typer.Option(help="How much of its weights a padded export may add; beyond it, ragged.")] = 0.10,
     scope: Scope = None,
     tokens: Tokens = 32_768,
@@ -203,9 +204,9 @@ def export(
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy, merge=merge,
-            calibration=calibration, refine=refine, scope=scope, max_padding=max_padding, device=_device(device), keep_calibration=keep_calibration,
-            destination=destination, overwrite=overwrite, command=_command(), tell=lambda line: say.print(line, soft_wrap=True),
-            progress=progress,
+            calibration=calibration, refine=refine, scope=scope, max_padding=max_padding, format=format_, dtype=dtype,
+            device=_device(device), keep_calibration=keep_calibration, destination=destination, overwrite=overwrite,
+            command=_command(), tell=lambda line: say.print(line, soft_wrap=True), progress=progress,
         )  # fmt: skip
     if json_:
         _print_json(asdict(exported))

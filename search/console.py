@@ -129,8 +129,14 @@ def exported_summary(exported: Exported) -> None:
         OUT.print(exported.note, soft_wrap=True)
     OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
     OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
-    OUT.print(f"self-test: logits differ by {test.largest_difference:.1g}, {test.same_tokens} of {test.tokens} greedy tokens agree")
+    if exported.deploy == "gguf":
+        OUT.print("self-test: the file read back is the merge, head by head")
+    else:
+        OUT.print(f"self-test: logits differ by {test.largest_difference:.1g}, {test.same_tokens} of {test.tokens} greedy tokens agree")
     if exported.pushed:
         OUT.print(f"pushed to {exported.pushed}", soft_wrap=True)
     OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)
+    if exported.deploy == "gguf":
+        OUT.print(f"load: llama-cli -m {exported.folder}/model.gguf -fa on", soft_wrap=True)
+        return
     OUT.print(f'load: AutoModelForCausalLM.from_pretrained("{exported.folder}"{remote})', soft_wrap=True)

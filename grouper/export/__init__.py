@@ -14,8 +14,9 @@ from grouper.architectures import Architecture
 from grouper.attention import Attention
 from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
-from grouper.export import padded, ragged
+from grouper.export import gguf, padded, ragged
 from grouper.export.card import ENGINES, model_card
+from grouper.export.gguf_check import check_file
 from grouper.export.self_test import SelfTest, self_test
 from grouper.export.stock import grouped_order, stock_config
 from grouper.layout import HeadLayout
@@ -31,8 +32,10 @@ COMPANIONS = (  # what belongs to a model beside its weights; never code
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote. Bytes are of the KV cache per token and of the weights, before and after. engines: what runs it. note: why it
-    is not of the class that the layout would allow. pushed: its address on the Hub."""
+    """What an export wrote. deploy: its class, or "gguf". Bytes are of the KV cache per token and of the weights, before and after.
+
+    engines: what runs it. note: why it is not of the class that the layout would allow. pushed: its address on the Hub.
+    """
 
     folder: str
     deploy: str
@@ -54,6 +57,8 @@ def export(
     overwrite: bool = False,
     origin: dict | None = None,
     max_padding: float = padded.MAX_PADDING,
+    format: str = "hf",
+    dtype: str | None = None,
     shard_bytes: int = 2 * 1024**3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
@@ -61,19 +66,24 @@ def export(
 
     merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. origin: facts for
     grouper.json and the model card (method, error, command). max_padding: how much a `padded` export may add to the weights; what
-    exceeds it goes out as `ragged`. Tensors are streamed: one shard is held in memory. Ends with a
+    exceeds it goes out as `ragged`. format: "hf", or "gguf" for one file model.gguf of `dtype` (float32, float16 or bfloat16; the
+    model's own unless given). Tensors are streamed: one shard is held in memory. Ends with a
     self-test; a failed export leaves nothing behind. Raises GrouperError.
     """
     checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
     architecture = Architecture.of(checkpoint.config)
     check_fits(architecture, layout)
+    if Path(output).resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
+        raise GrouperError(f"{output} is or holds the model itself: choose another output folder")
     if merged is None:
         merged = Regrouper(checkpoint).merged(layout, merge)
+    if format not in ("hf", "gguf"):
+        raise GrouperError(f"unknown format {format!r}: expected hf or gguf")
+    if format == "gguf":
+        return _export_gguf(checkpoint, layout, Path(output), merge, merged, dtype or checkpoint.dtype, overwrite, origin)
     deploy, note = layout.deploy, None
     if deploy == "padded" and (note := padded.refusal(checkpoint, architecture, layout, max_padding)):
         deploy, note = "ragged", f"{note}; written as ragged"
-    if Path(output).resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
-        raise GrouperError(f"{output} is or holds the model itself: choose another output folder")
     with new_folder(Path(output), MARKER, overwrite) as folder:
         tensors = _tensors(checkpoint, architecture, layout, merged, deploy)
         names = set()
@@ -96,17 +106,39 @@ def export(
                 if file.is_file() and file.suffix != ".py":
                     shutil.copyfile(file, folder / file.name)
         result = self_test(checkpoint, folder, layout, merged)
-        before = HeadLayout.from_labels([range(architecture.kv_heads)] * architecture.layers, architecture.query_heads, layout.head_dim)
-        written = Checkpoint.open(folder)
-        exported = Exported(
-            str(output), deploy, (before.kv_bytes_per_token(), layout.kv_bytes_per_token()),
-            tuple(sum(t.nbytes for t in c.tensors.values()) for c in (checkpoint, written)), ENGINES[deploy], result, note,
-        )  # fmt: skip
-        report = {k: v for k, v in asdict(exported).items() if k not in ("folder", "pushed")}
-        facts_and_layout = {**facts, "base_model": checkpoint.title, "layout": json.loads(layout.to_json()), "report": report}
-        _write_json(folder / MARKER, facts_and_layout, indent=None)
-        (folder / "README.md").write_text(model_card(checkpoint.title, layout, facts, asdict(exported)), encoding="utf-8")
+        weights = sum(t.nbytes for t in Checkpoint.open(folder).tensors.values())
+        exported = Exported(str(output), deploy, *_bytes(checkpoint, layout, weights), ENGINES[deploy], result, note)
+        _write_facts(folder, checkpoint, layout, facts, exported)
     return exported
+
+
+def _export_gguf(
+    checkpoint: Checkpoint, layout: HeadLayout, output: Path, merge: str, merged: Merged, dtype: str, overwrite: bool, origin: dict | None
+) -> Exported:
+    """A folder with model.gguf, grouper.json and the card."""
+    gguf.check(checkpoint, layout, dtype)
+    with new_folder(output, MARKER, overwrite) as folder:
+        gguf.write_gguf(checkpoint, layout, merged, folder / gguf.FILE, dtype)
+        result = check_file(folder / gguf.FILE, layout, merged, dtype)
+        size = (folder / gguf.FILE).stat().st_size
+        exported = Exported(str(output), "gguf", *_bytes(checkpoint, layout, size), ENGINES["gguf"], result)
+        _write_facts(folder, checkpoint, layout, {"merge": merge, "deploy": "gguf", **(origin or {})}, exported)
+    return exported
+
+
+def _bytes(checkpoint: Checkpoint, layout: HeadLayout, weights: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """KV bytes per token and weight bytes, before and after."""
+    alone = [range(layout.original_kv_heads)] * len(layout.layers)
+    before = HeadLayout.from_labels(alone, layout.query_heads, layout.head_dim)
+    return (before.kv_bytes_per_token(), layout.kv_bytes_per_token()), (sum(t.nbytes for t in checkpoint.tensors.values()), weights)
+
+
+def _write_facts(folder: Path, checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported: Exported) -> None:
+    """grouper.json and the card."""
+    report = {k: v for k, v in asdict(exported).items() if k not in ("folder", "pushed")}
+    everything = {**facts, "base_model": checkpoint.title, "layout": json.loads(layout.to_json()), "report": report}
+    _write_json(folder / MARKER, everything, indent=None)
+    (folder / "README.md").write_text(model_card(checkpoint, layout, facts, asdict(exported)), encoding="utf-8")
 
 
 def already_written(folder: Path, command: str | None) -> Exported | None:

@@ -1,42 +1,101 @@
 """The README.md of an exported model."""
 
+import re
+from pathlib import Path
+
+from grouper.checkpoint import Checkpoint
 from grouper.layout import HeadLayout
 
-ENGINES = {  # what runs each class; bench/engines prints the matrix
-    "stock": ["transformers", "vLLM", "llama.cpp"],
-    "padded": ["transformers", "vLLM", "llama.cpp"],
-    "ragged": ["transformers 5 with trust_remote_code", "vLLM with trust_remote_code"],
+ENGINES = {  # what runs each class; bench/engines/matrix.py prints the matrix
+    "stock": ["transformers", "vLLM", "llama.cpp (--format gguf)"],
+    "padded": ["transformers", "vLLM", "llama.cpp (--format gguf)"],
+    "ragged": ["transformers with trust_remote_code", "vLLM with trust_remote_code", "llama.cpp (--format gguf)"],
+    "gguf": ["llama.cpp"],
 }
-
-
-def model_card(base_model: str, layout: HeadLayout, facts: dict, exported: dict) -> str:
-    """Markdown: what was done, what it saves, how to load it."""
-    before, after = exported["kv_bytes_per_token"]
-    remote = ", trust_remote_code=True" if exported["deploy"] == "ragged" else ""
-    counts = "/".join(sorted(set(layout.kv_heads), key=int, reverse=True))
-    method = facts.get("method", "hand")
-    rows = "\n".join(f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers))
-    tags = "base_model: " + base_model + "\n" if base_model.count("/") == 1 else ""
-    return f"""---
-{tags}library_name: transformers
-tags:
-- grouped-query-attention
-- kv-cache
----
-
-# {base_model}, regrouped
-
-{base_model} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {after:,} bytes of KV cache per token
-in bfloat16 instead of {before:,} ({layout.kv_ratio:.1%}). Heads were grouped by `{method}` and merged by `{facts["merge"]}`.
-Made with Grouper (`pip install kv-grouper`).
-
-```python
+PYTHON = """```python
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("this folder or repository"{remote})
 ```
 
-| layer | KV heads | query heads per KV head |
-| --- | --- | --- |
-{rows}
-"""
+```sh
+vllm serve "this folder or repository"{trust}
+```"""
+LLAMA_CPP = """```sh
+llama-cli -m model.gguf -fa on
+```"""
+
+
+def model_card(checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported: dict) -> str:
+    """Markdown: what was done, what it saves and costs, how to load and to make it again; the base model's own card below.
+
+    The licence, languages and pipeline are the base model's.
+    """
+    own, text = _card_of(checkpoint.folder)
+    name = checkpoint.title
+    before, after = exported["kv_bytes_per_token"]
+    counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
+    rows = "\n".join(f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers))
+    remote = exported["deploy"] == "ragged"
+    loading = LLAMA_CPP if exported["deploy"] == "gguf" else PYTHON.format(
+        remote=", trust_remote_code=True" if remote else "", trust=" --trust-remote-code" if remote else ""
+    )  # fmt: skip
+    head = [f"base_model: {name}"] if name.count("/") == 1 else []
+    head += [*own, "library_name: " + ("gguf" if exported["deploy"] == "gguf" else "transformers")]
+    head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
+    lines = [
+        "---", *head, "---", "", f"# {name}, regrouped", "",
+        f"{name} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {after:,} bytes of KV cache per token in bfloat16",
+        f"instead of {before:,} ({layout.kv_ratio:.1%}), {exported['weight_bytes'][1]:,} bytes of weights instead of "
+        f"{exported['weight_bytes'][0]:,}.",
+        f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. Runs in {', '.join(exported['engines'])}.",
+        "", loading, "", *_measured(facts), *_refined(facts),
+        "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", rows, "", *_commands(facts),
+        "Made with [Grouper](https://pypi.org/project/kv-grouper/); `grouper.json` holds which head reads and was merged from which.",
+    ]  # fmt: skip
+    if text:
+        lines += ["", f"# The card of {name}", "", text]
+    return "\n".join(lines) + "\n"
+
+
+def _measured(facts: dict) -> list[str]:
+    """Losses and tasks before and after, where the run was evaluated."""
+    measured = facts.get("measured")
+    if not measured:
+        return []
+    rows = [f"| {what} | {_number(before)} | {_number(after)} |" for what, (before, after) in measured.items()]
+    return ["| measured | original | this model |", "| --- | --- | --- |", *rows, ""]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _refined(facts: dict) -> list[str]:
+    refined = facts.get("refined")
+    if not refined:
+        return []
+    return [f"Refined layer by layer (scope {refined['scope']}) on {refined['tokens']:,} tokens, {refined['steps']} steps each.", ""]
+
+
+def _commands(facts: dict) -> list[str]:
+    commands = [facts[key] for key in ("search", "export") if facts.get(key)]
+    return ["To make it again:", "", "```sh", *commands, "```", ""] if commands else []
+
+
+def _card_of(folder: Path) -> tuple[list[str], str]:
+    """(lines of the front matter that stay true: licence, language, pipeline; the text) of the base model's card."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return [], ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = re.match(r"---\n(.*?)\n---\n?(.*)", text, re.DOTALL)
+    if not found:
+        return [], text.strip()
+    kept, keeping = [], False
+    for line in found[1].split("\n"):
+        if re.match(r"\S", line) and not line.startswith("-"):
+            keeping = bool(re.match(r"(license|license_name|license_link|language|pipeline_tag)\s*:", line))
+        if keeping:
+            kept.append(line)
+    return kept, found[2].strip()

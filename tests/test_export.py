@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import logits, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
@@ -274,3 +275,22 @@ def test_layouts_of_another_model_and_separate_k_and_v_are_refused(models, tmp_p
     with pytest.raises(GrouperError, match="grouped differently"):
         export(folder, HeadLayout((LayerLayout(two, one),) * 3, 8, 8, 16), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_says_what_was_measured_and_keeps_the_base_models(tmp_path):
+    folder = make_model(tmp_path / "in")
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\nlanguage:\n- en\nbase_model: old/one\ntags:\n- x\n---\n# Tiny\n\nIts own words.\n"
+    )
+    measured = {"nats per token": [2.0, 2.125], "hellaswag,acc_norm": [0.5, 0.25], "secret_task,acc": [1.0, 1.0], "mmlu,acc": [0.3, None]}
+    origin = {"method": "qcqa-ec", "measured": measured, "search": "grouper search x", "export": "grouper export y"}
+    for name in ("a", "b"):
+        export(folder, layout_of(folder, "stock"), tmp_path / name, origin=origin)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "license: mit\nlanguage:\n- en\nlibrary_name" in card and "old/one" not in card and card.rstrip().endswith("Its own words.")
+    assert "| nats per token | 2.0000 | 2.1250 |" in card and "grouper search x\ngrouper export y" in card
+    results = [(p.name, yaml.safe_load(p.read_text())) for p in (tmp_path / "a" / ".eval_results").iterdir()]
+    expected = {"dataset": {"id": "Rowan/hellaswag", "task_id": "hellaswag"}, "value": 0.25, "notes": "lm-evaluation-harness, acc_norm"}
+    assert results == [("hellaswag_acc_norm.yaml", [expected])]
+    for file in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
+        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes(), file

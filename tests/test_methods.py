@@ -58,7 +58,7 @@ def test_a_methods_layouts_are_measured_and_exported(run, reader, method, tmp_pa
             export_from_run(run, tmp_path / "out", layout=int(row["layout"]))
         return
     done = export_from_run(run, tmp_path / "out", layout=int(row["layout"]))
-    assert done.self_test.passed and done.weight_bytes[1] < done.weight_bytes[0]
+    assert done.self_test.passed and done.weight_bytes[1] < done.weight_bytes[0] * (1.1 if done.deploy == "padded" else 1)
     model = Regrouper(Checkpoint.open(reader), None)  # the same by in-memory evaluation
     if row["merge"] == "mean":
         installed = model.install(layout, model.merged(layout, "mean"))

@@ -73,13 +73,11 @@ def export(
     """
     checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
     architecture = Architecture.of(checkpoint.config)
-    check_fits(architecture, layout)
+    check_exportable(checkpoint, layout, format, dtype)
     if Path(output).resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
         raise GrouperError(f"{output} is or holds the model itself: choose another output folder")
     if merged is None:
         merged = Regrouper(checkpoint).merged(layout, merge)
-    if format not in ("hf", "gguf"):
-        raise GrouperError(f"unknown format {format!r}: expected hf or gguf")
     if format == "gguf":
         return _export_gguf(checkpoint, layout, Path(output), merge, merged, dtype or checkpoint.dtype, overwrite, origin)
     deploy, note = layout.deploy, None
@@ -117,7 +115,6 @@ def _export_gguf(
     checkpoint: Checkpoint, layout: HeadLayout, output: Path, merge: str, merged: Merged, dtype: str, overwrite: bool, origin: dict | None
 ) -> Exported:
     """A folder with model.gguf, grouper.json and the card."""
-    gguf.check(checkpoint, layout, dtype)
     with new_folder(output, MARKER, overwrite) as folder:
         gguf.write_gguf(checkpoint, layout, merged, folder / gguf.FILE, dtype)
         result = check_file(folder / gguf.FILE, layout, merged, dtype)
@@ -143,20 +140,25 @@ def _write_facts(folder: Path, checkpoint: Checkpoint, layout: HeadLayout, facts
     (folder / "README.md").write_text(model_card(checkpoint, layout, facts, asdict(exported)), encoding="utf-8")
 
 
-def already_written(folder: Path, command: str | None) -> Exported | None:
-    """What an export by this very command reported, if that is what the folder holds."""
+def already_written(folder: Path, layout: HeadLayout, command: str | None) -> Exported | None:
+    """What an export of this layout by this very command reported, if that is what the folder holds."""
     try:
         facts = json.loads((folder / MARKER).read_text())
-        if command is None or facts.get("export") != command:
+        if command is None or facts["export"] != command or HeadLayout.from_json(json.dumps(facts["layout"])) != layout:
             return None
         report = facts["report"]
         return Exported(**{**report, "folder": str(folder), "self_test": SelfTest(**report["self_test"])})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, GrouperError):
         return None
 
 
-def check_fits(architecture: Architecture, layout: HeadLayout) -> None:
-    a = architecture
+def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, format: str = "hf", dtype: str | None = None) -> None:
+    """Raise GrouperError where `export` would refuse: before anything dear is done. checkpoint: on this disk."""
+    if format not in ("hf", "gguf"):
+        raise GrouperError(f"unknown format {format!r}: expected hf or gguf")
+    if format == "gguf":
+        gguf.check(checkpoint, layout, dtype or checkpoint.dtype)
+    a = Architecture.of(checkpoint.config)
     mine, theirs = (a.layers, a.query_heads, a.kv_heads, a.head_dim), (
         len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from grouper.architectures import Architecture
 from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.export.gguf_tokenizer import add_tokenizer
+from grouper.export.gguf_tokenizer import add_tokenizer, check_tokenizer
 from grouper.export.padded import padded_order
 from grouper.layout import HeadLayout
 from grouper.regroup import Merged
@@ -46,6 +46,7 @@ def check(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) -> None:
     kind = rope(config).get("rope_type", "default")
     if kind not in ("default", "linear", "llama3"):
         raise GrouperError(f"RoPE scaling of type {kind!r} is not written as GGUF yet: use --format hf")
+    check_tokenizer(checkpoint.folder)
 
 
 def rope(config: dict) -> dict:

@@ -30,17 +30,26 @@ def pre_tokenizer(tokenizer: dict) -> str | None:
     return None
 
 
-def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
-    """Write the tokenizer of `folder` into a gguf.GGUFWriter. vocab_size: rows of the embedding. Raises GrouperError."""
-    from gguf import SpecialVocab
-
+def check_tokenizer(folder: Path) -> dict:
+    """tokenizer.json's content. Raises GrouperError where llama.cpp has nothing like it."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise GrouperError("a GGUF holds its tokenizer, and this model has no tokenizer.json")
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    kind = tokenizer["model"].get("type")
+    if kind != "BPE":
+        raise GrouperError(f"a tokenizer of type {kind} cannot be written as GGUF: only BPE is known here")
+    if not tokenizer["model"].get("byte_fallback") and pre_tokenizer(tokenizer) is None:
+        raise GrouperError("this tokenizer splits text by a rule that is not known here as one of llama.cpp's: no GGUF")
+    return tokenizer
+
+
+def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
+    """Write the tokenizer of `folder` into a gguf.GGUFWriter. vocab_size: rows of the embedding. Raises GrouperError."""
+    from gguf import SpecialVocab
+
+    tokenizer = check_tokenizer(folder)
     model = tokenizer["model"]
-    if model.get("type") != "BPE":
-        raise GrouperError(f"a tokenizer of type {model.get('type')} cannot be written as GGUF: only BPE is known here")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
     for token, i in model["vocab"].items():
@@ -51,11 +60,8 @@ def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores([-float(rank.get(token, len(merges))) for token in tokens])
     else:
-        pre = pre_tokenizer(tokenizer)
-        if pre is None:
-            raise GrouperError("this tokenizer splits text by a rule that is not known here as one of llama.cpp's: no GGUF")
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre)
+        writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
         writer.add_token_merges(merges)
     for added in tokenizer.get("added_tokens", []):
         if added["id"] < vocab_size:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -237,7 +238,7 @@ def _print_json(data: Any) -> None:
 
 def _command() -> str:
     """What was typed, for the record."""
-    return "grouper " + " ".join(sys.argv[1:])
+    return shlex.join(["grouper", *sys.argv[1:]])
 
 
 def _device(name: str) -> str:

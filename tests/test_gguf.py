@@ -42,7 +42,7 @@ def ragged(heads: int, kv_heads: int) -> HeadLayout:
     ],
 )
 def test_llama_cpp_decodes_as_the_reference(tmp_path, family, heads, kv_heads, more):
-    pytest.importorskip("xllamacpp")
+    pytest.importorskip("xllamacpp")  # a binary build, for Linux on x86_64
     folder = add_tokenizer(make_model(tmp_path / "in", family, heads, kv_heads, vocab_size=4096, **more))
     layout = ragged(heads, kv_heads)
     done = export(folder, layout, tmp_path / "out", format="gguf", dtype="float32")

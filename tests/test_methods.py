@@ -248,7 +248,7 @@ def test_a_budget_that_only_separate_groupings_meet_is_refused_with_the_reason(r
 
 
 def test_a_dataset_calibrates_like_a_file(reader, text, tmp_path):
-    pytest.importorskip("datasets")
+    pytest.importorskip("datasets")  # an optional extra
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"text": text.read_text()}) + "\n")
     a, b = (

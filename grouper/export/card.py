@@ -51,7 +51,7 @@ def model_card(checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported
         f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. Runs in {', '.join(exported['engines'])}.",
         "", loading, "", *_measured(facts), *_refined(facts),
         "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", rows, "", *_commands(facts),
-        "Made with [Grouper](https://pypi.org/project/kv-grouper/); `grouper.json` holds which head reads and was merged from which.",
+        "Made with Grouper (`pip install kv-grouper`); `grouper.json` holds which head reads and was merged from which.",
     ]  # fmt: skip
     if text:
         lines += ["", f"# The card of {name}", "", text]

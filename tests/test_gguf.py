@@ -106,6 +106,9 @@ def test_an_unknown_tokenizer_is_refused(reader, tmp_path):
     (tmp_path / "in" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(GrouperError, match="splits text by a rule"):
         export(tmp_path / "in", ragged(8, 8), tmp_path / "out", format="gguf")
+    (tmp_path / "in" / "tokenizer.json").write_text("{broken")
+    with pytest.raises(GrouperError, match="no tokenizer that can be read"):
+        export(tmp_path / "in", ragged(8, 8), tmp_path / "out", format="gguf")
 
 
 def test_llama3s_scaling_is_transformers():

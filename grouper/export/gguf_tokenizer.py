@@ -19,7 +19,7 @@ def pre_tokenizer(tokenizer: dict) -> str | None:
     steps = tokenizer.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
     kinds = [step.get("type") for step in steps]
-    if any(step.get("add_prefix_space") for step in steps) or kinds[-1] != "ByteLevel":
+    if any(step.get("add_prefix_space") for step in steps) or kinds[-1:] != ["ByteLevel"]:
         return None
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
@@ -35,8 +35,11 @@ def check_tokenizer(folder: Path) -> dict:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise GrouperError("a GGUF holds its tokenizer, and this model has no tokenizer.json")
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    kind = tokenizer["model"].get("type")
+    try:
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        kind = tokenizer["model"].get("type")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GrouperError(f"{path} is no tokenizer that can be read ({type(error).__name__})") from error
     if kind != "BPE":
         raise GrouperError(f"a tokenizer of type {kind} cannot be written as GGUF: only BPE is known here")
     if not tokenizer["model"].get("byte_fallback") and pre_tokenizer(tokenizer) is None:

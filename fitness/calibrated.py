@@ -10,7 +10,7 @@ from torch import Tensor
 from grouper.attention import Attention
 from grouper.calibration import InputMoments
 from grouper.layout import LayerLayout
-from grouper.merging.folding import augmented
+from grouper.merging.folding import augmented, scored
 
 
 def calibrated_errors(before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments) -> tuple[float, float]:
@@ -19,8 +19,10 @@ def calibrated_errors(before: Attention, merged: Attention, layout: LayerLayout,
     mean = second[:, -1]
     centred = second - torch.outer(mean, mean) / mean[-1].clamp_min(1e-12)
     kv = torch.arange(before.query_heads) // (before.query_heads // before.kv_heads)
-    q, k, v = (tuple(augmented(getattr(a, n), getattr(a, f"{n}_bias")) for a in (before, after)) for n in ("q", "k", "v"))
-    k, v = (k[0][kv], k[1]), (v[0][kv], v[1])  # [H, d, D + 1] before and after
+    was, now = scored(before, second), scored(merged, second)
+    new_q = torch.arange(len(before.q)) if layout.q is None else torch.from_numpy(layout.q.group_of)
+    q, k = (was[0], now[0][new_q]), (was[1][kv], now[1][torch.from_numpy(layout.k.group_of)])  # [H, d, D + 1] before and after
+    v = (augmented(before.v, before.v_bias)[kv], augmented(after.v, after.v_bias))
     o = tuple(a.o.double().permute(1, 2, 0) for a in (before, after))  # [H, d, D]
     v_error, v_energy = _product_change(o, v, None, second)
     k_error = k_energy = 0.0

@@ -93,8 +93,11 @@ class SpectralFitness:
             return self._v_errors(index) / self.v_energy
         if t.planes is not None:
             sub = t.planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
-            values = torch.linalg.eigvalsh(sub)
-            k += t.plane_weight * values[..., :-1].clamp_min(0).sum((0, 2))
+            if t.fixed is None:
+                values = torch.linalg.eigvalsh(sub)
+                k += t.plane_weight * values[..., :-1].clamp_min(0).sum((0, 2))
+            else:
+                k += t.plane_weight * _of_mean(sub, t.fixed.T[:, index]).sum(0)
         if t.free is not None:
             k += _tail(_blocks(t.free, index, t.free.shape[0] // self.heads), t.free.shape[0] // self.heads)
         k = k / self.k_energy
@@ -124,6 +127,12 @@ def _blocks(table: Tensor, index: Tensor, d: int) -> Tensor:
     """table [G d, G d], index [n, S]. Returns [n, S d, S d]."""
     rows = (index[:, :, None] * d + torch.arange(d, device=index.device)).flatten(1)  # [n, S d]
     return table[rows[:, :, None], rows[:, None, :]]
+
+
+def _of_mean(gram: Tensor, fixed: Tensor) -> Tensor:
+    """gram [..., S, S] Hermitian, fixed [..., S]. Returns [...]: what the projection on `fixed` leaves."""
+    along = torch.einsum("...a,...ab,...b->...", fixed, gram.real, fixed) / fixed.square().sum(-1).clamp_min(1e-300)
+    return (gram.diagonal(dim1=-2, dim2=-1).real.sum(-1) - along).clamp_min(0)
 
 
 def _tail(gram: Tensor, d: int) -> Tensor:

@@ -1,9 +1,6 @@
-"""Where each model family keeps q, k, v and o: names, fusion, biases, norms, RoPE.
+"""One model's attention: a family of families.py applied to a configuration. Sizes, and how its tensors are read, named and written."""
 
-A family is one entry of FAMILIES. `Architecture` is a family applied to one model's configuration: it reads and names that model's tensors.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,52 +9,17 @@ from torch import Tensor
 
 from grouper.attention import Attention
 from grouper.checkpoint import Checkpoint
+from grouper.configuration import decoder_config, family_of, rotary_dim, setting, sliding_windows, unrotated_layers
 from grouper.errors import GrouperError
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one family stores attention. {layer} is the layer's number.
-
-    fused: None, or how the rows of `q` (then the only projection) are ordered: "stacked" (all q, all k, all v), "per-head" (q, k, v of
-        head 0, of head 1, ...; MHA only) or "per-group" (the queries of KV head 0, its k, its v, then KV head 1, ...).
-    transposed: weights are [in, out] (GPT-2's Conv1D).
-    norm: what stands before the projections; norm_offset is added to its weight (Gemma's g = 1 + w).
-    qk_norm: None, "head" (one norm a head), or "all" (across heads).
-    rope: None, "half" (rows i and i + d/2 are a plane) or "interleaved" (2i and 2i + 1).
-    rotary: the configuration's key for the rotated share of head_dim, if partial.
-    stock: the class of a regrouped model with one KV-head count, None if the family has none.
-    """
-
-    model_type: str
-    stock: str | None
-    layer: str = "model.layers.{layer}."
-    q: str = "self_attn.q_proj"
-    k: str = "self_attn.k_proj"
-    v: str = "self_attn.v_proj"
-    o: str = "self_attn.o_proj"
-    norm: str | None = "input_layernorm"
-    norm_offset: float = 0.0
-    fused: str | None = None
-    transposed: bool = False
-    qk_norm: str | None = None
-    rope: str | None = "half"
-    rotary: str | None = None
-
-
-FAMILIES = {
-    family.model_type: family
-    for family in (
-        Family("llama", "LlamaForCausalLM"),
-        Family("mistral", "MistralForCausalLM"),
-        Family("qwen2", "Qwen2ForCausalLM"),
-    )
-}
+from grouper.families import Family
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model's attention: sizes, and how to read and write it. Raises GrouperError for what is not supported."""
+    """rotary_dim: of head_dim, 0 without RoPE; `unrotated` are layers that have none though the others have. windows: per layer, the tokens that
+    a sliding window keeps, None for all. multiplier: of what a layer adds to the stream. nested: whether the decoder is part of a larger model
+    (vision and language), whose configuration holds its own as text_config. as_phi: whether it goes out as a Phi.
+    """
 
     family: Family
     layers: int
@@ -65,31 +27,41 @@ class Architecture:
     kv_heads: int
     head_dim: int
     hidden_size: int
-    rotary_dim: int  # of head_dim, 0 without RoPE
+    rotary_dim: int
     context: int  # tokens
+    position: str = "rope"
+    unrotated: frozenset[int] = frozenset()
+    windows: tuple[int | None, ...] = ()
+    multiplier: float = 1.0
+    norms: tuple[str, ...] = ()
+    nested: bool = False
+    as_phi: bool = False
 
     @classmethod
     def of(cls, config: dict) -> "Architecture":
-        model_type = config.get("model_type", "nothing")
-        if model_type not in FAMILIES:
-            raise GrouperError(f"models of type {model_type!r} are not supported; those that are: {', '.join(FAMILIES)}")
-        family = FAMILIES[model_type]
+        """Raises GrouperError for what is not supported, by name and with the reason."""
+        text = decoder_config(config)
+        family = family_of(config)
+        model_type = family.model_type
         try:
-            heads, hidden = config["num_attention_heads"], config["hidden_size"]
-            head_dim = config.get("head_dim") or hidden // heads
-            kv_heads = config.get("num_key_value_heads") or heads
-            layers = config["num_hidden_layers"]
-        except KeyError as error:
-            raise GrouperError(f"config.json has no {error.args[0]}, which a {model_type} model needs") from error
+            heads, hidden, layers = (setting(text, key) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+            head_dim = text.get("head_dim") or family.head_dim or hidden // heads
+            kv_heads = setting(text, "num_key_value_heads", None) or heads
+            if model_type == "falcon":
+                kv_heads = kv_heads if text.get("new_decoder_architecture") else 1 if text.get("multi_query", True) else heads
         except (TypeError, ZeroDivisionError) as error:
             raise GrouperError(f"config.json has sizes that are no numbers ({error})") from error
         if not all(isinstance(n, int) and n > 0 for n in (heads, kv_heads, head_dim, hidden, layers)):
             raise GrouperError(f"config.json has sizes that are no positive numbers: {heads} heads, {kv_heads} KV heads, {layers} layers")
         if heads % kv_heads:
             raise GrouperError(f"{heads} query heads are no multiple of {kv_heads} KV heads: is config.json right?")
-        share = config.get(family.rotary, 1.0) if family.rotary else 1.0
-        rotary_dim = int(share * head_dim) if family.rope else 0
-        return cls(family, layers, heads, kv_heads, head_dim, hidden, rotary_dim, config.get("max_position_embeddings") or 0)
+        position = "alibi" if text.get("alibi") else family.position
+        return cls(
+            family, layers, heads, kv_heads, head_dim, hidden, rotary_dim(text, family, head_dim) if position == "rope" else 0,
+            setting(text, "max_position_embeddings", None) or 0, position, unrotated_layers(text, layers), sliding_windows(text, layers),
+            float(text.get("residual_multiplier") or 1.0), () if text.get("do_layer_norm_before") is False else family.norm,
+            text is not config, family.as_phi is not None and position == "rope" and bool(text.get(family.as_phi, True)),
+        )  # fmt: skip
 
     @property
     def queries_per_kv_head(self) -> int:
@@ -111,33 +83,41 @@ class Architecture:
             return torch.arange(self.rotary_dim).view(half, 2)
         return torch.stack([torch.arange(half), torch.arange(half) + half], dim=-1)
 
+    def kv_bytes(self, heads: list[int], bytes_per_number: int, context: int) -> int:
+        """The KV cache at `context` tokens. heads: K heads plus V heads of each layer; a sliding window holds no more than its tokens."""
+        kept = [context if window is None else min(context, window) for window in self.windows]
+        return sum(h * tokens for h, tokens in zip(heads, kept)) * self.head_dim * bytes_per_number
+
     # Names
 
     def prefix(self, checkpoint: Checkpoint, layer: int) -> str:
-        """The layer's place in this checkpoint: some are saved without the leading `model.`"""
-        full = self.family.layer.format(layer=layer)
-        bare = full.split(".", 1)[1]
-        return bare if f"{full}{self.family.q}.weight" not in checkpoint and f"{bare}{self.family.q}.weight" in checkpoint else full
+        """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`, `language_model.model.` or nothing."""
+        return checkpoint.before(self.family.layer.format(layer=0)) + self.family.layer.format(layer=layer)
 
     def projections(self) -> list[str]:
         """The modules that hold attention weights, within a layer."""
-        return [self.family.q, self.family.o] if self.family.fused else [self.family.q, self.family.k, self.family.v, self.family.o]
+        f = self.family
+        return [f.q, f.o] if f.fused else [f.q, f.k, f.v, f.o]
+
+    @property
+    def norm_modules(self) -> tuple[str, ...]:
+        """The norms on q and k, within a layer, where they have a gain for each head."""
+        return (f"{self.family.attention}.q_norm", f"{self.family.attention}.k_norm") if self.family.qk_norm == "all" else ()
 
     # Reading
 
     def read(self, checkpoint: Checkpoint, layer: int) -> Attention:
         """The layer's weights in float32. Raises GrouperError for missing, misshapen or non-finite tensors."""
-        prefix = self.prefix(checkpoint, layer)
+        prefix, f = self.prefix(checkpoint, layer), self.family
 
         def weight(module: str) -> Tensor:
             tensor = checkpoint.finite(f"{prefix}{module}.weight")
-            return tensor.T if self.family.transposed else tensor
+            return tensor.T if f.transposed else tensor
 
         def bias(module: str) -> Tensor | None:
             name = f"{prefix}{module}.bias"
             return checkpoint.finite(name) if name in checkpoint else None
 
-        f = self.family
         if f.fused:
             rows, bias_rows = weight(f.q), bias(f.q)
             q, k, v = self.split(rows)
@@ -149,7 +129,19 @@ class Architecture:
             raise GrouperError(f"layer {layer} has {q.shape[0]}/{k.shape[0]}/{v.shape[0]} q/k/v heads, config.json says otherwise")
         o = weight(f.o)
         o = o.reshape(o.shape[0], self.query_heads, self.head_dim)
-        return Attention(q, k, v, o, q_bias, k_bias, v_bias, bias(f.o), self.planes if self.rotary_dim else None)
+        planes = self.planes if self.rotary_dim and layer not in self.unrotated else None
+        norms = self._qk_norms(checkpoint, prefix)
+        return Attention(q, k, v, o, q_bias, k_bias, v_bias, bias(f.o), *norms, planes=planes, qk_norm=f.qk_norm)
+
+    def _qk_norms(self, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor | None, Tensor | None]:
+        """Gains of the norms on q [H, d] and k [G, d]; where all heads have the same, each gets its copy."""
+        for name in ("q_norm", "q_layernorm", "k_norm", "k_layernorm"):
+            if self.family.qk_norm is None and any(n.startswith(f"{prefix}{self.family.attention}.{name}.") for n in checkpoint.tensors):
+                raise GrouperError(f"this {self.family.model_type} model has norms on q and k with gains for each head: not supported yet")
+        if self.family.qk_norm is None:
+            return None, None
+        gains = (checkpoint.finite(f"{prefix}{self.family.attention}.{n}.weight") + self.family.norm_offset for n in ("q_norm", "k_norm"))
+        return tuple(g.reshape(-1, self.head_dim).expand(heads, -1) for g, heads in zip(gains, (self.query_heads, self.kv_heads)))
 
     def heads(self, rows: Tensor, module: str = "") -> Tensor:
         """[heads * d, D] -> [heads, d, D]"""
@@ -160,6 +152,8 @@ class Architecture:
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fused rows [(H + 2 G) d, D] -> q [H, d, D], k [G, d, D], v [G, d, D]."""
         heads = self.heads(rows, self.family.q)
+        if len(heads) != self.query_heads + 2 * self.kv_heads:
+            raise GrouperError(f"{self.family.q} holds {len(heads)} heads of {self.head_dim}, config.json says otherwise")
         if self.family.fused == "stacked":
             q, k, v = heads.split([self.query_heads, self.kv_heads, self.kv_heads])
             return q, k, v
@@ -174,12 +168,13 @@ class Architecture:
         return keys.unflatten(-1, output.shape[:2]).permute(2, 0, 1, 3)
 
     def norm(self, checkpoint: Checkpoint, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        """(gain [D], bias [D]) of the norm before the projections; None where there is none."""
-        if self.family.norm is None:
-            return None, None
-        prefix = f"{self.prefix(checkpoint, layer)}{self.family.norm}"
-        gain = checkpoint.finite(f"{prefix}.weight") + self.family.norm_offset
-        return gain, checkpoint.finite(f"{prefix}.bias") if f"{prefix}.bias" in checkpoint else None
+        """(gain [D], bias [D]) of the norm before the projections; None where there is none, or it has no weights."""
+        prefix = self.prefix(checkpoint, layer)
+        for name in self.norms:
+            if f"{prefix}{name}.weight" in checkpoint:
+                gain = checkpoint.finite(f"{prefix}{name}.weight") + self.family.norm_offset
+                return gain, checkpoint.finite(f"{prefix}{name}.bias") if f"{prefix}{name}.bias" in checkpoint else None
+        return None, None
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
         """What the layer's projections are kept in."""
@@ -188,14 +183,37 @@ class Architecture:
     # Writing
 
     def tensors(self, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of separate projections for these weights, heads in the order given."""
+        """(name, tensor) of the projections as the family's own class has them, heads in the order given. A fused "per-group" projection
+        takes equal groups, query heads in their order."""
         f = self.family
-        for module, weight, bias in (
-            (f.q, attention.q, attention.q_bias), (f.k, attention.k, attention.k_bias), (f.v, attention.v, attention.v_bias),
-        ):  # fmt: skip
-            yield f"{prefix}{module}.weight", weight.flatten(0, 1)
-            if bias is not None:
-                yield f"{prefix}{module}.bias", bias.flatten()
-        yield f"{prefix}{f.o}.weight", attention.o.flatten(1)
-        if attention.o_bias is not None:
-            yield f"{prefix}{f.o}.bias", attention.o_bias
+        turn: Callable[[Tensor], Tensor] = (lambda w: w.T) if f.transposed else (lambda w: w)
+        if f.fused:
+            yield f"{prefix}{f.q}.weight", turn(self._fuse(attention.q, attention.k, attention.v).flatten(0, 1))
+            if attention.q_bias is not None:
+                yield f"{prefix}{f.q}.bias", self._fuse(attention.q_bias, attention.k_bias, attention.v_bias).flatten()
+            yield f"{prefix}{f.o}.weight", turn(attention.o.flatten(1))
+            if attention.o_bias is not None:
+                yield f"{prefix}{f.o}.bias", attention.o_bias
+            return
+        yield from separate_tensors(prefix, (f.q, f.k, f.v, f.o), attention)
+        for module, gain in zip(self.norm_modules, (attention.q_norm, attention.k_norm)):
+            yield f"{prefix}{module}.weight", (gain - f.norm_offset).flatten()
+
+    def _fuse(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Heads of one fused projection in its order: [heads, d, ...]."""
+        if self.family.fused == "stacked":
+            return torch.cat([q, k, v])
+        grouped = q.unflatten(0, (len(k), len(q) // len(k)))
+        return torch.cat([grouped, k[:, None], v[:, None]], dim=1).flatten(0, 1)
+
+
+def separate_tensors(prefix: str, modules: tuple[str, ...], attention: Attention) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of four projections. modules: q, k, v and o, within a layer."""
+    parts = [(getattr(attention, n), getattr(attention, f"{n}_bias")) for n in ("q", "k", "v")]
+    for module, (weight, bias) in zip(modules, parts):
+        yield f"{prefix}{module}.weight", weight.flatten(0, 1)
+        if bias is not None:
+            yield f"{prefix}{module}.bias", bias.flatten()
+    yield f"{prefix}{modules[3]}.weight", attention.o.flatten(1)
+    if attention.o_bias is not None:
+        yield f"{prefix}{modules[3]}.bias", attention.o_bias

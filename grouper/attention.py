@@ -25,7 +25,10 @@ class Attention:
     k_bias: Tensor | None = None  # [G, d]
     v_bias: Tensor | None = None  # [G, d]
     o_bias: Tensor | None = None  # [D]
+    q_norm: Tensor | None = None  # [H, d] gains of a norm between q's projection and RoPE
+    k_norm: Tensor | None = None  # [G, d]
     planes: Tensor | None = None  # [rotary_dim / 2, 2] rows of a head that RoPE rotates together; None without RoPE
+    qk_norm: str | None = None  # "head": each head is divided by its own root mean square, "all": by that of all heads
 
     @property
     def query_heads(self) -> int:
@@ -40,17 +43,20 @@ class Attention:
         return self.q.shape[1]
 
     def expanded(self, layout: LayerLayout) -> "Attention":
-        """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference and evaluation."""
+        """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference and evaluation.
+
+        Where a norm spans all K heads, that holds only before it: see grouper.in_memory.
+        """
         index = {"k": torch.from_numpy(layout.k.group_of), "v": torch.from_numpy(layout.v.group_of)}
         if layout.q is not None:
             index["q"] = torch.from_numpy(layout.q.group_of)
-        parts = {name: i for part, i in index.items() for name in (part, f"{part}_bias")}
+        parts = {name: i for part, i in index.items() for name in (part, f"{part}_bias", f"{part}_norm") if hasattr(self, name)}
         return replace(self, **{n: getattr(self, n)[i.to(self.o.device)] for n, i in parts.items() if getattr(self, n) is not None})
 
     def to(self, *args, **kwargs) -> "Attention":
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
-        moved = {name: t if t is None or name == "planes" else t.to(*args, **kwargs) for name, t in vars(self).items()}
-        return Attention(**moved)
+        moved = {name: t.to(*args, **kwargs) for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"}
+        return replace(self, **moved)
 
 
 @dataclass

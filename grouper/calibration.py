@@ -65,7 +65,7 @@ def collect_moments(model: InMemoryModel, windows: Tensor, progress: Callable[[i
     try:
         batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
         for done, batch in enumerate(batches, 1):
-            model.model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
+            model.decoder(input_ids=batch.to(model.device), use_cache=False)
             if progress:
                 progress(done, len(batches))
     finally:

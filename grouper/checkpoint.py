@@ -31,6 +31,7 @@ class Checkpoint:
 
     def __init__(self, name: str, source: Source):
         self.name, self.source = name, source
+        self._before: dict[str, str] = {}
         self.config: dict = self._json("config.json")
         if "quantization_config" in self.config:
             raise GrouperError(
@@ -97,6 +98,13 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
+    def before(self, layer: str) -> str:
+        """What precedes `layer` ("layers.0.") in the names of the decoder's tensors: checkpoints begin with `model.`, with
+        `language_model.model.`, with nothing; `model.` where there is none."""
+        if layer not in self._before:
+            self._before[layer] = decoder_prefix(self.tensors, layer, otherwise="model.")
+        return self._before[layer]
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as stored, on the CPU. Raises GrouperError where it is missing or cannot be read."""
         if name not in self.tensors:
@@ -149,6 +157,14 @@ class Checkpoint:
             return named
         largest = max(self.tensors.values(), key=lambda info: info.nbytes)
         return str(largest.torch_dtype).removeprefix("torch.")
+
+
+def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str:
+    """What precedes `layer` ("layers.0.") in these names, towers for pictures and sound aside."""
+    found = (f".{n}".partition(f".{layer}") for n in names)
+    prefixes = {f"{head}."[1:] for head, middle, _ in found if middle}
+    towers = ("vision", "visual", "audio", "vit", "vpm", "siglip")
+    return min((p for p in prefixes if not any(t in p for t in towers)), key=len, default=otherwise)
 
 
 @lru_cache(maxsize=8)

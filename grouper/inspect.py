@@ -5,7 +5,8 @@ from math import prod
 
 from grouper.architectures import Architecture
 from grouper.checkpoint import Checkpoint
-from grouper.layout import HeadLayout
+from grouper.family_table import open_classes
+from grouper.layout import HeadLayout, bytes_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Inspection:
     hidden_size: int
     rope: str
     biases: bool
+    sliding_layers: int
     kv_dtype: str
     kv_bytes_per_token: int
     context: int
@@ -38,14 +40,17 @@ def inspect(checkpoint: Checkpoint, kv_dtype: str = "bfloat16", context: int | N
     context = context or a.context
     per_token = layout.kv_bytes_per_token(kv_dtype)
     rope = "none"
+    if a.position != "rope":
+        rope = f"none ({a.position} positions)"
     if a.rotary_dim:
         rope = f"{a.family.rope}-split pairs" if a.family.rope == "half" else "interleaved pairs"
         rope += "" if a.rotary_dim == a.head_dim else f" on {a.rotary_dim} of {a.head_dim}"
-    classes = [] if a.kv_heads == 1 else ["stock", "padded", "ragged"] if a.family.stock else ["ragged"]
+        rope += f", none in {len(a.unrotated)} layers" if a.unrotated else ""
+    classes = [] if a.kv_heads == 1 else ["stock"] if a.nested else open_classes(a.family, a.as_phi)
     return Inspection(
         model=checkpoint.name, family=a.family.model_type, parameters=sum(prod(t.shape) for t in checkpoint.tensors.values()),
         dtype=checkpoint.dtype, layers=a.layers, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
-        hidden_size=a.hidden_size, rope=rope, biases=f"{a.prefix(checkpoint, 0)}{a.family.q}.bias" in checkpoint,
-        kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context, kv_bytes_at_context=per_token * context,
+        hidden_size=a.hidden_size, rope=rope, sliding_layers=sum(w is not None for w in a.windows), biases=f"{a.prefix(checkpoint, 0)}{a.family.q}.bias" in checkpoint,
+        kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context, kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
         uniform_kv_heads=a.uniform_counts(), deploy=classes,
     )  # fmt: skip

@@ -5,13 +5,13 @@ has the errors of the layers before it. At each layer, Adam fits that layer's q,
 it matches the original's. No labels, no backward pass through the model, memory for one layer at a time.
 
 Scope "attention" matches the stream after the attention sublayer and trains its projections; scope "block" matches the stream after the
-whole layer and trains its MLP and norms along, more gently.
+whole layer and trains its MLP and norms along, more gently (not experts that the class keeps stacked: they stay as they are).
 """
 
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from torch.func import functional_call
 
 from grouper.attention import Attention, MergedLayer
 from grouper.errors import GrouperError
-from grouper.in_memory import InMemoryModel
+from grouper.in_memory import InMemoryModel, expanded_attention, expanded_tensors
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.refined_layers import WEIGHTS, load_layer, save_layer
-from grouper.streams import first_inputs, room
+from grouper.streams import Arguments, first_inputs, room
 
 REST = 0.3  # learning rate of MLP and norms, of attention's
 
@@ -123,42 +123,52 @@ def estimate_seconds(
 class _Layer:
     """One layer on the device: as it came, and with weights that are being fitted."""
 
-    def __init__(self, model: InMemoryModel, layer: int, heads: LayerLayout, arguments: dict, device: str, options: RefineOptions):
+    def __init__(self, model: InMemoryModel, layer: int, heads: LayerLayout, arguments: Arguments, device: str, options: RefineOptions):
         self.architecture, self.heads, self.arguments, self.options, self.device = model.architecture, heads, arguments, options, device
         self.original = copy.deepcopy(model.layer(layer)).to(device, torch.float32)
         self.regrouped = copy.deepcopy(self.original)
-        attention = self.regrouped.get_submodule(self.attention_name)
-        h, d, hidden = self.architecture.query_heads, self.architecture.head_dim, self.architecture.hidden_size
-        for name in (self.architecture.family.k, self.architecture.family.v):
-            child = name.rpartition(".")[2]
-            bias = getattr(attention, child).bias is not None
-            setattr(attention, child, nn.Linear(hidden, h * d, bias=bias, device=device).requires_grad_(False))
-        attention.num_key_value_groups = 1
+        path = self.architecture.family.attention
+        attention = expanded_attention(self.architecture, self.regrouped.get_submodule(path), heads, device, torch.float32)
+        self.regrouped.set_submodule(path, attention)
         self.autocast = torch.autocast("cuda", torch.bfloat16) if "cuda" in str(device) else nullcontext()
-
-    @property
-    def attention_name(self) -> str:
-        return self.architecture.family.q.rpartition(".")[0]
+        stored = model.architecture.prefix(model.checkpoint, layer)
+        self.trainable = {n for n, _ in self.regrouped.named_parameters() if f"{stored}{n}" in model.checkpoint}
 
     # Weights
 
     def tensors(self, attention: Attention) -> dict[str, Tensor]:
         """The layer's attention tensors by name, every query head with its copy of the shared heads, to which gradients flow."""
-        return dict(self.architecture.tensors("", attention.expanded(self.heads)))
+        return expanded_tensors(self.architecture, attention, self.heads)
 
     def set(self, done: MergedLayer) -> None:
-        state = {**self.tensors(done.attention.to(self.device)), **{n: t.to(self.device) for n, t in done.others.items()}}
-        self.regrouped.load_state_dict(state, strict=False)
+        for name, tensor in (self.tensors(done.attention.to(self.device)) | done.others).items():
+            self.regrouped.get_parameter(name).data = tensor.detach().to(self.device, torch.float32)
 
     # Streams
 
     def block(self, module: nn.Module, stream: Tensor) -> Tensor:
-        output = module(stream, **self.arguments)
+        positional, named = self.arguments
+        if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [heads, 1, tokens] of one window
+            named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
+        output = module(stream, *positional, **named)
         return output[0] if isinstance(output, tuple) else output
 
     def after_attention(self, module: nn.Module, stream: Tensor) -> Tensor:
-        normed = module.get_submodule(self.architecture.family.norm)(stream)
-        return stream + module.get_submodule(self.attention_name)(normed, **self.arguments)[0]
+        """The stream plus what attention adds to it; the rest of the layer is not run."""
+        family = self.architecture.family
+        added = []
+
+        def stop(_module, _inputs, output) -> None:
+            added.append(output)
+            raise _Enough
+
+        hook = module.get_submodule(family.adds or family.o).register_forward_hook(stop)
+        try:
+            with suppress(_Enough):
+                self.block(module, stream)
+        finally:
+            hook.remove()
+        return stream + self.architecture.multiplier * added[0]
 
     def output(self, module: nn.Module, stream: Tensor) -> Tensor:
         return (self.block if self.options.scope == "block" else self.after_attention)(module, stream)
@@ -196,11 +206,14 @@ class _Layer:
         attention = start.to(self.device, torch.float32)
         self.set(MergedLayer(attention))
         before = self.error(original, regrouped)
-        shared = {n: getattr(attention, n).clone().requires_grad_() for n in WEIGHTS if getattr(attention, n) is not None}
+        fixed = () if attention.qk_norm == "all" else ("q_norm", "k_norm")  # one gain for all heads: not attention's alone
+        kept = (n for n in WEIGHTS if getattr(attention, n) is not None and n not in fixed)
+        shared = {n: getattr(attention, n).clone().requires_grad_() for n in kept}
         others = {}
         if self.options.scope == "block":
             taken = self.tensors(attention)
-            others = {n: p.detach().clone().requires_grad_() for n, p in self.regrouped.named_parameters() if n not in taken}
+            rest = ((n, p) for n, p in self.regrouped.named_parameters() if n in self.trainable - taken.keys())
+            others = {n: p.detach().clone().requires_grad_() for n, p in rest}
         groups = [_group(t, self.options.rate) for t in shared.values()] + [_group(t, self.options.rate * REST) for t in others.values()]
         optimizer = torch.optim.Adam([g for g in groups if g["lr"] > 0], betas=(0.9, 0.95))
         peak = [g["lr"] for g in optimizer.param_groups]
@@ -231,10 +244,15 @@ class _Layer:
         done.after = self.error(original, regrouped)
         if not done.after < before:  # a layer that was right already, or steps too large for it: as it was
             done = MergedLayer(attention, {}, before, before)
-            self.regrouped.load_state_dict({**self.original.state_dict(), **self.tensors(attention)}, strict=False)
+            untouched = {n: p for n, p in self.original.named_parameters() if n in others}
+            self.set(MergedLayer(attention, untouched))
         done.attention = done.attention.to("cpu")
         done.others = {n: t.cpu() for n, t in done.others.items()}
         return done
+
+
+class _Enough(Exception):
+    """What attention adds is known."""
 
 
 class _Forward(nn.Module):

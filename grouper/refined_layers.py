@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from grouper.attention import Attention, MergedLayer
 from grouper.outputs import write_file
 
-WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
+WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm")
 
 
 def save_layer(path: Path, done: MergedLayer) -> None:

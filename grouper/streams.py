@@ -9,21 +9,24 @@ from torch import Tensor
 
 from grouper.in_memory import InMemoryModel, free_memory
 
+Arguments = tuple[tuple, dict]  # positional and by name
+
 
 @torch.no_grad()
-def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Tensor, list[dict]]:
-    """What enters the first layer [n, tokens, D] in float32, and the keyword arguments that each layer gets beside it."""
-    arguments: list[dict] = []
+def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Tensor, list[Arguments]]:
+    """What enters the first layer [n, tokens, D] in float32, and the arguments that each layer gets beside it, for one window."""
+    arguments: list[Arguments] = []
     hooks = []
 
     def keep(_module, inputs, kwargs) -> None:
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "use_cache", "hidden_states")}
-        arguments.append({k: moved(v, device) for k, v in kwargs.items()})
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "layer_past", "use_cache", "hidden_states")}
+        positional = inputs if "hidden_states" in kwargs else inputs[1:]
+        arguments.append((moved(tuple(positional), device), {k: moved(v, device) for k, v in kwargs.items()}))
 
     for layer in range(model.architecture.layers):
         hooks.append(model.layer(layer).register_forward_pre_hook(keep, with_kwargs=True))
     try:
-        model.model.get_decoder()(input_ids=windows[:1].to(model.device), use_cache=False)
+        model.decoder(input_ids=windows[:1].to(model.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -42,7 +45,7 @@ def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Te
     try:
         for batch in windows.split(64):
             with suppress(Enough):
-                model.model.get_decoder()(input_ids=batch.to(model.device), use_cache=False)
+                model.decoder(input_ids=batch.to(model.device), use_cache=False)
             done += len(batch)
     finally:
         hook.remove()

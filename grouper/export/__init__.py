@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper.architectures import Architecture
+from grouper.architectures import Architecture, separate_tensors
 from grouper.attention import Attention
 from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
 from grouper.export import gguf, padded, ragged
+from grouper.export.as_phi import phi_config, phi_tensors
 from grouper.export.card import ENGINES, model_card
 from grouper.export.eval_results import write_eval_results
 from grouper.export.gguf_check import check_file
@@ -80,9 +81,8 @@ def export(
         merged = Regrouper(checkpoint).merged(layout, merge)
     if format == "gguf":
         return _export_gguf(checkpoint, layout, Path(output), merge, merged, dtype or checkpoint.dtype, overwrite, origin)
-    deploy, note = layout.deploy, None
-    if deploy == "padded" and (note := padded.refusal(checkpoint, architecture, layout, max_padding)):
-        deploy, note = "ragged", f"{note}; written as ragged"
+    deploy, note = deploy_class(checkpoint, architecture, layout, max_padding)
+    original = phi_config(checkpoint.config, architecture) if architecture.as_phi else checkpoint.config
     with new_folder(Path(output), MARKER, overwrite) as folder:
         tensors = _tensors(checkpoint, architecture, layout, merged, deploy)
         names = set()
@@ -91,13 +91,13 @@ def export(
             if progress:
                 progress(len(names), len(checkpoint.tensors))
         if deploy == "stock":
-            config = stock_config(checkpoint.config, architecture, layout)
+            config = stock_config(original, architecture, layout)
         elif deploy == "padded":
-            config = padded.padded_config(checkpoint.config, architecture, layout)
+            config = padded.padded_config(original, architecture, layout)
         else:
-            biases = (any(n.endswith(f"{m}.bias") for n in names) for m in (architecture.family.q, architecture.family.o))
-            config = ragged.ragged_config(checkpoint.config, architecture, layout, *biases)
-            (folder / ragged.FILE).write_text(ragged.modelling_file(checkpoint.config["model_type"]), encoding="utf-8")
+            biases = (any(n.endswith(f".{m}.bias") for n in names) for m in (ragged.PROJECTIONS[0], ragged.PROJECTIONS[3]))
+            config = ragged.ragged_config(original, architecture, layout, *biases)
+            (folder / ragged.FILE).write_text(ragged.modelling_file(architecture), encoding="utf-8")
         facts = {"merge": merge, "deploy": deploy, **(origin or {})}
         _write_json(folder / "config.json", {**readable_by_all(config, checkpoint.dtype), "grouper": facts})
         for pattern in COMPANIONS:
@@ -169,6 +169,22 @@ def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, format: str = "
         )
     if layout.deploy == "none":
         raise GrouperError("K and V are grouped differently: grouped attention kernels need them alike, so there is no export for this")
+    if format == "hf":
+        deploy_class(checkpoint, a, layout, padded.MAX_PADDING)
+
+
+def deploy_class(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> tuple[str, str | None]:
+    """The class that an export is written as, and why it is not the one that the layout would allow. Raises GrouperError where none is open."""
+    deploy, note = layout.deploy, None
+    if deploy == "stock" and ragged.is_plain(architecture):
+        note = f"no class of transformers holds {architecture.family.model_type} models with fewer KV heads"
+    elif deploy == "padded":
+        note = padded.refusal(checkpoint, architecture, layout, max_padding)
+    if note:
+        deploy, note = "ragged", f"{note}; written as ragged"
+    if deploy == "ragged":
+        ragged.check(architecture, layout)
+    return deploy, note
 
 
 def _tensors(
@@ -182,10 +198,19 @@ def _tensors(
             return grouped_order(attention, heads)
         return padded.with_output_bias(padded.padded_order(attention, heads, padded.largest_group(layout)), checkpoint.config)
 
+    def named(layer: int, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        if deploy == "ragged" and ragged.is_plain(architecture):
+            modules = tuple(f"{architecture.family.attention}.{m}" for m in ragged.PROJECTIONS)
+            return separate_tensors(prefix, modules, arranged(layer))
+        return architecture.tensors(prefix, arranged(layer))
+
+    if architecture.as_phi:
+        yield from phi_tensors(checkpoint, architecture, merged, arranged)
+        return
     replaced = {}
     for layer in range(architecture.layers):
         prefix = architecture.prefix(checkpoint, layer)
-        for module in architecture.projections():
+        for module in (*architecture.projections(), *architecture.norm_modules):
             for kind in ("weight", "bias"):
                 replaced[f"{prefix}{module}.{kind}"] = (layer, prefix)
     changed = {}  # full name -> layer, of tensors outside attention that a refinement changed
@@ -205,7 +230,7 @@ def _tensors(
         if layer not in written:
             written.add(layer)
             dtype = architecture.stored_dtype(checkpoint, layer)
-            for new_name, tensor in architecture.tensors(prefix, arranged(layer)):
+            for new_name, tensor in named(layer, prefix):
                 if not torch.isfinite(tensor).all():
                     raise GrouperError(f"the merge gave NaN or infinity in {new_name}: please report this")
                 yield new_name, tensor.to(dtype)

@@ -1,38 +1,44 @@
 """A Llama model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers and torch alone.
 
-`config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; the rows of q_proj and the columns
-of o_proj are in the order of the groups. Where `config.query_of_head` is there, q_proj has fewer heads than o_proj, and it lists the one that
-each head takes. Attention kernels want equal groups, so the *activations* are padded: queries are laid out in
+`config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are in the order of the groups.
+Where `config.query_of_head` is there, q_proj has fewer heads than o_proj, and it lists the one that each head takes. Attention is the family's
+own, but for the kernel's inputs: kernels want equal groups, so the *activations* are padded: queries are laid out in
 KV heads x largest group slots, empty slots hold a copy of some query, a native grouped kernel runs, and what the empty slots
 gave is dropped. Weights and KV cache are never padded, and the cache is never expanded.
 
 Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 """
 
+import copy
+
 import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaForCausalLM,
-    LlamaModel,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaModel, eager_attention_forward
 
 
 class RaggedConfig(LlamaConfig):
     model_type = "grouper_ragged_llama"
 
-    def __init__(self, kv_groups=None, query_of_head=None, qkv_bias=False, o_bias=False, **kwargs):
+    def __init__(self, kv_groups=None, query_of_head=None, **kwargs):
         # Engines that size each layer's cache read per_layer_config; asking for the global head counts must stay allowed.
         self.allow_global_per_layer_attribute_access = True
         super().__init__(**kwargs)
-        self.kv_groups, self.query_of_head, self.qkv_bias, self.o_bias = kv_groups, query_of_head, qkv_bias, o_bias
+        self.kv_groups, self.query_of_head = kv_groups, query_of_head
 
     def validate_architecture(self):
-        """Llama's own check reads one head count for all layers."""
+        """Some families' own check reads one head count for all layers."""
+
+
+try:  # transformers 5 renames and stacks some families' tensors when it loads them, by model type
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+
+    mapping = get_checkpoint_conversion_mapping(RaggedConfig.model_type.removeprefix("grouper_ragged_"))
+    if mapping is not None:
+        register_checkpoint_conversion_mapping(RaggedConfig.model_type, mapping, overwrite=True)
+except ImportError:  # transformers 4 has them as they are stored
+    pass
 
 
 def slots(groups):
@@ -45,53 +51,52 @@ def slots(groups):
     return head_of_slot, slot_of_head
 
 
+def ragged_attention(layer, query, key, value, attention_mask, **kwargs):
+    """query [batch, heads, tokens, head_dim], key and value [batch, G, tokens, head_dim]: the attention function that every layer calls."""
+    name = layer.config.whole._attn_implementation
+    attend = eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    batch, _, tokens, head_dim = query.shape
+    if layer.head_of_slot != list(range(query.shape[1])):
+        query = query.index_select(1, torch.tensor(layer.head_of_slot, device=query.device))  # [batch, G * m, tokens, head_dim]
+    output, weights = attend(layer, query, key, value, attention_mask, **kwargs)
+    if layer.padded:
+        slot_of_head = torch.tensor(layer.slot_of_head, device=query.device)
+        output = output.reshape(batch, tokens, -1, head_dim).index_select(2, slot_of_head)  # serving engines flatten it
+        weights = None if weights is None else weights.index_select(1, slot_of_head)
+    return output, weights
+
+
+ALL_ATTENTION_FUNCTIONS.register("grouper_ragged", ragged_attention)
+
+
+class LayerConfig:
+    """The model's configuration as one attention layer sees it: its own head counts, and the function above."""
+
+    _attn_implementation = "grouper_ragged"
+
+    def __init__(self, whole, **own):
+        self.__dict__.update(own, whole=whole)
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["whole"], name)
+
+
 class RaggedAttention(LlamaAttention):
     def __init__(self, config, layer_idx):
-        nn.Module.__init__(self)
         groups = config.kv_groups[layer_idx]
-        self.config, self.layer_idx, self.head_dim = config, layer_idx, config.head_dim
+        heads = {"num_attention_heads": sum(groups), "num_key_value_heads": len(groups)}
+        sized = copy.deepcopy(config)
+        for name, count in heads.items():
+            setattr(sized, name, count)
+        super().__init__(sized, layer_idx)
+        self.config = LayerConfig(config, **heads)
         self.num_key_value_groups = max(groups)
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_dropout
-        self.is_causal = True
-        kinds = getattr(config, "layer_types", None)
-        windowed = kinds is None or kinds[layer_idx] == "sliding_attention"
-        self.sliding_window = getattr(config, "sliding_window", None) if windowed else None
-        outputs, kv = sum(groups) * self.head_dim, len(groups) * self.head_dim
+        self.padded = len(set(groups)) > 1
         self.head_of_slot, self.slot_of_head = slots(groups)
-        self.padded, queries = len(set(groups)) > 1, sum(groups)
         if config.query_of_head:
             self.head_of_slot = [config.query_of_head[layer_idx][head] for head in self.head_of_slot]
-            queries = max(self.head_of_slot) + 1
-        self.q_proj = nn.Linear(config.hidden_size, queries * self.head_dim, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(outputs, config.hidden_size, bias=config.o_bias)
-
-    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # [batch, H, tokens, head_dim]
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)  # [batch, G, tokens, head_dim]
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            # transformers 4 wants to know where in a static cache to write
-            where = [{"cache_position": kwargs["cache_position"]}] if kwargs.get("cache_position") is not None else []
-            key, value = past_key_values.update(key, value, self.layer_idx, *where)
-        if self.head_of_slot != list(range(query.shape[1])):
-            query = query.index_select(1, torch.tensor(self.head_of_slot, device=query.device))  # [batch, G * m, tokens, head_dim]
-        attend = eager_attention_forward
-        if self.config._attn_implementation != "eager":
-            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        dropout = self.attention_dropout if self.training else 0.0
-        if self.sliding_window is not None:
-            kwargs["sliding_window"] = self.sliding_window
-        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-        if self.padded:
-            slot_of_head = torch.tensor(self.slot_of_head, device=query.device)
-            output = output.reshape(shape).index_select(-2, slot_of_head)  # [batch, tokens, H, head_dim]; serving engines flatten it
-            weights = None if weights is None else weights.index_select(1, slot_of_head)
-        return self.o_proj(output.reshape(*shape[:-2], -1)), weights
+            self.num_heads = max(self.head_of_slot) + 1
+            self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=self.q_proj.bias is not None)
 
 
 class RaggedModel(LlamaModel):

@@ -10,6 +10,22 @@ from grouper.architectures import Architecture
 from grouper.checkpoint import Checkpoint
 
 
+def of_layer(config: dict, layer: int) -> dict:
+    """The configuration of a model whose only layer is this one."""
+    counts = {key: 1 for key in ("num_hidden_layers", "n_layer", "n_layers") if key in config} or {"num_hidden_layers": 1}
+    config = {**config, **counts}
+    for key in ("layer_types", "no_rope_layers", "kv_groups", "head_order", "query_of_head"):
+        if config.get(key):
+            config[key] = [config[key][layer]]
+    if "per_layer_config" in config:
+        own = config["per_layer_config"].get(str(layer))
+        config["per_layer_config"] = {"0": own} if own else {}
+    if "decoder_sparse_step" in config:  # which layers have experts
+        sparse = layer not in (config.get("mlp_only_layers") or []) and (layer + 1) % config["decoder_sparse_step"] == 0
+        config |= {"decoder_sparse_step": 1, "mlp_only_layers": [] if sparse else [0]}
+    return config
+
+
 def cut(checkpoint: Checkpoint, architecture: Architecture, layer: int, folder: Path) -> Checkpoint:
     """Write to `folder` the model whose only layer is `layer` of this one: embedding, that layer, last norm and head."""
     folder.mkdir()
@@ -22,13 +38,9 @@ def cut(checkpoint: Checkpoint, architecture: Architecture, layer: int, folder: 
         elif not any(name.startswith(prefix) for prefix in every):
             tensors[name] = checkpoint.tensor(name).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {**checkpoint.config, "num_hidden_layers": 1}
-    for key in ("layer_types", "kv_groups", "query_of_head"):
-        if config.get(key):
-            config[key] = [config[key][layer]]
-    if "per_layer_config" in config:
-        own = config["per_layer_config"].get(str(layer))
-        config["per_layer_config"] = {"0": own} if own else {}
+    config = of_layer(checkpoint.config, layer)
+    if isinstance(config.get("text_config"), dict) and architecture.nested:
+        config["text_config"] = of_layer(config["text_config"], layer)
     (folder / "config.json").write_text(json.dumps(config))
     for file in checkpoint.folder.glob("modeling_ragged.py"):
         shutil.copyfile(file, folder / file.name)

@@ -1,8 +1,8 @@
 """`padded`: one KV-head count, groups of any size, in a stock class: every group is filled up to the largest with query heads that are zero.
 
 Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. What they add in weights is capped. Not every class
-takes more query heads than hidden_size / head_dim: a Llama goes out as a Mistral, which is the same model without that check; Qwen2, which
-serving engines size by hidden_size / heads, as a Llama with biases where the heads divide hidden_size.
+takes more query heads than hidden_size / head_dim (families.py says which): a Llama goes out as a Mistral, which is the same model without that
+check; Qwen2, which serving engines size by hidden_size / heads, as a Llama with biases where the heads divide hidden_size.
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 from grouper.architectures import Architecture
 from grouper.attention import Attention
 from grouper.checkpoint import Checkpoint
+from grouper.families import DIVIDES, OWN
 from grouper.layout import HeadLayout, LayerLayout
 
 MAX_PADDING = 0.10  # of the model's weights
@@ -37,20 +38,24 @@ def overhead(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLay
 def refusal(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> str | None:
     """Why this layout cannot be padded, or None where it can."""
     share, heads = overhead(checkpoint, architecture, layout), padded_heads(layout)
+    config, family, carrier = checkpoint.config, architecture.family, architecture.family.padded
+    if carrier is None or architecture.nested:
+        what = "vision-language models" if architecture.nested else f"{family.model_type} models"
+        return f"no class carries {what} with more query heads than they have"
     if share > max_padding:
         return f"padding groups to {largest_group(layout)} query heads would add {share:.1%} of weights, more than --max-padding {max_padding:.0%}"
-    config, family = checkpoint.config, architecture.family.model_type
-    if family == "llama" and config.get("mlp_bias"):
+    if carrier == "mistral" and config.get("mlp_bias"):
         return "a padded Llama goes out as a Mistral, which has no MLP biases"
-    if _as_llama(config) and architecture.hidden_size % heads:
-        return f"a padded {family} with biases goes out as a Llama, which wants hidden_size {architecture.hidden_size} to divide by {heads} heads"
-    if family == "qwen2" and config.get("use_sliding_window"):
+    if (_as_llama(config) or carrier == DIVIDES) and architecture.hidden_size % heads:
+        name = f"a padded {family.model_type} with biases goes out as a Llama, which" if _as_llama(config) else f"a {family.model_type}"
+        return f"{name} wants hidden_size {architecture.hidden_size} to divide by {heads} heads"
+    if carrier == "llama" and config.get("use_sliding_window"):
         return "a padded Qwen2 goes out as a Llama, which has no sliding window"
     return None
 
 
 def _as_llama(config: dict) -> bool:
-    return config["model_type"] == "qwen2" or bool(config.get("attention_bias"))
+    return config["model_type"] == "qwen2" or (config["model_type"] in ("llama", "mistral") and bool(config.get("attention_bias")))
 
 
 def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Attention:
@@ -81,9 +86,10 @@ def padded_config(config: dict, architecture: Architecture, layout: HeadLayout) 
     heads = {
         "num_attention_heads": padded_heads(layout), "num_key_value_heads": layout.layers[0].k.kv_heads, "head_dim": architecture.head_dim
     }  # fmt: skip
-    config = {key: value for key, value in config.items() if key not in ("auto_map", "use_sliding_window", "max_window_layers")}
+    config = {key: value for key, value in config.items() if key != "auto_map"}
     if _as_llama(config):
-        without = {k: v for k, v in config.items() if k not in ("sliding_window", "layer_types")}
+        without = {k: v for k, v in config.items() if k not in ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers")}
         return {**without, **heads, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True, "mlp_bias": False}
-    window = config.get("sliding_window") if config["model_type"] == "mistral" else None
-    return {**config, **heads, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+    if architecture.family.padded == OWN or architecture.family.padded == DIVIDES:
+        return {**config, "architectures": [architecture.family.causal_lm], **heads}
+    return {**config, **heads, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}

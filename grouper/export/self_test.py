@@ -5,6 +5,7 @@ were written: it shares neither the exported model's attention nor its order of 
 model can amplify rounding itself beyond the tolerance.
 """
 
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from grouper.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import ragged
 from grouper.export.one_layer import cut
-from grouper.in_memory import InMemoryModel, free_memory
+from grouper.families import FAMILIES
+from grouper.in_memory import InMemoryModel, free_memory, in_double
 from grouper.layout import HeadLayout
 
 TOLERANCE = 1e-4  # largest difference of a logit
@@ -48,9 +50,10 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
     else:
         results = []
         before = Architecture.of(original.config)
+        after = replace(before, family=FAMILIES["phi"]) if before.as_phi else before
         for layer, heads in enumerate(layout.layers):
             with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".self-test-") as temporary:
-                ours = cut(Checkpoint.open(exported), before, layer, Path(temporary) / "ours")
+                ours = cut(Checkpoint.open(exported), after, layer, Path(temporary) / "ours")
                 theirs = cut(original, before, layer, Path(temporary) / "theirs")
                 one = replace(layout, layers=(heads,))
                 results.append(_compare(ours.folder, gathered_reference(theirs, one, lambda _, layer=layer: merged(layer))))
@@ -65,10 +68,13 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
 
 
 def _compare(exported: Path, reference) -> SelfTest:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    config = json.loads((exported / "config.json").read_text())
+    nested = "text_config" in config
+    auto = AutoModelForImageTextToText if nested else AutoModelForCausalLM
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
-    ours = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64, trust_remote_code=own_code).eval()
+    ours = auto.from_pretrained(exported, dtype=torch.float64, trust_remote_code=own_code, **in_double(config)).eval()
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, reference.get_input_embeddings().num_embeddings, (2, PROMPT), generator=generator)
     options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "pad_token_id": 0}

@@ -18,11 +18,15 @@ def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
     ordered = replace(attention, o=attention.o[:, order])
     if layout.q is not None:
         return ordered
-    return replace(ordered, q=attention.q[order], q_bias=None if attention.q_bias is None else attention.q_bias[order])
+    parts = {n: getattr(attention, n) for n in ("q", "q_bias", "q_norm")}
+    return replace(ordered, **{n: t[order] for n, t in parts.items() if t is not None})
 
 
 def stock_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
     """config.json of the exported model: the original's with the layout's KV-head count, and without code of anybody's."""
+    heads = {"head_dim": architecture.head_dim, "num_key_value_heads": layout.layers[0].k.kv_heads}
     config = {key: value for key, value in config.items() if key != "auto_map"}
-    kv_heads = layout.layers[0].k.kv_heads
-    return {**config, "architectures": [architecture.family.stock], "head_dim": architecture.head_dim, "num_key_value_heads": kv_heads}
+    if architecture.nested:
+        return {**config, "text_config": {**config["text_config"], **heads}}
+    own = "PhiForCausalLM" if architecture.as_phi else architecture.family.causal_lm
+    return {**config, "architectures": [own], **heads}

@@ -1,4 +1,4 @@
-"""What merges that change a head's basis share: which query heads follow which KV head, norms with biases, groups in turn."""
+"""What merges that change a head's basis share: which query heads follow which KV head, biases as weights, norms on q and k."""
 
 import torch
 from torch import Tensor
@@ -36,3 +36,18 @@ def split(heads: Tensor, bias: Tensor | None, like: Tensor) -> tuple[Tensor, Ten
 def energy(heads: Tensor, second: Tensor) -> Tensor:
     """heads [..., d, D + 1], second [D + 1, D + 1]. Returns [...]: E |head x|^2."""
     return (heads @ second * heads).sum((-2, -1))
+
+
+def scored(attention: Attention, second: Tensor) -> tuple[Tensor, Tensor]:
+    """q [H, d, D + 1] and k [G, d, D + 1], biases included, as RoPE and the scores get them: behind norms on q and k, if there are some, with
+    their gains, and divided by the mean size that text (`second`) gives them."""
+    q, k = augmented(attention.q, attention.q_bias), augmented(attention.k, attention.k_bias)
+    if attention.qk_norm is None:
+        return q, k
+    return tuple(gain.double()[..., None] * h / sizes(h, second, attention.qk_norm) for h, gain in ((q, attention.q_norm), (k, attention.k_norm)))
+
+
+def sizes(heads: Tensor, second: Tensor, qk_norm: str) -> Tensor:
+    """[heads, 1, 1]: the root mean square that the norm divides each head [d, D + 1] by, over text."""
+    square = energy(heads, second) / heads.shape[1]
+    return (square.mean().expand(len(square)) if qk_norm == "all" else square).clamp_min(1e-30).sqrt()[:, None, None]

@@ -11,7 +11,7 @@ from grouper.layout import Grouping, LayerLayout
 
 
 def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
-    """Average K and V heads, and their biases, over each group's sources; query heads too where the layout shares them (GQKVA).
+    """Average K and V heads, their biases, and the gains of a norm on K, over each group's sources; query heads too where the layout shares them (GQKVA).
 
     Every query head weighs the same: in a model that is GQA already, all KV heads have as many readers, so the plain mean does that.
     """
@@ -19,9 +19,9 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     def mean(heads: Tensor | None, grouping: Grouping) -> Tensor | None:  # [G, ...] -> [groups, ...]
         return None if heads is None else torch.stack([heads[list(s)].mean(0) for s in grouping.sources])
 
-    queries = {} if layout.q is None else {"q": mean(attention.q, layout.q), "q_bias": mean(attention.q_bias, layout.q)}
+    queries = {} if layout.q is None else {n: mean(getattr(attention, n), layout.q) for n in ("q", "q_bias", "q_norm")}
     return replace(
         attention, **queries,
-        k=mean(attention.k, layout.k), k_bias=mean(attention.k_bias, layout.k),
+        k=mean(attention.k, layout.k), k_bias=mean(attention.k_bias, layout.k), k_norm=mean(attention.k_norm, layout.k),
         v=mean(attention.v, layout.v), v_bias=mean(attention.v_bias, layout.v),
     )  # fmt: skip

@@ -4,6 +4,8 @@ A V head may be rotated by any orthogonal matrix, undone in W_O; a K head with R
 without RoPE, or its unrotated part, by any orthogonal matrix. Rotations and mean are iterated (generalised Procrustes). Averaging shrinks a
 head: each query head's q and o are scaled so that what it sees has its own old head's norm again. As in the paper, heads are compared by
 their outputs on calibration text, here through the inputs' second moment.
+
+A norm between projection and RoPE leaves K no rotation (its gains differ from row to row) and q no scale: there K is the plain mean.
 """
 
 from dataclasses import replace
@@ -34,6 +36,9 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
 
     merged_k = []
     for sources in layout.k.sources:
+        if attention.qk_norm:
+            merged_k.append(k[list(sources)].mean(0))
+            continue
         heads = k[list(sources)]  # [S, d, D + 1]
         shared = torch.empty_like(heads[0])
         if len(rotary):
@@ -70,7 +75,10 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     new_k, k_bias = split(torch.stack(merged_k), attention.k_bias, attention.k)
     new_v, v_bias = split(torch.stack(merged_v), attention.v_bias, attention.v)
     new_q, q_bias = split(q, attention.q_bias, attention.q)
-    return replace(attention, q=new_q, q_bias=q_bias, k=new_k, k_bias=k_bias, v=new_v, v_bias=v_bias, o=o.to(attention.o))
+    k_norm = None if attention.k_norm is None else torch.stack([attention.k_norm[list(s)].mean(0) for s in layout.k.sources])
+    return replace(
+        attention, q=new_q, q_bias=q_bias, k=new_k, k_bias=k_bias, k_norm=k_norm, v=new_v, v_bias=v_bias, o=o.to(attention.o)
+    )  # fmt: skip
 
 
 def _align(heads: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
         kept["q"] = _chosen(_distance(attention, "q", inputs), layout.q.sources, first)
     changed = {}
     for kind, index in kept.items():
-        bias = getattr(attention, f"{kind}_bias")
-        changed |= {kind: getattr(attention, kind)[index], f"{kind}_bias": None if bias is None else bias[index]}
+        names = [n for n in (kind, f"{kind}_bias", f"{kind}_norm") if getattr(attention, n, None) is not None]
+        changed |= {n: getattr(attention, n)[index] for n in names}
     return replace(attention, **changed)
 
 

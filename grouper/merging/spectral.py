@@ -11,7 +11,7 @@ K without RoPE, or its unrotated part.  As V, with W_Q in the place of W_O: L_h 
     W_Q'^h = U_h^T L_h^+ W_Q^h. A constant added to all keys cancels in softmax: the key side's C is centred and k's bias dropped.
 
 Where several query heads read a KV head already, their W_O^T W_O, query energies and W_Q C W_Q^T are summed. Biases ride along as the weight
-of a constant input. Everything is float64. Phases and scales that are free are fixed: the factor of the strongest head is real and
+of a constant input. Where norms stand between projection and RoPE, K is merged as grouper.merging.normed_keys says. Everything is float64. Phases and scales that are free are fixed: the factor of the strongest head is real and
 positive, K keeps its heads' mean energy, V and O share theirs evenly.
 """
 
@@ -23,7 +23,8 @@ from torch import Tensor
 from grouper.attention import Attention
 from grouper.calibration import InputMoments
 from grouper.layout import LayerLayout
-from grouper.merging.folding import augmented, check_readers_are_sources, energy, split
+from grouper.merging.folding import augmented, check_readers_are_sources, energy, scored, split
+from grouper.merging.normed_keys import merge_keys, weighted_mean
 
 TINY = 1e-12  # of the largest eigenvalue: directions below carry rounding
 
@@ -33,13 +34,15 @@ class SpectralTables:
     """One layer's Gram matrices, from which every group's merge and error follow. G KV heads, d head_dim, float64.
 
     v: [G d, G d] A C A^T.  planes: [P, G, G] Hermitian b_a C b_b^H, or None without RoPE.  free: [G f, G f] for the f unrotated
-    components, or None.  plane_weight: 1/2 with a partial rotary (a phase-averaged square), else 1.
+    components, or None.  plane_weight: 1/2 with a partial rotary (a phase-averaged square), else 1.  fixed: [G, P] how a shared head is put
+    together where no factor is free, else None.
     """
 
     v: Tensor
     planes: Tensor | None
     free: Tensor | None
     plane_weight: float
+    fixed: Tensor | None = None
 
 
 class SpectralLayer:
@@ -52,9 +55,10 @@ class SpectralLayer:
         self.centred = self.second - torch.outer(mean, mean) / mean[-1].clamp_min(TINY)
         self.heads, self.d = attention.kv_heads, attention.head_dim
         self.queries = attention.query_heads // self.heads
-        self.k = augmented(attention.k, attention.k_bias).to(device)  # [G, d, D + 1]
+        self.raw_k = augmented(attention.k, attention.k_bias).to(device)  # [G, d, D + 1]
+        q, k = scored(attention, inputs.second.double())
+        self.k, self.q = k.to(device), q.to(device).unflatten(0, (self.heads, self.queries))  # [G, d, D + 1], [G, queries, d, D + 1]
         self.v = augmented(attention.v, attention.v_bias).to(device)
-        self.q = augmented(attention.q, attention.q_bias).to(device).unflatten(0, (self.heads, self.queries))  # [G, queries, d, D + 1]
         rotary = set() if attention.planes is None else set(attention.planes.flatten().tolist())
         self.planes = attention.planes.to(device) if rotary else None
         self.free = torch.tensor([i for i in range(self.d) if i not in rotary], dtype=torch.long, device=device)
@@ -87,11 +91,13 @@ class SpectralLayer:
         if self.planes is not None:
             b = self.b.transpose(0, 1)  # [P, G, D + 1]
             planes = b @ self.second.to(b.dtype) @ b.conj().transpose(1, 2)
+            planes = planes.real if self.attention.qk_norm == "all" else planes
         if len(self.free):
             a = self.a_k.flatten(0, 1)
             free = a @ self.centred @ a.T
         partial = self.planes is not None and len(self.free) > 0
-        return SpectralTables(v @ self.second @ v.T, planes, free, 0.5 if partial else 1.0)
+        fixed = self.q_energy.sqrt() if self.attention.qk_norm == "head" else None
+        return SpectralTables(v @ self.second @ v.T, planes, free, 0.5 if partial else 1.0, fixed)
 
     def merge_v(self, sources: list[int]) -> tuple[Tensor, Tensor]:
         """The shared V head [d, D + 1] and the readers' O' [S, queries, D, d]."""
@@ -105,8 +111,13 @@ class SpectralLayer:
 
     def merge_planes(self, sources: list[int]) -> tuple[Tensor, Tensor]:
         """The shared K rows kappa [P, D + 1], complex, and each head's factors c [S, P]."""
+        if self.attention.qk_norm == "head":
+            kappa = weighted_mean(self.kappa[sources], self.q_energy[sources])
+            return kappa, kappa.new_ones(len(sources), len(kappa))
         b = self.b[sources].transpose(0, 1)  # [P, S, D + 1]
-        _, vectors = torch.linalg.eigh(b @ self.second.to(b.dtype) @ b.conj().transpose(1, 2))
+        gram = b @ self.second.to(b.dtype) @ b.conj().transpose(1, 2)
+        _, vectors = torch.linalg.eigh(gram.real if self.attention.qk_norm == "all" else gram)
+        vectors = vectors.to(b.dtype)
         u = vectors[..., -1]  # [P, S]
         strongest = u.gather(1, u.abs().argmax(1, keepdim=True))
         u = u * (strongest.conj() / strongest.abs().clamp_min(1e-300))
@@ -160,7 +171,7 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments, resca
         else:
             shared, o[sources] = layer.merge_v(sources)
         merged_v.append(shared)
-    for sources in map(list, layout.k.sources):
+    for sources in map(list, layout.k.sources) if attention.qk_norm is None else ():
         shared = torch.zeros_like(layer.k[0])
         seen = layer.k.new_zeros(len(sources))
         if len(sources) == 1:
@@ -196,8 +207,11 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments, resca
             q[sources] = q[sources] * scale[:, None, None, None]
         merged_k.append(shared)
 
-    new_q, q_bias = split(q.flatten(0, 1), attention.q_bias, attention.q)
-    new_k, k_bias = split(torch.stack(merged_k), attention.k_bias, attention.k)
+    if attention.qk_norm is None:
+        new_q, q_bias = split(q.flatten(0, 1), attention.q_bias, attention.q)
+        new_k, k_bias = split(torch.stack(merged_k), attention.k_bias, attention.k)
+        keys = {"q": new_q, "q_bias": q_bias, "k": new_k, "k_bias": k_bias}
+    else:
+        keys = merge_keys(layer, layout, rescale)
     new_v, v_bias = split(torch.stack(merged_v), attention.v_bias, attention.v)
-    new_o = o.flatten(0, 1).permute(1, 0, 2).to(attention.o)
-    return replace(attention, q=new_q, q_bias=q_bias, k=new_k, k_bias=k_bias, v=new_v, v_bias=v_bias, o=new_o)
+    return replace(attention, **keys, v=new_v, v_bias=v_bias, o=o.flatten(0, 1).permute(1, 0, 2).to(attention.o))

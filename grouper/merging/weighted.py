@@ -7,7 +7,8 @@ row      one an input component [D]         (ROWWGQA: scales input channels)
 The paper starts at the mean and learns the weights with the model. Here they start at the mean and are fitted to what attention sees on
 calibration text, a least-squares problem: for V, sum over the group's query heads h of |(W_O^h (W_V^h - sum_s w_s * W_V^s)) C^(1/2)|^2; for K the
 same with the query's energy in the place of W_O: per frequency plane under RoPE, as a whole matrix without. Without that weighing the
-mean itself would be the optimum of scalar weights. Conjugate gradients solve the normal equations from products alone.
+mean itself would be the optimum of scalar weights. Conjugate gradients solve the normal equations from products alone. Norms between projection
+and RoPE are not taken into account.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,8 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments, kind:
     new_v = [fitted(v[list(s)], seen_of_v[list(s)], inputs.second, kind) for s in layout.v.sources]
     k, k_bias = split(torch.stack(new_k), attention.k_bias, attention.k)
     v, v_bias = split(torch.stack(new_v), attention.v_bias, attention.v)
-    return replace(attention, k=k, k_bias=k_bias, v=v, v_bias=v_bias)
+    k_norm = None if attention.k_norm is None else torch.stack([attention.k_norm[list(s)].mean(0) for s in layout.k.sources])
+    return replace(attention, k=k, k_bias=k_bias, k_norm=k_norm, v=v, v_bias=v_bias)
 
 
 def fitted(heads: Tensor, seen: Tensor, second: Tensor, kind: str) -> Tensor:

@@ -1,0 +1,200 @@
+"""Every family, through everything: one line a family. Tiny random models of the real transformers classes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import logits
+from safetensors.torch import load_file, save_file
+
+from grouper import Architecture, Checkpoint, HeadLayout, export
+from grouper.families import FAMILIES
+from grouper.in_memory import InMemoryModel
+from grouper.layout import groups_of
+from grouper.refine import RefineOptions, refine
+from grouper.regroup import Regrouper
+from search import SearchOptions, pick, search
+
+COMMON = {"vocab_size": 199, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+MHA = {**COMMON, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8, "max_position_embeddings": 128}
+GQA = {**MHA, "num_key_value_heads": 4}
+WIDE = {**GQA, "head_dim": 16}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+GPT = {**COMMON, "n_layer": 2, "n_head": 8, "n_embd": 64, "n_positions": 128, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+SAMPLES = {
+    "llama": ("llama", WIDE),
+    "llama-biased": ("llama", {**MHA, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {**WIDE, "sliding_window": 8}),
+    "mixtral": ("mixtral", {**GQA, "num_local_experts": 4}),
+    "qwen2": ("qwen2", {**GQA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen2_moe": ("qwen2_moe", {**GQA, **MOE}),
+    "qwen3": ("qwen3", WIDE),
+    "qwen3_moe": ("qwen3_moe", {**WIDE, **MOE}),
+    "gemma": ("gemma", WIDE),
+    "gemma2": ("gemma2", {**WIDE, "sliding_window": 8}),
+    "gemma3_text": ("gemma3_text", {**WIDE, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "olmo": ("olmo", GQA),
+    "olmo2": ("olmo2", GQA),
+    "olmo3": ("olmo3", {**GQA, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "olmoe": ("olmoe", {**GQA, "num_experts": 4, "num_experts_per_tok": 2}),
+    "stablelm": ("stablelm", {**GQA, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    "starcoder2": ("starcoder2", {**GQA, "sliding_window": 8}),
+    "granite": ("granite", {**GQA, "residual_multiplier": 0.5, "attention_multiplier": 0.2}),
+    "smollm3": ("smollm3", {**GQA, "no_rope_layers": [1, 0]}),
+    "cohere": ("cohere", GQA),
+    "phi": ("phi", GQA),
+    "phi3": ("phi3", GQA),
+    "phi3-partial": ("phi3", {**GQA, "partial_rotary_factor": 0.5}),
+    "gpt_neox": ("gpt_neox", {**MHA, "rotary_pct": 0.5}),
+    "gpt_neox-sequential": ("gpt_neox", {**MHA, "use_parallel_residual": False}),
+    "gptj": ("gptj", {**GPT, "rotary_dim": 4}),
+    "falcon": ("falcon", {**MHA, "new_decoder_architecture": True, "num_kv_heads": 4}),
+    "falcon-one-norm": ("falcon", {**MHA, "new_decoder_architecture": True, "num_kv_heads": 4, "num_ln_in_parallel_attn": 1}),
+    "falcon-multi-head": ("falcon", {**MHA, "multi_query": False, "bias": True}),
+    "falcon-alibi": ("falcon", {**MHA, "multi_query": False, "alibi": True, "parallel_attn": False, "bias": True}),
+    "gpt2": ("gpt2", GPT),
+    "opt": ("opt", {**MHA, "ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
+    "opt-norm-behind": ("opt", {**MHA, "ffn_dim": 96, "word_embed_proj_dim": 32, "dropout": 0.0, "do_layer_norm_before": False}),
+    "bloom": ("bloom", {**COMMON, "n_layer": 2, "n_head": 8, "hidden_size": 64}),
+    "mpt": ("mpt", {**COMMON, "n_layers": 2, "n_heads": 8, "d_model": 64, "max_seq_len": 128}),
+}
+EQUAL = [[0, 1, 0, 1], [0, 1, 1, 0]]
+UNEQUAL = [[0, 0, 1, 0], [0, 1, 1, 1]]
+RAGGED = [[0, 0, 1, 0], [0, 1, 2, 1]]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    made = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = make(tmp_path_factory.mktemp(name), *SAMPLES[name])
+        return made[name]
+
+    return get
+
+
+def make(folder: Path, family: str, options: dict) -> Path:
+    """Random weights large enough that heads matter, and gains and biases that are not trivial."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)
+        else:
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def layout_for(folder: Path, rows: list[list[int]]) -> HeadLayout:
+    a = Architecture.of(Checkpoint.open(folder).config)
+    return HeadLayout.from_labels([[g for g in row for _ in range(a.kv_heads // 4)] for row in rows], a.query_heads, a.head_dim)
+
+
+def with_heads(folder: Path, target: Path, change) -> Path:
+    """A copy of the model, of its own class, with `change(layer, k, v, name)` applied to K and V heads, biases and gains: [G, d, ...] in place."""
+    checkpoint = Checkpoint.open(folder)
+    a = Architecture.of(checkpoint.config)
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    for layer in range(a.layers):
+        attention = a.read(checkpoint, layer)
+        for name in ("k", "v", "k_bias", "v_bias", "k_norm"):
+            heads = getattr(attention, name)
+            if heads is not None and not (name == "k_norm" and attention.qk_norm == "head"):
+                setattr(attention, name, change(layer, heads))
+        for name, tensor in a.tensors(a.prefix(checkpoint, layer), attention):
+            tensors[name] = tensor.contiguous().to(tensors[name].dtype)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def gathered(folder: Path, target: Path, layout: HeadLayout) -> Path:
+    """The reference: the original class, every KV head of a group replaced by the group's mean."""
+
+    def mean(layer: int, heads: torch.Tensor) -> torch.Tensor:
+        out = heads.clone()
+        for sources in layout.layers[layer].k.sources:
+            out[list(sources)] = heads[list(sources)].mean(0)
+        return out
+
+    return with_heads(folder, target, mean)
+
+
+def test_every_family_has_a_sample():
+    assert {family for family, _ in SAMPLES.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("merge", ["mean", "spectral"])
+def test_the_identity_grouping_is_the_original(samples, tmp_path, prompt, name, merge):
+    folder = samples(name)
+    a = Architecture.of(Checkpoint.open(folder).config)
+    done = export(folder, HeadLayout.from_labels([range(a.kv_heads)] * 2, a.query_heads, a.head_dim), tmp_path / "out", merge=merge)
+    assert done.deploy == ("stock" if a.family.stock or a.as_phi else "ragged")
+    assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_half_the_heads_are_the_index_gather_reference_and_generate(samples, tmp_path, prompt, name):
+    from transformers import AutoModelForCausalLM
+
+    folder = samples(name)
+    a = Architecture.of(Checkpoint.open(folder).config)
+    for kind, rows in {"equal": EQUAL, "unequal": UNEQUAL, "ragged": RAGGED}.items():
+        layout = layout_for(folder, rows)
+        done = export(folder, layout, tmp_path / kind, max_padding=9.0)
+        if kind == "equal" or a.family.qk_norm != "all":  # a norm across K heads sees each of them once; the self-test knows
+            expected = logits(gathered(folder, tmp_path / f"{kind}-reference", layout), prompt)
+            assert (logits(tmp_path / kind, prompt) - expected).abs().max() < 1e-4, done.deploy
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / kind, dtype=torch.float32, trust_remote_code=True).eval()
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones(1, 24)}
+        written = model.generate(prompt[:1], **options)
+        assert written.shape == (1, 30) and written.tolist() == model.generate(prompt[:1], use_cache=False, **options).tolist()
+        cached = [layer.keys.shape[1] for layer in model(prompt, use_cache=True).past_key_values.layers]
+        assert cached == [layer.k.kv_heads for layer in layout.layers], "the cache has the layout's heads"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_planted_grouping_is_found_and_lossless(samples, tmp_path, prompt, name):
+    folder = samples(name)
+    heads = Architecture.of(Checkpoint.open(folder).config).kv_heads
+    generator = torch.Generator().manual_seed(3)
+    labels = [(torch.randperm(heads, generator=generator) // 2).tolist() for _ in range(2)]
+    planted = with_heads(folder, tmp_path / "planted", lambda layer, k: k[labels[layer]])
+    front = search(planted, tmp_path / "run", SearchOptions(generations=4, population=16, fitness="weight"))
+    found = pick(front, "mean", kv_ratio="1/2")
+    assert [sorted(groups_of(row)) for row in labels] == [
+        sorted(tuple(s) for s in layer["kv"]["sources"])
+        for layer in json.loads((tmp_path / "run" / "layouts" / f"{found.layout:04}.json").read_text())["layers"]
+    ]
+    layout = HeadLayout.from_json((tmp_path / "run" / "layouts" / f"{found.layout:04}.json").read_text())
+    for merge in ("mean", "spectral"):
+        export(planted, layout, tmp_path / merge, merge=merge)
+        assert (logits(tmp_path / merge, prompt) - logits(planted, prompt)).abs().max() < 1e-4, merge
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_search_spectral_merge_refinement_export_reload(samples, tmp_path, prompt, name):
+    folder = samples(name)
+    checkpoint = Checkpoint.open(folder)
+    search(folder, tmp_path / "run", SearchOptions(generations=3, population=16))
+    layout = layout_for(folder, RAGGED)
+    ours = Regrouper(checkpoint)
+    start = ours.merged(layout, "spectral", before_refinement=True)
+    windows = torch.randint(2, 199, (12, 16), generator=torch.Generator().manual_seed(0))
+    for scope in ("attention", "block"):
+        options = RefineOptions(scope, steps=8, batch_tokens=64)
+        layers = refine(InMemoryModel(checkpoint), layout, lambda i: start(i).attention, windows, options)
+        assert all(layer.after <= layer.before for layer in layers) and any(layer.after < layer.before for layer in layers)
+        done = export(folder, layout, tmp_path / scope, merge="spectral+refine", merged=layers.__getitem__)
+        assert done.self_test.passed and torch.isfinite(logits(tmp_path / scope, prompt)).all()
+        half = layout_for(folder, EQUAL)
+        done = export(folder, half, tmp_path / f"half-{scope}", merge="spectral")
+        assert done.self_test.passed and done.kv_bytes_per_token[1] == half.kv_bytes_per_token()

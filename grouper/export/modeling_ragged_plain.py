@@ -25,10 +25,11 @@ class RaggedConfig(BloomConfig):
         self.kv_groups, self.head_order, self.qkv_bias, self.o_bias = kv_groups, head_order, qkv_bias, o_bias
 
 
-try:  # transformers 5 renames and stacks some families' tensors when it loads them, by model type
+try:  # transformers 5 renames and stacks some families' tensors when it loads them, by class or model type
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-    mapping = get_checkpoint_conversion_mapping(RaggedConfig.model_type.removeprefix("grouper_ragged_"))
+    names = (BloomForCausalLM.__name__, RaggedConfig.model_type.removeprefix("grouper_ragged_"))
+    mapping = next((m for m in map(get_checkpoint_conversion_mapping, names) if m is not None), None)
     if mapping is not None:
         register_checkpoint_conversion_mapping(RaggedConfig.model_type, mapping, overwrite=True)
 except ImportError:  # transformers 4 has them as they are stored

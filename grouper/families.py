@@ -23,7 +23,8 @@ class Family:
     head_dim: where the configuration names none and the class does not divide hidden_size by heads.
     classes: how the names of its transformers classes begin.
     stock: whether its class takes fewer KV heads than query heads.
-    padded: what carries more query heads than hidden_size / head_dim: "own" class, "own, if they divide hidden_size", another class, or None.
+    padded: what carries more query heads than hidden_size / head_dim: "own" class, "own, if they divide hidden_size", another class, or None (so
+        where a norm spans all query heads: zeros change its mean, and its epsilon then counts otherwise).
     as_phi: why and when it goes out as Phi: "always", or a configuration key that must be true.
     approximate: what makes merges that change a head's scale or basis approximate, if the configuration has it.
     """
@@ -75,7 +76,7 @@ FAMILIES = {
         Family("mistral", "Mistral 7B, Nemo, Small", "Mistral", padded=OWN),
         Family("mixtral", "Mixtral", "Mixtral", padded=OWN),
         Family("qwen2", "Qwen1.5, Qwen2, Qwen2.5", "Qwen2", padded="llama"),
-        Family("qwen2_moe", "Qwen1.5-MoE, Qwen2-MoE", "Qwen2Moe"),
+        Family("qwen2_moe", "Qwen1.5-MoE, Qwen2-MoE", "Qwen2Moe", padded=OWN),
         Family("qwen3", "Qwen3", "Qwen3", qk_norm="head", head_dim=128, padded=OWN),
         Family("qwen3_moe", "Qwen3-MoE", "Qwen3Moe", qk_norm="head", padded=OWN),
         Family("gemma", "Gemma 1", "Gemma", norm_offset=1.0, head_dim=256, padded=OWN),
@@ -92,9 +93,9 @@ FAMILIES = {
         Family("starcoder2", "StarCoder2", "Starcoder2", padded=OWN),
         Family("granite", "Granite 3", "Granite", padded=OWN),
         Family("smollm3", "SmolLM3", "SmolLM3", padded=OWN),
-        Family("cohere", "Command R, Aya 23", "Cohere", rope="interleaved"),
-        Family("phi", "Phi-1, Phi-1.5, Phi-2", "Phi", o="self_attn.dense", rotary="partial_rotary_factor"),
-        Family("phi3", "Phi-3, Phi-3.5, Phi-4", "Phi3", q="self_attn.qkv_proj", fused="stacked", rotary="partial_rotary_factor"),
+        Family("cohere", "Command R, Aya 23", "Cohere", rope="interleaved", padded=OWN),
+        Family("phi", "Phi-1, Phi-1.5, Phi-2", "Phi", o="self_attn.dense", rotary="partial_rotary_factor", padded=OWN),
+        Family("phi3", "Phi-3, Phi-3.5, Phi-4", "Phi3", q="self_attn.qkv_proj", fused="stacked", rotary="partial_rotary_factor", padded=OWN),
         Family(
             "gpt_neox", "GPT-NeoX, Pythia, Dolly 2, RedPajama", "GPTNeoX", **FUSED | {"q": "attention.query_key_value", "o": "attention.dense"},
             fused="per-group", rotary="rotary_pct", stock=False, as_phi="use_parallel_residual",

@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from grouper.architectures import Architecture
 from grouper.attention import Attention
@@ -44,7 +45,7 @@ def refusal(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayo
         return f"no class carries {what} with more query heads than they have"
     if share > max_padding:
         return f"padding groups to {largest_group(layout)} query heads would add {share:.1%} of weights, more than --max-padding {max_padding:.0%}"
-    if carrier == "mistral" and config.get("mlp_bias"):
+    if carrier == "mistral" and config.get("mlp_bias") and not _as_llama(config):
         return "a padded Llama goes out as a Mistral, which has no MLP biases"
     if (_as_llama(config) or carrier == DIVIDES) and architecture.hidden_size % heads:
         name = f"a padded {family.model_type} with biases goes out as a Llama, which" if _as_llama(config) else f"a {family.model_type}"
@@ -63,15 +64,16 @@ def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Att
     slots = torch.tensor([g * largest + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))])
     order = torch.tensor([head for readers in layout.k.readers for head in readers])
     heads = layout.k.kv_heads * largest
-    q = attention.q.new_zeros(heads, *attention.q.shape[1:])
-    q[slots] = attention.q[order]
-    o = attention.o.new_zeros(attention.o.shape[0], heads, attention.o.shape[2])
-    o[:, slots] = attention.o[:, order]
-    bias = attention.q_bias
-    if bias is not None:
-        bias = bias.new_zeros(heads, bias.shape[1])
-        bias[slots] = attention.q_bias[order]
-    return replace(attention, q=q, o=o, q_bias=bias)
+
+    def padded(tensor: Tensor | None) -> Tensor | None:  # [H, ...] -> [G m, ...]
+        if tensor is None:
+            return None
+        filled = tensor.new_zeros(heads, *tensor.shape[1:])
+        filled[slots] = tensor[order]
+        return filled
+
+    o = padded(attention.o.transpose(0, 1)).transpose(0, 1)
+    return replace(attention, q=padded(attention.q), q_bias=padded(attention.q_bias), o=o)
 
 
 def with_output_bias(attention: Attention, config: dict) -> Attention:
@@ -89,7 +91,8 @@ def padded_config(config: dict, architecture: Architecture, layout: HeadLayout) 
     config = {key: value for key, value in config.items() if key != "auto_map"}
     if _as_llama(config):
         without = {k: v for k, v in config.items() if k not in ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers")}
-        return {**without, **heads, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True, "mlp_bias": False}
+        biases = {"attention_bias": True, "mlp_bias": bool(config.get("mlp_bias"))}
+        return {**without, **heads, "model_type": "llama", "architectures": ["LlamaForCausalLM"], **biases}
     if architecture.family.padded == OWN or architecture.family.padded == DIVIDES:
         return {**config, "architectures": [architecture.family.causal_lm], **heads}
     return {**config, **heads, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}

@@ -10,13 +10,18 @@ ALIASES = {  # what older or other configurations call it
     "num_attention_heads": ("n_head", "n_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"), "hidden_size": ("n_embd", "d_model"),
     "num_hidden_layers": ("n_layer", "n_layers"), "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }  # fmt: skip
+TEXT_MODELS = {  # decoders inside vision-language models that are a family under another name
+    "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+}  # fmt: skip
 NOTHING = object()
 
 def decoder_config(config: dict) -> dict:
-    """The part that describes the decoder: of a vision-language model its text_config."""
-    text = config.get("text_config")
-    nested = isinstance(text, dict) and config.get("model_type") not in FAMILIES
-    return {"model_type": "llama", **text} if nested else config
+    """The part that describes the decoder, under its family's name: of a vision-language model its text_config."""
+    text, model_type = config.get("text_config"), config.get("model_type")
+    if isinstance(text, dict) and model_type not in FAMILIES:
+        inner = text.get("model_type", "llama")
+        return {**text, "model_type": TEXT_MODELS.get(inner, inner)}
+    return {**config, "model_type": TEXT_MODELS[f"{model_type}_text"]} if f"{model_type}_text" in TEXT_MODELS else config
 
 
 def family_of(config: dict) -> Family:

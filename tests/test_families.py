@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,11 @@ def test_search_spectral_merge_refinement_export_reload(samples, tmp_path, promp
         half = layout_for(folder, EQUAL)
         done = export(folder, half, tmp_path / f"half-{scope}", merge="spectral")
         assert done.self_test.passed and done.kv_bytes_per_token[1] == half.kv_bytes_per_token()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_self_test_goes_layer_by_layer_in_every_family(samples, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sys.modules["grouper.export.self_test"], "free_memory", lambda: 0.0)
+    for kind, rows in {"equal": EQUAL, "ragged": RAGGED}.items():
+        assert export(samples(name), layout_for(samples(name), rows), tmp_path / kind).self_test.passed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["equal", "ragged"]

@@ -17,6 +17,7 @@ import torch
 from grouper.architectures import Architecture
 from grouper.attention import MergedLayer
 from grouper.checkpoint import Checkpoint
+from grouper.configuration import decoder_config
 from grouper.errors import GrouperError
 from grouper.export import ragged
 from grouper.export.one_layer import cut
@@ -71,8 +72,7 @@ def _compare(exported: Path, reference) -> SelfTest:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = json.loads((exported / "config.json").read_text())
-    nested = "text_config" in config
-    auto = AutoModelForImageTextToText if nested else AutoModelForCausalLM
+    auto = AutoModelForImageTextToText if decoder_config(config) is not config else AutoModelForCausalLM
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
     ours = auto.from_pretrained(exported, dtype=torch.float64, trust_remote_code=own_code, **in_double(config)).eval()
     generator = torch.Generator().manual_seed(0)

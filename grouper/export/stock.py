@@ -27,6 +27,6 @@ def stock_config(config: dict, architecture: Architecture, layout: HeadLayout) -
     heads = {"head_dim": architecture.head_dim, "num_key_value_heads": layout.layers[0].k.kv_heads}
     config = {key: value for key, value in config.items() if key != "auto_map"}
     if architecture.nested:
-        return {**config, "text_config": {**config["text_config"], **heads}}
+        return {**config, "text_config": {**config["text_config"], **heads}} if "text_config" in config else {**config, **heads}
     own = "PhiForCausalLM" if architecture.as_phi else architecture.family.causal_lm
     return {**config, "architectures": [own], **heads}

@@ -65,7 +65,8 @@ RefineTokens = Annotated[int | None, typer.Option(help="Tokens to refine on: 393
 
 @app.command()
 def inspect(
-    model: Model,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`.")] = None,
+    families: Annotated[bool, typer.Option("--families", help="What can be regrouped at all, as a table in Markdown.")] = False,
     revision: Revision = None,
     context: Annotated[int | None, typer.Option(help="Tokens of context to size the cache for.")] = None,
     kv_dtype: KvDtype = "bfloat16",
@@ -73,6 +74,12 @@ def inspect(
     config: Config = None,
 ):
     """Heads, KV bytes and what can be done, from configuration and headers alone."""
+    if families:
+        from grouper.family_table import family_table, markdown
+
+        return _print_json([asdict(row) for row in family_table()]) if json_ else print(markdown(family_table()))
+    if model is None:
+        raise typer.BadParameter("give a MODEL, or --families")
     from grouper.checkpoint import Checkpoint
     from grouper.inspect import inspect as look
     from search.console import inspection

@@ -15,6 +15,7 @@ TEXT_MODELS = {  # decoders inside vision-language models that are a family unde
 }  # fmt: skip
 NOTHING = object()
 
+
 def decoder_config(config: dict) -> dict:
     """The part that describes the decoder, under its family's name: of a vision-language model its text_config."""
     text, model_type = config.get("text_config"), config.get("model_type")

@@ -103,15 +103,16 @@ def inspection(found: Inspection) -> None:
     view.add_column(style="bold")
     view.add_column()
     mib = found.kv_bytes_at_context / 2**20
+    windows = f" ({found.sliding_layers} layers keep no more than their sliding window)" if found.sliding_layers else ""
     counts = ", ".join(map(str, found.uniform_kv_heads)) or "none: it is MQA already"
     for name, value in (
         ("model", found.model),
         ("family", f"{found.family}, {found.parameters / 1e6:,.1f}M parameters in {found.dtype}"),
         ("layers", found.layers),
         ("heads", f"{found.query_heads} query heads over {found.kv_heads} KV heads of {found.head_dim}, hidden size {found.hidden_size}"),
-        ("position", f"RoPE, {found.rope}" if found.rope != "none" else "no RoPE"),
+        ("position", f"RoPE, {found.rope}" if not found.rope.startswith("none") else found.rope.replace("none", "no RoPE")),
         ("biases", "on q, k, v" if found.biases else "none"),
-        ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token in {found.kv_dtype}, {mib:,.1f} MiB at {found.context:,} tokens"),
+        ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token in {found.kv_dtype}, {mib:,.1f} MiB at {found.context:,} tokens{windows}"),
         ("fewer KV heads", counts),
         ("exports", ", ".join(found.deploy) or "none"),
     ):  # fmt: skip

@@ -20,7 +20,14 @@ from grouper.regroup import Regrouper
 from search import SearchOptions, pick, search
 
 COMMON = {"vocab_size": 199, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-MHA = {**COMMON, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8, "max_position_embeddings": 128}
+MHA = {
+    **COMMON,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 128,
+}
 GQA = {**MHA, "num_key_value_heads": 4}
 WIDE = {**GQA, "head_dim": 16}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
@@ -36,7 +43,10 @@ SAMPLES = {
     "qwen3_moe": ("qwen3_moe", {**WIDE, **MOE}),
     "gemma": ("gemma", WIDE),
     "gemma2": ("gemma2", {**WIDE, "hidden_size": 96, "sliding_window": 8}),
-    "gemma3_text": ("gemma3_text", {**WIDE, "hidden_size": 96, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma3_text": (
+        "gemma3_text",
+        {**WIDE, "hidden_size": 96, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "olmo": ("olmo", GQA),
     "olmo2": ("olmo2", GQA),
     "olmo3": ("olmo3", {**GQA, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),

@@ -15,7 +15,11 @@ from grouper.attention import Attention, MergedLayer
 from grouper.checkpoint import Checkpoint
 from grouper.configuration import setting
 
-MLP = {"gpt_neox": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), "gptj": ("mlp.fc_in", "mlp.fc_out"), "falcon": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")}
+MLP = {
+    "gpt_neox": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    "gptj": ("mlp.fc_in", "mlp.fc_out"),
+    "falcon": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+}
 MLP_NORM = {"gpt_neox": "post_attention_layernorm", "falcon": "ln_mlp"}  # where the MLP has one of its own
 OUTSIDE = {  # Phi's names: those of the families
     "model.embed_tokens": ("embed_in", "wte", "word_embeddings"),
@@ -29,12 +33,16 @@ def phi_config(config: dict, a: Architecture) -> dict:
     """config.json of the same model as a multi-head (or grouped) Phi, without code of anybody's."""
     activation = next((config[k] for k in ("hidden_act", "activation_function", "activation") if k in config), None)
     theta = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rotary_emb_base") or config.get("rope_theta") or 10000.0
-    scaling = {k: v for k, v in (config.get("rope_scaling") or config.get("rope_parameters") or {}).items() if k not in ("type", "rope_theta")}
+    scaling = {
+        k: v for k, v in (config.get("rope_scaling") or config.get("rope_parameters") or {}).items() if k not in ("type", "rope_theta")
+    }
     epsilon = next((config[k] for k in ("layer_norm_eps", "layer_norm_epsilon") if k in config), 1e-5)
     inner = next((config[k] for k in ("ffn_hidden_size", "n_inner") if config.get(k)), None)
     if inner is None:
         inner = config["intermediate_size"] if a.family.model_type == "gpt_neox" and config.get("intermediate_size") else 4 * a.hidden_size
-    kept = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "transformers_version") if k in config}
+    kept = {
+        k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "transformers_version") if k in config
+    }
     return {
         **kept, "model_type": "phi", "architectures": ["PhiForCausalLM"], "vocab_size": config["vocab_size"], "hidden_size": a.hidden_size,
         "intermediate_size": inner, "num_hidden_layers": a.layers, "num_attention_heads": a.query_heads, "num_key_value_heads": a.kv_heads,

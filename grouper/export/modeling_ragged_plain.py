@@ -76,7 +76,9 @@ class RaggedAttention(nn.Module):
             given = given[:, None].expand(-1, 1, self.widest, -1, -1)
         return given.expand(-1, -1, -1, tokens, -1).flatten(2, 3)
 
-    def forward(self, hidden_states, residual=None, alibi=None, attention_mask=None, position_bias=None, position_embeddings=None, **kwargs):
+    def forward(
+        self, hidden_states, residual=None, alibi=None, attention_mask=None, position_bias=None, position_embeddings=None, **kwargs
+    ):
         query, key, value = (self.heads(p, hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj))
         if position_embeddings is not None and alibi is None:
             query, key = base.apply_rotary_pos_emb(query, key, *position_embeddings)

@@ -44,7 +44,9 @@ def scored(attention: Attention, second: Tensor) -> tuple[Tensor, Tensor]:
     q, k = augmented(attention.q, attention.q_bias), augmented(attention.k, attention.k_bias)
     if attention.qk_norm is None:
         return q, k
-    return tuple(gain.double()[..., None] * h / sizes(h, second, attention.qk_norm) for h, gain in ((q, attention.q_norm), (k, attention.k_norm)))
+    return tuple(
+        gain.double()[..., None] * h / sizes(h, second, attention.qk_norm) for h, gain in ((q, attention.q_norm), (k, attention.k_norm))
+    )
 
 
 def sizes(heads: Tensor, second: Tensor, qk_norm: str) -> Tensor:

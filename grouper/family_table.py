@@ -37,7 +37,7 @@ def exactness(family: Family) -> tuple[dict[str, str], dict[str, str], str]:
         note = "norms on q and k leave no basis of K free: spectral takes the weighted mean behind them, procrustes rotates V alone"
     elif family.qk_norm == "all":
         approximate = {"mean", "first", "select", "weighted", "procrustes", "spectral"}
-        note = "a norm across heads changes with them, its mean size is restored: spectral takes real factors of K's planes, procrustes rotates V alone"
+        note = "a norm across heads changes with them, in the mean restored: spectral takes real factors of K's planes, procrustes rotates V alone"
     elif family.position != "rope":
         note = "K as V: no RoPE"
     elif family.rotary:

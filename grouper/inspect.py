@@ -50,7 +50,9 @@ def inspect(checkpoint: Checkpoint, kv_dtype: str = "bfloat16", context: int | N
     return Inspection(
         model=checkpoint.name, family=a.family.model_type, parameters=sum(prod(t.shape) for t in checkpoint.tensors.values()),
         dtype=checkpoint.dtype, layers=a.layers, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
-        hidden_size=a.hidden_size, rope=rope, sliding_layers=sum(w is not None for w in a.windows), biases=f"{a.prefix(checkpoint, 0)}{a.family.q}.bias" in checkpoint,
-        kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context, kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
+        hidden_size=a.hidden_size, rope=rope, sliding_layers=sum(w is not None for w in a.windows),
+        biases=f"{a.prefix(checkpoint, 0)}{a.family.q}.bias" in checkpoint,
+        kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context,
+        kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
         uniform_kv_heads=a.uniform_counts(), deploy=classes,
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """Every family, through everything: one line a family. Tiny random models of the real transformers classes."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from grouper.in_memory import InMemoryModel
 from grouper.layout import groups_of
 from grouper.refine import RefineOptions, refine
 from grouper.regroup import Regrouper
-from search import SearchOptions, pick, search
+from search import RunFolder, SearchOptions, pick, search
 
 COMMON = {"vocab_size": 199, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 MHA = {
@@ -139,6 +138,65 @@ def gathered(folder: Path, target: Path, layout: HeadLayout) -> Path:
     return with_heads(folder, target, mean)
 
 
+# What every model must pass. Used on real weights, too.
+
+
+def check_identity(folder: Path, tmp_path: Path, prompt: torch.Tensor, merge: str) -> None:
+    a = Architecture.of(Checkpoint.open(folder).config)
+    layout = HeadLayout.from_labels([range(a.kv_heads)] * a.layers, a.query_heads, a.head_dim)
+    done = export(folder, layout, tmp_path / "out", merge=merge)
+    assert done.deploy == ("ragged" if is_plain(a) else "stock")
+    assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
+
+
+def check_reference(folder: Path, tmp_path: Path, prompt: torch.Tensor, layouts: dict[str, HeadLayout]) -> None:
+    """layouts: by the class that they allow."""
+    from transformers import AutoModelForCausalLM
+
+    a = Architecture.of(Checkpoint.open(folder).config)
+    for kind, layout in layouts.items():
+        done = export(folder, layout, tmp_path / kind, max_padding=9.0)
+        wanted = {"stock": "ragged" if is_plain(a) else "stock", "padded": "padded" if a.family.padded else "ragged", "ragged": "ragged"}
+        assert done.deploy == wanted[kind] or (kind == "padded" and "divide by" in done.note), done.note
+        if kind == "stock" or a.family.qk_norm != "all":  # a norm across K heads sees each of them once; the self-test knows
+            expected = logits(gathered(folder, tmp_path / f"{kind}-reference", layout), prompt)
+            assert (logits(tmp_path / kind, prompt) - expected).abs().max() < 1e-4, done.deploy
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / kind, dtype=torch.float32, trust_remote_code=True).eval()
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones(1, prompt.shape[1])}
+        written = model.generate(prompt[:1], **options)
+        assert written.shape == (1, prompt.shape[1] + 6)
+        assert written.tolist() == model.generate(prompt[:1], use_cache=False, **options).tolist()
+        cached = [layer.keys.shape[1] for layer in model(prompt, use_cache=True).past_key_values.layers]
+        assert cached == [layer.k.kv_heads for layer in layout.layers], "the cache has the layout's heads"
+
+
+def check_planted(folder: Path, tmp_path: Path, prompt: torch.Tensor, labels: list[list[int]]) -> None:
+    """labels[layer]: the heads that are made equal."""
+    planted = with_heads(folder, tmp_path / "planted", lambda layer, k: k[labels[layer]])
+    front = search(planted, tmp_path / "run", SearchOptions(generations=4, population=16, fitness="weight"))
+    heads = len(labels[0])
+    found = pick(front, "mean", kv_ratio=f"{len(set(labels[0]))}/{heads}", deploy="any")
+    layout = RunFolder(tmp_path / "run").layout(found.layout)
+    assert [layer.k.sources for layer in layout.layers] == [groups_of(row) for row in labels]
+    for merge in ("mean", "spectral"):
+        export(planted, layout, tmp_path / merge, merge=merge)
+        assert (logits(tmp_path / merge, prompt) - logits(planted, prompt)).abs().max() < 1e-4, merge
+
+
+def check_refined(folder: Path, tmp_path: Path, prompt: torch.Tensor, layouts: list[HeadLayout], windows: torch.Tensor) -> None:
+    checkpoint = Checkpoint.open(folder)
+    search(folder, tmp_path / "run", SearchOptions(generations=3, population=16))
+    ours = Regrouper(checkpoint)
+    for number, (layout, scope) in enumerate(zip(layouts, ("attention", "block"))):
+        start = ours.merged(layout, "spectral", before_refinement=True)
+        options = RefineOptions(scope, steps=8, batch_tokens=64)
+        layers = refine(InMemoryModel(checkpoint), layout, lambda i, start=start: start(i).attention, windows, options)
+        assert all(layer.after <= layer.before for layer in layers) and any(layer.after < layer.before for layer in layers)
+        done = export(folder, layout, tmp_path / str(number), merge="spectral+refine", merged=layers.__getitem__)
+        assert done.self_test.passed and torch.isfinite(logits(tmp_path / str(number), prompt)).all()
+        assert done.kv_bytes_per_token[1] == layout.kv_bytes_per_token()
+
+
 def test_every_family_has_a_sample():
     assert {family for family, _ in SAMPLES.values()} == set(FAMILIES)
 
@@ -146,76 +204,30 @@ def test_every_family_has_a_sample():
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("merge", ["mean", "spectral"])
 def test_the_identity_grouping_is_the_original(samples, tmp_path, prompt, name, merge):
-    folder = samples(name)
-    a = Architecture.of(Checkpoint.open(folder).config)
-    done = export(folder, HeadLayout.from_labels([range(a.kv_heads)] * 2, a.query_heads, a.head_dim), tmp_path / "out", merge=merge)
-    assert done.deploy == ("stock" if a.family.stock or a.as_phi else "ragged")
-    assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
+    check_identity(samples(name), tmp_path, prompt, merge)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_half_the_heads_are_the_index_gather_reference_and_generate(samples, tmp_path, prompt, name):
-    from transformers import AutoModelForCausalLM
-
-    folder = samples(name)
-    a = Architecture.of(Checkpoint.open(folder).config)
-    for kind, rows in {"equal": EQUAL, "unequal": UNEQUAL, "ragged": RAGGED}.items():
-        layout = layout_for(folder, rows)
-        done = export(folder, layout, tmp_path / kind, max_padding=9.0)
-        wanted = {"equal": "stock" if not is_plain(a) else "ragged", "unequal": "padded" if a.family.padded else "ragged"}
-        assert done.deploy == wanted.get(kind, "ragged") or (kind == "unequal" and "divide by" in done.note), done.note
-        if kind == "equal" or a.family.qk_norm != "all":  # a norm across K heads sees each of them once; the self-test knows
-            expected = logits(gathered(folder, tmp_path / f"{kind}-reference", layout), prompt)
-            assert (logits(tmp_path / kind, prompt) - expected).abs().max() < 1e-4, done.deploy
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / kind, dtype=torch.float32, trust_remote_code=True).eval()
-        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones(1, 24)}
-        written = model.generate(prompt[:1], **options)
-        assert written.shape == (1, 30) and written.tolist() == model.generate(prompt[:1], use_cache=False, **options).tolist()
-        cached = [layer.keys.shape[1] for layer in model(prompt, use_cache=True).past_key_values.layers]
-        assert cached == [layer.k.kv_heads for layer in layout.layers], "the cache has the layout's heads"
+    rows = {"stock": EQUAL, "padded": UNEQUAL, "ragged": RAGGED}
+    check_reference(samples(name), tmp_path, prompt, {kind: layout_for(samples(name), r) for kind, r in rows.items()})
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_planted_grouping_is_found_and_lossless(samples, tmp_path, prompt, name):
-    folder = samples(name)
-    heads = Architecture.of(Checkpoint.open(folder).config).kv_heads
+    heads = Architecture.of(Checkpoint.open(samples(name)).config).kv_heads
     generator = torch.Generator().manual_seed(3)
-    labels = [(torch.randperm(heads, generator=generator) // 2).tolist() for _ in range(2)]
-    planted = with_heads(folder, tmp_path / "planted", lambda layer, k: k[labels[layer]])
-    front = search(planted, tmp_path / "run", SearchOptions(generations=4, population=16, fitness="weight"))
-    found = pick(front, "mean", kv_ratio="1/2")
-    assert [sorted(groups_of(row)) for row in labels] == [
-        sorted(tuple(s) for s in layer["kv"]["sources"])
-        for layer in json.loads((tmp_path / "run" / "layouts" / f"{found.layout:04}.json").read_text())["layers"]
-    ]
-    layout = HeadLayout.from_json((tmp_path / "run" / "layouts" / f"{found.layout:04}.json").read_text())
-    for merge in ("mean", "spectral"):
-        export(planted, layout, tmp_path / merge, merge=merge)
-        assert (logits(tmp_path / merge, prompt) - logits(planted, prompt)).abs().max() < 1e-4, merge
+    check_planted(samples(name), tmp_path, prompt, [(torch.randperm(heads, generator=generator) // 2).tolist() for _ in range(2)])
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_search_spectral_merge_refinement_export_reload(samples, tmp_path, prompt, name):
-    folder = samples(name)
-    checkpoint = Checkpoint.open(folder)
-    search(folder, tmp_path / "run", SearchOptions(generations=3, population=16))
-    layout = layout_for(folder, RAGGED)
-    ours = Regrouper(checkpoint)
-    start = ours.merged(layout, "spectral", before_refinement=True)
     windows = torch.randint(2, 199, (12, 16), generator=torch.Generator().manual_seed(0))
-    for scope in ("attention", "block"):
-        options = RefineOptions(scope, steps=8, batch_tokens=64)
-        layers = refine(InMemoryModel(checkpoint), layout, lambda i: start(i).attention, windows, options)
-        assert all(layer.after <= layer.before for layer in layers) and any(layer.after < layer.before for layer in layers)
-        done = export(folder, layout, tmp_path / scope, merge="spectral+refine", merged=layers.__getitem__)
-        assert done.self_test.passed and torch.isfinite(logits(tmp_path / scope, prompt)).all()
-        half = layout_for(folder, EQUAL)
-        done = export(folder, half, tmp_path / f"half-{scope}", merge="spectral")
-        assert done.self_test.passed and done.kv_bytes_per_token[1] == half.kv_bytes_per_token()
+    check_refined(samples(name), tmp_path, prompt, [layout_for(samples(name), rows) for rows in (RAGGED, EQUAL)], windows)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_self_test_goes_layer_by_layer_in_every_family(samples, tmp_path, monkeypatch, name):
+def test_the_self_test_goes_layer_by_layer(samples, tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys.modules["grouper.export.self_test"], "free_memory", lambda: 0.0)
     for kind, rows in {"equal": EQUAL, "ragged": RAGGED}.items():
         assert export(samples(name), layout_for(samples(name), rows), tmp_path / kind).self_test.passed

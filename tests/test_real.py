@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_families import check_identity, check_planted, check_reference, check_refined
 
 from fitness.perplexity import nll
-from grouper import Checkpoint
+from grouper import Checkpoint, HeadLayout
 from grouper.regroup import Calibration
 from grouper.text import TextSource, load_tokenizer, windows
 from search import SearchOptions, evaluate, export_from_run, search
@@ -70,3 +71,34 @@ def test_export_with_refinement_by_text(run, tmp_path):
     calibration = Calibration(TextSource(str(CALIBRATION)), 12_288, refine_tokens=1024, window=256)
     done = export_from_run(run, tmp_path / "out", kv_ratio="1/3", calibration=calibration)
     assert done.deploy == "stock" and done.self_test.passed
+
+
+# The matrix that every family passes, on real weights.
+
+
+def layouts() -> dict[str, HeadLayout]:
+    """Of 3 KV heads: one, or two in groups of 2 and 1, or one or two."""
+    rows = {"stock": [[0, 0, 0]] * 30, "padded": [[0, 1, 0], [0, 1, 1]] * 15, "ragged": [[0, 1, 0], [0, 0, 0]] * 15}
+    return {kind: HeadLayout.from_labels(r, 9, 64) for kind, r in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    return windows(TextSource(str(EVALUATION)), load_tokenizer(Checkpoint.open(MODEL)), 32, 12)
+
+
+@pytest.mark.parametrize("merge", ["mean", "spectral"])
+def test_the_identity_grouping_is_the_original(tmp_path, tokens, merge):
+    check_identity(MODEL, tmp_path, tokens[:2], merge)
+
+
+def test_layouts_are_the_index_gather_reference_and_generate(tmp_path, tokens):
+    check_reference(MODEL, tmp_path, tokens[:2], layouts())
+
+
+def test_a_planted_grouping_is_found_and_lossless(tmp_path, tokens):
+    check_planted(MODEL, tmp_path, tokens[:2], [[0, 1, 0], [0, 1, 1], [0, 0, 1]] * 10)
+
+
+def test_search_spectral_merge_refinement_export_reload(tmp_path, tokens):
+    check_refined(MODEL, tmp_path, tokens[:2], [layouts()["ragged"], layouts()["stock"]], tokens)

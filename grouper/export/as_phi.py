@@ -1,7 +1,7 @@
 """GPT-NeoX, GPT-J and Falcon as Phi: the same computation in a class that takes fewer KV heads than query heads.
 
-All have parallel residuals: x + attention(norm(x)) + MLP(norm'(x)), LayerNorms, rotary positions, a two-layer MLP. Phi has one norm for both, so where
-there are two their gains and biases are folded into what follows them, which is exact. GPT-J's interleaved planes are put in Phi's order.
+All have parallel residuals, x + attention(norm(x)) + MLP(norm'(x)), LayerNorms, rotary positions and a two-layer MLP. Phi has one norm for both, so
+where there are two their gains and biases are folded into what follows them, which is exact. GPT-J's interleaved planes are put in Phi's order.
 """
 
 from collections.abc import Callable, Iterator

@@ -11,7 +11,8 @@ from grouper.layout import Grouping, LayerLayout
 
 
 def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
-    """Average K and V heads, their biases, and the gains of a norm on K, over each group's sources; query heads too where the layout shares them (GQKVA).
+    """Average K and V heads, their biases, and the gains of a norm on K, over each group's sources; query heads too where the layout
+    shares them (GQKVA).
 
     Every query head weighs the same: in a model that is GQA already, all KV heads have as many readers, so the plain mean does that.
     """

@@ -4,7 +4,7 @@
     does not commute with two different gains: nothing is free. The best shared head is, per plane, the mean of the heads behind the norm,
     weighted by query energy: argmin of sum_h w_h |kappa_h - kappa|^2_C. Its own size is the norm's again, so its error is an estimate.
 "all" (OLMo 2 and 3, OLMoE).  One size for all heads, and gains for each: q's gains take a real factor per plane and head. As without norms, with
-    the real part of the Gram matrix in its place: kappa_h ~ c_h kappa, c_h real, from its leading eigenvector. The size, which changes with the heads,
+    the real part of the Gram matrix in its place: kappa_h ~ c_h kappa, c_h real, from its leading eigenvector. The size, which changes with them,
     is restored in the mean by k's gains; from token to token it is approximate.
 """
 

@@ -11,8 +11,9 @@ K without RoPE, or its unrotated part.  As V, with W_Q in the place of W_O: L_h 
     W_Q'^h = U_h^T L_h^+ W_Q^h. A constant added to all keys cancels in softmax: the key side's C is centred and k's bias dropped.
 
 Where several query heads read a KV head already, their W_O^T W_O, query energies and W_Q C W_Q^T are summed. Biases ride along as the weight
-of a constant input. Where norms stand between projection and RoPE, K is merged as grouper.merging.normed_keys says. Everything is float64. Phases and scales that are free are fixed: the factor of the strongest head is real and
-positive, K keeps its heads' mean energy, V and O share theirs evenly.
+of a constant input. Where norms stand between projection and RoPE, K is merged as grouper.merging.normed_keys says. Everything is float64.
+Phases and scales that are free are fixed: the factor of the strongest head is real and positive, K keeps its heads' mean energy, V and O
+share theirs evenly.
 """
 
 from dataclasses import dataclass, replace

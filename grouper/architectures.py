@@ -135,9 +135,6 @@ class Architecture:
 
     def _qk_norms(self, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor | None, Tensor | None]:
         """Gains of the norms on q [H, d] and k [G, d]; where all heads have the same, each gets its copy."""
-        for name in ("q_norm", "q_layernorm", "k_norm", "k_layernorm"):
-            if self.family.qk_norm is None and any(n.startswith(f"{prefix}{self.family.attention}.{name}.") for n in checkpoint.tensors):
-                raise GrouperError(f"this {self.family.model_type} model has norms on q and k with gains for each head: not supported yet")
         if self.family.qk_norm is None:
             return None, None
         gains = (checkpoint.finite(f"{prefix}{self.family.attention}.{n}.weight") + self.family.norm_offset for n in ("q_norm", "k_norm"))

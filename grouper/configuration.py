@@ -13,6 +13,7 @@ ALIASES = {  # what older or other configurations call it
 TEXT_MODELS = {  # decoders inside vision-language models that are a family under another name
     "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
+PER_HEAD_NORMS = ("qk_layernorm", "use_qk_norm")  # Persimmon's, StableLM 2 12B's and Command R+'s
 NOTHING = object()
 
 
@@ -34,6 +35,9 @@ def family_of(config: dict) -> Family:
             raise GrouperError(f"models of type {name!r} cannot be regrouped: {REFUSED[name]}")
     if model_type not in FAMILIES:
         raise GrouperError(f"models of type {model_type!r} are not supported; those that are: {', '.join(FAMILIES)}")
+    for key in PER_HEAD_NORMS:
+        if decoder_config(config).get(key):
+            raise GrouperError(f"this {model_type} model has LayerNorms on q and k with gains for each head ({key}): not supported yet")
     return FAMILIES[model_type]
 
 

@@ -80,7 +80,7 @@ def test_quantised_and_unsupported_models_are_refused(models, tmp_path):
 
     with refuse("is quantised"):
         Checkpoint.open(broken(models("llama"), tmp_path / "q", config(quantization_config={"bits": 4})))
-    with refuse("'mamba' are not supported; those that are: llama, mistral, qwen2"):
+    with refuse("'mamba' cannot be regrouped: it mixes attention with"):
         Architecture.of(Checkpoint.open(broken(models("llama"), tmp_path / "m", config(model_type="mamba"))).config)
 
 
@@ -98,17 +98,17 @@ def test_no_such_folder():
         Checkpoint.open("./nowhere")
 
 
-@pytest.mark.parametrize("fused", ["stacked", "per-head", "per-group"])
+@pytest.mark.parametrize("fused", ["stacked", "multi-head per-group", "per-group"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_fused_projections_are_split_in_every_usual_order(fused, transposed, tmp_path):
-    heads, kv, d, hidden = (4, 4, 8, 12) if fused == "per-head" else (6, 3, 8, 12)
+    heads, kv, d, hidden = (4, 4, 8, 12) if fused.startswith("multi") else (6, 3, 8, 12)
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(n, d, hidden, generator=g) for n in (heads, kv, kv))
     rows = torch.cat([q, k, v]) if fused == "stacked" else torch.cat([
         torch.cat([q[i * (heads // kv) : (i + 1) * (heads // kv)], k[i : i + 1], v[i : i + 1]]) for i in range(kv)
     ])  # fmt: skip
     weight = rows.flatten(0, 1)
-    family = Family("x", None, q="qkv", o="o", fused=fused, transposed=transposed)
+    family = Family("x", "", "X", q="qkv", o="o", fused=fused.removeprefix("multi-head "), transposed=transposed)
     architecture = Architecture(family, 1, heads, kv, d, hidden, d, 0)
     tensors = {
         "model.layers.0.qkv.weight": weight,
@@ -120,10 +120,12 @@ def test_fused_projections_are_split_in_every_usual_order(fused, transposed, tmp
     read = architecture.read(Checkpoint.open(tmp_path), 0)
     assert torch.equal(read.q, q) and torch.equal(read.k, k) and torch.equal(read.v, v)
     assert torch.equal(read.k_bias, k[:, :, 0]) and torch.equal(read.o.flatten(1), tensors["model.layers.0.o.weight"])
+    written = dict(architecture.tensors("model.layers.0.", read))
+    assert all(torch.equal(written[n].T if transposed and t.ndim == 2 else written[n], t) for n, t in tensors.items())
 
 
 def test_rope_planes_in_either_pairing():
-    half, interleaved = (Architecture(Family("x", None, rope=r), 1, 2, 2, 8, 4, 4, 0) for r in ("half", "interleaved"))
+    half, interleaved = (Architecture(Family("x", "", "X", rope=r), 1, 2, 2, 8, 4, 4, 0) for r in ("half", "interleaved"))
     assert half.planes.tolist() == [[0, 2], [1, 3]] and interleaved.planes.tolist() == [[0, 1], [2, 3]]
 
 

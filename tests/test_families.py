@@ -1,5 +1,6 @@
 """Every family, through everything: one line a family. Tiny random models of the real transformers classes."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -9,11 +10,15 @@ import torch
 from conftest import logits
 from safetensors.torch import load_file, save_file
 
-from grouper import Architecture, Checkpoint, HeadLayout, export
+from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
+from grouper.calibration import collect_moments
 from grouper.export.ragged import is_plain
-from grouper.families import FAMILIES
+from grouper.families import FAMILIES, REFUSED
+from grouper.family_table import family_table, markdown
 from grouper.in_memory import InMemoryModel
+from grouper.inspect import inspect
 from grouper.layout import groups_of
+from grouper.merging.folding import augmented
 from grouper.refine import RefineOptions, refine
 from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, pick, search
@@ -224,6 +229,71 @@ def test_a_planted_grouping_is_found_and_lossless(samples, tmp_path, prompt, nam
 def test_search_spectral_merge_refinement_export_reload(samples, tmp_path, prompt, name):
     windows = torch.randint(2, 199, (12, 16), generator=torch.Generator().manual_seed(0))
     check_refined(samples(name), tmp_path, prompt, [layout_for(samples(name), rows) for rows in (RAGGED, EQUAL)], windows)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_moments_are_of_what_the_heads_read(samples, name):
+    """Keys by hook on the real module are keys by the weights that we read, fused or not, biases included."""
+    checkpoint = Checkpoint.open(samples(name))
+    model = InMemoryModel(checkpoint)
+    windows = torch.randint(2, 199, (3, 16), generator=torch.Generator().manual_seed(0))
+    for layer, moments in enumerate(collect_moments(model, windows)):
+        attention = model.architecture.read(checkpoint, layer)
+        k = augmented(attention.k, attention.k_bias)
+        expected = torch.einsum("gdx,xy,hdy->gh", k, moments.second, k) * windows.numel()
+        assert torch.allclose(moments.keys.sum(0).double(), expected, rtol=1e-4, atol=1e-3)
+
+
+OLD = {  # family: (names as checkpoints on the Hub have them, tensors that are no parameters)
+    "llama": (lambda n: n.removeprefix("model."), {"layers.0.self_attn.rotary_emb.inv_freq": (4,)}),
+    "gpt2": (lambda n: n.removeprefix("transformer."), {"h.0.attn.bias": (1, 1, 128, 128), "h.0.attn.masked_bias": ()}),
+    "gpt_neox": (lambda n: n, {"gpt_neox.layers.0.attention.bias": (1, 1, 128, 128), "gpt_neox.layers.0.attention.masked_bias": ()}),
+    "falcon": (lambda n: n, {}),
+    "bloom": (lambda n: n.removeprefix("transformer."), {}),
+    "opt": (lambda n: n.removeprefix("model."), {}),
+    "mixtral": (lambda n: n, {}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", OLD)
+def test_checkpoints_as_they_come(samples, tmp_path, prompt, name, dtype):
+    """Half precision, names without a prefix, buffers of old releases."""
+    rename, buffers = OLD[name]
+    folder = tmp_path / "old"
+    shutil.copytree(samples(name), folder)
+    tensors = {rename(n): t.to(dtype) for n, t in load_file(folder / "model.safetensors").items()}
+    tensors |= {n: torch.ones(shape, dtype=dtype) for n, shape in buffers.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    layout = layout_for(folder, EQUAL)
+    done = export(folder, layout, tmp_path / "out", shard_bytes=50_000)
+    exported = Checkpoint.open(tmp_path / "out")
+    assert done.self_test.passed and len(exported.weight_files) > 1 and {t.torch_dtype for t in exported.tensors.values()} == {dtype}
+    if name not in ("gpt_neox", "falcon"):  # as Phi: folded weights are rounded once more
+        expected = logits(gathered(folder, tmp_path / "reference", layout), prompt)
+        assert (logits(tmp_path / "out", prompt) - expected).abs().max() < 1e-4
+        assert all(torch.equal(exported.tensor(n), torch.ones(shape, dtype=dtype)) for n, shape in buffers.items())
+
+
+def test_refusals_name_the_model_and_the_reason():
+    for name, why in REFUSED.items():
+        with pytest.raises(GrouperError, match=rf"{name}.*cannot be regrouped: {re.escape(why)}"):
+            Architecture.of({"model_type": name})
+    with pytest.raises(GrouperError, match="'whisper' are not supported; those that are: llama"):
+        Architecture.of({"model_type": "whisper"})
+    for family, key in (("stablelm", "qk_layernorm"), ("phi", "qk_layernorm"), ("cohere", "use_qk_norm")):
+        with pytest.raises(GrouperError, match=f"gains for each head .{key}"):
+            Architecture.of({"model_type": family, key: True})
+
+
+def test_windows_hold_no_more_than_their_tokens(samples):
+    found = inspect(Checkpoint.open(samples("gemma3_text")), context=1000)
+    assert found.sliding_layers == 1 and found.kv_bytes_at_context == (8 + 1000) * 2 * 4 * 16 * 2
+    assert inspect(Checkpoint.open(samples("llama")), context=1000).kv_bytes_at_context == 2 * 1000 * 2 * 4 * 16 * 2
+
+
+def test_the_readme_has_the_table_that_the_command_prints():
+    assert markdown(family_table()) in (Path(__file__).parent.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -55,9 +55,10 @@ def phi_config(config: dict, a: Architecture) -> dict:
 
 
 def phi_tensors(
-    checkpoint: Checkpoint, a: Architecture, merged: Callable[[int], MergedLayer], arranged: Callable[[int], Attention]
+    checkpoint: Checkpoint, a: Architecture, merged: Callable[[int], MergedLayer], arranged: Callable[[int], Attention], rounded: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the Phi. arranged(layer): the merged attention, heads in the order in which they are written."""
+    """Every tensor of the Phi. arranged(layer): the merged attention, heads in the order in which they are written. rounded: to the dtype that the
+    checkpoint has; else layers come in float64, for what was folded does not round as its factors did."""
     stem = a.prefix(checkpoint, 0).removesuffix(a.family.layer.format(layer=0))
     outside = {}
     for new, olds in OUTSIDE.items():
@@ -69,17 +70,18 @@ def phi_tensors(
         vocabulary = checkpoint.tensors[outside["model.embed_tokens.weight"]].shape[0]
         yield "lm_head.bias", torch.zeros(vocabulary, dtype=a.stored_dtype(checkpoint, 0))
     for layer in range(a.layers):
-        yield from _layer(checkpoint, a, layer, merged(layer), arranged(layer))
+        for name, tensor in _layer(checkpoint, a, layer, merged(layer), arranged(layer).to(torch.float64)):
+            yield name, tensor.to(a.stored_dtype(checkpoint, layer)) if rounded else tensor
 
 
 def _layer(checkpoint: Checkpoint, a: Architecture, layer: int, done: MergedLayer, attention: Attention) -> Iterator[tuple[str, Tensor]]:
-    here, new, dtype = a.prefix(checkpoint, layer), f"model.layers.{layer}.", a.stored_dtype(checkpoint, layer)
+    here, new = a.prefix(checkpoint, layer), f"model.layers.{layer}."
 
     def old(name: str) -> Tensor | None:
-        """In float32, as it is after refinement."""
+        """As it is after refinement."""
         if name in done.others:
-            return done.others[name].float()
-        return checkpoint.tensor(here + name).float() if here + name in checkpoint else None
+            return done.others[name].double()
+        return checkpoint.tensor(here + name).double() if here + name in checkpoint else None
 
     first, second = MLP[a.family.model_type]
     norm = next(n for n in a.norms if f"{here}{n}.weight" in checkpoint)
@@ -104,7 +106,7 @@ def _layer(checkpoint: Checkpoint, a: Architecture, layer: int, done: MergedLaye
     for name, tensor in named.items():
         if tensor is None:  # a bias that only Phi has
             tensor = torch.zeros(named[name.replace(".bias", ".weight")].shape[0])
-        yield name, tensor.to(dtype)
+        yield name, tensor
 
 
 def _fold(weight: Tensor, weight_bias: Tensor | None, gain: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from grouper.layout import HeadLayout
 from grouper.regroup import Merged
 
 FILE = "model.gguf"
+FAMILIES = ("llama", "mistral", "qwen2")
 DTYPES = ("float32", "float16", "bfloat16")
 REST = {  # names outside attention, within a layer
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -37,6 +38,10 @@ def check(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) -> None:
         raise GrouperError("--format gguf needs the gguf package: pip install 'kv-grouper[gguf]'") from error
     if dtype not in DTYPES:
         raise GrouperError(f"a GGUF of dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    a = Architecture.of(config)
+    if a.family.model_type not in FAMILIES or a.nested:
+        kind = "vision-language" if a.nested else a.family.model_type
+        raise GrouperError(f"llama.cpp's deci architecture holds {', '.join(FAMILIES)} models, not {kind} ones: use --format hf")
     if any(layer.q for layer in layout.layers):
         raise GrouperError("this layout shares query projections, which no GGUF architecture does: use --format hf")
     if config.get("attention_bias") or config.get("mlp_bias"):

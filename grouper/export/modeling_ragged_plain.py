@@ -4,7 +4,7 @@
 and `config.head_order[layer]` says which head of the original each one was, for positional biases (ALiBi) differ from head to head. The family's
 class knows as many KV heads as query heads, so attention is written anew here: a group's queries are laid one after the other as if they were
 so many more tokens, short groups are filled up with copies, and what those gave is dropped. Weights and KV cache are never padded, and the
-cache is never expanded.
+cache is never expanded. Attention has no dropout here.
 
 Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 """

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from grouper.architectures import Architecture
 from grouper.attention import MergedLayer
@@ -20,7 +21,9 @@ from grouper.checkpoint import Checkpoint
 from grouper.configuration import decoder_config
 from grouper.errors import GrouperError
 from grouper.export import ragged
+from grouper.export.as_phi import phi_tensors
 from grouper.export.one_layer import cut
+from grouper.export.stock import grouped_order
 from grouper.families import FAMILIES
 from grouper.in_memory import InMemoryModel, free_memory, in_double
 from grouper.layout import HeadLayout
@@ -46,8 +49,9 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
     Whole models are compared where two of them fit in memory, else one layer after the other, each with the model's embedding and head.
     Raises GrouperError if the exported model does not compute what the merged weights say.
     """
-    if 2 * 8 * sum(math.prod(t.shape) for t in original.tensors.values()) < free_memory():
-        result = _compare(exported, gathered_reference(original, layout, merged))
+    copies = 3 if Architecture.of(original.config).as_phi else 2
+    if copies * 8 * sum(math.prod(t.shape) for t in original.tensors.values()) < free_memory():
+        result = _compare(exported, gathered_reference(original, layout, merged), as_phi(original, layout, merged))
     else:
         results = []
         before = Architecture.of(original.config)
@@ -57,7 +61,8 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
                 ours = cut(Checkpoint.open(exported), after, layer, Path(temporary) / "ours")
                 theirs = cut(original, before, layer, Path(temporary) / "theirs")
                 one = replace(layout, layers=(heads,))
-                results.append(_compare(ours.folder, gathered_reference(theirs, one, lambda _, layer=layer: merged(layer))))
+                of_layer = lambda _, layer=layer: merged(layer)  # noqa: E731
+                results.append(_compare(ours.folder, gathered_reference(theirs, one, of_layer), as_phi(theirs, one, of_layer)))
         same = min(r.same_tokens for r in results)
         result = SelfTest(max(r.largest_difference for r in results), same, GENERATED)
     if not result.passed:
@@ -68,13 +73,26 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
     return result
 
 
-def _compare(exported: Path, reference) -> SelfTest:
+def as_phi(original: Checkpoint, layout: HeadLayout, merged: Callable[[int], MergedLayer]) -> dict[str, Tensor]:
+    """For a model that goes out as Phi, its tensors before rounding; for others, none."""
+    a = Architecture.of(original.config)
+    arranged = lambda layer: grouped_order(merged(layer).attention, layout.layers[layer])  # noqa: E731
+    return dict(phi_tensors(original, a, merged, arranged, rounded=False)) if a.as_phi else {}
+
+
+def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTest:
+    """unrounded: what the exported tensors must be the rounding of, where they were folded, and what is compared in their place."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = json.loads((exported / "config.json").read_text())
     auto = AutoModelForImageTextToText if decoder_config(config) is not config else AutoModelForCausalLM
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
     ours = auto.from_pretrained(exported, dtype=torch.float64, trust_remote_code=own_code, **in_double(config)).eval()
+    written = Checkpoint.open(exported)
+    for name, tensor in unrounded.items():
+        if not torch.equal(written.tensor(name), tensor.to(written.tensors[name].torch_dtype)):
+            raise GrouperError(f"the exported model failed its self-test: {name} is not what was folded; nothing was written")
+        ours.get_parameter(name).data = tensor.double()
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, reference.get_input_embeddings().num_embeddings, (2, PROMPT), generator=generator)
     options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "pad_token_id": 0}
@@ -88,9 +106,10 @@ def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callabl
     """The original model with the merged weights as stored: each query head gets its own copy of the K and V head that it reads."""
     model = InMemoryModel(original, dtype=torch.float64)
     for layer, heads in enumerate(layout.layers):
-        dtype = model.architecture.stored_dtype(original, layer)
+        a = model.architecture
+        dtype = torch.float64 if a.as_phi else a.stored_dtype(original, layer)  # what is folded is compared before rounding
         done = merged(layer)
-        prefix = model.architecture.prefix(original, layer)
-        others = {name: tensor.to(original.tensors[prefix + name].torch_dtype) for name, tensor in done.others.items()}
+        prefix = a.prefix(original, layer)
+        others = {n: t.double() if a.as_phi else t.to(original.tensors[prefix + n].torch_dtype) for n, t in done.others.items()}
         model.install(layer, MergedLayer(done.attention.to(dtype), others), heads)
     return model.model

@@ -1,0 +1,53 @@
+"""Which engine runs which family: python bench/engines/families.py [--engines transformers,transformers4,vllm] [--only qwen3,phi] [--work .engines]
+
+Tiny random models of every family (those of tests/test_families.py), exported as `stock` (equal groups) and `ragged`, decode 16 tokens greedily in
+float32 in each engine; compared with the index-gather reference. A table in Markdown, with what failed in logs beside the exports.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from matrix import TOKENS, cell, environment, version
+
+from grouper import Checkpoint, export
+from grouper.architectures import Architecture
+from grouper.export.self_test import gathered_reference
+from grouper.regroup import Regrouper
+
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+from test_families import EQUAL, RAGGED, SAMPLES, layout_for, make
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", default="transformers,transformers4,vllm")
+    parser.add_argument("--only", default=",".join(SAMPLES))
+    parser.add_argument("--work", type=Path, default=Path(".engines"))
+    args = parser.parse_args()
+    engines = {name: environment(name, args.work) for name in args.engines.split(",")}
+    prompt = torch.randint(3, 199, (1, 24), generator=torch.Generator().manual_seed(1))
+    options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    print(f"| family | export | {' | '.join(version(e, python) for e, (python, _) in engines.items())} |\n|{' --- |' * (len(engines) + 2)}", flush=True)
+    for name in args.only.split(","):
+        folder = args.work / "families" / name
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            make(folder, *SAMPLES[name])
+        checkpoint = Checkpoint.open(folder)
+        plain = Architecture.of(checkpoint.config)
+        for rows in (EQUAL, RAGGED):
+            layout = layout_for(folder, rows)
+            target = args.work / "families" / f"{name}-{layout.deploy}"
+            done = export(checkpoint, layout, target, overwrite=True)
+            if done.deploy != layout.deploy:  # no class of its own: ragged alone
+                continue
+            reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
+            expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
+            cells = [cell(e, python, variables, target, prompt[0].tolist(), expected, args.work) for e, (python, variables) in engines.items()]
+            print(f"| `{plain.family.model_type}` ({name}) | {done.deploy} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -71,15 +71,26 @@ ALL_ATTENTION_FUNCTIONS.register("grouper_ragged", ragged_attention)
 
 
 class LayerConfig:
-    """The model's configuration as one attention layer sees it: its own head counts, and the function above."""
-
-    _attn_implementation = "grouper_ragged"
+    """The model's configuration as one attention layer sees it: its own head counts, and while it computes, the function above. From outside,
+    where serving engines look, it names the model's attention function."""
 
     def __init__(self, whole, **own):
-        self.__dict__.update(own, whole=whole)
+        self.__dict__.update(own, whole=whole, computing=False)
+
+    @property
+    def _attn_implementation(self):
+        return "grouper_ragged" if self.computing else self.whole._attn_implementation
 
     def __getattr__(self, name):
         return getattr(self.__dict__["whole"], name)
+
+
+def begin(layer, inputs):
+    layer.config.computing = True
+
+
+def end(layer, inputs, output):
+    layer.config.computing = False
 
 
 class RaggedAttention(LlamaAttention):
@@ -91,6 +102,8 @@ class RaggedAttention(LlamaAttention):
             setattr(sized, name, count)
         super().__init__(sized, layer_idx)
         self.config = LayerConfig(config, **heads)
+        self.register_forward_pre_hook(begin)
+        self.register_forward_hook(end, always_call=True)
         self.num_key_value_groups = max(groups)
         self.padded = len(set(groups)) > 1
         self.head_of_slot, self.slot_of_head = slots(groups)

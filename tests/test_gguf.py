@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import add_tokenizer, make_model
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.export.gguf import FILE, llama3_factors
 from grouper.export.gguf_check import check_file
-from grouper.export.gguf_tokenizer import LLAMA3, pre_tokenizer
+from grouper.export.gguf_tokenizer import LLAMA3, SPLITS, pre_tokenizer
 from grouper.export.self_test import gathered_reference
 from grouper.regroup import Regrouper
+from grouper.text import DATA
 
 RUNNER = Path(__file__).parent.parent / "bench" / "engines" / "run_llamacpp.py"
 TEXT = "Hello, the year 1984's   best—naïve?\n\n  12345 don't"
@@ -57,6 +58,49 @@ def test_llama_cpp_decodes_as_the_reference(tmp_path, family, heads, kv_heads, m
     lines = {line.split()[0]: [int(t) for t in line.split()[1:]] for line in ran.stdout.splitlines() if line.startswith(("TOKENS", "TEXT"))}
     assert lines["TOKENS"] == expected, ran.stderr[-2000:]
     assert lines["TEXT"] == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
+
+
+def trained(rule: str) -> Tokenizer:
+    """A small tokenizer of that rule."""
+    corpus = [(DATA / "addresses-1977-2016.txt").read_text()[:200_000], "1234 90 don't I'LL We've naïve—best?! \n\n\t x=1;  y " * 50]
+    if rule in ("llama-2", "metaspace"):  # SentencePiece's BPE, bytes for what it does not know
+        special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        words = Tokenizer(models.BPE(unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Metaspace()
+        words.train_from_iterator(
+            corpus, trainers.BpeTrainer(vocab_size=900, special_tokens=special, limit_alphabet=80, show_progress=False)
+        )
+        learned = json.loads(words.to_str())
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        if rule == "llama-2":
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        whole = json.loads(tokenizer.to_str())
+        whole["model"] |= {"vocab": learned["model"]["vocab"], "merges": learned["model"]["merges"]}
+        return Tokenizer.from_str(json.dumps({**whole, "added_tokens": learned["added_tokens"][:3]}))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule == "smollm")
+    first = pre_tokenizers.Digits(individual_digits=True)
+    if rule != "smollm":
+        first = pre_tokenizers.Split(Regex(next(r for r, name in SPLITS.items() if name == rule)), "isolated")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, level])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False))
+    return tokenizer
+
+
+@pytest.mark.parametrize("rule", ["smollm", "llama-bpe", "qwen2", "llama-2", "metaspace"])
+def test_llama_cpp_reads_text_as_the_tokenizer_does(tmp_path, rule):
+    pytest.importorskip("xllamacpp")
+    tokenizer = trained(rule)
+    folder = make_model(tmp_path / "in", heads=8, vocab_size=tokenizer.get_vocab_size())
+    tokenizer.save(str(folder / "tokenizer.json"))
+    export(folder, ragged(8, 8), tmp_path / "out", format="gguf", dtype="float32")
+    text = f"{TEXT} I'LL we've\tx = 10;\n\n\n   y  Ω≈ç √ 中文 🙂 The President of the United States 2016. "
+    ran = subprocess.run([sys.executable, RUNNER, tmp_path / "out", "5 6 7", "1", text], capture_output=True, text=True, timeout=120)
+    line = next((line for line in ran.stdout.splitlines() if line.startswith("TEXT")), ran.stderr[-2000:])
+    assert [int(t) for t in line.split()[1:]] == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

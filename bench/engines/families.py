@@ -29,7 +29,10 @@ def main() -> None:
     engines = {name: environment(name, args.work) for name in args.engines.split(",")}
     prompt = torch.randint(3, 199, (1, 24), generator=torch.Generator().manual_seed(1))
     options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
-    print(f"| family | export | {' | '.join(version(e, python) for e, (python, _) in engines.items())} |\n|{' --- |' * (len(engines) + 2)}", flush=True)
+    print(
+        f"| family | export | {' | '.join(version(e, python) for e, (python, _) in engines.items())} |\n|{' --- |' * (len(engines) + 2)}",
+        flush=True,
+    )
     for name in args.only.split(","):
         folder = args.work / "families" / name
         if not folder.is_dir():
@@ -45,7 +48,9 @@ def main() -> None:
                 continue
             reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
             expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
-            cells = [cell(e, python, variables, target, prompt[0].tolist(), expected, args.work) for e, (python, variables) in engines.items()]
+            cells = [
+                cell(e, python, variables, target, prompt[0].tolist(), expected, args.work) for e, (python, variables) in engines.items()
+            ]
             print(f"| `{plain.family.model_type}` ({name}) | {done.deploy} | {' | '.join(cells)} |", flush=True)
 
 

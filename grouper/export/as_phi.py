@@ -55,7 +55,11 @@ def phi_config(config: dict, a: Architecture) -> dict:
 
 
 def phi_tensors(
-    checkpoint: Checkpoint, a: Architecture, merged: Callable[[int], MergedLayer], arranged: Callable[[int], Attention], rounded: bool = True
+    checkpoint: Checkpoint,
+    a: Architecture,
+    merged: Callable[[int], MergedLayer],
+    arranged: Callable[[int], Attention],
+    rounded: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the Phi. arranged(layer): the merged attention, heads in the order in which they are written. rounded: to the dtype that the
     checkpoint has; else layers come in float64, for what was folded does not round as its factors did."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import logits, make_model
-from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
+from conftest import add_tokenizer, logits, make_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StaticCache
 
 from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.export.self_test import self_test
@@ -294,3 +294,14 @@ def test_the_card_says_what_was_measured_and_keeps_the_base_models(tmp_path):
     assert results == [("hellaswag_acc_norm.yaml", [expected])]
     for file in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
         assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes(), file
+
+
+@pytest.mark.parametrize("deploy", ["padded", "ragged"])
+def test_a_tokenizer_that_only_the_models_type_names_stays_the_same(tmp_path, deploy):
+    folder = make_model(tmp_path / "in", "qwen2", heads=8, kv_heads=8, vocab_size=4096, hidden_size=64)
+    add_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+    export(folder, layout_of(folder, deploy), tmp_path / "out", max_padding=9.0)
+    before, after = (AutoTokenizer.from_pretrained(f) for f in (folder, tmp_path / "out"))
+    assert type(after) is type(before) and after.model_max_length == 77
+    assert after("Don't   stop: 12345").input_ids == before("Don't   stop: 12345").input_ids

@@ -104,11 +104,26 @@ def export(
             for file in sorted(checkpoint.folder.glob(pattern)):
                 if file.is_file() and file.suffix != ".py":
                     shutil.copyfile(file, folder / file.name)
+        if config["model_type"] != checkpoint.config["model_type"]:
+            name_tokenizer_class(checkpoint.folder, folder)
         result = self_test(checkpoint, folder, layout, merged)
         weights = sum(t.nbytes for t in Checkpoint.open(folder).tensors.values())
         exported = Exported(str(output), deploy, *_bytes(checkpoint, layout, weights), ENGINES[deploy], result, note)
         _write_facts(folder, checkpoint, layout, facts, exported)
     return exported
+
+
+def name_tokenizer_class(original: Path, folder: Path) -> None:
+    """Write down the tokenizer's class where only the model's type told it: the exported model has another type."""
+    from transformers import AutoTokenizer
+
+    path = folder / "tokenizer_config.json"
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if facts.get("tokenizer_class") or not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        return
+    name = type(AutoTokenizer.from_pretrained(original)).__name__
+    generic = "PreTrainedTokenizerFast"  # what transformers 4 calls transformers 5's TokenizersBackend
+    _write_json(path, {**facts, "tokenizer_class": generic if name == "TokenizersBackend" else name})
 
 
 def _export_gguf(

@@ -7,7 +7,8 @@ from grouper.errors import GrouperError
 from grouper.families import FAMILIES, REFUSED, Family
 
 ALIASES = {  # what older or other configurations call it
-    "num_attention_heads": ("n_head", "n_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"), "hidden_size": ("n_embd", "d_model"),
+    "num_attention_heads": ("n_head", "n_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
+    "hidden_size": ("n_embd", "n_embed", "d_model"),
     "num_hidden_layers": ("n_layer", "n_layers"), "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }  # fmt: skip
 TEXT_MODELS = {  # decoders inside vision-language models that are a family under another name

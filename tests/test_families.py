@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import logits
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
@@ -15,7 +14,7 @@ from grouper.calibration import collect_moments
 from grouper.export.ragged import is_plain
 from grouper.families import FAMILIES, REFUSED
 from grouper.family_table import family_table, markdown
-from grouper.in_memory import InMemoryModel
+from grouper.in_memory import InMemoryModel, in_double
 from grouper.inspect import inspect
 from grouper.layout import groups_of
 from grouper.merging.folding import augmented
@@ -143,7 +142,16 @@ def gathered(folder: Path, target: Path, layout: HeadLayout) -> Path:
     return with_heads(folder, target, mean)
 
 
-# What every model must pass. Used on real weights, too.
+# What every model must pass. Used on real weights, too, which amplify rounding: logits are compared in float64.
+
+
+def logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    options = in_double(Checkpoint.open(folder).config)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, trust_remote_code=True, **options).eval()
+    with torch.inference_mode():
+        return model(tokens).logits
 
 
 def check_identity(folder: Path, tmp_path: Path, prompt: torch.Tensor, merge: str) -> None:

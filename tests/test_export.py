@@ -10,6 +10,7 @@ from conftest import add_tokenizer, logits, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StaticCache
 
 from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from grouper.export import readable_by_all
 from grouper.export.self_test import self_test
 from grouper.export.stock import grouped_order
 from grouper.merging import MERGES
@@ -173,6 +174,16 @@ def test_what_comes_along_and_what_config_says(tmp_path):
     assert HeadLayout.from_json(json.dumps(json.loads((tmp_path / "out" / "grouper.json").read_text())["layout"])) == layout_of(
         folder, "stock"
     )
+
+
+def test_older_readers_find_rope_at_the_top_level():
+    kinds = {"full_attention": {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_theta": 1e4}}
+    config = readable_by_all({"model_type": "gemma3_text", "rope_parameters": kinds}, "float32")
+    assert (config["rope_theta"], config["rope_local_base_freq"], config["rope_scaling"]["factor"]) == (5e5, 1e4, 8.0)
+    partial = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.4}
+    for family, key in (("phi", "partial_rotary_factor"), ("gpt_neox", "rotary_pct"), ("grouper_ragged_gpt_neox", "rotary_pct")):
+        config = readable_by_all({"model_type": family, "rope_parameters": partial}, "float32")
+        assert config[key] == 0.4 and "rope_scaling" not in config
 
 
 def test_exporting_twice_gives_the_same_bytes(models, tmp_path):

@@ -92,7 +92,8 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def in_float32(tmp_path_factory) -> Path:
-    """The same model, so that a merge's new basis is not rounded to bfloat16."""
+    """The same model, so that a merge's new basis is not rounded to bfloat16. Rounded to float32, the model's outliers and 30 layers make 2e-4 of it,
+    on logits up to 20."""
     folder = tmp_path_factory.mktemp("float32")
     shutil.copytree(MODEL, folder, dirs_exist_ok=True)
     tensors = {name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}
@@ -112,7 +113,7 @@ def test_layouts_are_the_index_gather_reference_and_generate(tmp_path, tokens):
 
 
 def test_a_planted_grouping_is_found_and_lossless(in_float32, tmp_path, tokens):
-    check_planted(in_float32, tmp_path, tokens[:2], [[0, 1, 0], [0, 1, 1], [0, 0, 1]] * 10)
+    check_planted(in_float32, tmp_path, tokens[:2], [[0, 1, 0], [0, 1, 1], [0, 0, 1]] * 10, tolerance=1e-3)
 
 
 def test_search_spectral_merge_refinement_export_reload(tmp_path, tokens):

@@ -1,4 +1,4 @@
-"""Greedy tokens by transformers: python run_transformers.py FOLDER "1 2 3" COUNT; ATTENTION names its attention (sdpa)"""
+"""Greedy tokens by transformers: python run_transformers.py FOLDER "1 2 3" COUNT; ATTENTION names its attention"""
 
 import os
 import sys
@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 folder, prompt, count = sys.argv[1], [int(t) for t in sys.argv[2].split()], int(sys.argv[3])
-attention = os.environ.get("ATTENTION", "sdpa")
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, attn_implementation=attention).eval()
+attention = {"attn_implementation": os.environ["ATTENTION"]} if "ATTENTION" in os.environ else {}
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, **attention).eval()
 tokens = torch.tensor([prompt])
 with torch.inference_mode():
     out = model.generate(

@@ -203,9 +203,18 @@ def readable_by_all(config: dict, dtype: str) -> dict:
     """Fields that older readers look for: they ignore rope_parameters and would decode with the wrong base."""
     config = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
     rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:  # one for each kind of layer
+        sliding = rope.get("sliding_attention") or {}
+        if "rope_theta" in sliding:
+            config.setdefault("rope_local_base_freq", sliding["rope_theta"])
+        rope = rope["full_attention"]
     if "rope_theta" in rope:
         config.setdefault("rope_theta", rope["rope_theta"])
-        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+        if "partial_rotary_factor" in rope:
+            config.setdefault(
+                "rotary_pct" if config["model_type"].endswith("gpt_neox") else "partial_rotary_factor", rope["partial_rotary_factor"]
+            )
+        scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
         if scaling.get("rope_type", "default") != "default":
             config.setdefault("rope_scaling", scaling)
     return {**config, "dtype": dtype, "torch_dtype": dtype}

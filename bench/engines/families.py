@@ -1,7 +1,7 @@
-"""Which engine runs which family: python bench/engines/families.py [--engines transformers,transformers4,vllm] [--only qwen3,phi] [--work .engines]
+"""Which engine runs which family: python bench/engines/families.py [--engines transformers4,vllm] [--only qwen3,phi] [--classes stock,ragged]
 
-Tiny random models of every family (those of tests/test_families.py), exported as `stock` (equal groups) and `ragged`, decode 16 tokens greedily in
-float32 in each engine; compared with the index-gather reference. A table in Markdown, with what failed in logs beside the exports.
+Tiny random models of every family (those of tests/test_families.py, four times as wide), exported in each class, decode 16 tokens greedily in float32
+in each engine; compared with the index-gather reference. A table in Markdown; what an engine said lies in logs beside the exports.
 """
 
 import argparse
@@ -17,13 +17,25 @@ from grouper.export.self_test import gathered_reference
 from grouper.regroup import Regrouper
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from test_families import EQUAL, RAGGED, SAMPLES, layout_for, make
+from test_families import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, make
+
+ROWS = {"stock": EQUAL, "padded": UNEQUAL, "ragged": RAGGED}
+WIDER = (
+    "hidden_size",
+    "intermediate_size",
+    "n_embd",
+    "d_model",
+    "rotary_dim",
+    "ffn_dim",
+    "word_embed_proj_dim",
+)  # engines want heads of 32 or more
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", default="transformers,transformers4,vllm")
     parser.add_argument("--only", default=",".join(SAMPLES))
+    parser.add_argument("--classes", default=",".join(ROWS))
     parser.add_argument("--work", type=Path, default=Path(".engines"))
     args = parser.parse_args()
     engines = {name: environment(name, args.work) for name in args.engines.split(",")}
@@ -37,14 +49,19 @@ def main() -> None:
         folder = args.work / "families" / name
         if not folder.is_dir():
             folder.mkdir(parents=True)
-            make(folder, *SAMPLES[name])
+            family, sizes = SAMPLES[name]
+            make(
+                folder,
+                family,
+                {**sizes, **{key: 4 * sizes[key] for key in WIDER if key in sizes}, **({"head_dim": 32} if "head_dim" in sizes else {})},
+            )
         checkpoint = Checkpoint.open(folder)
         plain = Architecture.of(checkpoint.config)
-        for rows in (EQUAL, RAGGED):
-            layout = layout_for(folder, rows)
-            target = args.work / "families" / f"{name}-{layout.deploy}"
-            done = export(checkpoint, layout, target, overwrite=True)
-            if done.deploy != layout.deploy:  # no class of its own: ragged alone
+        for deploy in args.classes.split(","):
+            layout = layout_for(folder, ROWS[deploy])
+            target = args.work / "families" / f"{name}-{deploy}"
+            done = export(checkpoint, layout, target, overwrite=True, max_padding=9.0)
+            if done.deploy != deploy:  # the family has no such class
                 continue
             reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
             expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()

@@ -43,7 +43,10 @@ class RaggedAttention(nn.Module):
         self.layer_idx, groups = like.layer_idx, config.kv_groups[like.layer_idx]
         self.kv_heads, self.widest = len(groups), max(groups)
         self.head_dim = config.hidden_size // sum(groups)
-        self.scaling = next(getattr(like, n) for n in ("scaling", "inv_norm_factor", "softmax_scale") if hasattr(like, n))
+        self.scaling = next((getattr(like, n) for n in ("scaling", "inv_norm_factor", "softmax_scale") if hasattr(like, n)), None)
+        if self.scaling is None:  # transformers 4's GPT-2 computes it when called
+            self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+            self.scaling /= like.layer_idx + 1 if config.scale_attn_by_inverse_layer_idx else 1
         self.clip = getattr(like, "clip_qkv", None)
         self.slot_of_head = [g * self.widest + i for g, size in enumerate(groups) for i in range(size)]
         first = [sum(groups[:g]) for g in range(len(groups))]

@@ -140,4 +140,4 @@ def exported_summary(exported: Exported) -> None:
     if exported.deploy == "gguf":
         OUT.print(f"load: llama-cli -m {exported.folder}/model.gguf -fa on", soft_wrap=True)
         return
-    OUT.print(f'load: AutoModelForCausalLM.from_pretrained("{exported.folder}"{remote})', soft_wrap=True)
+    OUT.print(f'load: {exported.loader}.from_pretrained("{exported.folder}"{remote})', soft_wrap=True)

@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -129,6 +130,28 @@ def test_the_ragged_model_generates_with_every_cache_and_padding(models, tmp_pat
     assert left_padded[0, 5:].tolist() == plain[0].tolist()
     cache = model(prompt, use_cache=True).past_key_values
     assert [layer.keys.shape[1] for layer in cache.layers] == [2, 3, 1]
+
+
+def test_kernels_find_the_attention_they_are_called_by_and_models_can_be_copied(models, tmp_path, prompt):
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    seen = []
+
+    def spy(module, *args, **kwargs):
+        seen.append(module.config._attn_implementation)
+        return sdpa_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register("spy", spy)
+    AttentionMaskInterface.register("spy", sdpa_mask)
+    folder = models("llama", heads=8, kv_heads=8)
+    export(folder, layout_of(folder, "ragged"), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
+    expected = model(prompt).logits
+    model.set_attn_implementation("spy")
+    assert torch.allclose(model(prompt).logits, expected, atol=1e-5) and seen == ["spy"] * 3
+    assert torch.allclose(copy.deepcopy(model)(prompt).logits, expected, atol=1e-5)
 
 
 def test_the_ragged_model_trains_saves_and_reloads(models, tmp_path, prompt):

@@ -1,5 +1,6 @@
 """Every family, through everything: one line a family. Tiny random models of the real transformers classes."""
 
+import json
 import re
 import shutil
 import sys
@@ -288,6 +289,12 @@ CONFIGURATIONS = {  # as released: (config.json's facts; layers, query heads, KV
     "SmolLM2-135M": (
         {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30,
          "max_position_embeddings": 8192}, (30, 9, 3, 64, 64, 8192)),
+    "llama-13b": (
+        {"model_type": "llama", "hidden_size": 5120, "num_attention_heads": 40, "num_hidden_layers": 40, "max_position_embeddings": 2048},
+        (40, 40, 40, 128, 128, 2048)),
+    "OLMo-1B": (
+        {"model_type": "olmo", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 16, "max_position_embeddings": 2048},
+        (16, 16, 16, 128, 128, 2048)),
     "pythia-70m": (
         {"model_type": "gpt_neox", "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 6, "rotary_pct": 0.25,
          "max_position_embeddings": 2048}, (6, 8, 8, 64, 16, 2048)),
@@ -323,12 +330,27 @@ def test_configurations_as_they_come(name):
         assert [w is None for w in a.windows].count(True) == 5 and a.windows[0] == 1024, "every sixth layer sees everything"
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "linear"])
+def test_rope_scaling_in_its_old_spelling_becomes_phis(samples, tmp_path, kind):
+    folder = shutil.copytree(samples("gpt_neox"), tmp_path / "in")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    more = {"rope_scaling": {"type": kind, "factor": 4.0}, "rotary_pct": 0.5, "max_position_embeddings": 32}
+    (folder / "config.json").write_text(json.dumps({**config, **more}))
+    export(folder, layout_for(folder, [range(4)] * 2), tmp_path / "out")
+    beyond = torch.randint(2, 199, (1, 100), generator=torch.Generator().manual_seed(4))
+    reference = gathered(folder, tmp_path / "reference", layout_for(folder, [range(4)] * 2))
+    assert (logits(tmp_path / "out", beyond) - logits(reference, beyond)).abs().max() < 1e-4
+
+
 def test_refusals_name_the_model_and_the_reason():
     for name, why in REFUSED.items():
         with pytest.raises(GrouperError, match=rf"{name}.*cannot be regrouped: {re.escape(why)}"):
             Architecture.of({"model_type": name})
     with pytest.raises(GrouperError, match="'whisper' are not supported; those that are: llama"):
         Architecture.of({"model_type": "whisper"})
+    with pytest.raises(GrouperError, match="'voxtral' are not supported: of those that hold a decoder, only vision-language"):
+        Architecture.of({"model_type": "voxtral", "text_config": {"model_type": "llama"}})
     for family, key in (("stablelm", "qk_layernorm"), ("phi", "qk_layernorm"), ("cohere", "use_qk_norm")):
         with pytest.raises(GrouperError, match=f"gains for each head .{key}"):
             Architecture.of({"model_type": family, key: True})

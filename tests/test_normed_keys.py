@@ -114,3 +114,13 @@ def test_heads_alone_stay_as_they_are(kind, merge):
     for name in ("q", "k"):
         before, after = (behind_norms(getattr(m, name), getattr(m, f"{name}_norm"), kind, x) for m in (attention, merged))
         assert torch.allclose(before, after, atol=1e-9)
+
+
+@pytest.mark.parametrize("sign", [-0.9, -0.99, -1.0])
+def test_gains_of_opposite_sign_do_not_blow_a_row_up(sign):
+    errors = []
+    for gain in (1.0, sign):
+        attention, (x, inputs) = normed_attention("all"), tokens_and_moments()
+        attention.k_norm[0, 0], attention.k_norm[2, 0] = gain, 1.0  # heads 0 and 2 share
+        errors.append(score_error(attention, spectral.merge(attention, LAYOUT, inputs, rescale=False), x))
+    assert errors[1] < 1.2 * errors[0]

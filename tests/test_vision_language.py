@@ -75,9 +75,19 @@ def test_the_decoder_is_regrouped_and_the_rest_stays(samples, tmp_path, name):
         export(folder, HeadLayout.from_labels([range(4)] * 2, 8, 8), tmp_path / merge, merge=merge)
         assert (logits(tmp_path / merge, prompt) - logits(folder, prompt)).abs().max() < 1e-4
     layout = layout_for(folder, EQUAL)
-    assert export(folder, layout, tmp_path / "half").deploy == "stock"
+    (folder / "additional_chat_templates").mkdir(exist_ok=True)
+    companions = ["processor_config.json", "video_preprocessor_config.json", "additional_chat_templates/tool_use.jinja"]
+    for file in companions:
+        (folder / file).write_text("{}")
+    done = export(folder, layout, tmp_path / "half")
+    assert done.deploy == "stock" and done.loader == "AutoModelForImageTextToText"
+    assert all((tmp_path / "half" / file).is_file() for file in companions)
+    text = json.loads((tmp_path / "half" / "config.json").read_text())["text_config"]
+    assert text["rope_theta"] and text["num_key_value_heads"] == 2
     assert (logits(tmp_path / "half", prompt) - logits(gathered(folder, tmp_path / "reference", layout), prompt)).abs().max() < 1e-4
     before, after = (Checkpoint.open(f) for f in (folder, tmp_path / "half"))
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert "AutoModelForImageTextToText" in card and "vllm" not in card, "no engine is named that was not run"
     towers = [n for n in before.tensors if "vision" in n or "visual" in n]
     assert towers and all(torch.equal(before.tensor(n), after.tensor(n)) for n in towers)
     with pytest.raises(GrouperError, match="vision-language"):

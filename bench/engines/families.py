@@ -47,8 +47,8 @@ def main() -> None:
     )
     for name in args.only.split(","):
         folder = args.work / "families" / name
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
+        if not (folder / "config.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
             family, sizes = SAMPLES[name]
             make(
                 folder,

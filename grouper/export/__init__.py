@@ -12,7 +12,8 @@ from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
 from grouper.export import gguf, padded, ragged
 from grouper.export.as_phi import phi_config
-from grouper.export.card import ENGINES, model_card
+from grouper.export.card import model_card
+from grouper.export.engines import engines, loader
 from grouper.export.eval_results import write_eval_results
 from grouper.export.gguf_check import check_file
 from grouper.export.self_test import SelfTest, self_test
@@ -25,7 +26,7 @@ from grouper.regroup import Merged, Regrouper
 MARKER = "grouper.json"
 COMPANIONS = (  # what belongs to a model beside its weights; never code
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-    "chat_template*", "preprocessor_config.json", "LICENSE*",
+    "chat_template*", "*processor_config.json", "additional_chat_templates", "LICENSE*",
 )  # fmt: skip
 
 
@@ -33,7 +34,8 @@ COMPANIONS = (  # what belongs to a model beside its weights; never code
 class Exported:
     """What an export wrote. deploy: its class, or "gguf". Bytes are of the KV cache per token and of the weights, before and after.
 
-    engines: what runs it. note: why it is not of the class that the layout would allow. pushed: its address on the Hub.
+    engines: what runs it. note: why it is not of the class that the layout would allow. loader: transformers' class for it. pushed: its address on
+    the Hub.
     """
 
     folder: str
@@ -43,6 +45,7 @@ class Exported:
     engines: list[str]
     self_test: SelfTest
     note: str | None = None
+    loader: str = "AutoModelForCausalLM"
     pushed: str | None = None
 
 
@@ -86,7 +89,7 @@ def export(
         for name in write_shards(folder, tensors, shard_bytes):
             names.add(name)
             if progress:
-                progress(len(names), len(checkpoint.tensors))
+                progress(min(len(names), len(checkpoint.tensors)), len(checkpoint.tensors))
         if deploy == "stock":
             config = stock_config(original, architecture, layout)
         elif deploy == "padded":
@@ -99,13 +102,17 @@ def export(
         _write_json(folder / "config.json", {**readable_by_all(config, checkpoint.dtype), "grouper": facts})
         for pattern in COMPANIONS:
             for file in sorted(checkpoint.folder.glob(pattern)):
-                if file.is_file() and file.suffix != ".py":
+                if file.is_dir():
+                    shutil.copytree(file, folder / file.name, ignore=shutil.ignore_patterns("*.py"))
+                elif file.suffix != ".py":
                     shutil.copyfile(file, folder / file.name)
         if config["model_type"] != checkpoint.config["model_type"]:
             name_tokenizer_class(checkpoint.folder, folder)
         result = self_test(checkpoint, folder, layout, merged)
         weights = sum(t.nbytes for t in Checkpoint.open(folder).tensors.values())
-        exported = Exported(str(output), deploy, *_bytes(checkpoint, layout, weights), ENGINES[deploy], result, note)
+        exported = Exported(
+            str(output), deploy, *_bytes(checkpoint, layout, weights), engines(architecture, deploy), result, note, loader(architecture)
+        )
         _write_facts(folder, checkpoint, layout, facts, exported)
     return exported
 
@@ -118,7 +125,10 @@ def name_tokenizer_class(original: Path, folder: Path) -> None:
     facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if facts.get("tokenizer_class") or not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return
-    name = type(AutoTokenizer.from_pretrained(original)).__name__
+    try:
+        name = type(AutoTokenizer.from_pretrained(original)).__name__
+    except (ValueError, OSError, KeyError, ImportError):  # none that transformers loads: there is nothing to keep
+        return
     generic = "PreTrainedTokenizerFast"  # what transformers 4 calls transformers 5's TokenizersBackend
     _write_json(path, {**facts, "tokenizer_class": generic if name == "TokenizersBackend" else name})
 
@@ -131,7 +141,9 @@ def _export_gguf(
         gguf.write_gguf(checkpoint, layout, merged, folder / gguf.FILE, dtype)
         result = check_file(folder / gguf.FILE, layout, merged, dtype)
         size = (folder / gguf.FILE).stat().st_size
-        exported = Exported(str(output), "gguf", *_bytes(checkpoint, layout, size), ENGINES["gguf"], result)
+        exported = Exported(
+            str(output), "gguf", *_bytes(checkpoint, layout, size), engines(Architecture.of(checkpoint.config), "gguf"), result
+        )
         _write_facts(folder, checkpoint, layout, {"merge": merge, "deploy": "gguf", **(origin or {})}, exported)
     return exported
 
@@ -211,12 +223,15 @@ def readable_by_all(config: dict, dtype: str) -> dict:
     if "rope_theta" in rope:
         config.setdefault("rope_theta", rope["rope_theta"])
         if "partial_rotary_factor" in rope:
-            config.setdefault(
-                "rotary_pct" if config["model_type"].endswith("gpt_neox") else "partial_rotary_factor", rope["partial_rotary_factor"]
-            )
+            neox = config.get("model_type", "").endswith("gpt_neox")
+            config.setdefault("rotary_pct" if neox else "partial_rotary_factor", rope["partial_rotary_factor"])
+            if neox:
+                config.setdefault("rotary_emb_base", rope["rope_theta"])
         scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
         if scaling.get("rope_type", "default") != "default":
             config.setdefault("rope_scaling", scaling)
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = readable_by_all(config["text_config"], dtype)
     return {**config, "dtype": dtype, "torch_dtype": dtype}
 
 

@@ -33,22 +33,20 @@ def phi_config(config: dict, a: Architecture) -> dict:
     """config.json of the same model as a multi-head (or grouped) Phi, without code of anybody's."""
     activation = next((config[k] for k in ("hidden_act", "activation_function", "activation") if k in config), None)
     theta = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rotary_emb_base") or config.get("rope_theta") or 10000.0
-    scaling = {
-        k: v for k, v in (config.get("rope_scaling") or config.get("rope_parameters") or {}).items() if k not in ("type", "rope_theta")
-    }
+    scaling = {k: v for k, v in (config.get("rope_scaling") or config.get("rope_parameters") or {}).items() if k != "rope_theta"}
+    old_name = scaling.pop("type", None)
+    scaling["rope_type"] = scaling.get("rope_type") or old_name or "default"
     epsilon = next((config[k] for k in ("layer_norm_eps", "layer_norm_epsilon") if k in config), 1e-5)
     inner = next((config[k] for k in ("ffn_hidden_size", "n_inner") if config.get(k)), None)
     if inner is None:
-        inner = config["intermediate_size"] if a.family.model_type == "gpt_neox" and config.get("intermediate_size") else 4 * a.hidden_size
-    kept = {
-        k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "transformers_version") if k in config
-    }
+        inner = setting(config, "intermediate_size") if a.family.model_type == "gpt_neox" else 4 * a.hidden_size
+    tokens = {k: setting(config, k, None) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return {
-        **kept, "model_type": "phi", "architectures": ["PhiForCausalLM"], "vocab_size": config["vocab_size"], "hidden_size": a.hidden_size,
+        **tokens, "model_type": "phi", "architectures": ["PhiForCausalLM"], "vocab_size": setting(config, "vocab_size"), "hidden_size": a.hidden_size,
         "intermediate_size": inner, "num_hidden_layers": a.layers, "num_attention_heads": a.query_heads, "num_key_value_heads": a.kv_heads,
         "head_dim": a.head_dim, "hidden_act": activation or {"gpt_neox": "gelu", "gptj": "gelu_new", "falcon": "gelu"}[a.family.model_type],
         "max_position_embeddings": setting(config, "max_position_embeddings"), "layer_norm_eps": epsilon, "qk_layernorm": False,
-        "rope_parameters": {"rope_type": "default", **scaling, "rope_theta": theta, "partial_rotary_factor": a.rotary_dim / a.head_dim},
+        "rope_parameters": {**scaling, "rope_theta": theta, "partial_rotary_factor": a.rotary_dim / a.head_dim},
         "partial_rotary_factor": a.rotary_dim / a.head_dim,
         "tie_word_embeddings": setting(config, "tie_word_embeddings", False), "attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
     }  # fmt: skip

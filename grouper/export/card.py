@@ -6,19 +6,12 @@ from pathlib import Path
 from grouper.checkpoint import Checkpoint
 from grouper.layout import HeadLayout
 
-ENGINES = {  # what runs each class; bench/engines/matrix.py prints the matrix
-    "stock": ["transformers", "vLLM", "llama.cpp (--format gguf)"],
-    "padded": ["transformers", "vLLM", "llama.cpp (--format gguf)"],
-    "ragged": ["transformers with trust_remote_code", "vLLM with trust_remote_code", "llama.cpp (--format gguf)"],
-    "gguf": ["llama.cpp"],
-}
 PYTHON = """```python
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-model = AutoModelForCausalLM.from_pretrained("this folder or repository"{remote})
-```
-
-```sh
+model = {auto}.from_pretrained("this folder or repository"{remote})
+```"""
+VLLM = """```sh
 vllm serve "this folder or repository"{trust}
 ```"""
 LLAMA_CPP = """```sh
@@ -36,10 +29,6 @@ def model_card(checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported
     before, after = exported["kv_bytes_per_token"]
     counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
     rows = "\n".join(f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers))
-    remote = exported["deploy"] == "ragged"
-    loading = LLAMA_CPP if exported["deploy"] == "gguf" else PYTHON.format(
-        remote=", trust_remote_code=True" if remote else "", trust=" --trust-remote-code" if remote else ""
-    )  # fmt: skip
     head = [f"base_model: {name}"] if name.count("/") == 1 else []
     head += [*own, "library_name: " + ("gguf" if exported["deploy"] == "gguf" else "transformers")]
     head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
@@ -49,13 +38,24 @@ def model_card(checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported
         f"instead of {before:,} ({layout.kv_ratio:.1%}), {exported['weight_bytes'][1]:,} bytes of weights instead of "
         f"{exported['weight_bytes'][0]:,}.",
         f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. Runs in {', '.join(exported['engines'])}.",
-        "", loading, "", *_measured(facts), *_refined(facts),
+        "", *_loading(exported), *_measured(facts), *_refined(facts),
         "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", rows, "", *_commands(facts),
         "Made with Grouper (`pip install kv-grouper`); `grouper.json` holds which head reads and was merged from which.",
     ]  # fmt: skip
     if text:
         lines += ["", f"# The card of {name}", "", text]
     return "\n".join(lines) + "\n"
+
+
+def _loading(exported: dict) -> list[str]:
+    """How to run it, for each engine that does."""
+    if exported["deploy"] == "gguf":
+        return [LLAMA_CPP, ""]
+    remote = exported["deploy"] == "ragged"
+    lines = [PYTHON.format(auto=exported["loader"], remote=", trust_remote_code=True" if remote else ""), ""]
+    if any(engine.startswith("vLLM") for engine in exported["engines"]):
+        lines += [VLLM.format(trust=" --trust-remote-code" if remote else ""), ""]
+    return lines
 
 
 def _measured(facts: dict) -> list[str]:

@@ -52,16 +52,28 @@ def slots(groups):
     return head_of_slot, slot_of_head
 
 
+def index(layer, name, device):
+    """A layer's list as a tensor, made once for each device: to copy it anew for every token would stall a GPU."""
+    key = (name, device, torch.is_inference_mode_enabled())
+    if torch.compiler.is_compiling() or key not in layer.indices:
+        made = torch.tensor(getattr(layer, name), device=device)
+        if torch.compiler.is_compiling():
+            return made
+        layer.indices[key] = made
+    return layer.indices[key]
+
+
 def ragged_attention(layer, query, key, value, attention_mask, **kwargs):
     """query [batch, heads, tokens, head_dim], key and value [batch, G, tokens, head_dim]: the attention function that every layer calls."""
+    layer.config.computing = False  # kernels look up the model's attention function there, too
     name = layer.config.whole._attn_implementation
     attend = eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     batch, _, tokens, head_dim = query.shape
     if layer.head_of_slot != list(range(query.shape[1])):
-        query = query.index_select(1, torch.tensor(layer.head_of_slot, device=query.device))  # [batch, G * m, tokens, head_dim]
+        query = query.index_select(1, index(layer, "head_of_slot", query.device))  # [batch, G * m, tokens, head_dim]
     output, weights = attend(layer, query, key, value, attention_mask, **kwargs)
     if layer.padded:
-        slot_of_head = torch.tensor(layer.slot_of_head, device=query.device)
+        slot_of_head = index(layer, "slot_of_head", query.device)
         output = output.reshape(batch, tokens, -1, head_dim).index_select(2, slot_of_head)  # serving engines flatten it
         weights = None if weights is None else weights.index_select(1, slot_of_head)
     return output, weights
@@ -82,7 +94,9 @@ class LayerConfig:
         return "grouper_ragged" if self.computing else self.whole._attn_implementation
 
     def __getattr__(self, name):
-        return getattr(self.__dict__["whole"], name)
+        if "whole" not in self.__dict__:  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self.whole, name)
 
 
 def begin(layer, inputs):
@@ -105,7 +119,7 @@ class RaggedAttention(LlamaAttention):
         self.register_forward_pre_hook(begin)
         self.register_forward_hook(end, always_call=True)
         self.num_key_value_groups = max(groups)
-        self.padded = len(set(groups)) > 1
+        self.padded, self.indices = len(set(groups)) > 1, {}
         self.head_of_slot, self.slot_of_head = slots(groups)
         if config.query_of_head:
             self.head_of_slot = [config.query_of_head[layer_idx][head] for head in self.head_of_slot]

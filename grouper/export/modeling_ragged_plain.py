@@ -36,12 +36,23 @@ except ImportError:  # transformers 4 has them as they are stored
     pass
 
 
+def index(layer, name, device):
+    """A layer's list as a tensor, made once for each device: to copy it anew for every token would stall a GPU."""
+    key = (name, device, torch.is_inference_mode_enabled())
+    if torch.compiler.is_compiling() or key not in layer.indices:
+        made = torch.tensor(getattr(layer, name), device=device)
+        if torch.compiler.is_compiling():
+            return made
+        layer.indices[key] = made
+    return layer.indices[key]
+
+
 class RaggedAttention(nn.Module):
     def __init__(self, config, like):
         """like: the attention of the family's own class, whose scale and sizes hold here too."""
         super().__init__()
         self.layer_idx, groups = like.layer_idx, config.kv_groups[like.layer_idx]
-        self.kv_heads, self.widest = len(groups), max(groups)
+        self.kv_heads, self.widest, self.indices = len(groups), max(groups), {}
         self.head_dim = config.hidden_size // sum(groups)
         self.scaling = next((getattr(like, n) for n in ("scaling", "inv_norm_factor", "softmax_scale") if hasattr(like, n)), None)
         if self.scaling is None:  # transformers 4's GPT-2 computes it when called
@@ -74,7 +85,7 @@ class RaggedAttention(nn.Module):
         if bias is not None:
             given = given + bias.to(query.dtype)
         if given.shape[1] > 1:
-            given = given[:, self.original_of_slot].unflatten(1, (self.kv_heads, self.widest))
+            given = given.index_select(1, index(self, "original_of_slot", query.device)).unflatten(1, (self.kv_heads, self.widest))
         else:
             given = given[:, None].expand(-1, 1, self.widest, -1, -1)
         return given.expand(-1, -1, -1, tokens, -1).flatten(2, 3)
@@ -94,12 +105,12 @@ class RaggedAttention(nn.Module):
             bias = position_bias[None, :, :, position_bias.shape[2] - seen :]
         elif alibi is not None and (attention_mask is None or attention_mask.shape[1] == 1):  # else the mask holds it already
             bias = alibi.reshape(batch, -1, 1, alibi.shape[-1])[..., :seen]
-        query = query.index_select(1, torch.tensor(self.head_of_slot, device=query.device))
+        query = query.index_select(1, index(self, "head_of_slot", query.device))
         packed = query.reshape(batch, self.kv_heads, self.widest * tokens, self.head_dim)
         mask = self.mask(attention_mask, bias, query, tokens, seen)
         output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=self.scaling)
         output = output.reshape(batch, self.kv_heads * self.widest, tokens, self.head_dim)
-        output = output.index_select(1, torch.tensor(self.slot_of_head, device=query.device))  # [batch, H, tokens, head_dim]
+        output = output.index_select(1, index(self, "slot_of_head", query.device))  # [batch, H, tokens, head_dim]
         output = self.o_proj(output.transpose(1, 2).flatten(2))
         return output if residual is None else output + residual, None
 

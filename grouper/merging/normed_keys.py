@@ -30,11 +30,12 @@ def merge_keys(layer, layout: LayerLayout, rescale: bool) -> dict[str, Tensor | 
     raw_size = sizes(layer.raw_k, layer.second, attention.qk_norm)  # [G, 1, 1]
     keys, new_gains = [], []
     for sources in map(list, layout.k.sources):
-        gain = gains[sources].mean(0)
-        new_gains.append(gain)
         if len(sources) == 1:
+            new_gains.append(gains[sources[0]])
             keys.append(layer.raw_k[sources[0]])
             continue
+        gain = gains[sources].square().mean(0).sqrt() if attention.qk_norm == "all" else gains[sources[0]]  # gains may differ in sign
+        new_gains.append(gain)
         kappa, c = layer.merge_planes(sources)
         shared = torch.zeros_like(layer.k[0])
         shared[a], shared[b] = kappa.real, kappa.imag

@@ -1,0 +1,32 @@
+"""Which engines run an export: what bench/engines/matrix.py and bench/engines/families.py found, nothing more."""
+
+from grouper.architectures import Architecture
+from grouper.export import gguf, ragged
+
+REMOTE = "with trust_remote_code"
+NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there leave no room for a ragged model
+VLLM = {  # by class of export
+    "stock": frozenset(),
+    "padded": frozenset(),
+    "ragged": frozenset(),
+}
+
+
+def engines(architecture: Architecture, deploy: str) -> list[str]:
+    """deploy: the class of the export, or "gguf"."""
+    if deploy == "gguf":
+        return ["llama.cpp"]
+    family, remote = architecture.family.model_type, f" {REMOTE}" if deploy == "ragged" else ""
+    found = [f"transformers{remote}"]
+    if deploy == "ragged" and family in NOT_IN_TRANSFORMERS_4:
+        found = [f"transformers 5{remote}"]
+    if family in VLLM[deploy] and not architecture.nested and not (deploy == "ragged" and ragged.is_plain(architecture)):
+        found.append(f"vLLM{remote}")
+    if family in gguf.FAMILIES and not architecture.nested:
+        found.append("llama.cpp (--format gguf)")
+    return found
+
+
+def loader(architecture: Architecture) -> str:
+    """The class of transformers that loads it."""
+    return "AutoModelForImageTextToText" if architecture.nested else "AutoModelForCausalLM"

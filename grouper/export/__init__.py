@@ -230,6 +230,8 @@ def readable_by_all(config: dict, dtype: str) -> dict:
         scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
         if scaling.get("rope_type", "default") != "default":
             config.setdefault("rope_scaling", scaling)
+    if config.get("model_type", "").endswith("qwen3_moe") and "num_local_experts" in config:
+        config.setdefault("num_experts", config["num_local_experts"])
     if isinstance(config.get("text_config"), dict):
         config["text_config"] = readable_by_all(config["text_config"], dtype)
     return {**config, "dtype": dtype, "torch_dtype": dtype}

@@ -5,18 +5,19 @@ from grouper.export import gguf, ragged
 
 REMOTE = "with trust_remote_code"
 NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there leave no room for a ragged model
-VLLM = {  # by class of export
-    "stock": frozenset(),
-    "padded": frozenset(),
-    "ragged": frozenset(),
-}
+_VLLM = (
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "starcoder2", "granite", "smollm3",
+    "cohere", "phi", "phi3",
+)  # fmt: skip
+VLLM = {"stock": _VLLM, "padded": ("llama", "mistral", "qwen3", "gemma", "starcoder2", "granite", "smollm3"), "ragged": _VLLM}  # by class
 
 
 def engines(architecture: Architecture, deploy: str) -> list[str]:
     """deploy: the class of the export, or "gguf"."""
     if deploy == "gguf":
         return ["llama.cpp"]
-    family, remote = architecture.family.model_type, f" {REMOTE}" if deploy == "ragged" else ""
+    family = "phi" if architecture.as_phi else architecture.family.model_type
+    remote = f" {REMOTE}" if deploy == "ragged" else ""
     found = [f"transformers{remote}"]
     if deploy == "ragged" and family in NOT_IN_TRANSFORMERS_4:
         found = [f"transformers 5{remote}"]

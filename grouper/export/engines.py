@@ -7,7 +7,7 @@ REMOTE = "with trust_remote_code"
 NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there leave no room for a ragged model
 _VLLM = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "starcoder2", "granite", "smollm3",
-    "cohere", "phi", "phi3",
+    "stablelm", "cohere", "phi", "phi3",
 )  # fmt: skip
 VLLM = {"stock": _VLLM, "padded": ("llama", "mistral", "qwen3", "gemma", "starcoder2", "granite", "smollm3"), "ragged": _VLLM}  # by class
 

@@ -18,7 +18,7 @@ from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout
 from grouper.merging import merge_named
 from grouper.refine import Progress, RefineOptions, estimate_seconds, refine
-from grouper.text import TextSource, digest, load_tokenizer, windows
+from grouper.text import TextSource, digest, load_tokenizer, spread, windows
 
 TOKENS = 32_768
 WINDOW = 512
@@ -55,12 +55,16 @@ class Regrouper:
     def model(self) -> InMemoryModel:
         return self._model or InMemoryModel(self.checkpoint, self.device)
 
+    @cached_property
+    def every_window(self) -> Tensor:
+        """[n, window]: the whole calibration text."""
+        if self.calibration is None:
+            raise GrouperError("this needs calibration text: give --text or --dataset")
+        return windows(self.calibration.source, load_tokenizer(self.checkpoint), self.calibration.window)
+
     def windows(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text, spread over it."""
-        c = self.calibration
-        if c is None:
-            raise GrouperError("this needs calibration text: give --text or --dataset")
-        return windows(c.source, load_tokenizer(self.checkpoint), c.window, max(1, tokens // max(1, c.window)))
+        return spread(self.every_window, max(1, tokens // self.every_window.shape[1]))
 
     @cached_property
     def moments(self) -> list[InputMoments]:
@@ -89,12 +93,11 @@ class Regrouper:
     def held_out(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on."""
         used = {tuple(row) for row in self.windows(self.calibration.tokens).tolist()}
-        every = windows(self.calibration.source, load_tokenizer(self.checkpoint), self.calibration.window)
+        every = self.every_window
         rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
         if not len(rest):
             raise GrouperError(f"{self.calibration.source.name} has no text left to judge merges on: give more text, or fewer --tokens")
-        count = min(len(rest), max(1, tokens // self.calibration.window))
-        return rest[torch.linspace(0, len(rest) - 1, count).round().long()]
+        return spread(rest, max(1, tokens // self.calibration.window))
 
     def merged(self, layout: HeadLayout, merge: str, before_refinement: bool = False) -> Merged:
         """Layer by layer when asked for."""

@@ -110,9 +110,12 @@ def windows(source: TextSource, tokenizer, window: int, limit: int | None = None
     if count == 0:
         raise GrouperError(f"{source.name} has {len(ids)} tokens, too few for one window of {window}: give more text or --window")
     every = torch.tensor(ids[: count * window]).view(count, window)
-    if limit is not None and limit < count:
-        every = every[torch.linspace(0, count - 1, limit).round().long()]
-    return every
+    return every if limit is None else spread(every, limit)
+
+
+def spread(every: Tensor, limit: int) -> Tensor:
+    """At most `limit` of the windows, evenly over the text."""
+    return every[torch.linspace(0, len(every) - 1, limit).round().long()] if limit < len(every) else every
 
 
 def digest(tokens: Tensor) -> str:

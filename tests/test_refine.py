@@ -27,6 +27,13 @@ def texted_run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def small_run(reader, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "run"
+    search(reader, folder, SearchOptions(generations=3, population=16, text="demo", tokens=2048, window=128))
+    return folder
+
+
 def ragged_layout(layers: int = 6, heads: int = 16, head_dim: int = 32) -> HeadLayout:
     rng = np.random.default_rng(0)
     return HeadLayout.from_labels([rng.permutation(np.arange(heads) % (4 + layer)) for layer in range(layers)], heads, head_dim)
@@ -72,25 +79,25 @@ def test_the_same_call_gives_the_same_weights_and_a_killed_one_goes_on(reader, t
 
 
 @pytest.mark.parametrize("scope", ["attention", "block"])
-def test_a_refined_export_is_what_was_refined(texted_run, tmp_path, prompt, scope):
+def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, prompt, scope):
     lines = []
     done = export_from_run(
-        texted_run,
+        small_run,
         tmp_path / "out",
         kv_ratio="1/4",
         calibration=Calibration(TextSource("demo"), **FEW),
         scope=scope,
         tell=lines.append,
     )
-    assert done.self_test.passed and any("refining 6 layers" in line and "about" in line for line in lines)
+    assert done.self_test.passed and any("refining 3 layers" in line and "about" in line for line in lines)
     facts = json.loads((tmp_path / "out" / "grouper.json").read_text())
     assert facts["merge"] == "spectral+refine" and facts["refined"]["scope"] == scope
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "what refinement kept is gone"
     mlp = "model.layers.2.mlp.up_proj.weight"
-    same = torch.equal(Checkpoint.open("demo").tensor(mlp), Checkpoint.open(tmp_path / "out").tensor(mlp))
+    same = torch.equal(Checkpoint.open(reader).tensor(mlp), Checkpoint.open(tmp_path / "out").tensor(mlp))
     assert same == (scope == "attention")
     assert torch.isfinite(logits(tmp_path / "out", prompt)).all()
-    export_from_run(texted_run, tmp_path / "bare", kv_ratio="1/4", calibration=Calibration(TextSource("demo"), **FEW), refine=False)
+    export_from_run(small_run, tmp_path / "bare", kv_ratio="1/4", calibration=Calibration(TextSource("demo"), **FEW), refine=False)
     assert json.loads((tmp_path / "bare" / "grouper.json").read_text())["merge"] == "spectral"
 
 

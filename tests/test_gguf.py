@@ -92,7 +92,7 @@ def trained(rule: str) -> Tokenizer:
 
 @pytest.mark.parametrize("rule", ["smollm", "llama-bpe", "qwen2", "llama-2", "metaspace"])
 def test_llama_cpp_reads_text_as_the_tokenizer_does(tmp_path, rule):
-    pytest.importorskip("xllamacpp")
+    pytest.importorskip("xllamacpp")  # as above
     tokenizer = trained(rule)
     folder = make_model(tmp_path / "in", heads=8, vocab_size=tokenizer.get_vocab_size())
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -29,7 +29,9 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
         try:
             options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise GrouperError(f"cannot read {path} ({type(error).__name__}): expected YAML with the command's options") from error
+            raise GrouperError(
+                f"cannot read {path} ({type(error).__name__}): expected YAML with the command's options"
+            ) from error
         if not isinstance(options, dict):
             raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
         known = {p.name for p in context.command.params}
@@ -37,13 +39,17 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
         options = {f"{k}_" if k in ("json", "format") else k: v for k, v in options.items()}
         unknown = sorted(set(options) - known)
         if unknown:
-            raise GrouperError(f"{path} has the option {unknown[0]!r}, which `grouper {context.command.name}` does not know")
+            raise GrouperError(
+                f"{path} has the option {unknown[0]!r}, which `grouper {context.command.name}` does not know"
+            )
         joined = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
         context.default_map = {**(context.default_map or {}), **joined}
     return path
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`, the model that comes with Grouper.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`, the model that comes with Grouper.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `grouper search` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
@@ -59,14 +65,20 @@ Tokens = Annotated[int, typer.Option(help="Tokens of text to calibrate on.")]
 Window = Annotated[int, typer.Option(help="Tokens of a window.")]
 Keep = Annotated[Path | None, typer.Option(help="Folder where what was calibrated is kept and looked for.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Scope = Annotated[str | None, typer.Option(help="What refinement trains: attention (default on a CPU) or block (on a GPU).")]
-RefineTokens = Annotated[int | None, typer.Option(help="Tokens to refine on: 393,216 on a GPU, 16,384 on a CPU, if there are as many.")]
+Scope = Annotated[
+    str | None, typer.Option(help="What refinement trains: attention (default on a CPU) or block (on a GPU).")
+]
+RefineTokens = Annotated[
+    int | None, typer.Option(help="Tokens to refine on: 393,216 on a GPU, 16,384 on a CPU, if there are as many.")
+]
 
 
 @app.command()
 def inspect(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`.")] = None,
-    families: Annotated[bool, typer.Option("--families", help="What can be regrouped at all, as a table in Markdown.")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="What can be regrouped at all, as a table in Markdown.")
+    ] = False,
     revision: Revision = None,
     context: Annotated[int | None, typer.Option(help="Tokens of context to size the cache for.")] = None,
     kv_dtype: KvDtype = "bfloat16",
@@ -75,13 +87,13 @@ def inspect(
 ):
     """Heads, KV bytes and what can be done, from configuration and headers alone."""
     if families:
-        from grouper.family_table import family_table, markdown
+        from grouper.model.family_table import family_table, markdown
 
         return _print_json([asdict(row) for row in family_table()]) if json_ else print(markdown(family_table()))
     if model is None:
         raise typer.BadParameter("give a MODEL, or --families")
-    from grouper.checkpoint import Checkpoint
-    from grouper.inspect import inspect as look
+    from grouper.model.checkpoint import Checkpoint
+    from grouper.model.inspection import inspect as look
     from search.console import inspection
 
     found = look(Checkpoint.open(model, revision), kv_dtype, context)
@@ -94,7 +106,9 @@ def inspect(
 @app.command()
 def search(
     model: Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run; the same command again goes on there.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the run; the same command again goes on there.")
+    ],
     method: Annotated[str, typer.Option(help="Ways to find groupings, separated by commas.")] = "qcqa-ac,qcqa-ec",
     fitness: Annotated[str, typer.Option(help="What a grouping costs.")] = "spectral",
     text: Text = None,
@@ -103,8 +117,12 @@ def search(
     window: Window = 512,
     keep_calibration: Keep = None,
     paper: Annotated[str | None, typer.Option(help="A published recipe: qcqa or asymgqa.")] = None,
-    acceptance: Annotated[str, typer.Option(help="What judges asymgqa's steps: fitness, or (slow) the merged model's loss.")] = "fitness",
-    stage2: Annotated[str, typer.Option(help="Budgets over layers: knapsack (exact), nsga2 (QCQA's) or none.")] = "knapsack",
+    acceptance: Annotated[
+        str, typer.Option(help="What judges asymgqa's steps: fitness, or (slow) the merged model's loss.")
+    ] = "fitness",
+    stage2: Annotated[
+        str, typer.Option(help="Budgets over layers: knapsack (exact), nsga2 (QCQA's) or none.")
+    ] = "knapsack",
     kv_heads_multiple_of: Annotated[int, typer.Option(help="Only such KV-head counts, for tensor parallelism.")] = 1,
     kv_dtype: KvDtype = "bfloat16",
     population: Annotated[int, typer.Option(help="Of the genetic search.")] = 96,
@@ -141,11 +159,15 @@ def evaluate(
     text: Text = None,
     dataset: Dataset = None,
     merge: Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")] = None,
-    refine: Annotated[bool, typer.Option("--refine", help="Refine each layout on the run's calibration text first.")] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Refine each layout on the run's calibration text first.")
+    ] = False,
     scope: Scope = None,
     refine_tokens: RefineTokens = None,
     keep_calibration: Keep = None,
-    layouts: Annotated[str, typer.Option(help="spread (baselines, stock ones, 12 along the front), all, or 3,17,40.")] = "spread",
+    layouts: Annotated[
+        str, typer.Option(help="spread (baselines, stock ones, 12 along the front), all, or 3,17,40.")
+    ] = "spread",
     window: Window = 512,
     limit: Annotated[int | None, typer.Option(help="Windows at most, spread over the text.")] = None,
     device: Device = "auto",
@@ -155,7 +177,7 @@ def evaluate(
     config: Config = None,
 ):
     """Measure nats per token of layouts on text, merging in memory; resumable."""
-    from grouper.text import TextSource
+    from grouper.calibration.text import TextSource
     from search import evaluate as measure
     from search.console import bar, closing_table
 
@@ -177,19 +199,29 @@ def export(
     layout: Annotated[int | None, typer.Option(help="The layout of this number in pareto.csv.")] = None,
     kv_ratio: Annotated[str | None, typer.Option(help="KV cache relative to the original's: 0.5 or 1/3.")] = None,
     kv_bytes_per_token: Annotated[int | None, typer.Option(help="The largest KV cache per token, in bytes.")] = None,
-    deploy: Annotated[str | None, typer.Option(help="stock, padded, ragged or any; stock where the run has some.")] = None,
+    deploy: Annotated[
+        str | None, typer.Option(help="stock, padded, ragged or any; stock where the run has some.")
+    ] = None,
     merge: Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")] = None,
     text: Text = None,
     dataset: Dataset = None,
     refine: Annotated[bool, typer.Option(help="Refine layer by layer, where text is given.")] = True,
-    push_to_hub: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Push the folder to the Hub, too.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Push the folder to the Hub, too.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if missing.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
     commit_message: Annotated[str | None, typer.Option(help="Of the push.")] = None,
-    format_: Annotated[str, typer.Option("--format", help="hf (a folder for transformers and vLLM) or gguf (llama.cpp).")] = "hf",
-    dtype: Annotated[str | None, typer.Option(help="Of a GGUF: float32, float16 or bfloat16; the model's own unless given.")] = None,
-    max_padding: Annotated[float, typer.Option(help="How much of its weights a padded export may add; beyond it, ragged.")] = 0.10,
+    format_: Annotated[
+        str, typer.Option("--format", help="hf (a folder for transformers and vLLM) or gguf (llama.cpp).")
+    ] = "hf",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a GGUF: float32, float16 or bfloat16; the model's own unless given.")
+    ] = None,
+    max_padding: Annotated[
+        float, typer.Option(help="How much of its weights a padded export may add; beyond it, ragged.")
+    ] = 0.10,
     scope: Scope = None,
     tokens: Tokens = 32_768,
     refine_tokens: RefineTokens = None,
@@ -201,13 +233,17 @@ def export(
     config: Config = None,
 ):
     """Write a regrouped model that transformers loads, and test it."""
+    from grouper.calibration.text import TextSource
     from grouper.export.hub import Destination
     from grouper.regroup import Calibration
-    from grouper.text import TextSource
     from search import export_from_run
     from search.console import bar, exported_summary
 
-    calibration = Calibration(TextSource(text, dataset), tokens, refine_tokens, window, keep_calibration) if text or dataset else None
+    calibration = (
+        Calibration(TextSource(text, dataset), tokens, refine_tokens, window, keep_calibration)
+        if text or dataset
+        else None
+    )
     destination = Destination(push_to_hub, private, revision, create_pr, commit_message) if push_to_hub else None
     with bar("writing") as progress:
         exported = export_from_run(
@@ -272,7 +308,11 @@ def _dtype(name: str) -> str:
 
 def main() -> None:
     """Exit 0, 1 (failed, one line why) or 2 (usage)."""
-    for name, value in {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
         os.environ.setdefault(name, value)  # libraries' own bars and notes would bury ours
     try:
         app()

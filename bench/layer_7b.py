@@ -16,13 +16,13 @@ import torch
 
 from fitness import spectral_fitness
 from grouper import Checkpoint, HeadLayout
-from grouper.calibration import collect_moments
-from grouper.in_memory import InMemoryModel
+from grouper.calibration.moments import collect_moments
 from grouper.merging import spectral
-from grouper.refine import RefineOptions, refine
-from search.candidate import best_per_count
-from search.nsga2 import Settings
-from search.qcqa import qcqa_ac, qcqa_ec
+from grouper.model.in_memory import InMemoryModel
+from grouper.refinement.refine import RefineOptions, refine
+from search.methods.candidate import best_per_count
+from search.methods.qcqa import qcqa_ac, qcqa_ec
+from search.optimise.nsga2 import Settings
 
 
 def main() -> None:
@@ -34,7 +34,12 @@ def main() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=11_008, num_hidden_layers=1, num_attention_heads=32, vocab_size=1000, head_dim=128
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=1,
+        num_attention_heads=32,
+        vocab_size=1000,
+        head_dim=128,
     )
     torch.manual_seed(0)
     rows = []
@@ -64,11 +69,15 @@ def main() -> None:
         equal = timed("search, equal sizes", lambda: qcqa_ec(fitness, np.random.default_rng(0), Settings()))
         timed("search, any sizes", lambda: qcqa_ac(fitness, np.random.default_rng(0), Settings()))
         layout = HeadLayout.from_labels([best_per_count(equal)[8].labels], 32, 128)
-        merged = timed("spectral merge, 8 KV heads", lambda: spectral.merge(attention, layout.layers[0], moments, False, args.device))
+        merged = timed(
+            "spectral merge, 8 KV heads",
+            lambda: spectral.merge(attention, layout.layers[0], moments, False, args.device),
+        )
         options = RefineOptions(args.scope)
         steps = options.steps_for(tokens.numel())
         done = timed(
-            f"refinement, {args.scope}, {steps} steps of 4,096 tokens", lambda: refine(model, layout, lambda _: merged, tokens, options)
+            f"refinement, {args.scope}, {steps} steps of 4,096 tokens",
+            lambda: refine(model, layout, lambda _: merged, tokens, options),
         )
         print(
             f"refinement error {done[0].before:.4f} -> {done[0].after:.4f}; {len(fitness._known)} groups scored exactly; {Path(__file__).name}"

@@ -19,11 +19,11 @@ import torch
 
 from fitness.perplexity import nll
 from grouper import Checkpoint
-from grouper.in_memory import InMemoryModel
+from grouper.calibration.text import TextSource, load_tokenizer, windows
+from grouper.model.in_memory import InMemoryModel
 from grouper.regroup import Calibration, Regrouper
-from grouper.text import TextSource, load_tokenizer, windows
 from search import ParetoFront, RunFolder, SearchOptions, search
-from search.exact import LIMIT
+from search.methods.exact import LIMIT
 
 SLOW = "asymgqa, steps by loss"
 
@@ -86,7 +86,18 @@ def runs(model: InMemoryModel, text: dict, slow: bool) -> dict[str, SearchOption
     heads = model.architecture.kv_heads
     multi_head = ("gqkva",) if heads == model.architecture.query_heads else ()
     exact = ("exact",) if heads <= LIMIT else ("qcqa-ac", "qcqa-ec")
-    every = ("qcqa-ac", "qcqa-ec", "asymgqa", "asymgqa-sym", "ward", "kdgqa", "dgqa", "dgqa-diff", "separate", *multi_head)
+    every = (
+        "qcqa-ac",
+        "qcqa-ec",
+        "asymgqa",
+        "asymgqa-sym",
+        "ward",
+        "kdgqa",
+        "dgqa",
+        "dgqa-diff",
+        "separate",
+        *multi_head,
+    )
     return {
         "weight": SearchOptions(exact, "weight"),
         "activation": SearchOptions(every, "activation", **text),
@@ -100,7 +111,9 @@ def best(front: ParetoFront, kv_ratio: float, row: Row) -> pd.Series | None:
     table = front.table
     rows = table[(table["kv_ratio"] - kv_ratio).abs() < 1e-6]
     rows = rows[rows["method"].isin(row.methods)]
-    deploys = {"equal": ["stock"], "any": ["stock", "padded"], "budgets": ["stock", "padded", "ragged", "none"]}[row.which]
+    deploys = {"equal": ["stock"], "any": ["stock", "padded"], "budgets": ["stock", "padded", "ragged", "none"]}[
+        row.which
+    ]
     if row.methods not in (("gqkva",), ("separate",)):
         rows = rows[rows["deploy"].isin(deploys)]
     return None if rows.empty else rows.sort_values(["error", "layout"]).iloc[0]
@@ -116,7 +129,9 @@ def main() -> None:
     parser.add_argument("--refine-tokens", type=int)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--limit", type=int, help="windows of evaluation text")
-    parser.add_argument("--refine", default="equal,budgets", help="what to refine: neighbour, equal, any, budgets, apart, or none")
+    parser.add_argument(
+        "--refine", default="equal,budgets", help="what to refine: neighbour, equal, any, budgets, apart, or none"
+    )
     parser.add_argument("--scope", help="attention or block")
     parser.add_argument("--slow", action="store_true", help="AsymGQA with steps judged by the merged model's loss, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -125,23 +140,33 @@ def main() -> None:
 
     checkpoint = Checkpoint.open(args.model)
     model = InMemoryModel(checkpoint, args.device)
-    evaluation = windows(TextSource(args.evaluation, purpose="evaluation"), load_tokenizer(checkpoint), args.window, args.limit)
+    evaluation = windows(
+        TextSource(args.evaluation, purpose="evaluation"), load_tokenizer(checkpoint), args.window, args.limit
+    )
     calibration = Calibration(TextSource(args.calibration), args.tokens, args.refine_tokens, args.window)
     original = nll(model.model, evaluation)
-    print(f"{args.model}: {original:.4f} nats per token on {evaluation.numel():,} tokens; calibrated on {args.tokens:,}", flush=True)
+    print(
+        f"{args.model}: {original:.4f} nats per token on {evaluation.numel():,} tokens; calibrated on {args.tokens:,}",
+        flush=True,
+    )
     found: dict[str, list[float | None]] = {}
     counts = [int(k) for k in args.kv_heads.split(",")]
     heads = model.architecture.kv_heads
 
     with tempfile.TemporaryDirectory() as temporary:
         calibration = replace(calibration, keep=Path(temporary) / "kept")
-        calibrated, uncalibrated = Regrouper(checkpoint, calibration, args.device, model), Regrouper(checkpoint, None, args.device, model)
+        calibrated, uncalibrated = (
+            Regrouper(checkpoint, calibration, args.device, model),
+            Regrouper(checkpoint, None, args.device, model),
+        )
         text = {"text": args.calibration, "tokens": args.tokens, "window": args.window}
         fronts = {}
         for name, options in runs(model, text, args.slow).items():
             began = time.time()
             device = args.device if options.text else "cpu"
-            fronts[name] = search(args.model, Path(temporary) / name, options, device=device, keep_calibration=calibration.keep)
+            fronts[name] = search(
+                args.model, Path(temporary) / name, options, device=device, keep_calibration=calibration.keep
+            )
             print(f"  searched by {name} ({time.time() - began:.0f} s)", flush=True)
         for row in ROWS:
             if row.run not in fronts or (row.refined and row.refined not in args.refine.split(",")):
@@ -166,7 +191,9 @@ def main() -> None:
         print(f"| {name} | " + " | ".join("" if v is None else f"{v:+.3f}" for v in values) + " |")
     summary(found, counts, heads)
     if args.json:
-        args.json.write_text(json.dumps({"original": original, "kv_heads": counts, "over_original": found}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"original": original, "kv_heads": counts, "over_original": found}, indent=2) + "\n"
+        )
 
 
 def summary(found: dict, counts: list[int], heads: int) -> None:
@@ -177,7 +204,11 @@ def summary(found: dict, counts: list[int], heads: int) -> None:
         return min((found[n][column] for n in names if found[n][column] is not None), default=None)
 
     for column, count in enumerate(counts):
-        weight, plain, refined = least("weight", column, False), least("spectral,", column, False), least("spectral,", column, True)
+        weight, plain, refined = (
+            least("weight", column, False),
+            least("spectral,", column, False),
+            least("spectral,", column, True),
+        )
         line = f"KV {count}/{heads}: best weight-sharing error {weight:+.3f}, spectral {plain:+.3f} (1/{weight / plain:.1f})"
         print(line + ("" if refined is None else f", refined {refined:+.3f} (1/{weight / refined:.1f})"))
 

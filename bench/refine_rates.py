@@ -15,10 +15,10 @@ import torch
 
 from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
-from grouper.in_memory import InMemoryModel
-from grouper.refine import refine
+from grouper.calibration.text import TextSource
+from grouper.model.in_memory import InMemoryModel
+from grouper.refinement.refine import refine
 from grouper.regroup import Calibration, Regrouper
-from grouper.text import TextSource
 
 HELD_OUT = 32  # windows
 
@@ -36,7 +36,9 @@ def main() -> None:
     args = parser.parse_args()
 
     counts = [int(t) for t in args.refine_tokens.split(",")]
-    regrouper = Regrouper(Checkpoint.open(args.model), Calibration(TextSource(args.calibration), window=args.window), args.device)
+    regrouper = Regrouper(
+        Checkpoint.open(args.model), Calibration(TextSource(args.calibration), window=args.window), args.device
+    )
     model: InMemoryModel = regrouper.model
     everything = regrouper.windows(max(counts) + HELD_OUT * args.window)
     held_out = torch.zeros(len(everything), dtype=torch.bool)
@@ -49,7 +51,8 @@ def main() -> None:
     start = regrouper.merged(layout, "spectral", before_refinement=True)
     kept = [start(layer) for layer in range(model.architecture.layers)]
     print(
-        f"{args.model}, KV {args.kv_heads}/{model.architecture.kv_heads}: original {original:.4f} on {unseen.numel():,} tokens", flush=True
+        f"{args.model}, KV {args.kv_heads}/{model.architecture.kv_heads}: original {original:.4f} on {unseen.numel():,} tokens",
+        flush=True,
     )
     print("| tokens | scope | lr | nats over the original | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
     for tokens in counts:

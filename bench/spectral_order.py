@@ -16,12 +16,14 @@ import fitness.spectral as module
 from fitness import spectral_fitness
 from grouper import Architecture, Checkpoint
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 
 GROUPS = 60
 
 
-def compare(name: str, attention: Attention, inputs: InputMoments, size: int, exact_rows: int, reduced_rows: int) -> None:
+def compare(
+    name: str, attention: Attention, inputs: InputMoments, size: int, exact_rows: int, reduced_rows: int
+) -> None:
     rng = np.random.default_rng(0)
     groups = [tuple(sorted(rng.choice(attention.kv_heads, size, replace=False).tolist())) for _ in range(GROUPS)]
     results = {}

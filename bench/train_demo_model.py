@@ -55,7 +55,9 @@ def read_novels(path: Path) -> tuple[str, str]:
 def read_addresses(folder: Path, first: int, last: int) -> list[str]:
     """Addresses of the years `first` to `last`, in order, without the stenographer's [Laughter] and [Applause]."""
     files = sorted(p for p in folder.glob("*.txt") if first <= int(p.name[:4]) <= last)
-    return [re.sub(r" *\[(?:Laughter|Applause|Inaudible)\]", "", plain(p.read_text()), flags=re.I).strip() for p in files]
+    return [
+        re.sub(r" *\[(?:Laughter|Applause|Inaudible)\]", "", plain(p.read_text()), flags=re.I).strip() for p in files
+    ]
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -71,10 +73,15 @@ def prepare(args: argparse.Namespace) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator((line for text in training for line in text.split("\n")), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=2 * WINDOW)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, model_max_length=2 * WINDOW
+    )
     fast.save_pretrained(work / "tokenizer")
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -141,7 +148,9 @@ def train(args: argparse.Namespace) -> None:
 
     ids = torch.from_numpy(np.load(args.work / "train.npy").astype(np.int32)).to(device)
     step_tokens = args.batch * WINDOW
-    held_out = {name: np.load(args.work / f"{name}.npy") for name in ("novels", "addresses_1977_2016", "addresses_2017_on")}
+    held_out = {
+        name: np.load(args.work / f"{name}.npy") for name in ("novels", "addresses_1977_2016", "addresses_2017_on")
+    }
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
@@ -163,7 +172,10 @@ def train(args: argparse.Namespace) -> None:
         if step == 100 and not args.steps:  # as many of the wanted epochs as the time allows
             per_step = (time.time() - warm) / 60
             steps = min(steps, 101 + max(int((args.minutes * 60 - (time.time() - start)) / per_step / 1.03), 0))
-            print(f"{step_tokens / per_step:,.0f} tokens/s, {steps} steps, {steps * step_tokens / len(ids):.1f} epochs", flush=True)
+            print(
+                f"{step_tokens / per_step:,.0f} tokens/s, {steps} steps, {steps * step_tokens / len(ids):.1f} epochs",
+                flush=True,
+            )
         if step == 40:
             torch.cuda.synchronize() if device == "cuda" else None
             warm = time.time()
@@ -182,7 +194,9 @@ def train(args: argparse.Namespace) -> None:
     PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer").save_pretrained(args.out)
 
 
-def save(model, config, args: argparse.Namespace, report: dict, step: int, steps: int, step_tokens: int, elapsed: float) -> None:
+def save(
+    model, config, args: argparse.Namespace, report: dict, step: int, steps: int, step_tokens: int, elapsed: float
+) -> None:
     from safetensors.torch import save_file
 
     args.out.mkdir(parents=True, exist_ok=True)

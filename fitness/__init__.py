@@ -9,7 +9,7 @@ from fitness.pairwise import PairwiseFitness
 from fitness.spectral import SpectralFitness, spectral_fitness
 from fitness.weight import mean_error, weight_fitness
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging import mean
 
@@ -21,7 +21,9 @@ FITNESSES: dict[str, Callable[..., LayerFitness]] = {
 OWN_MERGE = {"weight": "mean", "activation": "mean", "spectral": "spectral"}  # the merge whose error a fitness is
 
 
-def layout_error(name: str, attention: Attention, layout: LayerLayout, inputs: InputMoments, normalised: bool = True) -> float:
+def layout_error(
+    name: str, attention: Attention, layout: LayerLayout, inputs: InputMoments, normalised: bool = True
+) -> float:
     """The error of one layer under the mean merge by fitness `name`, for layouts that no table scores: query heads read heads that theirs are
     not merged into, or share a projection."""
     merged = mean.merge(attention, layout)

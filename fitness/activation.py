@@ -10,10 +10,14 @@ import numpy as np
 from fitness.pairwise import PairwiseFitness
 from fitness.weight import PARTS, cosine_distance, gram
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 
 
-def activation_fitness(attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu") -> PairwiseFitness:
+def activation_fitness(
+    attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu"
+) -> PairwiseFitness:
     """One layer. part: "kv", or "k" or "v" alone, which add up to that, or "q"."""
     grams = [gram(attention, kind, inputs.second) for kind in PARTS[part]]
-    return PairwiseFitness.from_gram(sum(g / max(float(np.trace(g)), 1e-300) for g in grams), distance=cosine_distance(grams))
+    return PairwiseFitness.from_gram(
+        sum(g / max(float(np.trace(g)), 1e-300) for g in grams), distance=cosine_distance(grams)
+    )

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, scored
 
 
-def calibrated_errors(before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments) -> tuple[float, float]:
+def calibrated_errors(
+    before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments
+) -> tuple[float, float]:
     """(K error, V error), relative. before: the layer as it came; merged: with the layout's heads."""
     after, second = merged.expanded(layout), inputs.second
     mean = second[:, -1]
@@ -21,7 +23,10 @@ def calibrated_errors(before: Attention, merged: Attention, layout: LayerLayout,
     kv = torch.arange(before.query_heads) // (before.query_heads // before.kv_heads)
     was, now = scored(before, second), scored(merged, second)
     new_q = torch.arange(len(before.q)) if layout.q is None else torch.from_numpy(layout.q.group_of)
-    q, k = (was[0], now[0][new_q]), (was[1][kv], now[1][torch.from_numpy(layout.k.group_of)])  # [H, d, D + 1] before and after
+    q, k = (
+        (was[0], now[0][new_q]),
+        (was[1][kv], now[1][torch.from_numpy(layout.k.group_of)]),
+    )  # [H, d, D + 1] before and after
     v = (augmented(before.v, before.v_bias)[kv], augmented(after.v, after.v_bias))
     o = tuple(a.o.double().permute(1, 2, 0) for a in (before, after))  # [H, d, D]
     v_error, v_energy = _product_change(o, v, None, second)

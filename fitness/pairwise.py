@@ -22,7 +22,9 @@ class PairwiseFitness:
         self.pairs = np.ascontiguousarray(pairs, dtype=np.float64)
         self.heads = len(self.pairs)
         self.distance = self.pairs if distance is None else distance
-        self.by_size = 1 / np.maximum(np.arange(self.heads + 1), 1) if by_size is None else np.asarray(by_size, np.float64)
+        self.by_size = (
+            1 / np.maximum(np.arange(self.heads + 1), 1) if by_size is None else np.asarray(by_size, np.float64)
+        )
 
     @property
     def surrogate(self) -> "PairwiseFitness":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fitness.pairwise import PairwiseFitness
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.merging.spectral import SpectralLayer, SpectralTables
 
 EXACT = 256  # rows of a V eigenproblem
@@ -21,7 +21,9 @@ SAMPLED = 12  # random groups of each size that the surrogate learns from
 BATCH = 1 << 24  # elements of eigenproblems solved together
 
 
-def spectral_fitness(attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu") -> "SpectralFitness":
+def spectral_fitness(
+    attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu"
+) -> "SpectralFitness":
     """One layer's tables under these input moments. part: "kv", or the error of "k" or "v" alone. device: where tables are made
     and eigenproblems are solved."""
     return SpectralFitness(SpectralLayer(attention, inputs, device).tables(), attention.head_dim, part)
@@ -55,7 +57,8 @@ class SpectralFitness:
         sizes, factors = [2], [0.5]
         for size in sorted({s for s in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s < self.heads} | {self.heads} - {1, 2}):
             groups = [
-                tuple(sorted(rng.choice(self.heads, size, replace=False).tolist())) for _ in range(1 if size == self.heads else SAMPLED)
+                tuple(sorted(rng.choice(self.heads, size, replace=False).tolist()))
+                for _ in range(1 if size == self.heads else SAMPLED)
             ]
             sums = sum(pairs[np.ix_(g, g)].sum() for g in groups)
             sizes.append(size)
@@ -119,7 +122,9 @@ class SpectralFitness:
             blocks = self.tables.v.view(self.heads, self.d, self.heads, self.d)
             own = torch.stack([blocks[h, :, h] for h in range(self.heads)])
             basis = torch.linalg.eigh(own)[1][:, :, -kept:]  # [G, d, kept]
-            self._reduced[kept] = torch.einsum("gdk,gdhe,hel->gkhl", basis, blocks, basis).reshape(self.heads * kept, -1)
+            self._reduced[kept] = torch.einsum("gdk,gdhe,hel->gkhl", basis, blocks, basis).reshape(
+                self.heads * kept, -1
+            )
         return self._reduced[kept]
 
 

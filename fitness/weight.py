@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fitness.pairwise import PairwiseFitness
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.merging.folding import augmented
 
 PARTS = {"kv": ("k", "v"), "k": ("k",), "v": ("v",), "q": ("q",)}
@@ -35,7 +35,11 @@ def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
 
 
 def weight_fitness(
-    attention: Attention, inputs: InputMoments | None = None, part: str = "kv", normalised: bool = True, device: str = "cpu"
+    attention: Attention,
+    inputs: InputMoments | None = None,
+    part: str = "kv",
+    normalised: bool = True,
+    device: str = "cpu",
 ) -> PairwiseFitness:
     """One layer's weight-sharing error. `distance` is 1 - cosine of weights.
 
@@ -48,7 +52,9 @@ def weight_fitness(
     return PairwiseFitness.from_gram(sum(grams), energy if normalised and energy > 0 else 1.0, cosine_distance(grams))
 
 
-def mean_error(attention: Attention, merged: Attention, layout, second: Tensor | None, normalised: bool = True) -> float:
+def mean_error(
+    attention: Attention, merged: Attention, layout, second: Tensor | None, normalised: bool = True
+) -> float:
     """The same error for any layout and merge: query heads may read heads that theirs are not merged into, and share projections.
 
     Per query head, the squared change of its K and V (and, over its own energy, of its q), so that where readers stay
@@ -69,4 +75,6 @@ def mean_error(attention: Attention, merged: Attention, layout, second: Tensor |
         return (changed["k"] + changed["v"]) / queries + changed["q"]
     if second is not None:
         return sum(changed[kind] / max(energy[kind], 1e-300) for kind in changed)
-    return (changed["k"] + changed["v"]) / max(energy["k"] + energy["v"], 1e-300) + changed["q"] / max(energy["q"], 1e-300)
+    return (changed["k"] + changed["v"]) / max(energy["k"] + energy["v"], 1e-300) + changed["q"] / max(
+        energy["q"], 1e-300
+    )

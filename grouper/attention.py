@@ -45,17 +45,26 @@ class Attention:
     def expanded(self, layout: LayerLayout) -> "Attention":
         """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference and evaluation.
 
-        Where a norm spans all K heads, that holds only before it: see grouper.in_memory.
+        Where a norm spans all K heads, that holds only before it: see grouper.model.in_memory.
         """
         index = {"k": torch.from_numpy(layout.k.group_of), "v": torch.from_numpy(layout.v.group_of)}
         if layout.q is not None:
             index["q"] = torch.from_numpy(layout.q.group_of)
-        parts = {name: i for part, i in index.items() for name in (part, f"{part}_bias", f"{part}_norm") if hasattr(self, name)}
-        return replace(self, **{n: getattr(self, n)[i.to(self.o.device)] for n, i in parts.items() if getattr(self, n) is not None})
+        parts = {
+            name: i
+            for part, i in index.items()
+            for name in (part, f"{part}_bias", f"{part}_norm")
+            if hasattr(self, name)
+        }
+        return replace(
+            self, **{n: getattr(self, n)[i.to(self.o.device)] for n, i in parts.items() if getattr(self, n) is not None}
+        )
 
     def to(self, *args, **kwargs) -> "Attention":
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
-        moved = {name: t.to(*args, **kwargs) for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"}
+        moved = {
+            name: t.to(*args, **kwargs) for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"
+        }
         return replace(self, **moved)
 
 

@@ -54,10 +54,14 @@ class Grouping:
 
     def __post_init__(self) -> None:
         if len(self.readers) != len(self.sources) or not self.readers:
-            raise GrouperError(f"a grouping needs as many readers as sources, got {len(self.readers)} and {len(self.sources)}")
+            raise GrouperError(
+                f"a grouping needs as many readers as sources, got {len(self.readers)} and {len(self.sources)}"
+            )
         if not all(self.readers) or not all(self.sources):
             raise GrouperError("a KV head without readers or without sources: every group needs at least one of both")
-        pairs = sorted((tuple(sorted(map(int, r))), tuple(sorted(map(int, s)))) for r, s in zip(self.readers, self.sources))
+        pairs = sorted(
+            (tuple(sorted(map(int, r))), tuple(sorted(map(int, s)))) for r, s in zip(self.readers, self.sources)
+        )
         heads = sorted(chain.from_iterable(r for r, _ in pairs))
         if heads != list(range(len(heads))):
             raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {heads}")
@@ -69,7 +73,8 @@ class Grouping:
         """labels[j]: the group of original KV head j, which `queries_per_kv_head` query heads read."""
         sources = groups_of(labels)
         readers = tuple(
-            tuple(q for kv in group for q in range(kv * queries_per_kv_head, (kv + 1) * queries_per_kv_head)) for group in sources
+            tuple(q for kv in group for q in range(kv * queries_per_kv_head, (kv + 1) * queries_per_kv_head))
+            for group in sources
         )
         return cls(readers, sources)
 
@@ -141,8 +146,12 @@ class LayerLayout:
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> "LayerLayout":
-        parts = {name: Grouping(tuple(map(tuple, g["readers"])), tuple(map(tuple, g["sources"]))) for name, g in data.items()}
-        return cls(parts["kv"] if "kv" in parts else parts["k"], parts["kv"] if "kv" in parts else parts["v"], parts.get("q"))
+        parts = {
+            name: Grouping(tuple(map(tuple, g["readers"])), tuple(map(tuple, g["sources"]))) for name, g in data.items()
+        }
+        return cls(
+            parts["kv"] if "kv" in parts else parts["k"], parts["kv"] if "kv" in parts else parts["v"], parts.get("q")
+        )
 
     @property
     def kv_heads(self) -> str:
@@ -164,7 +173,9 @@ class HeadLayout:
         for index, layer in enumerate(self.layers):
             for grouping in (layer.k, layer.v, *([layer.q] if layer.q else [])):
                 if sum(grouping.sizes) != self.query_heads:
-                    raise GrouperError(f"layer {index} groups {sum(grouping.sizes)} query heads, the model has {self.query_heads}")
+                    raise GrouperError(
+                        f"layer {index} groups {sum(grouping.sizes)} query heads, the model has {self.query_heads}"
+                    )
                 sources = list(chain.from_iterable(grouping.sources))
                 limit = self.query_heads if grouping is layer.q else self.original_kv_heads
                 if min(sources) < 0 or max(sources) >= limit:
@@ -225,7 +236,9 @@ class HeadLayout:
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
-                raise GrouperError(f"a layout of format {data['format']}, this Grouper reads format {FORMAT}: use a matching version")
+                raise GrouperError(
+                    f"a layout of format {data['format']}, this Grouper reads format {FORMAT}: use a matching version"
+                )
             layers = tuple(map(LayerLayout.from_data, data["layers"]))
             return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

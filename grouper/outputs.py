@@ -37,7 +37,9 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
     if not (folder / marker).is_file():
         raise GrouperError(f"{folder} exists and was not written by Grouper: choose another output folder")
     if not overwrite:
-        raise GrouperError(f"{folder} exists and is an earlier output: choose another output folder, or --overwrite to replace it")
+        raise GrouperError(
+            f"{folder} exists and is an earlier output: choose another output folder, or --overwrite to replace it"
+        )
 
 
 @contextmanager

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper.architectures import Architecture
 from grouper.attention import MergedLayer
-from grouper.calibration import InputMoments, collect_moments, load_moments, save_moments
-from grouper.checkpoint import Checkpoint
+from grouper.calibration.moments import InputMoments, collect_moments, load_moments, save_moments
+from grouper.calibration.text import TextSource, digest, load_tokenizer, spread, windows
 from grouper.errors import GrouperError
-from grouper.in_memory import InMemoryModel
 from grouper.layout import HeadLayout
 from grouper.merging import merge_named
-from grouper.refine import Progress, RefineOptions, estimate_seconds, refine
-from grouper.text import TextSource, digest, load_tokenizer, spread, windows
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.in_memory import InMemoryModel
+from grouper.refinement.refine import Progress, RefineOptions, estimate_seconds, refine
 
 TOKENS = 32_768
 WINDOW = 512
@@ -44,7 +44,11 @@ class Regrouper:
     """One model's merges. Moments are collected once; merges of a layer are kept while its layout stays the same."""
 
     def __init__(
-        self, checkpoint: Checkpoint, calibration: Calibration | None = None, device: str = "cpu", model: InMemoryModel | None = None
+        self,
+        checkpoint: Checkpoint,
+        calibration: Calibration | None = None,
+        device: str = "cpu",
+        model: InMemoryModel | None = None,
     ):
         self.checkpoint, self.calibration, self.device = checkpoint, calibration, device
         self.architecture = Architecture.of(checkpoint.config)
@@ -75,7 +79,10 @@ class Regrouper:
         tokens = self.windows(self.calibration.tokens)
         kept = None
         if self.calibration.keep is not None:
-            kept = self.calibration.keep / f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}.safetensors"
+            kept = (
+                self.calibration.keep
+                / f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}.safetensors"
+            )
             if kept.is_file():
                 return load_moments(kept)
         moments = self._collect(tokens)
@@ -96,7 +103,9 @@ class Regrouper:
         every = self.every_window
         rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
         if not len(rest):
-            raise GrouperError(f"{self.calibration.source.name} has no text left to judge merges on: give more text, or fewer --tokens")
+            raise GrouperError(
+                f"{self.calibration.source.name} has no text left to judge merges on: give more text, or fewer --tokens"
+            )
         return spread(rest, max(1, tokens // self.calibration.window))
 
     def merged(self, layout: HeadLayout, merge: str, before_refinement: bool = False) -> Merged:
@@ -121,21 +130,37 @@ class Regrouper:
     def refine_options(self, scope: str | None = None, seed: int = 0) -> RefineOptions:
         """Defaults by device: the whole block on a GPU, attention alone on a CPU, in smaller steps."""
         gpu = "cuda" in self.device
-        return RefineOptions(scope=scope or ("block" if gpu else "attention"), batch_tokens=4096 if gpu else 1024, seed=seed)
+        return RefineOptions(
+            scope=scope or ("block" if gpu else "attention"), batch_tokens=4096 if gpu else 1024, seed=seed
+        )
 
     def estimate(self, layout: HeadLayout, merge: str, options: RefineOptions) -> float:
         """Seconds that `refined` will take."""
         start = self.merged(layout, merge, before_refinement=True)
-        return estimate_seconds(self.model, layout, lambda l: start(l).attention, self.windows(self.refine_tokens), options, self.device)
+        return estimate_seconds(
+            self.model, layout, lambda l: start(l).attention, self.windows(self.refine_tokens), options, self.device
+        )
 
     def refined(
-        self, layout: HeadLayout, merge: str, options: RefineOptions, folder: Path | None = None, progress: Progress | None = None
+        self,
+        layout: HeadLayout,
+        merge: str,
+        options: RefineOptions,
+        folder: Path | None = None,
+        progress: Progress | None = None,
     ) -> Merged:
-        """Merge and refine. folder: see grouper.refine.refine."""
+        """Merge and refine. folder: see grouper.refinement.refine.refine."""
         start = self.merged(layout, merge, before_refinement=True)
         tokens = self.windows(self.refine_tokens)
         layers = refine(
-            self.model, layout, lambda l: start(l).attention, tokens, options, device=self.device, folder=folder, progress=progress
+            self.model,
+            layout,
+            lambda l: start(l).attention,
+            tokens,
+            options,
+            device=self.device,
+            folder=folder,
+            progress=progress,
         )
         self.model.restore()
         return layers.__getitem__

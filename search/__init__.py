@@ -7,7 +7,7 @@
 from search.evaluation import evaluate
 from search.export_run import export_from_run
 from search.pareto import ParetoFront
-from search.pick import pick
+from search.picking import pick
 from search.run import SearchOptions, search
 from search.run_folder import RunFolder
 

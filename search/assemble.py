@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fitness import OWN_MERGE
-from grouper.architectures import Architecture
 from grouper.layout import HeadLayout
-from search.budget import binary_nsga2, knapsack
-from search.candidate import Candidate, best_per_size
-from search.methods import BASELINES, METHODS, ORIGINAL
-from search.nsga2 import Settings
+from grouper.model.architecture import Architecture
+from search.methods.candidate import Candidate, best_per_size
+from search.methods.registry import BASELINES, METHODS, ORIGINAL
+from search.optimise.budget import binary_nsga2, knapsack
+from search.optimise.nsga2 import Settings
 from search.pareto import Scored
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 PerLayer = list[dict[int, Candidate]]  # per layer: K heads plus V heads -> candidate
 
 
-def assemble(found: list[dict[str, list[Candidate]]], architecture: Architecture, options: "SearchOptions") -> list[Scored]:
+def assemble(
+    found: list[dict[str, list[Candidate]]], architecture: Architecture, options: "SearchOptions"
+) -> list[Scored]:
     """Every layout of a run, the original first, then by falling KV bytes. Equal layouts once, under the first method
     that has them; baselines stand beside, for comparison.
 
@@ -38,7 +40,9 @@ def assemble(found: list[dict[str, list[Candidate]]], architecture: Architecture
         layers = tuple(c.layer_layout(queries) for c in picks)
         layout = HeadLayout(layers, architecture.query_heads, architecture.kv_heads, architecture.head_dim)
         merge = "mean" if layout.only_mean else own_merge
-        scored.setdefault((method in BASELINES, layout), Scored(layout, method, float(sum(c.error for c in picks)), merge))
+        scored.setdefault(
+            (method in BASELINES, layout), Scored(layout, method, float(sum(c.error for c in picks)), merge)
+        )
 
     add(ORIGINAL, [alone] * len(found))
     counts = architecture.uniform_counts(options.kv_heads_multiple_of)
@@ -69,7 +73,9 @@ def _counts(candidate: Candidate) -> set[int]:
     return {candidate.kv_heads} if layout is None else {layout.k.kv_heads, layout.v.kv_heads}
 
 
-def _budgets(per_layer: PerLayer, architecture: Architecture, options: "SearchOptions", name: str) -> list[tuple[int, ...]]:
+def _budgets(
+    per_layer: PerLayer, architecture: Architecture, options: "SearchOptions", name: str
+) -> list[tuple[int, ...]]:
     errors = [{size: c.error for size, c in layer.items()} for layer in per_layer]
     if options.stage2 == "knapsack":
         return knapsack(errors)
@@ -78,5 +84,7 @@ def _budgets(per_layer: PerLayer, architecture: Architecture, options: "SearchOp
     choices: dict[tuple[int, ...], None] = {}
     for k in architecture.uniform_counts(options.kv_heads_multiple_of):
         if all(2 * k in layer for layer in per_layer):
-            choices |= dict.fromkeys(binary_nsga2(errors, [2 * k] * len(errors), 2 * architecture.kv_heads, rng, settings))
+            choices |= dict.fromkeys(
+                binary_nsga2(errors, [2 * k] * len(errors), 2 * architecture.kv_heads, rng, settings)
+            )
     return list(choices)

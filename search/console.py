@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from grouper.export import Exported
-from grouper.inspect import Inspection
-from search.methods import BASELINES, ORIGINAL
+from grouper.model.inspection import Inspection
+from search.methods.registry import BASELINES, ORIGINAL
 from search.pareto import ParetoFront
 
 OUT = Console(highlight=False)
@@ -42,7 +42,9 @@ def search_progress() -> Iterator[Callable[[int, int, str, int, float], None]]:
 
         def update(layer: int, layers: int, method: str, generation: int, best: float) -> None:
             done.add(layer)
-            note = f"layer {layer}" + (f", {method}, generation {generation}, best error {best:.4g}" if generation else "")
+            note = f"layer {layer}" + (
+                f", {method}, generation {generation}, best error {best:.4g}" if generation else ""
+            )
             progress.update(task, completed=len(done), total=layers, note=note)
 
         yield update
@@ -77,7 +79,16 @@ def closing_table(front: ParetoFront, folder: str) -> None:
         ascending=[False, True, True][: 2 + measured],
     )
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("layout", "method", "merge", "KV cache", "bytes", "class", "error", *(["nats", "over"] if measured else [])):
+    for heading in (
+        "layout",
+        "method",
+        "merge",
+        "KV cache",
+        "bytes",
+        "class",
+        "error",
+        *(["nats", "over"] if measured else []),
+    ):
         view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right", no_wrap=True)
     original = table.loc[table["method"] == ORIGINAL, "nll"].iloc[0]
     for _, row in rows.iterrows():
@@ -133,7 +144,9 @@ def exported_summary(exported: Exported) -> None:
     if exported.deploy == "gguf":
         OUT.print("self-test: the file read back is the merge, head by head")
     else:
-        OUT.print(f"self-test: logits differ by {test.largest_difference:.1g}, {test.same_tokens} of {test.tokens} greedy tokens agree")
+        OUT.print(
+            f"self-test: logits differ by {test.largest_difference:.1g}, {test.same_tokens} of {test.tokens} greedy tokens agree"
+        )
     if exported.pushed:
         OUT.print(f"pushed to {exported.pushed}", soft_wrap=True)
     OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)

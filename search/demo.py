@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from fitness.perplexity import nll
-from grouper.checkpoint import DEMO, Checkpoint
+from grouper.calibration.text import TextSource, load_tokenizer, windows
 from grouper.errors import GrouperError
-from grouper.inspect import inspect
+from grouper.model.checkpoint import DEMO, Checkpoint
+from grouper.model.inspection import inspect
 from grouper.regroup import Calibration
-from grouper.text import TextSource, load_tokenizer, windows
 from search.console import ERR, OUT, bar, closing_table, exported_summary, inspection, search_progress
 from search.evaluation import evaluate
 from search.export_run import export_from_run
@@ -48,15 +48,23 @@ def demo(folder: Path = Path("grouper-demo")) -> None:
 
     _title("2. Which heads can share one: search, calibrated on addresses of 1977-2016")
     with search_progress() as progress:
-        front = search("demo", run, SearchOptions(text="demo", tokens=8192, generations=20, population=48), progress=progress)
+        front = search(
+            "demo", run, SearchOptions(text="demo", tokens=8192, generations=20, population=48), progress=progress
+        )
 
     _title("3. What it costs, on addresses since 2017: nats per token, beside what everybody does without a search")
     table = front.table
     stock = table[(table["deploy"] == "stock") & (table["method"] != "random") & table["kv_ratio"].isin(RATIOS)]
     found = stock[stock["method"] != "neighbour"]
-    budgets = [table[(table["kv_ratio"] == r) & (table["deploy"] == "ragged")].sort_values("error")["layout"].iloc[0] for r in RATIOS]
+    budgets = [
+        table[(table["kv_ratio"] == r) & (table["deploy"] == "ragged")].sort_values("error")["layout"].iloc[0]
+        for r in RATIOS
+    ]
     with bar("measuring") as progress:
-        for layouts, merge in (([0, *found["layout"], *budgets], None), (stock.loc[stock["method"] == "neighbour", "layout"], "mean")):
+        for layouts, merge in (
+            ([0, *found["layout"], *budgets], None),
+            (stock.loc[stock["method"] == "neighbour", "layout"], "mean"),
+        ):
             numbers = ",".join(map(str, layouts))
             tell = lambda done, of, what, value: progress(done, of, f"{what}: {value:.3f}")  # noqa: E731
             front = evaluate(run, text, merge=merge, layouts=numbers, limit=LIMIT, progress=tell)
@@ -65,7 +73,9 @@ def demo(folder: Path = Path("grouper-demo")) -> None:
     _title("4. Half the KV cache, refined layer by layer and written as a plain Llama")
     calibration = Calibration(TextSource("demo"), tokens=8192, refine_tokens=3072, window=256)
     with bar("refining") as progress:
-        exported = export_from_run(run, regrouped, kv_ratio="1/2", calibration=calibration, tell=ERR.print, progress=progress)
+        exported = export_from_run(
+            run, regrouped, kv_ratio="1/2", calibration=calibration, tell=ERR.print, progress=progress
+        )
     exported_summary(exported)
 
     _title("5. Does it still write?")
@@ -75,9 +85,13 @@ def demo(folder: Path = Path("grouper-demo")) -> None:
     for name, path in (("original", DEMO), ("regrouped", regrouped)):
         losses[name], sample = _sample(path, tokenizer, tokens)
         OUT.print(f"{name:>9}, {losses[name]:.4f} nats per token: {sample}", soft_wrap=True)
-    OUT.print(f"refined at half the KV cache: {losses['regrouped'] - losses['original']:+.4f} nats per token over the original")
+    OUT.print(
+        f"refined at half the KV cache: {losses['regrouped'] - losses['original']:+.4f} nats per token over the original"
+    )
 
-    _title(f"Done in {time.perf_counter() - began:.0f} s. The picture is {run}/pareto.svg, the table {RunFolder(run).path}/pareto.csv")
+    _title(
+        f"Done in {time.perf_counter() - began:.0f} s. The picture is {run}/pareto.svg, the table {RunFolder(run).path}/pareto.csv"
+    )
     OUT.print(YOURS, soft_wrap=True)
 
 

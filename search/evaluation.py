@@ -10,14 +10,14 @@ import pandas as pd
 import torch
 
 from fitness.perplexity import nll
-from grouper.checkpoint import Checkpoint
+from grouper.calibration.text import TextSource, digest, load_tokenizer, windows
 from grouper.errors import GrouperError
-from grouper.in_memory import InMemoryModel
 from grouper.merging import merge_named
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import write_text
 from grouper.regroup import Calibration, Regrouper
-from grouper.text import TextSource, digest, load_tokenizer, windows
-from search.methods import BASELINES, ORIGINAL
+from search.methods.registry import BASELINES, ORIGINAL
 from search.pareto import ParetoFront
 from search.picture import draw
 from search.run_folder import RunFolder
@@ -58,18 +58,24 @@ def evaluate(
     settings = folder.settings
     checkpoint = Checkpoint.open(settings["model"], settings["revision"]).local()
     if checkpoint.fingerprint != settings["fingerprint"]:
-        raise GrouperError(f"{settings['model']} is not the model that {run} searched (its files changed): search again")
+        raise GrouperError(
+            f"{settings['model']} is not the model that {run} searched (its files changed): search again"
+        )
     merge = merge or front.own_merge
     merge_named(merge)
     calibration = calibration_of(settings, refine_tokens, keep_calibration)
     if refine and calibration is None:
-        raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text or --dataset")
+        raise GrouperError(
+            f"{run} was searched without text, so there is nothing to refine on: search with --text or --dataset"
+        )
     tokens = windows(source, load_tokenizer(checkpoint), window, limit)
     numbers = choose(front, layouts)
     regrouper = Regrouper(checkpoint, calibration, device)
     options = regrouper.refine_options(scope, settings["seed"]) if refine else None
     measuring = {"text": source.name, "digest": digest(tokens), "windows": list(tokens.shape), "dtype": dtype}
-    _same_text(folder, front, measuring, options and {"scope": options.scope, "tokens": regrouper.refine_tokens}, overwrite)
+    _same_text(
+        folder, front, measuring, options and {"scope": options.scope, "tokens": regrouper.refine_tokens}, overwrite
+    )
     wanted = _add_rows(front, numbers, folder, merge, "+refine" if refine else "")
     todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
     if todo:
@@ -94,12 +100,16 @@ def evaluate(
     return front
 
 
-def calibration_of(settings: dict, refine_tokens: int | None = None, keep: str | Path | None = None) -> Calibration | None:
+def calibration_of(
+    settings: dict, refine_tokens: int | None = None, keep: str | Path | None = None
+) -> Calibration | None:
     """The calibration that a run's settings name."""
     if not settings["text"] and not settings["dataset"]:
         return None
     source = TextSource(settings["text"], settings["dataset"])
-    return Calibration(source, settings["tokens"], refine_tokens, settings["window"], None if keep is None else Path(keep))
+    return Calibration(
+        source, settings["tokens"], refine_tokens, settings["window"], None if keep is None else Path(keep)
+    )
 
 
 def choose(front: ParetoFront, layouts: str) -> list[int]:
@@ -122,7 +132,11 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
     found = table[~table["method"].isin([ORIGINAL, *BASELINES])]
     stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_bytes_per_token")
     along = found[found["on_front"] == 1].sort_values("kv_bytes_per_token")
-    picked = along.iloc[np.unique(np.linspace(0, len(along) - 1, min(SPREAD, len(along))).round().astype(int))] if len(along) else along
+    picked = (
+        along.iloc[np.unique(np.linspace(0, len(along) - 1, min(SPREAD, len(along))).round().astype(int))]
+        if len(along)
+        else along
+    )
     return sorted({*baselines["layout"], *stock["layout"], *picked["layout"]})
 
 
@@ -154,10 +168,14 @@ def _same_text(folder: RunFolder, front: ParetoFront, text: dict, refinement: di
     measured = front.table["nll"].notna().any()
     if measured and before and not overwrite:
         if {**before, "text": ""} != {**text, "text": ""}:
-            raise GrouperError(f"{folder.path} was measured on other text or windows: use the same, or --overwrite to measure anew")
+            raise GrouperError(
+                f"{folder.path} was measured on other text or windows: use the same, or --overwrite to measure anew"
+            )
         if refinement and refined_before and refinement != refined_before:
             was = f"scope {refined_before['scope']}, {refined_before['tokens']:,} tokens"
-            raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): do the same, or --overwrite to measure anew")
+            raise GrouperError(
+                f"layouts of {folder.path} were refined otherwise ({was}): do the same, or --overwrite to measure anew"
+            )
     if measured and overwrite:
         front.table[["nll", "perplexity"]] = np.nan
         front.mark()

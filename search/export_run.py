@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from grouper.checkpoint import Checkpoint
+from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.export import MARKER, Exported, already_written, check_exportable, export
+from grouper.export.hf.padded import MAX_PADDING
 from grouper.export.hub import Destination
-from grouper.export.padded import MAX_PADDING
 from grouper.merging import merge_named
+from grouper.model.checkpoint import Checkpoint
 from grouper.outputs import refuse_existing
 from grouper.regroup import Calibration, Regrouper
-from grouper.text import digest
 from search.evaluation import calibration_of
-from search.methods import ORIGINAL
+from search.methods.registry import ORIGINAL
 from search.pareto import COLUMNS, ParetoFront
-from search.pick import pick
+from search.picking import pick
 from search.run_folder import RunFolder
 
 
@@ -63,10 +63,14 @@ def export_from_run(
     merge_named(merge)
     refine = refine and calibration is not None
     refined = "+refine" if refine else ""
-    picked = pick(front, merge + refined, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy)
+    picked = pick(
+        front, merge + refined, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy
+    )
     heads = folder.layout(picked.layout)
     if heads.only_mean and merge != "mean":
-        tell(f"layout {picked.layout} regroups query heads too, which only averaging can follow: merged by mean, not {merge}")
+        tell(
+            f"layout {picked.layout} regroups query heads too, which only averaging can follow: merged by mean, not {merge}"
+        )
         merge = "mean"
     label = merge + refined
     if destination and not overwrite and (written := already_written(Path(output), heads, command)):
@@ -75,10 +79,14 @@ def export_from_run(
     refuse_existing(Path(output), MARKER, overwrite)
     checkpoint = Checkpoint.open(settings["model"], settings["revision"]).local()
     if checkpoint.fingerprint != settings["fingerprint"]:
-        raise GrouperError(f"{settings['model']} is not the model that {run} searched (its files changed): search again")
+        raise GrouperError(
+            f"{settings['model']} is not the model that {run} searched (its files changed): search again"
+        )
     check_exportable(checkpoint, heads, format, dtype)
     row = picked.row
-    tell(f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache): {picked.why}")
+    tell(
+        f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache): {picked.why}"
+    )
     if picked.others:
         tell(picked.others)
     regrouper = Regrouper(checkpoint, calibration or calibration_of(settings, keep=keep_calibration), device)

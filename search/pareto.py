@@ -53,7 +53,9 @@ class ParetoFront:
     def mark(self) -> None:
         """Set on_front by bytes and error, and on_nll_front by bytes and measured nats per token."""
         t = self.table
-        t["on_front"] = moocore.is_nondominated(t[["kv_bytes_per_token", "error"]].to_numpy(float), keep_weakly=True).astype(int)
+        t["on_front"] = moocore.is_nondominated(
+            t[["kv_bytes_per_token", "error"]].to_numpy(float), keep_weakly=True
+        ).astype(int)
         measured = t["nll"].notna()
         t["on_nll_front"] = pd.array([pd.NA] * len(t), dtype="Int64")
         if measured.any():

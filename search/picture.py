@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from grouper.outputs import write_file
-from search.methods import BASELINES, ORIGINAL
+from search.methods.registry import BASELINES, ORIGINAL
 from search.pareto import ParetoFront
 
 COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444"]

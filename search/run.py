@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 
 from fitness import FITNESSES
-from grouper.architectures import Architecture
-from grouper.checkpoint import Checkpoint
+from grouper.calibration.text import TextSource, digest, is_demo
 from grouper.errors import GrouperError
 from grouper.layout import bytes_of
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
 from grouper.outputs import write_text
 from grouper.regroup import TOKENS, WINDOW, Calibration, Regrouper
-from grouper.text import TextSource, digest, is_demo
 from search.assemble import assemble
-from search.candidate import Candidate
-from search.judge import MergedLoss
-from search.methods import BASELINES, JUDGED, METHODS, check_methods
-from search.nsga2 import Settings
+from search.methods.candidate import Candidate
+from search.methods.judge import MergedLoss
+from search.methods.registry import BASELINES, JUDGED, METHODS, check_methods
+from search.methods.task import LayerTask
+from search.optimise.nsga2 import Settings
 from search.pareto import ParetoFront
 from search.picture import draw
 from search.run_folder import RunFolder
-from search.task import LayerTask
 
 Progress = Callable[[int, int, str, int, float], None]  # layer, layers, method, generation, best error
 
@@ -77,14 +77,20 @@ class SearchOptions:
         if self.acceptance not in ("fitness", "loss"):
             raise GrouperError(f"unknown acceptance {self.acceptance!r}: expected fitness or loss")
         if self.population < 4 or self.generations < 1:
-            raise GrouperError(f"a population of {self.population} for {self.generations} generations: expected at least 4 and 1")
+            raise GrouperError(
+                f"a population of {self.population} for {self.generations} generations: expected at least 4 and 1"
+            )
         if self.seed < 0:
             raise GrouperError(f"seed {self.seed}: expected 0 or more")
         bytes_of(self.kv_dtype)
         if self.tokens < self.window or self.window < 2:
-            raise GrouperError(f"{self.tokens} tokens in windows of {self.window}: expected at least one window of 2 tokens or more")
+            raise GrouperError(
+                f"{self.tokens} tokens in windows of {self.window}: expected at least one window of 2 tokens or more"
+            )
         if self.text and not is_demo(self.text):
-            self = replace(self, text=os.path.abspath(os.path.expanduser(self.text)))  # the run may be used from elsewhere
+            self = replace(
+                self, text=os.path.abspath(os.path.expanduser(self.text))
+            )  # the run may be used from elsewhere
         method = tuple(dict.fromkeys(self.method))
         if self.paper == "qcqa":
             return replace(self, method=method, fitness="weight", stage2="nsga2")
@@ -130,7 +136,9 @@ def search(
     regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device)
     text_digest, judge = None, None
     if calibration:
-        text_digest = digest(regrouper.windows(options.tokens))  # a text that is too short is refused before anything is written
+        text_digest = digest(
+            regrouper.windows(options.tokens)
+        )  # a text that is too short is refused before anything is written
         if options.acceptance == "loss":
             judge = MergedLoss(regrouper)
     settings = {
@@ -182,7 +190,12 @@ def check(architecture: Architecture, options: SearchOptions) -> None:
 
 
 def _stage1(
-    folder: RunFolder, regrouper: Regrouper, options: SearchOptions, jobs: int, progress: Progress | None, judge: MergedLoss | None
+    folder: RunFolder,
+    regrouper: Regrouper,
+    options: SearchOptions,
+    jobs: int,
+    progress: Progress | None,
+    judge: MergedLoss | None,
 ) -> list[dict[str, list[Candidate]]]:
     """Per layer and method, the candidates; read back where the layer is done."""
     architecture = regrouper.architecture

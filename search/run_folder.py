@@ -12,11 +12,18 @@ import numpy as np
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import refuse_existing, write_text
-from search.candidate import Candidate
+from search.methods.candidate import Candidate
 from search.pareto import ParetoFront
 
 MARKER = "run.json"
-FREE = ("timings", "versions", "jobs", "device", "command", "model")  # may differ between a run and the one that resumes it
+FREE = (
+    "timings",
+    "versions",
+    "jobs",
+    "device",
+    "command",
+    "model",
+)  # may differ between a run and the one that resumes it
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,9 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         try:
             settings = json.loads((self.path / MARKER).read_text())
-            if not isinstance(settings, dict) or not {"model", "revision", "fingerprint", "text", "seed"} <= set(settings):
+            if not isinstance(settings, dict) or not {"model", "revision", "fingerprint", "text", "seed"} <= set(
+                settings
+            ):
                 raise ValueError("it is no run's settings")
             return settings
         except (OSError, ValueError) as error:
@@ -109,7 +118,9 @@ class RunFolder:
                     layout = LayerLayout.from_data(json.loads(row["layout"])) if row["layout"] else None
                     found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"]), layout))
         except (KeyError, ValueError, IndexError, AttributeError, TypeError, GrouperError) as error:
-            raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again") from error
+            raise GrouperError(
+                f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again"
+            ) from error
         if not found:
             raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")
         return found

@@ -1,36 +1,14 @@
-"""Tiny random models of real transformers classes, made once a session; the model in the box; planted groupings."""
+"""Fixtures for all tests: tiny models made once a session, the model in the box, planted groupings."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from tiny_models import SIZES, add_tokenizer, edit_weights, make_model
 
-from grouper.text import DATA
+from grouper.calibration.text import DATA
 
 torch.set_num_threads(1)  # workers of pytest-xdist share the cores
-
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 199, "max_position_embeddings": 256}
-
-
-def make_model(
-    folder: Path, family: str = "llama", heads: int = 8, kv_heads: int | None = None, seed: int = 0, shards: str = "10GB", **more
-):
-    """Save a random model with weights large enough that heads matter."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    more = {"head_dim": 16, "bos_token_id": 0, "eos_token_id": 1, **SIZES, **more}
-    config = AutoConfig.for_model(family, num_attention_heads=heads, num_key_value_heads=kv_heads or heads, **more)
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        elif "bias" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder, max_shard_size=shards)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +25,6 @@ def models(tmp_path_factory):
     return get
 
 
-def edit_weights(source: Path, target: Path, edit) -> Path:
-    """A copy of a single-file model with its tensors changed in place by `edit(tensors)`."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    tensors = load_file(target / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    return target
-
-
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """A short text."""
@@ -68,13 +37,6 @@ def text(tmp_path_factory) -> Path:
 def reader(tmp_path_factory) -> Path:
     """A random multi-head model with a tokenizer."""
     return add_tokenizer(make_model(tmp_path_factory.mktemp("reader"), vocab_size=4096))
-
-
-def add_tokenizer(folder: Path) -> Path:
-    """That of the model in the box, for a model with a vocabulary of 4,096."""
-    for file in (DATA / "demo").glob("tokenizer*"):
-        shutil.copyfile(file, folder / file.name)
-    return folder
 
 
 @pytest.fixture
@@ -96,11 +58,3 @@ def planted(models, tmp_path):
 @pytest.fixture(scope="session")
 def prompt() -> torch.Tensor:
     return torch.randint(2, SIZES["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(1))
-
-
-def logits(folder: Path, tokens: torch.Tensor, **options) -> torch.Tensor:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, **options).eval()
-    with torch.inference_mode():
-        return model(tokens).logits

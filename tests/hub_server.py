@@ -41,10 +41,14 @@ class Handler(BaseHTTPRequestHandler):
         hub.tokens.add(self.headers.get("Authorization"))
         if path == "/api/whoami-v2":
             known = self.headers.get("Authorization") == "Bearer hf_secret"
-            return self.reply(200 if known else 401, b'{"name": "someone", "type": "user"}' if known else b"{}", {}, body)
+            return self.reply(
+                200 if known else 401, b'{"name": "someone", "type": "user"}' if known else b"{}", {}, body
+            )
         if path.startswith(f"/api/models/{hub.repo_id}/tree/"):
             files = [
-                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40} for p in hub.folder.iterdir() if p.is_file()
+                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40}
+                for p in hub.folder.iterdir()
+                if p.is_file()
             ]
             return self.reply(200, json.dumps(files).encode(), {}, body)
         if path.startswith(f"/api/models/{hub.repo_id}"):
@@ -85,7 +89,11 @@ class Handler(BaseHTTPRequestHandler):
         elif path == f"/{hub.repo_id}.git/info/lfs/objects/batch":
             objects = []
             for o in data["objects"]:
-                upload = {"actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} if o["oid"] not in hub.received else {}
+                upload = (
+                    {"actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}}
+                    if o["oid"] not in hub.received
+                    else {}
+                )
                 objects.append({"oid": o["oid"], "size": o["size"], "authenticated": True, **upload})
             answer = {"transfer": "basic", "objects": objects}
         else:

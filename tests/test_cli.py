@@ -19,7 +19,9 @@ def test_search_evaluate_export(models, tmp_path):
     done = grouper("search", "demo", "-o", run, "--config", tmp_path / "options.yaml", "--seed", 7)
     assert done.returncode == 0 and done.stdout.strip() == str(run / "pareto.csv") and "on the front" in done.stderr
     settings = json.loads((run / "run.json").read_text())
-    assert (settings["generations"], settings["method"], settings["seed"]) == (3, ["qcqa-ec", "random"], 7), "what is typed wins"
+    assert (settings["generations"], settings["method"], settings["seed"]) == (3, ["qcqa-ec", "random"], 7), (
+        "what is typed wins"
+    )
     done = grouper("evaluate", run, "--text", "demo", "--layouts", "0", "--limit", 2, "--window", 64, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)[0]["layout"] is not None
     done = grouper("export", run, "-o", tmp_path / "out", "--kv-ratio", "1/4")
@@ -30,8 +32,15 @@ def test_search_evaluate_export(models, tmp_path):
 def test_inspect(models):
     done = grouper("inspect", models("qwen2", heads=8, kv_heads=8), "--context", 1000, "--json")
     found = json.loads(done.stdout)
-    assert found["kv_bytes_per_token"] == 2 * 3 * 8 * 16 * 2 and found["kv_bytes_at_context"] == 1000 * found["kv_bytes_per_token"]
-    assert found["biases"] and found["deploy"] == ["stock", "padded", "ragged"] and found["uniform_kv_heads"] == list(range(1, 8))
+    assert (
+        found["kv_bytes_per_token"] == 2 * 3 * 8 * 16 * 2
+        and found["kv_bytes_at_context"] == 1000 * found["kv_bytes_per_token"]
+    )
+    assert (
+        found["biases"]
+        and found["deploy"] == ["stock", "padded", "ragged"]
+        and found["uniform_kv_heads"] == list(range(1, 8))
+    )
     assert "8 query heads over 8 KV heads" in grouper("inspect", models("qwen2", heads=8, kv_heads=8)).stdout
 
 
@@ -62,7 +71,9 @@ def test_the_demo_does_the_whole_job_and_can_be_run_again(tmp_path):
     assert done.returncode == 0, done.stderr
     made = tmp_path / "grouper-demo"
     assert {p.name for p in made.iterdir()} == {"README.txt", "run", "regrouped"}
-    assert (made / "run" / "pareto.svg").read_text().startswith("<?xml") and (made / "regrouped" / "model.safetensors").is_file()
+    assert (made / "run" / "pareto.svg").read_text().startswith("<?xml") and (
+        made / "regrouped" / "model.safetensors"
+    ).is_file()
     over = float(done.stdout.split("refined at half the KV cache: ")[1].split()[0])
     rows = pd.read_csv(made / "run" / "pareto.csv").dropna(subset="nll")
     original = rows.loc[rows["method"] == "original", "nll"].iloc[0]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_samples import check_identity, check_planted, check_reference, check_refined
 from safetensors.torch import load_file, save_file
-from test_families import check_identity, check_planted, check_reference, check_refined
 
 from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
+from grouper.calibration.text import TextSource, load_tokenizer, windows
 from grouper.regroup import Calibration
-from grouper.text import TextSource, load_tokenizer, windows
 from search import SearchOptions, evaluate, export_from_run, search
 
 REAL = Path(__file__).parent.parent / ".real-models"
@@ -52,7 +52,9 @@ def test_search_evaluate_export_load_generate(run, tmp_path):
     assert done.self_test.passed and done.kv_bytes_per_token == (23_040, 15_360)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
     tokenizer = load_tokenizer(Checkpoint.open(tmp_path / "out"))
-    assert nll(model, windows(text, tokenizer, 512, 8)) == pytest.approx(losses[ours], abs=0.02)  # weights are bfloat16 on disk
+    assert nll(model, windows(text, tokenizer, 512, 8)) == pytest.approx(
+        losses[ours], abs=0.02
+    )  # weights are bfloat16 on disk
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     written = model.generate(**prompt, max_new_tokens=12, do_sample=False)
@@ -63,7 +65,11 @@ def test_refinement_helps_a_real_model(run, tmp_path):
     """A third of the cache, few tokens and steps: a real model's outliers must not break refinement."""
     text = TextSource(str(EVALUATION))
     front = evaluate(run, text, layouts="0", limit=8)
-    number = int(front.table[(front.table["kv_heads"] == ";".join(["1"] * 30)) & (front.table["method"] != "neighbour")].iloc[0]["layout"])
+    number = int(
+        front.table[(front.table["kv_heads"] == ";".join(["1"] * 30)) & (front.table["method"] != "neighbour")].iloc[0][
+            "layout"
+        ]
+    )
     for refine in (False, True):
         front = evaluate(run, text, layouts=str(number), refine=refine, refine_tokens=4096, limit=8)
     losses = front.table[front.table["layout"] == number].dropna(subset="nll").set_index("merge")["nll"]

@@ -12,8 +12,8 @@ import torch
 from matrix import TOKENS, cell, environment, version
 
 from grouper import Checkpoint, export
-from grouper.architectures import Architecture
 from grouper.export.self_test import gathered_reference
+from grouper.model.architecture import Architecture
 from grouper.regroup import Regrouper
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
@@ -40,7 +40,12 @@ def main() -> None:
     args = parser.parse_args()
     engines = {name: environment(name, args.work) for name in args.engines.split(",")}
     prompt = torch.randint(3, 199, (1, 24), generator=torch.Generator().manual_seed(1))
-    options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    options = {
+        "max_new_tokens": TOKENS,
+        "min_new_tokens": TOKENS,
+        "do_sample": False,
+        "attention_mask": torch.ones_like(prompt),
+    }
     print(
         f"| family | export | {' | '.join(version(e, python) for e, (python, _) in engines.items())} |\n|{' --- |' * (len(engines) + 2)}",
         flush=True,
@@ -53,7 +58,11 @@ def main() -> None:
             make(
                 folder,
                 family,
-                {**sizes, **{key: 4 * sizes[key] for key in WIDER if key in sizes}, **({"head_dim": 32} if "head_dim" in sizes else {})},
+                {
+                    **sizes,
+                    **{key: 4 * sizes[key] for key in WIDER if key in sizes},
+                    **({"head_dim": 32} if "head_dim" in sizes else {}),
+                },
             )
         checkpoint = Checkpoint.open(folder)
         plain = Architecture.of(checkpoint.config)
@@ -66,7 +75,8 @@ def main() -> None:
             reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
             expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
             cells = [
-                cell(e, python, variables, target, prompt[0].tolist(), expected, args.work) for e, (python, variables) in engines.items()
+                cell(e, python, variables, target, prompt[0].tolist(), expected, args.work)
+                for e, (python, variables) in engines.items()
             ]
             print(f"| `{plain.family.model_type}` ({name}) | {done.deploy} | {' | '.join(cells)} |", flush=True)
 

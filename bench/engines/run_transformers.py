@@ -12,6 +12,11 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_
 tokens = torch.tensor([prompt])
 with torch.inference_mode():
     out = model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
     )
 print("TOKENS", *out[0, len(prompt) :].tolist())

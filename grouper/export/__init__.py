@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
-from grouper.architectures import Architecture
-from grouper.checkpoint import Checkpoint, write_shards
 from grouper.errors import GrouperError
-from grouper.export import gguf, padded, ragged
-from grouper.export.as_phi import phi_config
 from grouper.export.card import model_card
 from grouper.export.engines import engines, loader
 from grouper.export.eval_results import write_eval_results
-from grouper.export.gguf_check import check_file
+from grouper.export.gguf import write as gguf
+from grouper.export.gguf.check import check_file
+from grouper.export.hf import padded, ragged
+from grouper.export.hf.as_phi import phi_config
+from grouper.export.hf.stock import stock_config
+from grouper.export.hf.tensors import exported_tensors
 from grouper.export.self_test import SelfTest, self_test
-from grouper.export.stock import stock_config
-from grouper.export.tensors import exported_tensors
 from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint, write_shards
 from grouper.outputs import new_folder
 from grouper.regroup import Merged, Regrouper
 
@@ -80,7 +81,9 @@ def export(
     if merged is None:
         merged = Regrouper(checkpoint).merged(layout, merge)
     if format == "gguf":
-        return _export_gguf(checkpoint, layout, Path(output), merge, merged, dtype or checkpoint.dtype, overwrite, origin)
+        return _export_gguf(
+            checkpoint, layout, Path(output), merge, merged, dtype or checkpoint.dtype, overwrite, origin
+        )
     deploy, note = deploy_class(checkpoint, architecture, layout, max_padding)
     original = phi_config(checkpoint.config, architecture) if architecture.as_phi else checkpoint.config
     with new_folder(Path(output), MARKER, overwrite) as folder:
@@ -95,7 +98,9 @@ def export(
         elif deploy == "padded":
             config = padded.padded_config(original, architecture, layout)
         else:
-            biases = (any(n.endswith(f".{m}.bias") for n in names) for m in (ragged.PROJECTIONS[0], ragged.PROJECTIONS[3]))
+            biases = (
+                any(n.endswith(f".{m}.bias") for n in names) for m in (ragged.PROJECTIONS[0], ragged.PROJECTIONS[3])
+            )
             config = ragged.ragged_config(original, architecture, layout, *biases)
             (folder / ragged.FILE).write_text(ragged.modelling_file(architecture), encoding="utf-8")
         facts = {"merge": merge, "deploy": deploy, **(origin or {})}
@@ -111,7 +116,13 @@ def export(
         result = self_test(checkpoint, folder, layout, merged)
         weights = sum(t.nbytes for t in Checkpoint.open(folder).tensors.values())
         exported = Exported(
-            str(output), deploy, *_bytes(checkpoint, layout, weights), engines(architecture, deploy), result, note, loader(architecture)
+            str(output),
+            deploy,
+            *_bytes(checkpoint, layout, weights),
+            engines(architecture, deploy),
+            result,
+            note,
+            loader(architecture),
         )
         _write_facts(folder, checkpoint, layout, facts, exported)
     return exported
@@ -123,7 +134,9 @@ def name_tokenizer_class(original: Path, folder: Path) -> None:
 
     path = folder / "tokenizer_config.json"
     facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if facts.get("tokenizer_class") or not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    if facts.get("tokenizer_class") or not any(
+        (folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer.model")
+    ):
         return
     try:
         name = type(AutoTokenizer.from_pretrained(original)).__name__
@@ -134,7 +147,14 @@ def name_tokenizer_class(original: Path, folder: Path) -> None:
 
 
 def _export_gguf(
-    checkpoint: Checkpoint, layout: HeadLayout, output: Path, merge: str, merged: Merged, dtype: str, overwrite: bool, origin: dict | None
+    checkpoint: Checkpoint,
+    layout: HeadLayout,
+    output: Path,
+    merge: str,
+    merged: Merged,
+    dtype: str,
+    overwrite: bool,
+    origin: dict | None,
 ) -> Exported:
     """A folder with model.gguf, grouper.json and the card."""
     with new_folder(output, MARKER, overwrite) as folder:
@@ -142,7 +162,11 @@ def _export_gguf(
         result = check_file(folder / gguf.FILE, layout, merged, dtype)
         size = (folder / gguf.FILE).stat().st_size
         exported = Exported(
-            str(output), "gguf", *_bytes(checkpoint, layout, size), engines(Architecture.of(checkpoint.config), "gguf"), result
+            str(output),
+            "gguf",
+            *_bytes(checkpoint, layout, size),
+            engines(Architecture.of(checkpoint.config), "gguf"),
+            result,
         )
         _write_facts(folder, checkpoint, layout, {"merge": merge, "deploy": "gguf", **(origin or {})}, exported)
     return exported
@@ -152,7 +176,10 @@ def _bytes(checkpoint: Checkpoint, layout: HeadLayout, weights: int) -> tuple[tu
     """KV bytes per token and weight bytes, before and after."""
     alone = [range(layout.original_kv_heads)] * len(layout.layers)
     before = HeadLayout.from_labels(alone, layout.query_heads, layout.head_dim)
-    return (before.kv_bytes_per_token(), layout.kv_bytes_per_token()), (sum(t.nbytes for t in checkpoint.tensors.values()), weights)
+    return (before.kv_bytes_per_token(), layout.kv_bytes_per_token()), (
+        sum(t.nbytes for t in checkpoint.tensors.values()),
+        weights,
+    )
 
 
 def _write_facts(folder: Path, checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported: Exported) -> None:
@@ -192,12 +219,16 @@ def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, format: str = "
             f"the model has {mine[0]} of {mine[1]} and {mine[2]} of {mine[3]}: was the run made with another model?"
         )
     if layout.deploy == "none":
-        raise GrouperError("K and V are grouped differently: grouped attention kernels need them alike, so there is no export for this")
+        raise GrouperError(
+            "K and V are grouped differently: grouped attention kernels need them alike, so there is no export for this"
+        )
     if format == "hf":
         deploy_class(checkpoint, a, layout, padded.MAX_PADDING)
 
 
-def deploy_class(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> tuple[str, str | None]:
+def deploy_class(
+    checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
+) -> tuple[str, str | None]:
     """The class that an export is written as, and why it is not the one that the layout would allow. Raises GrouperError where none is open."""
     deploy, note = layout.deploy, None
     if deploy == "stock" and ragged.is_plain(architecture):

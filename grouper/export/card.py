@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from grouper.checkpoint import Checkpoint
 from grouper.layout import HeadLayout
+from grouper.model.checkpoint import Checkpoint
 
 PYTHON = """```python
 from transformers import {auto}
@@ -28,7 +28,9 @@ def model_card(checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported
     name = checkpoint.title
     before, after = exported["kv_bytes_per_token"]
     counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
-    rows = "\n".join(f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers))
+    rows = "\n".join(
+        f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers)
+    )
     head = [f"base_model: {name}"] if name.count("/") == 1 else []
     head += [*own, "library_name: " + ("gguf" if exported["deploy"] == "gguf" else "transformers")]
     head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
@@ -75,7 +77,10 @@ def _refined(facts: dict) -> list[str]:
     refined = facts.get("refined")
     if not refined:
         return []
-    return [f"Refined layer by layer (scope {refined['scope']}) on {refined['tokens']:,} tokens, {refined['steps']} steps each.", ""]
+    return [
+        f"Refined layer by layer (scope {refined['scope']}) on {refined['tokens']:,} tokens, {refined['steps']} steps each.",
+        "",
+    ]
 
 
 def _commands(facts: dict) -> list[str]:

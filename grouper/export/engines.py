@@ -1,7 +1,8 @@
 """Which engines run an export: what bench/engines/matrix.py and bench/engines/families.py found, nothing more."""
 
-from grouper.architectures import Architecture
-from grouper.export import gguf, ragged
+from grouper.export.gguf import write as gguf
+from grouper.export.hf import ragged
+from grouper.model.architecture import Architecture
 
 REMOTE = "with trust_remote_code"
 NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there leave no room for a ragged model
@@ -9,7 +10,11 @@ _VLLM = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "starcoder2", "granite", "smollm3",
     "stablelm", "cohere", "phi", "phi3",
 )  # fmt: skip
-VLLM = {"stock": _VLLM, "padded": ("llama", "mistral", "qwen3", "gemma", "starcoder2", "granite", "smollm3"), "ragged": _VLLM}  # by class
+VLLM = {
+    "stock": _VLLM,
+    "padded": ("llama", "mistral", "qwen3", "gemma", "starcoder2", "granite", "smollm3"),
+    "ragged": _VLLM,
+}  # by class
 
 
 def engines(architecture: Architecture, deploy: str) -> list[str]:
@@ -21,7 +26,11 @@ def engines(architecture: Architecture, deploy: str) -> list[str]:
     found = [f"transformers{remote}"]
     if deploy == "ragged" and family in NOT_IN_TRANSFORMERS_4:
         found = [f"transformers 5{remote}"]
-    if family in VLLM[deploy] and not architecture.nested and not (deploy == "ragged" and ragged.is_plain(architecture)):
+    if (
+        family in VLLM[deploy]
+        and not architecture.nested
+        and not (deploy == "ragged" and ragged.is_plain(architecture))
+    ):
         found.append(f"vLLM{remote}")
     if family in gguf.FAMILIES and not architecture.nested:
         found.append("llama.cpp (--format gguf)")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grouper.errors import GrouperError
-from grouper.sources import hub_errors
+from grouper.model.sources import hub_errors
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,14 @@ class Destination:
                 if self.revision and not self.create_pr:
                     api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
                 commit = api.upload_folder(
-                    repo_id=self.repo_id, folder_path=folder, revision=self.revision, create_pr=self.create_pr, commit_message=message
+                    repo_id=self.repo_id,
+                    folder_path=folder,
+                    revision=self.revision,
+                    create_pr=self.create_pr,
+                    commit_message=message,
                 )
         except GrouperError as error:
-            raise GrouperError(f"{folder} is written but not pushed ({error}); the same command again pushes it") from error
+            raise GrouperError(
+                f"{folder} is written but not pushed ({error}); the same command again pushes it"
+            ) from error
         return commit.pr_url or commit.commit_url

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from grouper.architectures import Architecture
-from grouper.checkpoint import Checkpoint
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
 
 
 def of_layer(config: dict, layer: int) -> dict:
     """The configuration of a model whose only layer is this one."""
-    counts = {key: 1 for key in ("num_hidden_layers", "n_layer", "n_layers") if key in config} or {"num_hidden_layers": 1}
+    counts = {key: 1 for key in ("num_hidden_layers", "n_layer", "n_layers") if key in config} or {
+        "num_hidden_layers": 1
+    }
     config = {**config, **counts}
     for key in ("layer_types", "no_rope_layers", "kv_groups", "head_order", "query_of_head"):
         if config.get(key):

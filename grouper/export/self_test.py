@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper.architectures import Architecture
 from grouper.attention import MergedLayer
-from grouper.checkpoint import Checkpoint
-from grouper.configuration import decoder_config
 from grouper.errors import GrouperError
-from grouper.export import ragged
-from grouper.export.as_phi import phi_tensors
+from grouper.export.hf import ragged
+from grouper.export.hf.as_phi import phi_tensors
+from grouper.export.hf.stock import grouped_order
 from grouper.export.one_layer import cut
-from grouper.export.stock import grouped_order
-from grouper.families import FAMILIES
-from grouper.in_memory import InMemoryModel, free_memory, in_double
 from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.configuration import decoder_config
+from grouper.model.families import FAMILIES
+from grouper.model.in_memory import InMemoryModel, free_memory, in_double
 
 TOLERANCE = 1e-4  # largest difference of a logit
 PROMPT, GENERATED = 48, 16  # tokens
@@ -43,7 +43,9 @@ class SelfTest:
         return self.largest_difference < TOLERANCE and self.same_tokens == self.tokens
 
 
-def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer]) -> SelfTest:
+def self_test(
+    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer]
+) -> SelfTest:
     """merged(layer): the weights that were to be written, heads in the layout's order.
 
     Whole models are compared where two of them fit in memory, else one layer after the other, each with the model's embedding and head.
@@ -62,7 +64,9 @@ def self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: 
                 theirs = cut(original, before, layer, Path(temporary) / "theirs")
                 one = replace(layout, layers=(heads,))
                 of_layer = lambda _, layer=layer: merged(layer)  # noqa: E731
-                results.append(_compare(ours.folder, gathered_reference(theirs, one, of_layer), as_phi(theirs, one, of_layer)))
+                results.append(
+                    _compare(ours.folder, gathered_reference(theirs, one, of_layer), as_phi(theirs, one, of_layer))
+                )
         same = min(r.same_tokens for r in results)
         result = SelfTest(max(r.largest_difference for r in results), same, GENERATED)
     if not result.passed:
@@ -91,14 +95,19 @@ def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTes
     written = Checkpoint.open(exported)
     for name, tensor in unrounded.items():
         if not torch.equal(written.tensor(name), tensor.to(written.tensors[name].torch_dtype)):
-            raise GrouperError(f"the exported model failed its self-test: {name} is not what was folded; nothing was written")
+            raise GrouperError(
+                f"the exported model failed its self-test: {name} is not what was folded; nothing was written"
+            )
         ours.get_parameter(name).data = tensor.double()
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, reference.get_input_embeddings().num_embeddings, (2, PROMPT), generator=generator)
     options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "pad_token_id": 0}
     with torch.inference_mode():
         difference = (ours(prompt).logits - reference(prompt).logits).abs().max().item()
-        tokens = [m.generate(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:] for m in (ours, reference)]
+        tokens = [
+            m.generate(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:]
+            for m in (ours, reference)
+        ]
     return SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
 
 
@@ -107,9 +116,14 @@ def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callabl
     model = InMemoryModel(original, dtype=torch.float64)
     for layer, heads in enumerate(layout.layers):
         a = model.architecture
-        dtype = torch.float64 if a.as_phi else a.stored_dtype(original, layer)  # what is folded is compared before rounding
+        dtype = (
+            torch.float64 if a.as_phi else a.stored_dtype(original, layer)
+        )  # what is folded is compared before rounding
         done = merged(layer)
         prefix = a.prefix(original, layer)
-        others = {n: t.double() if a.as_phi else t.to(original.tensors[prefix + n].torch_dtype) for n, t in done.others.items()}
+        others = {
+            n: t.double() if a.as_phi else t.to(original.tensors[prefix + n].torch_dtype)
+            for n, t in done.others.items()
+        }
         model.install(layer, MergedLayer(done.attention.to(dtype), others), heads)
     return model.model

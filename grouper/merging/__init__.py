@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.merging import mean, procrustes, select, spectral, weighted

@@ -18,7 +18,9 @@ def check_readers_are_sources(attention: Attention, layout: LayerLayout, merge: 
     """A change of basis folds into a query head only if it has its own projection and its shared head is made, among others, of the head it
     read before."""
     if not layout.keeps_readers(attention.query_heads // attention.kv_heads):
-        raise GrouperError(f"the {merge} merge needs query heads to stay with the KV head they read; for this layout use --merge mean")
+        raise GrouperError(
+            f"the {merge} merge needs query heads to stay with the KV head they read; for this layout use --merge mean"
+        )
 
 
 def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,7 +47,8 @@ def scored(attention: Attention, second: Tensor) -> tuple[Tensor, Tensor]:
     if attention.qk_norm is None:
         return q, k
     return tuple(
-        gain.double()[..., None] * h / sizes(h, second, attention.qk_norm) for h, gain in ((q, attention.q_norm), (k, attention.k_norm))
+        gain.double()[..., None] * h / sizes(h, second, attention.qk_norm)
+        for h, gain in ((q, attention.q_norm), (k, attention.k_norm))
     )
 
 

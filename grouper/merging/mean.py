@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
 
 

@@ -34,12 +34,17 @@ def merge_keys(layer, layout: LayerLayout, rescale: bool) -> dict[str, Tensor | 
             new_gains.append(gains[sources[0]])
             keys.append(layer.raw_k[sources[0]])
             continue
-        gain = gains[sources].square().mean(0).sqrt() if attention.qk_norm == "all" else gains[sources[0]]  # gains may differ in sign
+        gain = (
+            gains[sources].square().mean(0).sqrt() if attention.qk_norm == "all" else gains[sources[0]]
+        )  # gains may differ in sign
         new_gains.append(gain)
         kappa, c = layer.merge_planes(sources)
         shared = torch.zeros_like(layer.k[0])
         shared[a], shared[b] = kappa.real, kappa.imag
-        keys.append(torch.where(gain[:, None] != 0, shared / torch.where(gain != 0, gain, 1.0)[:, None], 0) * raw_size[sources].mean())
+        keys.append(
+            torch.where(gain[:, None] != 0, shared / torch.where(gain != 0, gain, 1.0)[:, None], 0)
+            * raw_size[sources].mean()
+        )
         if attention.qk_norm == "all":
             factor = c.real
             if rescale:

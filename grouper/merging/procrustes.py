@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, check_readers_are_sources, readers_of, split
 
@@ -75,7 +75,9 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None
     new_k, k_bias = split(torch.stack(merged_k), attention.k_bias, attention.k)
     new_v, v_bias = split(torch.stack(merged_v), attention.v_bias, attention.v)
     new_q, q_bias = split(q, attention.q_bias, attention.q)
-    k_norm = None if attention.k_norm is None else torch.stack([attention.k_norm[list(s)].mean(0) for s in layout.k.sources])
+    k_norm = (
+        None if attention.k_norm is None else torch.stack([attention.k_norm[list(s)].mean(0) for s in layout.k.sources])
+    )
     return replace(
         attention, q=new_q, q_bias=q_bias, k=new_k, k_bias=k_bias, k_norm=k_norm, v=new_v, v_bias=v_bias, o=o.to(attention.o)
     )  # fmt: skip

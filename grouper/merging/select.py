@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.layout import Groups, LayerLayout
 from grouper.merging.folding import augmented
 
 
-def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None, first: bool = False) -> Attention:
+def merge(
+    attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None, first: bool = False
+) -> Attention:
     """Keep of each group the head nearest to the others: the least sum of 1 - cosine of outputs on calibration text.
 
     Where K and V are grouped alike, one head gives both, nearest by the mean of K's and V's distances, so that it stays whole. Distances are of

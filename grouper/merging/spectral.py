@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, check_readers_are_sources, energy, scored, split
 from grouper.merging.normed_keys import merge_keys, weighted_mean
@@ -58,7 +58,10 @@ class SpectralLayer:
         self.queries = attention.query_heads // self.heads
         self.raw_k = augmented(attention.k, attention.k_bias).to(device)  # [G, d, D + 1]
         q, k = scored(attention, inputs.second.double())
-        self.k, self.q = k.to(device), q.to(device).unflatten(0, (self.heads, self.queries))  # [G, d, D + 1], [G, queries, d, D + 1]
+        self.k, self.q = (
+            k.to(device),
+            q.to(device).unflatten(0, (self.heads, self.queries)),
+        )  # [G, d, D + 1], [G, queries, d, D + 1]
         self.v = augmented(attention.v, attention.v_bias).to(device)
         rotary = set() if attention.planes is None else set(attention.planes.flatten().tolist())
         self.planes = attention.planes.to(device) if rotary else None
@@ -83,7 +86,9 @@ class SpectralLayer:
             keep = values > TINY * values[:, -1:].clamp_min(1e-300)
             root = torch.where(keep, values, 0).sqrt()
             self.l_t = root[:, :, None] * vectors.transpose(1, 2)  # [G, f, f], L^T
-            self.l_inverse = torch.where(keep, 1 / root.clamp_min(1e-300), 0)[:, :, None] * vectors.transpose(1, 2)  # L^+
+            self.l_inverse = torch.where(keep, 1 / root.clamp_min(1e-300), 0)[:, :, None] * vectors.transpose(
+                1, 2
+            )  # L^+
             self.a_k = self.l_t @ self.k[:, self.free]  # [G, f, D + 1]
 
     def tables(self) -> SpectralTables:
@@ -106,7 +111,9 @@ class SpectralLayer:
         u = _leading(a @ self.second @ a.T, self.d)  # [S d, d]
         shared = u.T @ a
         o = self.o_basis[sources] @ u.unflatten(0, (len(sources), self.d))  # [S, queries D, d]
-        balance = (o.square().sum((0, 1)) / len(sources) / self.queries / shared.square().sum(1).clamp_min(1e-300)).pow(0.25)
+        balance = (o.square().sum((0, 1)) / len(sources) / self.queries / shared.square().sum(1).clamp_min(1e-300)).pow(
+            0.25
+        )
         balance = torch.where(shared.square().sum(1) > 0, balance, 1.0)
         return balance[:, None] * shared, (o / balance).unflatten(1, (self.queries, -1))
 
@@ -154,7 +161,9 @@ def _leading(gram: Tensor, n: int) -> Tensor:
     return u * torch.where(signs == 0, 1.0, signs)
 
 
-def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments, rescale: bool = True, device: str = "cpu") -> Attention:
+def merge(
+    attention: Attention, layout: LayerLayout, inputs: InputMoments, rescale: bool = True, device: str = "cpu"
+) -> Attention:
     """Merge one layer.
 
     rescale: restore each head's K energy, which the projection shrinks (attention would flatten): q_h takes sqrt(E|k_h|^2 / E|k'_h|^2), k' the
@@ -203,7 +212,9 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments, resca
                 own = energy(layer.k[sources], layer.centred)
             elif len(layer.free):
                 part = layer.planes.flatten()
-                own = energy(layer.k[sources][:, part], layer.second) + energy(layer.k[sources][:, layer.free], layer.centred)
+                own = energy(layer.k[sources][:, part], layer.second) + energy(
+                    layer.k[sources][:, layer.free], layer.centred
+                )
             scale = torch.where(seen > 0, (own / seen.clamp_min(1e-300)).sqrt(), 1.0)
             q[sources] = q[sources] * scale[:, None, None, None]
         merged_k.append(shared)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration import InputMoments
+from grouper.calibration.moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, check_readers_are_sources, split
 
@@ -45,7 +45,9 @@ def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments, kind:
     new_v = [fitted(v[list(s)], seen_of_v[list(s)], inputs.second, kind) for s in layout.v.sources]
     k, k_bias = split(torch.stack(new_k), attention.k_bias, attention.k)
     v, v_bias = split(torch.stack(new_v), attention.v_bias, attention.v)
-    k_norm = None if attention.k_norm is None else torch.stack([attention.k_norm[list(s)].mean(0) for s in layout.k.sources])
+    k_norm = (
+        None if attention.k_norm is None else torch.stack([attention.k_norm[list(s)].mean(0) for s in layout.k.sources])
+    )
     return replace(attention, k=k, k_bias=k_bias, k_norm=k_norm, v=v, v_bias=v_bias)
 
 

@@ -1,0 +1,49 @@
+"""The last step of a GGUF export: read the file back as llama.cpp lays it out, and compare every query head's weights with the merge's."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grouper.errors import GrouperError
+from grouper.export.self_test import SelfTest
+from grouper.layout import HeadLayout
+from grouper.regroup import Merged
+
+
+def check_file(path: Path, layout: HeadLayout, merged: Merged, dtype: str) -> SelfTest:
+    """The largest difference from the merged weights rounded to `dtype`, which must be none. Raises GrouperError."""
+    from gguf import GGUFReader, quants
+
+    tensors = {t.name: t for t in GGUFReader(path).tensors}
+    largest = 0.0
+
+    def read(name: str) -> Tensor:
+        t = tensors[name]
+        return torch.from_numpy(np.array(quants.dequantize(t.data, t.tensor_type))).reshape(
+            *map(int, reversed(t.shape))
+        )
+
+    for index, heads in enumerate(layout.layers):
+        done, d = merged(index).attention, layout.head_dim
+        q, k, v, o = (read(f"blk.{index}.attn_{n}.weight") for n in ("q", "k", "v", "output"))
+        width, turned = (
+            max(heads.k.sizes),
+            [2 * (i % (d // 2)) + i // (d // 2) for i in range(d)],
+        )  # row i of a head is row turned[i] there
+        used = torch.zeros(len(q) // d, dtype=torch.bool)
+        for group, readers in enumerate(heads.k.readers):
+            pairs = [(k[group * d :][turned], done.k[group]), (v[group * d :][:d], done.v[group])]
+            for place, head in enumerate(readers):
+                slot = group * width + place
+                used[slot] = True
+                pairs += [(q[slot * d :][turned], done.q[head]), (o[:, slot * d :][:, :d], done.o[:, head])]
+            largest = max(largest, *((a - b.to(getattr(torch, dtype)).float()).abs().max().item() for a, b in pairs))
+        empty = torch.cat([q.unflatten(0, (-1, d))[~used].flatten(), o.unflatten(1, (-1, d))[:, ~used].flatten()])
+        largest = max(largest, empty.abs().max().item() if len(empty) else 0.0)
+    if largest:
+        raise GrouperError(
+            f"the GGUF that was written differs from the merge by {largest:.2g}; nothing was kept: please report this"
+        )
+    return SelfTest(largest, 0, 0)

@@ -1,0 +1,178 @@
+"""GGUF for llama.cpp: the `deci` architecture, which is Llama's with head counts per layer.
+
+llama.cpp wants equal groups within a layer, so groups are filled up to the layer's largest with query heads that are zero; the KV cache has each
+layer's own heads. Quantising is llama.cpp's own job: `llama-quantize model.gguf ...`.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grouper.errors import GrouperError
+from grouper.export.gguf.tokenizer import add_tokenizer, check_tokenizer
+from grouper.export.hf.padded import padded_order
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.regroup import Merged
+
+FILE = "model.gguf"
+FAMILIES = ("llama", "mistral", "qwen2")
+DTYPES = ("float32", "float16", "bfloat16")
+REST = {  # names outside attention, within a layer
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def check(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) -> None:
+    """Raise GrouperError for what llama.cpp's deci architecture cannot hold."""
+    config = checkpoint.config
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise GrouperError("--format gguf needs the gguf package: pip install 'kv-grouper[gguf]'") from error
+    if dtype not in DTYPES:
+        raise GrouperError(f"a GGUF of dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    a = Architecture.of(config)
+    if a.family.model_type not in FAMILIES or a.nested:
+        kind = "vision-language" if a.nested else a.family.model_type
+        raise GrouperError(
+            f"llama.cpp's deci architecture holds {', '.join(FAMILIES)} models, not {kind} ones: use --format hf"
+        )
+    if any(layer.q for layer in layout.layers):
+        raise GrouperError("this layout shares query projections, which no GGUF architecture does: use --format hf")
+    if config.get("attention_bias") or config.get("mlp_bias"):
+        raise GrouperError(
+            "llama.cpp's deci architecture has no biases on o or the MLP, this model has: use --format hf"
+        )
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        raise GrouperError("llama.cpp's deci architecture has no sliding window, this model has: use --format hf")
+    kind = rope(config).get("rope_type", "default")
+    if kind not in ("default", "linear", "llama3"):
+        raise GrouperError(f"RoPE scaling of type {kind!r} is not written as GGUF yet: use --format hf")
+    check_tokenizer(checkpoint.folder)
+
+
+def rope(config: dict) -> dict:
+    """RoPE's parameters, wherever this configuration keeps them."""
+    scaling = config.get("rope_scaling") or {}
+    found = {"rope_theta": config.get("rope_theta", 10000.0), **scaling, **(config.get("rope_parameters") or {})}
+    return {**found, "rope_type": found.get("rope_type") or found.get("type") or "default"}
+
+
+def write_gguf(checkpoint: Checkpoint, layout: HeadLayout, merged: Merged, path: Path, dtype: str) -> None:
+    """Stream the regrouped model to `path`: one tensor in memory at a time."""
+    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
+
+    architecture = Architecture.of(checkpoint.config)
+    kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    writer = GGUFWriter(path, "deci")
+    _add_settings(writer, checkpoint, architecture, layout)
+    writer.add_file_type(
+        {"F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16, "BF16": LlamaFileType.MOSTLY_BF16}[kind]
+    )
+    embedding = checkpoint.tensors[
+        "model.embed_tokens.weight" if "model.embed_tokens.weight" in checkpoint else "embed_tokens.weight"
+    ]
+    add_tokenizer(writer, checkpoint.folder, embedding.shape[0])
+
+    def type_of(shape: tuple[int, ...]) -> GGMLQuantizationType:
+        return GGMLQuantizationType.F32 if len(shape) == 1 else GGMLQuantizationType[kind]
+
+    for name, shape, _ in _tensors(checkpoint, architecture, layout, merged, shapes_only=True):
+        stored = type_of(shape)
+        size = math.prod(shape) * (4 if stored == GGMLQuantizationType.F32 else 2)
+        writer.add_tensor_info(
+            name, shape, np.dtype(np.float32 if stored == GGMLQuantizationType.F32 else np.float16), size, stored
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, shape, tensor in _tensors(checkpoint, architecture, layout, merged):
+        writer.write_tensor_data(quants.quantize(tensor.float().numpy(), type_of(shape)))
+    writer.close()
+
+
+def _add_settings(writer, checkpoint: Checkpoint, a: Architecture, layout: HeadLayout) -> None:
+    config, parameters = checkpoint.config, rope(checkpoint.config)
+    kv_heads = [layer.k.kv_heads for layer in layout.layers]
+    writer.add_name(f"{checkpoint.title} regrouped")
+    writer.add_context_length(a.context)
+    writer.add_embedding_length(a.hidden_size)
+    writer.add_block_count(a.layers)
+    writer.add_feed_forward_length([config["intermediate_size"]] * a.layers)
+    writer.add_head_count([k * max(layer.k.sizes) for k, layer in zip(kv_heads, layout.layers)])
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(a.head_dim)
+    writer.add_value_length(a.head_dim)
+    writer.add_rope_dimension_count(a.head_dim)
+    writer.add_rope_freq_base(float(parameters["rope_theta"]))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    if parameters["rope_type"] == "linear":
+        from gguf import RopeScalingType
+
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(parameters["factor"]))
+
+
+Named = tuple[str, tuple[int, ...], Tensor | None]
+
+
+def _tensors(
+    checkpoint: Checkpoint, a: Architecture, layout: HeadLayout, merged: Merged, shapes_only: bool = False
+) -> Iterator[Named]:
+    """(name, shape, tensor) of the file in its order."""
+    parameters = rope(checkpoint.config)
+    prefix = "model." if "model.embed_tokens.weight" in checkpoint else ""
+    outside = {f"{prefix}embed_tokens.weight": "token_embd.weight", f"{prefix}norm.weight": "output_norm.weight"}
+    if "lm_head.weight" in checkpoint and not checkpoint.config.get("tie_word_embeddings"):
+        outside["lm_head.weight"] = "output.weight"
+    for name, new in outside.items():
+        yield new, tuple(checkpoint.tensors[name].shape), None if shapes_only else checkpoint.tensor(name)
+    if parameters["rope_type"] == "llama3":
+        factors = llama3_factors(parameters, a.head_dim)
+        yield "rope_freqs.weight", tuple(factors.shape), factors
+    for layer, heads in enumerate(layout.layers):
+        here, block = a.prefix(checkpoint, layer), f"blk.{layer}."
+        done = None if shapes_only else merged(layer)
+        for name, new in REST.items():
+            full = f"{here}{name}.weight"
+            tensor = None if shapes_only else done.others.get(f"{name}.weight", checkpoint.tensor(full))
+            yield f"{block}{new}.weight", tuple(checkpoint.tensors[full].shape), tensor
+        groups, d, hidden = heads.k.kv_heads, a.head_dim, a.hidden_size
+        queries = groups * max(heads.k.sizes)
+        biased = f"{here}{a.family.q}.bias" in checkpoint
+        for new, rows in (("attn_q", queries), ("attn_k", groups), ("attn_v", groups)):
+            yield f"{block}{new}.weight", (rows * d, hidden), None if shapes_only else _rows(done, heads, new, "")
+            if biased:
+                yield f"{block}{new}.bias", (rows * d,), None if shapes_only else _rows(done, heads, new, "_bias")
+        o = None if shapes_only else padded_order(done.attention, heads, max(heads.k.sizes)).o.flatten(1)
+        yield f"{block}attn_output.weight", (hidden, queries * d), o
+
+
+def _rows(done, heads, new: str, kind: str) -> Tensor:
+    """The rows of q, k or v, or its bias; q filled up with zero heads, q and k in the order of llama.cpp's RoPE (neighbouring rows turn)."""
+    part = new[-1]
+    tensor = getattr(padded_order(done.attention, heads, max(heads.k.sizes)), f"{part}{kind}")  # [heads, d, ...]
+    if part != "v":
+        tensor = tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return tensor.flatten(0, 1)
+
+
+def llama3_factors(parameters: dict, head_dim: int) -> Tensor:
+    """What llama.cpp divides each frequency by: Llama 3's scaling, [head_dim / 2]."""
+    base, factor = float(parameters["rope_theta"]), float(parameters["factor"])
+    low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
+    original = float(parameters["original_max_position_embeddings"])
+    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    wavelengths = 2 * math.pi / frequencies
+    smooth = (original / wavelengths - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    scaled = torch.where(wavelengths > original / low, torch.full_like(between, factor), between)
+    return torch.where(wavelengths < original / high, torch.ones_like(scaled), scaled).float()

@@ -1,0 +1,147 @@
+"""GPT-NeoX, GPT-J and Falcon as Phi: the same computation in a class that takes fewer KV heads than query heads.
+
+All have parallel residuals, x + attention(norm(x)) + MLP(norm'(x)), LayerNorms, rotary positions and a two-layer MLP. Phi has one norm for both, so
+where there are two their gains and biases are folded into what follows them, which is exact. GPT-J's interleaved planes are put in Phi's order.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from grouper.attention import Attention, MergedLayer
+from grouper.model.architecture import Architecture, separate_tensors
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.configuration import setting
+
+MLP = {
+    "gpt_neox": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    "gptj": ("mlp.fc_in", "mlp.fc_out"),
+    "falcon": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+}
+MLP_NORM = {"gpt_neox": "post_attention_layernorm", "falcon": "ln_mlp"}  # where the MLP has one of its own
+OUTSIDE = {  # Phi's names: those of the families
+    "model.embed_tokens": ("embed_in", "wte", "word_embeddings"),
+    "model.final_layernorm": ("final_layer_norm", "ln_f"),
+    "lm_head": ("embed_out", "lm_head"),
+}
+PROJECTIONS = tuple(f"self_attn.{m}" for m in ("q_proj", "k_proj", "v_proj", "dense"))
+
+
+def phi_config(config: dict, a: Architecture) -> dict:
+    """config.json of the same model as a multi-head (or grouped) Phi, without code of anybody's."""
+    activation = next((config[k] for k in ("hidden_act", "activation_function", "activation") if k in config), None)
+    theta = (
+        (config.get("rope_parameters") or {}).get("rope_theta")
+        or config.get("rotary_emb_base")
+        or config.get("rope_theta")
+        or 10000.0
+    )
+    scaling = {
+        k: v
+        for k, v in (config.get("rope_scaling") or config.get("rope_parameters") or {}).items()
+        if k != "rope_theta"
+    }
+    old_name = scaling.pop("type", None)
+    scaling["rope_type"] = scaling.get("rope_type") or old_name or "default"
+    epsilon = next((config[k] for k in ("layer_norm_eps", "layer_norm_epsilon") if k in config), 1e-5)
+    inner = next((config[k] for k in ("ffn_hidden_size", "n_inner") if config.get(k)), None)
+    if inner is None:
+        inner = setting(config, "intermediate_size") if a.family.model_type == "gpt_neox" else 4 * a.hidden_size
+    tokens = {k: setting(config, k, None) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {
+        **tokens, "model_type": "phi", "architectures": ["PhiForCausalLM"], "vocab_size": setting(config, "vocab_size"), "hidden_size": a.hidden_size,
+        "intermediate_size": inner, "num_hidden_layers": a.layers, "num_attention_heads": a.query_heads, "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_dim, "hidden_act": activation or {"gpt_neox": "gelu", "gptj": "gelu_new", "falcon": "gelu"}[a.family.model_type],
+        "max_position_embeddings": setting(config, "max_position_embeddings"), "layer_norm_eps": epsilon, "qk_layernorm": False,
+        "rope_parameters": {**scaling, "rope_theta": theta, "partial_rotary_factor": a.rotary_dim / a.head_dim},
+        "partial_rotary_factor": a.rotary_dim / a.head_dim,
+        "tie_word_embeddings": setting(config, "tie_word_embeddings", False), "attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+    }  # fmt: skip
+
+
+def phi_tensors(
+    checkpoint: Checkpoint,
+    a: Architecture,
+    merged: Callable[[int], MergedLayer],
+    arranged: Callable[[int], Attention],
+    rounded: bool = True,
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the Phi. arranged(layer): the merged attention, heads in the order in which they are written. rounded: to the dtype that the
+    checkpoint has; else layers come in float64, for what was folded does not round as its factors did."""
+    stem = a.prefix(checkpoint, 0).removesuffix(a.family.layer.format(layer=0))
+    outside = {}
+    for new, olds in OUTSIDE.items():
+        for kind in ("weight", "bias"):
+            found = [n for old in olds for n in (f"{stem}{old}.{kind}", f"{old}.{kind}") if n in checkpoint]
+            outside |= {f"{new}.{kind}": found[0]} if found else {}
+    yield from ((new, checkpoint.tensor(old)) for new, old in outside.items())
+    if "lm_head.bias" not in outside:
+        vocabulary = checkpoint.tensors[outside["model.embed_tokens.weight"]].shape[0]
+        yield "lm_head.bias", torch.zeros(vocabulary, dtype=a.stored_dtype(checkpoint, 0))
+    for layer in range(a.layers):
+        for name, tensor in _layer(checkpoint, a, layer, merged(layer), arranged(layer).to(torch.float64)):
+            yield name, tensor.to(a.stored_dtype(checkpoint, layer)) if rounded else tensor
+
+
+def _layer(
+    checkpoint: Checkpoint, a: Architecture, layer: int, done: MergedLayer, attention: Attention
+) -> Iterator[tuple[str, Tensor]]:
+    here, new = a.prefix(checkpoint, layer), f"model.layers.{layer}."
+
+    def old(name: str) -> Tensor | None:
+        """As it is after refinement."""
+        if name in done.others:
+            return done.others[name].double()
+        return checkpoint.tensor(here + name).double() if here + name in checkpoint else None
+
+    first, second = MLP[a.family.model_type]
+    norm = next(n for n in a.norms if f"{here}{n}.weight" in checkpoint)
+    gain, bias = old(f"{norm}.weight"), old(f"{norm}.bias")
+    fc1, fc1_bias = old(f"{first}.weight"), old(f"{first}.bias")
+    own = MLP_NORM.get(a.family.model_type)
+    if own and old(f"{own}.weight") is not None:
+        attention = replace(attention, **{
+            name: value for part in ("q", "k", "v") for name, value in _folded(part, attention, gain, bias).items()
+        })  # fmt: skip
+        fc1, fc1_bias = _fold(fc1, fc1_bias, old(f"{own}.weight"), old(f"{own}.bias"))
+        gain, bias = torch.ones_like(gain), torch.zeros_like(gain)
+    attention = in_half_order(attention, a) if a.family.rope == "interleaved" else attention
+    attention = replace(attention, **{
+        f"{part}_bias": torch.zeros(getattr(attention, part).shape[:2]) for part in ("q", "k", "v") if getattr(attention, f"{part}_bias") is None
+    })  # fmt: skip
+    attention.o_bias = torch.zeros(a.hidden_size) if attention.o_bias is None else attention.o_bias
+    named = dict(separate_tensors(new, PROJECTIONS, attention))
+    named |= {
+        f"{new}input_layernorm.weight": gain,
+        f"{new}input_layernorm.bias": torch.zeros_like(gain) if bias is None else bias,
+    }
+    named |= {
+        f"{new}mlp.fc1.weight": fc1,
+        f"{new}mlp.fc1.bias": fc1_bias,
+        f"{new}mlp.fc2.weight": old(f"{second}.weight"),
+    }
+    named[f"{new}mlp.fc2.bias"] = old(f"{second}.bias")
+    for name, tensor in named.items():
+        if tensor is None:  # a bias that only Phi has
+            tensor = torch.zeros(named[name.replace(".bias", ".weight")].shape[0])
+        yield name, tensor
+
+
+def _fold(weight: Tensor, weight_bias: Tensor | None, gain: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """weight [..., X, D] on g * x + b -> on x."""
+    shift = torch.zeros(weight.shape[:-1]) if bias is None else weight @ bias
+    return weight * gain, shift if weight_bias is None else shift + weight_bias
+
+
+def _folded(part: str, attention: Attention, gain: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    weight, new_bias = _fold(getattr(attention, part), getattr(attention, f"{part}_bias"), gain, bias)
+    return {part: weight, f"{part}_bias": new_bias}
+
+
+def in_half_order(attention: Attention, a: Architecture) -> Attention:
+    """Rows of q and k from interleaved planes (2i and 2i + 1) to halves (i and i + rotary / 2)."""
+    order = torch.cat([a.planes[:, 0], a.planes[:, 1], torch.arange(a.rotary_dim, a.head_dim)])
+    parts = {n: getattr(attention, n) for n in ("q", "k", "q_bias", "k_bias")}
+    return replace(attention, **{n: t[:, order] for n, t in parts.items() if t is not None}, planes=None)

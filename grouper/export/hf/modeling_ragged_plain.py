@@ -1,0 +1,165 @@
+"""A Bloom model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers and torch alone.
+
+`config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are in the order of the groups,
+and `config.head_order[layer]` says which head of the original each one was, for positional biases (ALiBi) differ from head to head. The family's
+class knows as many KV heads as query heads, so attention is written anew here: a group's queries are laid one after the other as if they were
+so many more tokens, short groups are filled up with copies, and what those gave is dropped. Weights and KV cache are never padded, and the
+cache is never expanded. Attention has no dropout here.
+
+Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
+"""
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.models.bloom import modeling_bloom as base
+from transformers.models.bloom.configuration_bloom import BloomConfig
+from transformers.models.bloom.modeling_bloom import BloomAttention, BloomForCausalLM, BloomModel
+
+
+class RaggedConfig(BloomConfig):
+    model_type = "grouper_ragged_bloom"
+
+    def __init__(self, kv_groups=None, head_order=None, qkv_bias=False, o_bias=False, **kwargs):
+        super().__init__(**kwargs)
+        self.kv_groups, self.head_order, self.qkv_bias, self.o_bias = kv_groups, head_order, qkv_bias, o_bias
+
+
+try:  # transformers 5 renames and stacks some families' tensors when it loads them, by class or model type
+    from transformers.conversion_mapping import (
+        get_checkpoint_conversion_mapping,
+        register_checkpoint_conversion_mapping,
+    )
+
+    names = (BloomForCausalLM.__name__, RaggedConfig.model_type.removeprefix("grouper_ragged_"))
+    mapping = next((m for m in map(get_checkpoint_conversion_mapping, names) if m is not None), None)
+    if mapping is not None:
+        register_checkpoint_conversion_mapping(RaggedConfig.model_type, mapping, overwrite=True)
+except ImportError:  # transformers 4 has them as they are stored
+    pass
+
+
+def index(layer, name, device):
+    """A layer's list as a tensor, made once for each device: to copy it anew for every token would stall a GPU."""
+    key = (name, device, torch.is_inference_mode_enabled())
+    if torch.compiler.is_compiling() or key not in layer.indices:
+        made = torch.tensor(getattr(layer, name), device=device)
+        if torch.compiler.is_compiling():
+            return made
+        layer.indices[key] = made
+    return layer.indices[key]
+
+
+class RaggedAttention(nn.Module):
+    def __init__(self, config, like):
+        """like: the attention of the family's own class, whose scale and sizes hold here too."""
+        super().__init__()
+        self.layer_idx, groups = like.layer_idx, config.kv_groups[like.layer_idx]
+        self.kv_heads, self.widest, self.indices = len(groups), max(groups), {}
+        self.head_dim = config.hidden_size // sum(groups)
+        self.scaling = next(
+            (getattr(like, n) for n in ("scaling", "inv_norm_factor", "softmax_scale") if hasattr(like, n)), None
+        )
+        if self.scaling is None:  # transformers 4's GPT-2 computes it when called
+            self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+            self.scaling /= like.layer_idx + 1 if config.scale_attn_by_inverse_layer_idx else 1
+        self.clip = getattr(like, "clip_qkv", None)
+        self.slot_of_head = [g * self.widest + i for g, size in enumerate(groups) for i in range(size)]
+        first = [sum(groups[:g]) for g in range(len(groups))]
+        self.head_of_slot = [first[g] + min(i, size - 1) for g, size in enumerate(groups) for i in range(self.widest)]
+        self.original_of_slot = [config.head_order[like.layer_idx][head] for head in self.head_of_slot]
+        hidden, kv = config.hidden_size, len(groups) * self.head_dim
+        self.q_proj = nn.Linear(hidden, hidden, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden, kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden, hidden, bias=config.o_bias)
+
+    def heads(self, projection, x):
+        """[batch, tokens, D] -> [batch, heads, tokens, head_dim]"""
+        y = projection(x)
+        y = y if self.clip is None else y.clamp(-self.clip, self.clip)
+        return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def mask(self, given, bias, query, tokens, seen):
+        """What is added to the scores: [batch or 1, 1 or G, m * tokens, seen]. bias: per original head, or None."""
+        if given is None:
+            given = (
+                torch.ones(tokens, seen, dtype=torch.bool, device=query.device)
+                .tril(seen - tokens)
+                .logical_not()[None, None]
+            )
+        if given.dtype == torch.bool:  # True where nothing may be seen
+            given = torch.zeros(given.shape, dtype=query.dtype, device=query.device).masked_fill(
+                given, torch.finfo(query.dtype).min
+            )
+        given = given[..., :seen]
+        if bias is not None:
+            given = given + bias.to(query.dtype)
+        if given.shape[1] > 1:
+            given = given.index_select(1, index(self, "original_of_slot", query.device)).unflatten(
+                1, (self.kv_heads, self.widest)
+            )
+        else:
+            given = given[:, None].expand(-1, 1, self.widest, -1, -1)
+        return given.expand(-1, -1, -1, tokens, -1).flatten(2, 3)
+
+    def forward(
+        self,
+        hidden_states,
+        residual=None,
+        alibi=None,
+        attention_mask=None,
+        position_bias=None,
+        position_embeddings=None,
+        **kwargs,
+    ):
+        query, key, value = (self.heads(p, hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if position_embeddings is not None and alibi is None:
+            query, key = base.apply_rotary_pos_emb(query, key, *position_embeddings)
+        cache = kwargs.get("past_key_values") if kwargs.get("past_key_values") is not None else kwargs.get("layer_past")
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        batch, _, tokens, _ = query.shape
+        seen, bias = key.shape[2], None
+        if position_bias is not None:  # MPT: [heads, 1, longest]
+            bias = position_bias[None, :, :, position_bias.shape[2] - seen :]
+        elif alibi is not None and (
+            attention_mask is None or attention_mask.shape[1] == 1
+        ):  # else the mask holds it already
+            bias = alibi.reshape(batch, -1, 1, alibi.shape[-1])[..., :seen]
+        query = query.index_select(1, index(self, "head_of_slot", query.device))
+        packed = query.reshape(batch, self.kv_heads, self.widest * tokens, self.head_dim)
+        mask = self.mask(attention_mask, bias, query, tokens, seen)
+        output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=self.scaling)
+        output = output.reshape(batch, self.kv_heads * self.widest, tokens, self.head_dim)
+        output = output.index_select(1, index(self, "slot_of_head", query.device))  # [batch, H, tokens, head_dim]
+        output = self.o_proj(output.transpose(1, 2).flatten(2))
+        return output if residual is None else output + residual, None
+
+
+def regroup(model, config):
+    """Exchange every attention."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BloomAttention):
+                setattr(parent, name, RaggedAttention(config, child))
+
+
+class RaggedModel(BloomModel):
+    config_class = RaggedConfig
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False  # masks come as numbers, then
+
+    def __init__(self, config):
+        super().__init__(config)
+        regroup(self, config)
+        self.post_init()
+
+
+class RaggedForCausalLM(BloomForCausalLM):
+    config_class = RaggedConfig
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        regroup(self, config)
+        self.post_init()

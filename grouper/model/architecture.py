@@ -1,0 +1,248 @@
+"""One model's attention: a family of families.py applied to a configuration. Sizes, and how its tensors are read, named and written."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from grouper.attention import Attention
+from grouper.errors import GrouperError
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.configuration import (
+    decoder_config,
+    family_of,
+    rotary_dim,
+    setting,
+    sliding_windows,
+    unrotated_layers,
+)
+from grouper.model.families import Family
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """rotary_dim: of head_dim, 0 without RoPE; `unrotated` are layers that have none though the others have. windows: per layer, the tokens that
+    a sliding window keeps, None for all. multiplier: of what a layer adds to the stream. nested: whether the decoder is part of a larger model
+    (vision and language), whose configuration holds its own as text_config. as_phi: whether it goes out as a Phi.
+    """
+
+    family: Family
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    rotary_dim: int
+    context: int  # tokens
+    position: str = "rope"
+    unrotated: frozenset[int] = frozenset()
+    windows: tuple[int | None, ...] = ()
+    multiplier: float = 1.0
+    norms: tuple[str, ...] = ()
+    nested: bool = False
+    as_phi: bool = False
+
+    @classmethod
+    def of(cls, config: dict) -> "Architecture":
+        """Raises GrouperError for what is not supported, by name and with the reason."""
+        text = decoder_config(config)
+        family = family_of(config)
+        model_type = family.model_type
+        try:
+            heads, hidden, layers = (
+                setting(text, key) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
+            )
+            head_dim = text.get("head_dim") or family.head_dim or hidden // heads
+            kv_heads = setting(text, "num_key_value_heads", None) or heads
+            if model_type == "falcon":
+                kv_heads = (
+                    kv_heads if text.get("new_decoder_architecture") else 1 if text.get("multi_query", True) else heads
+                )
+        except (TypeError, ZeroDivisionError) as error:
+            raise GrouperError(f"config.json has sizes that are no numbers ({error})") from error
+        if not all(isinstance(n, int) and n > 0 for n in (heads, kv_heads, head_dim, hidden, layers)):
+            raise GrouperError(
+                f"config.json has sizes that are no positive numbers: {heads} heads, {kv_heads} KV heads, {layers} layers"
+            )
+        if heads % kv_heads:
+            raise GrouperError(f"{heads} query heads are no multiple of {kv_heads} KV heads: is config.json right?")
+        position = "alibi" if text.get("alibi") else family.position
+        return cls(
+            family, layers, heads, kv_heads, head_dim, hidden, rotary_dim(text, family, head_dim) if position == "rope" else 0,
+            setting(text, "max_position_embeddings", None) or 0, position, unrotated_layers(text, layers), sliding_windows(text, layers),
+            float(text.get("residual_multiplier") or 1.0), () if text.get("do_layer_norm_before") is False else family.norm,
+            text is not config, family.as_phi is not None and position == "rope" and bool(text.get(family.as_phi, True)),
+        )  # fmt: skip
+
+    @property
+    def queries_per_kv_head(self) -> int:
+        return self.query_heads // self.kv_heads
+
+    def uniform_counts(self, multiple_of: int = 1) -> list[int]:
+        """KV-head counts below the model's own that every layer can have at once, ascending."""
+        return [count for count in range(1, self.kv_heads) if count % multiple_of == 0]
+
+    def equal_counts(self, multiple_of: int = 1) -> list[int]:
+        """Those of them that give equal groups."""
+        return [count for count in self.uniform_counts(multiple_of) if self.kv_heads % count == 0]
+
+    @cached_property
+    def planes(self) -> Tensor:
+        """[rotary_dim / 2, 2]: the two rows of head_dim that RoPE rotates together."""
+        half = self.rotary_dim // 2
+        if self.family.rope == "interleaved":
+            return torch.arange(self.rotary_dim).view(half, 2)
+        return torch.stack([torch.arange(half), torch.arange(half) + half], dim=-1)
+
+    def kv_bytes(self, heads: list[int], bytes_per_number: int, context: int) -> int:
+        """The KV cache at `context` tokens. heads: K heads plus V heads of each layer; a sliding window holds no more than its tokens."""
+        kept = [context if window is None else min(context, window) for window in self.windows]
+        return sum(h * tokens for h, tokens in zip(heads, kept)) * self.head_dim * bytes_per_number
+
+    # Names
+
+    def prefix(self, checkpoint: Checkpoint, layer: int) -> str:
+        """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`, `language_model.model.` or nothing."""
+        return checkpoint.before(self.family.layer.format(layer=0)) + self.family.layer.format(layer=layer)
+
+    def projections(self) -> list[str]:
+        """The modules that hold attention weights, within a layer."""
+        f = self.family
+        return [f.q, f.o] if f.fused else [f.q, f.k, f.v, f.o]
+
+    @property
+    def norm_modules(self) -> tuple[str, ...]:
+        """The norms on q and k, within a layer, where they have a gain for each head."""
+        return (
+            (f"{self.family.attention}.q_norm", f"{self.family.attention}.k_norm")
+            if self.family.qk_norm == "all"
+            else ()
+        )
+
+    # Reading
+
+    def read(self, checkpoint: Checkpoint, layer: int) -> Attention:
+        """The layer's weights in float32. Raises GrouperError for missing, misshapen or non-finite tensors."""
+        prefix, f = self.prefix(checkpoint, layer), self.family
+
+        def weight(module: str) -> Tensor:
+            tensor = checkpoint.finite(f"{prefix}{module}.weight")
+            return tensor.T if f.transposed else tensor
+
+        def bias(module: str) -> Tensor | None:
+            name = f"{prefix}{module}.bias"
+            return checkpoint.finite(name) if name in checkpoint else None
+
+        if f.fused:
+            rows, bias_rows = weight(f.q), bias(f.q)
+            q, k, v = self.split(rows)
+            q_bias, k_bias, v_bias = (
+                (None,) * 3 if bias_rows is None else (b[..., 0] for b in self.split(bias_rows[:, None]))
+            )
+        else:
+            q, k, v = (self.heads(weight(m), m) for m in (f.q, f.k, f.v))
+            q_bias, k_bias, v_bias = (
+                None if b is None else b.view(-1, self.head_dim) for b in map(bias, (f.q, f.k, f.v))
+            )
+        if (q.shape[0], k.shape[0], v.shape[0]) != (self.query_heads, self.kv_heads, self.kv_heads):
+            raise GrouperError(
+                f"layer {layer} has {q.shape[0]}/{k.shape[0]}/{v.shape[0]} q/k/v heads, config.json says otherwise"
+            )
+        o = weight(f.o)
+        o = o.reshape(o.shape[0], self.query_heads, self.head_dim)
+        planes = self.planes if self.rotary_dim and layer not in self.unrotated else None
+        norms = self._qk_norms(checkpoint, prefix)
+        return Attention(q, k, v, o, q_bias, k_bias, v_bias, bias(f.o), *norms, planes=planes, qk_norm=f.qk_norm)
+
+    def _qk_norms(self, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor | None, Tensor | None]:
+        """Gains of the norms on q [H, d] and k [G, d]; where all heads have the same, each gets its copy."""
+        if self.family.qk_norm is None:
+            return None, None
+        gains = (
+            checkpoint.finite(f"{prefix}{self.family.attention}.{n}.weight") + self.family.norm_offset
+            for n in ("q_norm", "k_norm")
+        )
+        return tuple(
+            g.reshape(-1, self.head_dim).expand(heads, -1) for g, heads in zip(gains, (self.query_heads, self.kv_heads))
+        )
+
+    def heads(self, rows: Tensor, module: str = "") -> Tensor:
+        """[heads * d, D] -> [heads, d, D]"""
+        if rows.shape[0] % self.head_dim:
+            raise GrouperError(
+                f"{module} has {rows.shape[0]} rows, no multiple of head_dim {self.head_dim}: is config.json right?"
+            )
+        return rows.reshape(-1, self.head_dim, rows.shape[-1])
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fused rows [(H + 2 G) d, D] -> q [H, d, D], k [G, d, D], v [G, d, D]."""
+        heads = self.heads(rows, self.family.q)
+        if len(heads) != self.query_heads + 2 * self.kv_heads:
+            raise GrouperError(
+                f"{self.family.q} holds {len(heads)} heads of {self.head_dim}, config.json says otherwise"
+            )
+        if self.family.fused == "stacked":
+            q, k, v = heads.split([self.query_heads, self.kv_heads, self.kv_heads])
+            return q, k, v
+        grouped = heads.unflatten(0, (self.kv_heads, self.queries_per_kv_head + 2))  # [G, queries + k + v, d, D]
+        return grouped[:, :-2].flatten(0, 1), grouped[:, -2], grouped[:, -1]
+
+    def key_outputs(self, output: Tensor) -> Tensor:
+        """What the module that gives k gave [windows, tokens, rows] -> keys before any norm and RoPE [windows, G, d, tokens]."""
+        if not self.family.fused:
+            return output.unflatten(-1, (self.kv_heads, self.head_dim)).permute(0, 2, 3, 1)
+        keys = self.split(output.flatten(0, 1).T)[1]  # [G, d, windows tokens]
+        return keys.unflatten(-1, output.shape[:2]).permute(2, 0, 1, 3)
+
+    def norm(self, checkpoint: Checkpoint, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """(gain [D], bias [D]) of the norm before the projections; None where there is none, or it has no weights."""
+        prefix = self.prefix(checkpoint, layer)
+        for name in self.norms:
+            if f"{prefix}{name}.weight" in checkpoint:
+                gain = checkpoint.finite(f"{prefix}{name}.weight") + self.family.norm_offset
+                return gain, checkpoint.finite(f"{prefix}{name}.bias") if f"{prefix}{name}.bias" in checkpoint else None
+        return None, None
+
+    def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
+        """What the layer's projections are kept in."""
+        return checkpoint.tensors[f"{self.prefix(checkpoint, layer)}{self.family.q}.weight"].torch_dtype
+
+    # Writing
+
+    def tensors(self, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of the projections as the family's own class has them, heads in the order given. A fused "per-group" projection
+        takes equal groups, query heads in their order."""
+        f = self.family
+        turn: Callable[[Tensor], Tensor] = (lambda w: w.T) if f.transposed else (lambda w: w)
+        if f.fused:
+            yield f"{prefix}{f.q}.weight", turn(self._fuse(attention.q, attention.k, attention.v).flatten(0, 1))
+            if attention.q_bias is not None:
+                yield f"{prefix}{f.q}.bias", self._fuse(attention.q_bias, attention.k_bias, attention.v_bias).flatten()
+            yield f"{prefix}{f.o}.weight", turn(attention.o.flatten(1))
+            if attention.o_bias is not None:
+                yield f"{prefix}{f.o}.bias", attention.o_bias
+            return
+        yield from separate_tensors(prefix, (f.q, f.k, f.v, f.o), attention)
+        for module, gain in zip(self.norm_modules, (attention.q_norm, attention.k_norm)):
+            yield f"{prefix}{module}.weight", (gain - f.norm_offset).flatten()
+
+    def _fuse(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Heads of one fused projection in its order: [heads, d, ...]."""
+        if self.family.fused == "stacked":
+            return torch.cat([q, k, v])
+        grouped = q.unflatten(0, (len(k), len(q) // len(k)))
+        return torch.cat([grouped, k[:, None], v[:, None]], dim=1).flatten(0, 1)
+
+
+def separate_tensors(prefix: str, modules: tuple[str, ...], attention: Attention) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of four projections. modules: q, k, v and o, within a layer."""
+    parts = [(getattr(attention, n), getattr(attention, f"{n}_bias")) for n in ("q", "k", "v")]
+    for module, (weight, bias) in zip(modules, parts):
+        yield f"{prefix}{module}.weight", weight.flatten(0, 1)
+        if bias is not None:
+            yield f"{prefix}{module}.bias", bias.flatten()
+    yield f"{prefix}{modules[3]}.weight", attention.o.flatten(1)
+    if attention.o_bias is not None:
+        yield f"{prefix}{modules[3]}.bias", attention.o_bias

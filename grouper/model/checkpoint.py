@@ -1,0 +1,217 @@
+"""A model on disk or on the Hub, read tensor by tensor, written shard by shard."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from grouper.errors import GrouperError
+from grouper.model.safetensors_header import TensorInfo, read_header
+from grouper.model.sources import LocalSource, Source, open_source
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DEMO = Path(__file__).parent.parent / "data" / "demo"
+SAMPLE = 1024  # bytes of each end of a tensor that enter the fingerprint
+
+
+class Checkpoint:
+    """Lazy reader: nothing but configuration and headers is read until a tensor is asked for.
+
+    >>> checkpoint = Checkpoint.open("HuggingFaceTB/SmolLM2-135M")  # doctest: +SKIP
+    >>> checkpoint.tensor("model.layers.0.self_attn.k_proj.weight").shape  # doctest: +SKIP
+    torch.Size([192, 576])
+    """
+
+    def __init__(self, name: str, source: Source):
+        self.name, self.source = name, source
+        self._before: dict[str, str] = {}
+        self.config: dict = self._json("config.json")
+        if "quantization_config" in self.config:
+            raise GrouperError(
+                f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and save it as bfloat16"
+            )
+
+    @classmethod
+    def open(cls, model: str | os.PathLike, revision: str | None = None) -> "Checkpoint":
+        """model: a folder, a Hub id, or `demo`, the model that comes with Grouper. Raises GrouperError if there is none."""
+        if str(model) == "demo" and not Path("demo").is_dir():
+            model = DEMO
+            return cls("demo", LocalSource(DEMO))
+        return cls(os.fspath(model), open_source(model, revision))
+
+    @property
+    def place(self) -> str:
+        """What opens it again from anywhere: a folder's full path, a Hub id, or `demo`."""
+        return os.path.abspath(self.name) if Path(self.name).is_dir() else self.name
+
+    @property
+    def title(self) -> str:
+        """For people and other machines: a Hub id or `demo`, of a folder its name alone."""
+        return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+
+    def _json(self, file: str) -> dict:
+        if file not in self.source.files():
+            raise GrouperError(f"{self.name} has no {file}: expected the folder or Hub id of a Hugging Face model")
+        try:
+            content = json.loads(self.source.path(file).read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("no object in it")
+            return content
+        except ValueError as error:
+            raise GrouperError(f"{file} of {self.name} is not JSON ({error})") from error
+
+    @cached_property
+    def weight_files(self) -> list[str]:
+        present = self.source.files()
+        if INDEX in present:
+            weight_map = self._json(INDEX).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+                raise GrouperError(f"{INDEX} of {self.name} has no weight_map")
+            files = sorted(set(weight_map.values()))
+            for file in files:
+                if PurePosixPath(file).name != file or "\\" in file:
+                    raise GrouperError(
+                        f"{INDEX} of {self.name} names {file!r}, a path outside the model's folder: refused"
+                    )
+                if file not in present:
+                    raise GrouperError(
+                        f"{INDEX} of {self.name} names {file}, which is missing: download the model again"
+                    )
+            return files
+        files = [SINGLE] if SINGLE in present else [f for f in present if f.endswith(".safetensors")]
+        if len(files) != 1:
+            what = "no safetensors" if not files else f"{len(files)} safetensors files and no {INDEX}"
+            raise GrouperError(
+                f"{self.name} has {what}: load it with transformers and save_pretrained() it (other formats are not read)"
+            )
+        return files
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor's file, dtype, shape and bytes, from the headers alone."""
+        found: dict[str, TensorInfo] = {}
+        for file in self.weight_files:
+            found.update(read_header(file, lambda a, b, f=file: self.source.read(f, a, b), self.source.size(file)))
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def before(self, layer: str) -> str:
+        """What precedes `layer` ("layers.0.") in the names of the decoder's tensors: checkpoints begin with `model.`, with
+        `language_model.model.`, with nothing; `model.` where there is none."""
+        if layer not in self._before:
+            self._before[layer] = decoder_prefix(self.tensors, layer, otherwise="model.")
+        return self._before[layer]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor as stored, on the CPU. Raises GrouperError where it is missing or cannot be read."""
+        if name not in self.tensors:
+            raise GrouperError(f"{self.name} has no tensor {name}: is the checkpoint complete?")
+        info = self.tensors[name]
+        dtype = info.torch_dtype
+        path = self.source.path(info.file)
+        if path is None:
+            return torch.frombuffer(bytearray(self.source.read(info.file, info.start, info.stop)), dtype=dtype).view(
+                info.shape
+            )
+        try:
+            return _opened(os.fspath(path), path.stat().st_mtime_ns).get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise GrouperError(
+                f"{info.file} of {self.name} is truncated or corrupt ({error}): download it again"
+            ) from error
+
+    def finite(self, name: str) -> torch.Tensor:
+        """`tensor` in float32, refused if it holds NaN or infinity."""
+        tensor = self.tensor(name).float()
+        if not torch.isfinite(tensor).all():
+            raise GrouperError(f"{name} of {self.name} holds NaN or infinity: the weights are damaged")
+        return tensor
+
+    def local(self) -> "Checkpoint":
+        """The same, with every file on this disk (downloads a Hub model)."""
+        return self if isinstance(self.source, LocalSource) else Checkpoint(self.name, self.source.download())
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of a local checkpoint lie."""
+        if not isinstance(self.source, LocalSource):
+            raise GrouperError(f"{self.name} is on the Hub: call local() first")
+        return self.source.folder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the model does: the commit of a Hub model; else configuration, headers and both ends of every tensor."""
+        if self.source.commit:
+            return self.source.commit
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, info in sorted(self.tensors.items()):
+            digest.update(f"{name} {info.dtype} {info.shape}".encode())
+            digest.update(self.source.read(info.file, info.start, min(info.start + SAMPLE, info.stop)))
+            digest.update(self.source.read(info.file, max(info.start, info.stop - SAMPLE), info.stop))
+        return digest.hexdigest()
+
+    @property
+    def dtype(self) -> str:
+        """As the configuration says, else that of the largest tensor."""
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
+        if named:
+            return named
+        largest = max(self.tensors.values(), key=lambda info: info.nbytes)
+        return str(largest.torch_dtype).removeprefix("torch.")
+
+
+def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str:
+    """What precedes `layer` ("layers.0.") in these names, towers for pictures and sound aside."""
+    found = (f".{n}".partition(f".{layer}") for n in names)
+    prefixes = {f"{head}."[1:] for head, middle, _ in found if middle}
+    towers = ("vision", "visual", "audio", "vit", "vpm", "siglip")
+    return min((p for p in prefixes if not any(t in p for t in towers)), key=len, default=otherwise)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: str, _modified: int):
+    return safe_open(path, framework="pt")
+
+
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = 2 * 1024**3
+) -> Iterator[str]:
+    """Write tensors as safetensors shards with an index, yielding each name; holds one shard in memory.
+
+    The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is model.safetensors.
+    """
+    weight_map: dict[str, int] = {}
+    shard: dict[str, torch.Tensor] = {}
+    written = held = total = 0
+
+    def flush() -> None:
+        nonlocal shard, held, written
+        if shard:
+            save_file(shard, folder / f"shard-{written}", metadata={"format": "pt"})
+            shard, held, written = {}, 0, written + 1
+
+    for name, tensor in tensors:
+        if held and held + tensor.nbytes > shard_bytes:
+            flush()
+        shard[name] = tensor.contiguous()
+        weight_map[name] = written
+        held += tensor.nbytes
+        total += tensor.nbytes
+        yield name
+    flush()
+    names = [SINGLE] if written == 1 else [f"model-{i + 1:05}-of-{written:05}.safetensors" for i in range(written)]
+    for i, name in enumerate(names):
+        path = (folder / f"shard-{i}").rename(folder / name)
+        path.chmod(0o644)
+    if written > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(weight_map.items())}}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,132 @@
+"""What a model's config.json says, under whatever names and with its class's defaults for what it leaves out."""
+
+from typing import Any
+
+from grouper.errors import GrouperError
+from grouper.model.families import FAMILIES, REFUSED, Family
+
+ALIASES = {  # what older or other configurations call it
+    "num_attention_heads": ("n_head", "n_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
+    "hidden_size": ("n_embd", "n_embed", "d_model"),
+    "num_hidden_layers": ("n_layer", "n_layers"), "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
+}  # fmt: skip
+TEXT_MODELS = {  # decoders inside vision-language models that are a family under another name
+    "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+}  # fmt: skip
+PER_HEAD_NORMS = ("qk_layernorm", "use_qk_norm")  # Phi's and StableLM's; Command R+'s
+WINDOWED = (
+    "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo3", "starcoder2", "smollm3", "phi3",
+)  # fmt: skip
+LLAVAS = (
+    "llava",
+    "llava_next",
+    "llava_next_video",
+    "video_llava",
+    "vipllava",
+)  # whose old configurations leave out that the decoder is a Llama
+NOTHING = object()
+
+
+def decoder_config(config: dict) -> dict:
+    """The part that describes the decoder, under its family's name: of a vision-language model its text_config."""
+    text, model_type = config.get("text_config"), config.get("model_type")
+    if isinstance(text, dict) and model_type not in FAMILIES:
+        inner = text.get("model_type", "llama" if model_type in LLAVAS else "nothing")
+        return {**text, "model_type": TEXT_MODELS.get(inner, inner)}
+    return (
+        {**config, "model_type": TEXT_MODELS[f"{model_type}_text"]} if f"{model_type}_text" in TEXT_MODELS else config
+    )
+
+
+def family_of(config: dict) -> Family:
+    """Raises GrouperError where the model's type cannot be regrouped."""
+    outer = config.get("model_type", "nothing")
+    model_type = decoder_config(config).get("model_type") or "nothing"
+    for name in (model_type, outer):
+        if name in REFUSED:
+            raise GrouperError(f"models of type {name!r} cannot be regrouped: {REFUSED[name]}")
+    if model_type not in FAMILIES:
+        raise GrouperError(f"models of type {model_type!r} are not supported; those that are: {', '.join(FAMILIES)}")
+    if isinstance(config.get("text_config"), dict) and outer not in FAMILIES:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        if outer not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            raise GrouperError(
+                f"models of type {outer!r} are not supported: of those that hold a decoder, only vision-language models are"
+            )
+    for key in PER_HEAD_NORMS:
+        if decoder_config(config).get(key):
+            raise GrouperError(
+                f"this {model_type} model has LayerNorms on q and k with gains for each head ({key}): not supported yet"
+            )
+    return FAMILIES[model_type]
+
+
+def setting(config: dict, key: str, otherwise: Any = NOTHING) -> Any:
+    """A value of the configuration, under any of its names, else the transformers class's own default."""
+    for name in (key, *ALIASES.get(key, ())):
+        if config.get(name) is not None:
+            return config[name]
+    if otherwise is not NOTHING and key in config:  # it says null
+        return otherwise
+    value = _default(config, key)
+    if value is None and otherwise is NOTHING:
+        raise GrouperError(f"config.json has no {key}, which a {config['model_type']} model needs")
+    return otherwise if value is None else value
+
+
+def _default(config: dict, key: str) -> Any:
+    """What the transformers class takes for a value that is left out: as it is declared (None where it follows from others), else what an instance
+    with these sizes has."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    cls = CONFIG_MAPPING[config["model_type"]]
+    declared = getattr(cls, key, NOTHING)
+    if declared is not NOTHING and not isinstance(declared, property):
+        return declared
+    sizes = {k: config[k] for k in ("num_attention_heads", "hidden_size", "head_dim") if k in config}
+    try:
+        return getattr(cls(**sizes), key, None)
+    except (ValueError, StrictDataclassError):  # sizes that go together with others alone
+        return getattr(cls(), key, None)
+
+
+def rotary_dim(config: dict, family: Family, head_dim: int) -> int:
+    """How many rows of a head RoPE turns."""
+    if family.rotary is None:
+        return head_dim
+    parameters = config.get("rope_parameters") or {}
+    if family.rotary == "rotary_dim":
+        return setting(config, "rotary_dim", None) or head_dim
+    share = config.get(family.rotary) or parameters.get("partial_rotary_factor")
+    if share is None:
+        from transformers import CONFIG_MAPPING
+
+        share = (getattr(CONFIG_MAPPING[family.model_type](), "rope_parameters", None) or {}).get(
+            "partial_rotary_factor", 1.0
+        )
+    return int(share * head_dim)
+
+
+def unrotated_layers(config: dict, layers: int) -> frozenset[int]:
+    """SmolLM3 leaves RoPE out of every fourth layer, or where it says so."""
+    if config["model_type"] != "smollm3":
+        return frozenset()
+    has = config.get("no_rope_layers") or [
+        int((i + 1) % config.get("no_rope_layer_interval", 4) != 0) for i in range(layers)
+    ]
+    return frozenset(i for i, rotated in enumerate(has) if not rotated)
+
+
+def sliding_windows(config: dict, layers: int) -> tuple[int | None, ...]:
+    """Per layer, the tokens that its window keeps."""
+    window = setting(config, "sliding_window", None) if config["model_type"] in WINDOWED else None
+    if not window or setting(config, "use_sliding_window", True) is False:
+        return (None,) * layers
+    kinds = config.get("layer_types")
+    if kinds is None:
+        from transformers import CONFIG_MAPPING
+
+        kinds = getattr(CONFIG_MAPPING[config["model_type"]](**config), "layer_types", None)
+    return tuple(window if kinds is None or kinds[i] == "sliding_attention" else None for i in range(layers))

@@ -1,0 +1,144 @@
+"""The model families that can be regrouped, and the reasons for those that cannot. A new family is one entry here and one line in
+tests/test_families.py.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family stores attention. {layer} is the layer's number; names are within the decoder, whatever precedes them in a checkpoint.
+
+    models: names that people know it by.
+    fused: None, or how the rows of `q` (then the only projection) are ordered: "stacked" (all q, all k, all v) or "per-group" (the queries of
+        KV head 0, its k, its v, then KV head 1, ...; in a multi-head model q, k, v of head 0, of head 1, ...).
+    transposed: weights are [in, out] (GPT-2's Conv1D).
+    norm: what stands before the projections, the first of the names that the checkpoint has; norm_offset is added to its weight, and to those of
+        norms on q and k (Gemma's g = 1 + w).
+    adds: the module whose output joins the residual stream; `o` unless given.
+    qk_norm: None, "head" (each head by itself, one gain for all) or "all" (across heads, a gain for each).
+    position: "rope", or what stands in its place: "learned" or "alibi".
+    rope: "half" (rows i and i + d/2 are a plane) or "interleaved" (2i and 2i + 1).
+    rotary: the configuration's key for the rotated share of head_dim, or the number of rotated rows, if partial.
+    head_dim: where the configuration names none and the class does not divide hidden_size by heads.
+    classes: how the names of its transformers classes begin.
+    stock: whether its class takes fewer KV heads than query heads.
+    padded: what carries more query heads than hidden_size / head_dim: "own" class, "own, if they divide hidden_size", another class, or None (so
+        where a norm spans all query heads: zeros change its mean, and its epsilon then counts otherwise).
+    as_phi: why and when it goes out as Phi: "always", or a configuration key that must be true.
+    approximate: what makes merges that change a head's scale or basis approximate, if the configuration has it.
+    """
+
+    model_type: str
+    models: str
+    classes: str
+    layer: str = "layers.{layer}."
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    o: str = "self_attn.o_proj"
+    norm: tuple[str, ...] = ("input_layernorm",)
+    norm_offset: float = 0.0
+    adds: str | None = None
+    fused: str | None = None
+    transposed: bool = False
+    qk_norm: str | None = None
+    position: str = "rope"
+    rope: str = "half"
+    rotary: str | None = None
+    head_dim: int | None = None
+    stock: bool = True
+    padded: str | None = None
+    as_phi: str | None = None
+    approximate: str | None = None
+    model_class: str | None = None
+    config_class: str | None = None
+    head_class: str | None = None
+
+    @property
+    def attention(self) -> str:
+        """The module that holds the projections, within a layer."""
+        return self.q.rpartition(".")[0]
+
+    @property
+    def causal_lm(self) -> str:
+        return self.head_class or f"{self.classes}ForCausalLM"
+
+
+OWN, DIVIDES = "own", "own, if they divide hidden_size"
+FUSED = {"q": "self_attention.query_key_value", "k": "", "v": "", "o": "self_attention.dense"}
+SANDWICH = {
+    "adds": "post_attention_layernorm",
+    "norm_offset": 1.0,
+    "head_dim": 256,
+}  # a norm before attention and one behind it
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("llama", "Llama 1-3, Code Llama, Vicuna, Yi, DeepSeek-LLM, SmolLM 1-2, Falcon 3", "Llama", padded="mistral"),
+        Family("mistral", "Mistral 7B, Nemo, Small", "Mistral", padded=OWN),
+        Family("mixtral", "Mixtral", "Mixtral", padded=OWN),
+        Family("qwen2", "Qwen1.5, Qwen2, Qwen2.5", "Qwen2", padded="llama"),
+        Family("qwen2_moe", "Qwen1.5-MoE, Qwen2-MoE", "Qwen2Moe", padded=OWN),
+        Family("qwen3", "Qwen3", "Qwen3", qk_norm="head", head_dim=128, padded=OWN),
+        Family("qwen3_moe", "Qwen3-MoE", "Qwen3Moe", qk_norm="head", padded=OWN),
+        Family("gemma", "Gemma 1", "Gemma", norm_offset=1.0, head_dim=256, padded=OWN),
+        Family("gemma2", "Gemma 2", "Gemma2", **SANDWICH, padded=DIVIDES),
+        Family(
+            "gemma3_text", "Gemma 3", "Gemma3", **SANDWICH, qk_norm="head", padded=DIVIDES,
+            model_class="Gemma3TextModel", config_class="Gemma3TextConfig",
+        ),
+        Family("olmo", "OLMo 1", "Olmo", padded=OWN, approximate="clip_qkv"),
+        Family("olmo2", "OLMo 2", "Olmo2", norm=(), adds="post_attention_layernorm", qk_norm="all"),
+        Family("olmo3", "OLMo 3", "Olmo3", norm=(), adds="post_attention_layernorm", qk_norm="all"),
+        Family("olmoe", "OLMoE", "Olmoe", qk_norm="all", approximate="clip_qkv"),
+        Family("stablelm", "StableLM 2, Zephyr 3B", "StableLm", rotary="partial_rotary_factor"),
+        Family("starcoder2", "StarCoder2", "Starcoder2", padded=OWN),
+        Family("granite", "Granite 3", "Granite", padded=OWN),
+        Family("smollm3", "SmolLM3", "SmolLM3", padded=OWN),
+        Family("cohere", "Command R, Aya 23", "Cohere", rope="interleaved", padded=OWN),
+        Family("phi", "Phi-1, Phi-1.5, Phi-2", "Phi", o="self_attn.dense", rotary="partial_rotary_factor", padded=OWN),
+        Family("phi3", "Phi-3, Phi-3.5, Phi-4", "Phi3", q="self_attn.qkv_proj", fused="stacked", rotary="partial_rotary_factor", padded=OWN),
+        Family(
+            "gpt_neox", "GPT-NeoX, Pythia, Dolly 2, RedPajama", "GPTNeoX", **FUSED | {"q": "attention.query_key_value", "o": "attention.dense"},
+            fused="per-group", rotary="rotary_pct", stock=False, as_phi="use_parallel_residual",
+        ),
+        Family(
+            "gptj", "GPT-J", "GPTJ", layer="h.{layer}.", q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.out_proj", norm=("ln_1",),
+            rope="interleaved", rotary="rotary_dim", stock=False, as_phi="always",
+        ),
+        Family(
+            "falcon", "Falcon 1-2, Falcon RW", "Falcon", layer="h.{layer}.", **FUSED, fused="per-group", norm=("input_layernorm", "ln_attn"),
+            stock=False, as_phi="parallel_attn",
+        ),
+        Family(
+            "gpt2", "GPT-2, DialoGPT, Cerebras-GPT", "GPT2", layer="h.{layer}.", q="attn.c_attn", k="", v="", o="attn.c_proj", norm=("ln_1",),
+            fused="stacked", transposed=True, position="learned", stock=False, head_class="GPT2LMHeadModel",
+        ),
+        Family("opt", "OPT, Galactica", "OPT", o="self_attn.out_proj", norm=("self_attn_layer_norm",), position="learned", stock=False),
+        Family("bloom", "BLOOM, BLOOMZ", "Bloom", layer="h.{layer}.", **FUSED, fused="per-group", position="alibi", stock=False),
+        Family(
+            "mpt", "MPT", "Mpt", layer="blocks.{layer}.", q="attn.Wqkv", k="", v="", o="attn.out_proj", norm=("norm_1",),
+            fused="stacked", position="alibi", stock=False, approximate="clip_qkv",
+        ),
+    )
+}  # fmt: skip
+
+MLA = "its keys and values are compressed together (MLA): there are no KV heads to group"
+SHARED_KV = "some of its layers use other layers' KV heads"
+LINEAR = "it mixes attention with linear attention or state-space layers, which have no KV cache"
+ENCODER = "it is no decoder-only language model"
+REFUSED = {
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3", "kimi_k2", "longcat_flash", "glm4_moe_lite"), MLA),
+    **dict.fromkeys(("gemma3n_text", "gemma3n", "gemma4", "gemma4_text"), SHARED_KV),
+    **dict.fromkeys(
+        (
+            "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "recurrent_gemma", "qwen3_next", "qwen3_5",
+            "qwen3_5_moe", "lfm2", "granitemoehybrid", "nemotron_h", "minimax", "kimi_linear", "olmo_hybrid",
+        ), LINEAR,
+    ),
+    **dict.fromkeys(("t5", "mt5", "bart", "mbart", "bert", "roberta", "t5gemma"), ENCODER),
+    "gpt_oss": "every query head has an attention sink of its own: not supported yet",
+    "gpt_bigcode": "it is multi-query already: there is nothing left to group",
+}  # fmt: skip

@@ -1,0 +1,195 @@
+"""A transformers model whose attention weights can be exchanged layer by layer: for measuring layouts without writing them.
+
+Weights go in expanded, one K and one V head per query head, so any layout runs in any class, and the KV cache plays no part. Never save
+such a model: write layouts with `export`.
+"""
+
+import math
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from grouper.attention import Attention, MergedLayer
+from grouper.layout import LayerLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint, decoder_prefix
+from grouper.model.configuration import decoder_config
+
+
+class InMemoryModel:
+    """`model` is the transformers model; `install` changes one layer's attention."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        offload: Path | None = None,
+    ):
+        """offload: a folder for what fits neither the GPU nor main memory: accelerate then places the model, in its stored dtype, and fetches
+        layers as they are needed. Such a model is for looking, not for `install`.
+        """
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+        self.checkpoint = checkpoint.local()
+        self.architecture = Architecture.of(checkpoint.config)
+        self.device, self.dtype = device, dtype
+        load = (AutoModelForImageTextToText if self.architecture.nested else AutoModelForCausalLM).from_pretrained
+        if offload is None:
+            options = in_double(checkpoint.config) if dtype == torch.float64 else {}
+            self.model = load(self.checkpoint.folder, dtype=dtype, use_safetensors=True, **options).to(device)
+        else:
+            place = {"device_map": "auto", "max_memory": memory_limits(device), "offload_folder": offload}
+            self.model = load(self.checkpoint.folder, dtype="auto", use_safetensors=True, **place)
+        self.model.eval().requires_grad_(False)
+        names = (name for name, _ in self.model.named_parameters())
+        self.prefix = decoder_prefix(names, self.architecture.family.layer.format(layer=0))
+        self._original: dict[int, nn.Module] = {}
+        self._replaced: dict[tuple[int, str], torch.Tensor] = {}
+
+    @staticmethod
+    def fits(checkpoint: Checkpoint, device: str, dtype: torch.dtype = torch.float32) -> bool:
+        """Whether the whole model has room on the device, with a fifth to spare."""
+        needed = dtype.itemsize * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+        return 1.2 * needed < min(free_memory(), torch.cuda.mem_get_info(device)[0] if "cuda" in device else math.inf)
+
+    def layer(self, layer: int) -> nn.Module:
+        return self.model.get_submodule(self.prefix + self.architecture.family.layer.format(layer=layer).rstrip("."))
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What turns tokens into the last layer's output."""
+        return self.model.get_submodule(self.prefix.rstrip(".")) if self.prefix else self.model
+
+    def query_projection(self, layer: int) -> nn.Module:
+        """The module whose input is what enters q, k and v."""
+        return self.layer(layer).get_submodule(self.architecture.family.q)
+
+    def key_projection(self, layer: int) -> nn.Module:
+        """The module that gives k, among others where projections are fused."""
+        return self.layer(layer).get_submodule(
+            self.architecture.family.q if self.architecture.family.fused else self.architecture.family.k
+        )
+
+    def restore(self) -> None:
+        """The original weights, in all layers."""
+        for layer, attention in self._original.items():
+            self.layer(layer).set_submodule(self.architecture.family.attention, attention)
+        self._original.clear()
+        for (layer, name), tensor in self._replaced.items():
+            self.layer(layer).get_parameter(name).data = tensor
+        self._replaced.clear()
+
+    def install(self, layer: int, merged: MergedLayer, heads: LayerLayout) -> None:
+        """Let the layer compute with these weights."""
+        block, path = self.layer(layer), self.architecture.family.attention
+        self._original.setdefault(layer, block.get_submodule(path))
+        room = expanded_attention(self.architecture, self._original[layer], heads, self.device, self.dtype)
+        block.set_submodule(path, room)
+        for name, tensor in expanded_tensors(self.architecture, merged.attention, heads).items():
+            block.get_parameter(name).data = tensor.to(self.device, self.dtype).contiguous()
+        for name, tensor in merged.others.items():
+            parameter = block.get_parameter(name)
+            self._replaced.setdefault((layer, name), parameter.data)
+            parameter.data = tensor.to(self.device, self.dtype)
+
+
+def expanded_attention(
+    architecture: Architecture, attention: nn.Module, heads: LayerLayout, device, dtype: torch.dtype
+) -> nn.Module:
+    """A shallow copy of an attention module whose projections have room for one q, K and V head per attention output, weights not yet set.
+
+    Where a norm spans all K heads, k_proj has the layout's heads alone: the norm is theirs, and its output is what is expanded.
+    """
+    a, f = architecture, architecture.family
+    new = _shallow_copy(attention)
+    outputs = a.query_heads * a.head_dim
+    keys = heads.k.kv_heads * a.head_dim if f.qk_norm == "all" else outputs
+    rows = {f.q: 3 * outputs, f.o: None} if f.fused else {f.q: outputs, f.k: keys, f.v: outputs, f.o: None}
+    for path, out_features in rows.items():
+        name = path.rpartition(".")[2]
+        old = getattr(attention, name)
+        if f.transposed or out_features is None:  # as large as before
+            setattr(new, name, _emptied(old, device, dtype))
+        else:
+            linear = nn.Linear(a.hidden_size, out_features, bias=old.bias is not None, device="meta")
+            setattr(new, name, _emptied(linear, device, dtype))
+    for name, value in {
+        "num_key_value_groups": 1,
+        "num_key_value_heads": a.query_heads,
+        "num_kv_heads": a.query_heads,
+    }.items():
+        if hasattr(new, name):
+            setattr(new, name, value)
+    if f.qk_norm == "all":
+        new.q_norm = _emptied(attention.q_norm, device, dtype)
+        new.k_norm = _NormThenExpand(_emptied(attention.k_norm, device, dtype), heads, a.head_dim)
+    return new
+
+
+def expanded_tensors(architecture: Architecture, attention: Attention, heads: LayerLayout) -> dict[str, torch.Tensor]:
+    """The attention tensors that such a module takes, by name within the layer; gradients flow through."""
+    whole = attention.expanded(heads)
+    if architecture.family.qk_norm != "all":
+        return dict(architecture.tensors("", whole))
+    whole.k, whole.k_bias, whole.k_norm = attention.k, attention.k_bias, attention.k_norm
+    named = dict(architecture.tensors("", whole))
+    inner = architecture.norm_modules[1]
+    return {n.replace(f"{inner}.", f"{inner}.norm."): t for n, t in named.items()}
+
+
+class _NormThenExpand(nn.Module):
+    """A norm across the K heads there are, then each query head's own copy."""
+
+    def __init__(self, norm: nn.Module, heads: LayerLayout, head_dim: int):
+        super().__init__()
+        self.norm, self.index, self.head_dim = norm, heads.k.group_of.tolist(), head_dim
+
+    def forward(self, keys: torch.Tensor) -> torch.Tensor:
+        return self.norm(keys).unflatten(-1, (-1, self.head_dim))[..., self.index, :].flatten(-2)
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """Its own attributes and children's places; the children are the same."""
+    new = object.__new__(type(module))
+    new.__dict__.update(module.__dict__)
+    for name in ("_parameters", "_buffers", "_modules"):
+        new.__dict__[name] = dict(module.__dict__[name])
+    return new
+
+
+def _emptied(module: nn.Module, device, dtype: torch.dtype) -> nn.Module:
+    """The same kind of module with uninitialised parameters of its own."""
+    new = _shallow_copy(module)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            new._parameters[name] = nn.Parameter(
+                torch.empty(parameter.shape, device=device, dtype=dtype), requires_grad=False
+            )
+    return new
+
+
+def in_double(config: dict) -> dict[str, str]:
+    """What from_pretrained must be told to compute in float64: grouped kernels for experts know no such numbers."""
+    return (
+        {"experts_implementation": "eager"}
+        if {"num_experts", "num_local_experts"} & decoder_config(config).keys()
+        else {}
+    )
+
+
+def memory_limits(device: str) -> dict[int | str, int]:
+    """For accelerate: what the model may take of the GPU and of main memory, a quarter left for activations and sums."""
+    limits: dict[int | str, int] = {"cpu": int(free_memory() * 0.75)}
+    return (
+        limits
+        if "cuda" not in device
+        else {torch.device(device).index or 0: int(torch.cuda.mem_get_info(device)[0] * 0.75), **limits}
+    )
+
+
+def free_memory() -> float:
+    """Bytes of main memory that are free or hold what can be read again."""
+    return float(psutil.virtual_memory().available)

@@ -1,0 +1,75 @@
+"""What a safetensors file says of itself: names, shapes, dtypes and byte ranges, without its tensors.
+
+The format: 8 bytes little-endian length of the header, the header as JSON, then the tensors. Reading it ourselves lets a folder, the
+Hub's cache and byte ranges over HTTP be read the same way; tensors in local files are still read by the safetensors library.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from grouper.errors import GrouperError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+LARGEST_HEADER = 100_000_000  # bytes, the library's own limit
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # byte in the file
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        if self.dtype not in DTYPES:
+            raise GrouperError(
+                f"{self.file} holds tensors of type {self.dtype}: dequantise the model to bfloat16 first"
+            )
+        return DTYPES[self.dtype]
+
+
+def read_header(file: str, read: Callable[[int, int], bytes], size: int) -> dict[str, TensorInfo]:
+    """The tensors in one file. read(start, stop) gives its bytes, `size` is its length in bytes.
+
+    Raises GrouperError where the file is truncated or corrupt.
+    """
+
+    def corrupt(why: str) -> GrouperError:
+        return GrouperError(f"{file} is truncated or corrupt ({why}): download or save it again")
+
+    if size < 8:
+        raise corrupt(f"{size} bytes")
+    (length,) = struct.unpack("<Q", read(0, 8))
+    if length > min(size - 8, LARGEST_HEADER):
+        raise corrupt(f"a header of {length} bytes in a file of {size}")
+    try:
+        header = json.loads(read(8, 8 + length))
+        header.pop("__metadata__", None)
+        tensors = {
+            name: TensorInfo(
+                file, entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"])
+            )
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise corrupt("its header cannot be read") from error
+    for name, info in tensors.items():
+        if not 8 + length <= info.start <= info.stop <= size:
+            raise corrupt(f"{name} ends at byte {info.stop} of {size}")
+        if info.dtype in DTYPES and info.nbytes != prod(info.shape) * DTYPES[info.dtype].itemsize:
+            raise corrupt(f"{name} has {info.nbytes} bytes for shape {list(info.shape)}")
+    return tensors

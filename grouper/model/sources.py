@@ -1,0 +1,187 @@
+"""Where a checkpoint's bytes come from: a local folder, or the Hub by byte ranges."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from grouper.errors import GrouperError
+
+
+class Source(Protocol):
+    """Files by name, readable in part. commit: of the Hub's repository that they came from, if any."""
+
+    commit: str | None
+
+    def files(self) -> list[str]: ...
+
+    def size(self, file: str) -> int: ...
+
+    def read(self, file: str, start: int, stop: int) -> bytes: ...
+
+    def path(self, file: str) -> Path | None:
+        """The file on this disk, if it is here."""
+
+    def download(self) -> "LocalSource":
+        """All that a model needs, on this disk."""
+
+
+class LocalSource:
+    def __init__(self, folder: Path, commit: str | None = None):
+        self.folder, self.commit = folder, commit
+
+    def files(self) -> list[str]:
+        return sorted(p.name for p in self.folder.iterdir() if p.is_file())
+
+    def size(self, file: str) -> int:
+        return (self.folder / file).stat().st_size
+
+    def read(self, file: str, start: int, stop: int) -> bytes:
+        with open(self.folder / file, "rb") as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+
+    def path(self, file: str) -> Path:
+        return self.folder / file
+
+    def download(self) -> "LocalSource":
+        return self
+
+
+class HubSource:
+    """A model on the Hub. Honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE, as huggingface_hub does."""
+
+    def __init__(self, repo_id: str, revision: str | None = None):
+        self.repo_id, self.asked_revision = repo_id, revision
+        self.info  # noqa: B018  one request: fails here, not in the middle
+
+    @cached_property
+    def info(self):
+        from huggingface_hub import HfApi
+
+        with hub_errors(self.repo_id, self.asked_revision):
+            return HfApi().model_info(self.repo_id, revision=self.asked_revision, files_metadata=True)
+
+    @property
+    def commit(self) -> str:
+        """All reads ask for it, so that they see one version."""
+        return self.info.sha
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return {s.rfilename: s.size or (s.lfs.size if s.lfs else 0) for s in self.info.siblings}
+
+    def files(self) -> list[str]:
+        return sorted(name for name in self.sizes if "/" not in name)
+
+    def size(self, file: str) -> int:
+        return self.sizes[file]
+
+    def path(self, file: str) -> Path | None:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.repo_id, file, revision=self.commit)
+        if isinstance(cached, str):
+            return Path(cached)
+        if file.endswith(".safetensors") or file not in self.sizes:
+            return None
+        with hub_errors(self.repo_id, self.commit):
+            return Path(hf_hub_download(self.repo_id, file, revision=self.commit))
+
+    def read(self, file: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) by an HTTP range request; from the cache where the file is there."""
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        cached = self.path(file)
+        if cached is not None:
+            return LocalSource(cached.parent).read(cached.name, start, stop)
+        url = hf_hub_url(self.repo_id, file, revision=self.commit)
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        with hub_errors(self.repo_id, self.commit):
+            response = get_session().get(url, headers=headers, follow_redirects=True)
+            hf_raise_for_status(response)
+        if response.status_code != 206 or len(response.content) != stop - start:
+            raise GrouperError(
+                f"the server of {self.repo_id} sent {len(response.content)} bytes of {file} for {stop - start} asked"
+            )
+        return response.content
+
+    def download(self) -> LocalSource:
+        from huggingface_hub import snapshot_download
+
+        kept = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*"]
+        with hub_errors(self.repo_id, self.commit):
+            # by the name that was asked for, so that the cache knows it offline
+            snapshot = Path(snapshot_download(self.repo_id, revision=self.asked_revision, allow_patterns=kept))
+        if snapshot.name != self.commit:
+            raise GrouperError(
+                f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with --revision"
+            )
+        return LocalSource(snapshot, self.commit)
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """What can go wrong with the Hub, each as one line."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )  # fmt: skip
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise GrouperError(
+            f"{repo_id} is gated: accept its terms on the Hub and log in with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise GrouperError(f"{repo_id} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise GrouperError(
+            f"no folder {repo_id} here, and no model of that name on the Hub that you may read"
+        ) from error
+    except LocalTokenNotFoundError as error:
+        raise GrouperError(f"{repo_id} needs a login: set HF_TOKEN, or `hf auth login`") from error
+    except Exception as error:  # HTTP libraries raise connection errors of their own, which are no OSErrors
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(("http", "requests")):
+            raise
+        status = (
+            error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+        )
+        if status in (401, 403):
+            raise GrouperError(
+                f"the Hub did not let you at {repo_id} (HTTP {status}): log in with `hf auth login`, or set HF_TOKEN"
+            ) from error
+        raise GrouperError(
+            f"cannot reach the Hub for {repo_id} ({f'HTTP {status}' if status else type(error).__name__}): is a folder meant, or try again?"
+        ) from error
+
+
+def open_source(model: str | os.PathLike, revision: str | None = None) -> Source:
+    """A folder if there is one of that name, else the Hub (its cache alone where HF_HUB_OFFLINE is set)."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return LocalSource(folder)
+    name = os.fspath(model)
+    if folder.exists():
+        raise GrouperError(f"{name} is a file: give the model's folder, or its id on the Hub")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise GrouperError(f"no folder {name}")
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+            return LocalSource(snapshot, snapshot.name)
+        return HubSource(name, revision)
+    except HFValidationError as error:
+        raise GrouperError(f"no folder {name}, and that is no model id (expected USER/NAME)") from error
+    except LocalEntryNotFoundError as error:
+        raise GrouperError(f"no folder {name}, and it is not in the Hub's cache (HF_HUB_OFFLINE is set)") from error

@@ -1,0 +1,231 @@
+"""One layer under refinement: what goes in, what is matched, what is trained."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from grouper.attention import Attention, MergedLayer
+from grouper.calibration.streams import Arguments
+from grouper.layout import LayerLayout
+from grouper.model.in_memory import InMemoryModel, expanded_attention, expanded_tensors
+from grouper.refinement.saved import WEIGHTS
+
+REST = 0.3  # learning rate of MLP and norms, of attention's
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given.
+
+    lr: Adam's step as a share of each tensor's root mean square, falling linearly to 0; so it does not matter at which scale a
+    tensor is kept. By scope unless given: what is best hardly depends on the number of tokens (bench/refine_rates.py prints it).
+    batch_tokens: tokens of a step.
+    """
+
+    scope: str = "attention"
+    steps: int | None = None
+    lr: float | None = None
+    batch_tokens: int = 4096
+    seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        return self.lr or {"attention": 0.04, "block": 0.02}[self.scope]
+
+    def steps_for(self, tokens: int) -> int:
+        """150 steps at 32k tokens, 425 at 131k, 970 at 393k: more text bears more steps."""
+        return self.steps or max(20, round(150 * (tokens / 32_768) ** 0.75))
+
+
+class LayerWorker:
+    """One layer on the device: as it came, and with weights that are being fitted."""
+
+    def __init__(
+        self,
+        model: InMemoryModel,
+        layer: int,
+        heads: LayerLayout,
+        arguments: Arguments,
+        device: str,
+        options: RefineOptions,
+    ):
+        self.architecture, self.heads, self.arguments, self.options, self.device = (
+            model.architecture,
+            heads,
+            arguments,
+            options,
+            device,
+        )
+        self.original = copy.deepcopy(model.layer(layer)).to(device, torch.float32)
+        self.regrouped = copy.deepcopy(self.original)
+        path = self.architecture.family.attention
+        attention = expanded_attention(
+            self.architecture, self.regrouped.get_submodule(path), heads, device, torch.float32
+        )
+        self.regrouped.set_submodule(path, attention)
+        self.autocast = torch.autocast("cuda", torch.bfloat16) if "cuda" in str(device) else nullcontext()
+        stored = model.architecture.prefix(model.checkpoint, layer)
+        self.trainable = {n for n, _ in self.regrouped.named_parameters() if f"{stored}{n}" in model.checkpoint}
+
+    # Weights
+
+    def tensors(self, attention: Attention) -> dict[str, Tensor]:
+        """The layer's attention tensors by name, every query head with its copy of the shared heads, to which gradients flow."""
+        return expanded_tensors(self.architecture, attention, self.heads)
+
+    def set(self, done: MergedLayer) -> None:
+        for name, tensor in (self.tensors(done.attention.to(self.device)) | done.others).items():
+            self.regrouped.get_parameter(name).data = tensor.detach().to(self.device, torch.float32)
+
+    # Streams
+
+    def block(self, module: nn.Module, stream: Tensor) -> Tensor:
+        positional, named = self.arguments
+        if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [heads, 1, tokens] of one window
+            named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
+        output = module(stream, *positional, **named)
+        return output[0] if isinstance(output, tuple) else output
+
+    def after_attention(self, module: nn.Module, stream: Tensor) -> Tensor:
+        """The stream plus what attention adds to it; the rest of the layer is not run."""
+        family = self.architecture.family
+        added = []
+
+        def stop(_module, _inputs, output) -> None:
+            added.append(output)
+            raise _Enough
+
+        hook = module.get_submodule(family.adds or family.o).register_forward_hook(stop)
+        try:
+            with suppress(_Enough):
+                self.block(module, stream)
+        finally:
+            hook.remove()
+        return stream + self.architecture.multiplier * added[0]
+
+    def output(self, module: nn.Module, stream: Tensor) -> Tensor:
+        return (self.block if self.options.scope == "block" else self.after_attention)(module, stream)
+
+    def batches(self, stream: Tensor) -> Iterator[slice]:
+        size = max(1, self.options.batch_tokens // stream.shape[1])
+        return (slice(i, i + size) for i in range(0, len(stream), size))
+
+    @torch.no_grad()
+    def advance(self, original: Tensor, regrouped: Tensor) -> None:
+        """Both streams to the next layer, in place."""
+        for part in self.batches(original):
+            for module, stream in ((self.original, original), (self.regrouped, regrouped)):
+                with self.autocast:
+                    stream[part] = self.block(module, stream[part].to(self.device)).to(stream)
+
+    @torch.no_grad()
+    def error(self, original: Tensor, regrouped: Tensor) -> float:
+        """The regrouped stream's error behind the layer over what the original's layer adds, on at most 16 batches."""
+        wrong = added = 0.0
+        for part in list(self.batches(original))[:16]:
+            came = original[part].to(self.device)
+            with self.autocast:
+                wanted = self.output(self.original, came).float()
+                got = self.output(self.regrouped, regrouped[part].to(self.device)).float()
+            wrong += relative(got - wanted, wanted).item()
+            added += relative(wanted - came, wanted).item()
+        return wrong / max(added, 1e-30)
+
+    # Fitting
+
+    def fit(
+        self,
+        start: Attention,
+        original: Tensor,
+        regrouped: Tensor,
+        steps: int,
+        tell: Callable[[int, float], None] | None,
+    ) -> MergedLayer:
+        attention = start.to(self.device, torch.float32)
+        self.set(MergedLayer(attention))
+        before = self.error(original, regrouped)
+        fixed = (
+            () if attention.qk_norm == "all" else ("q_norm", "k_norm")
+        )  # one gain for all heads: not attention's alone
+        kept = (n for n in WEIGHTS if getattr(attention, n) is not None and n not in fixed)
+        shared = {n: getattr(attention, n).clone().requires_grad_() for n in kept}
+        others = {}
+        if self.options.scope == "block":
+            taken = self.tensors(attention)
+            rest = ((n, p) for n, p in self.regrouped.named_parameters() if n in self.trainable - taken.keys())
+            others = {n: p.detach().clone().requires_grad_() for n, p in rest}
+        groups = [_group(t, self.options.rate) for t in shared.values()] + [
+            _group(t, self.options.rate * REST) for t in others.values()
+        ]
+        optimizer = torch.optim.Adam([g for g in groups if g["lr"] > 0], betas=(0.9, 0.95))
+        peak = [g["lr"] for g in optimizer.param_groups]
+        size = min(len(original), max(1, self.options.batch_tokens // original.shape[1]))
+        order = _order(len(original), size, steps, self.options.seed)
+        with torch.no_grad():
+            came = original[order[0]].to(self.device)
+            wanted = self.output(self.original, came).float()
+            scale = relative(wanted - came, wanted).clamp_min(1e-12)
+        for step, rows in enumerate(order):
+            for group, lr in zip(optimizer.param_groups, peak):
+                group["lr"] = lr * (1 - step / steps)
+            with torch.no_grad(), self.autocast:
+                wanted = self.output(self.original, original[rows].to(self.device)).float()
+            given = regrouped[rows].to(self.device)
+            state = {**self.tensors(replace(attention, **shared)), **others}
+            with self.autocast:
+                got = functional_call(_Forward(self), {f"module.{n}": t for n, t in state.items()}, (given,))
+            loss = relative(got.float() - wanted, wanted) / scale
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if tell:
+                tell(step + 1, loss.item())
+        fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
+        done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
+        self.set(done)
+        done.after = self.error(original, regrouped)
+        if not done.after < before:  # a layer that was right already, or steps too large for it: as it was
+            done = MergedLayer(attention, {}, before, before)
+            untouched = {n: p for n, p in self.original.named_parameters() if n in others}
+            self.set(MergedLayer(attention, untouched))
+        done.attention = done.attention.to("cpu")
+        done.others = {n: t.cpu() for n, t in done.others.items()}
+        return done
+
+
+class _Enough(Exception):
+    """What attention adds is known."""
+
+
+class _Forward(nn.Module):
+    """What functional_call wants: a module whose forward is the part of the layer that is matched."""
+
+    def __init__(self, worker: LayerWorker):
+        super().__init__()
+        self.module, self.worker = worker.regrouped, [worker]
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.worker[0].output(self.module, stream)
+
+
+def relative(difference: Tensor, stream: Tensor) -> Tensor:
+    """Mean over tokens of |difference|^2 / |stream|^2: the next norm divides by the stream's size, and so a few tokens of a thousandfold
+    size, which real models have, must not drown the others."""
+    return (difference.square().sum(-1) / stream.square().sum(-1).clamp_min(1e-12)).mean()
+
+
+def _group(tensor: Tensor, lr: float) -> dict:
+    return {"params": [tensor], "lr": lr * float(tensor.detach().square().mean().sqrt())}
+
+
+def _order(n: int, size: int, steps: int, seed: int) -> list[Tensor]:
+    """For each step the windows it sees: shuffled passes over all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-steps * size // n)
+    flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])
+    return list(flat[: steps * size].view(steps, size))

@@ -1,0 +1,85 @@
+"""The optimal partition into every number of groups, by dynamic programming over subsets; up to 16 heads.
+
+best[S, k] = min over groups g in S that hold S's smallest head of cost(g) + best[S - g, k - 1]: each partition is met once, in
+3^(G-1) steps, vectorised over the rests of one group.
+"""
+
+import numpy as np
+
+from fitness import LayerFitness
+from grouper.errors import GrouperError
+from search.methods.candidate import Candidate
+
+LIMIT = 16  # heads: 14 million steps, a few seconds
+
+
+def subset_costs(fitness: LayerFitness) -> np.ndarray:
+    """[2^G]: the error of every subset of heads as one group; bit j is head j."""
+    heads = fitness.heads
+    member = (np.arange(1 << heads)[:, None] >> np.arange(heads)) & 1
+    if hasattr(fitness, "membership_errors"):
+        return fitness.membership_errors(member.astype(np.float64))
+    groups = [tuple(np.flatnonzero(row).tolist()) for row in member[1:]]
+    return np.concatenate([[0.0], fitness.group_errors(groups)])
+
+
+def _subsets(bits: list[int]) -> np.ndarray:
+    """Every subset of the given bit positions, as masks."""
+    masks = np.zeros(1, np.int64)
+    for bit in bits:
+        masks = np.concatenate([masks, masks | (1 << bit)])
+    return masks
+
+
+def exact_candidates(fitness: LayerFitness, equal: bool = False) -> list[Candidate]:
+    """The best partition for each number of groups from 1 to G - 1; with `equal`, into groups of one size.
+
+    Raises GrouperError above 16 heads.
+    """
+    heads = fitness.heads
+    if heads > LIMIT:
+        raise GrouperError(
+            f"the exact solver takes up to {LIMIT} heads, this model has {heads}: use qcqa-ac or qcqa-ec"
+        )
+    cost = subset_costs(fitness)
+    sizes = ((np.arange(1 << heads)[:, None] >> np.arange(heads)) & 1).sum(-1)
+    if not equal:
+        return _solve(heads, cost, range(1, heads))
+    found = []
+    for kv_heads in range(1, heads):
+        if heads % kv_heads == 0:
+            allowed = np.where(sizes == heads // kv_heads, cost, np.inf)
+            found += _solve(heads, allowed, [kv_heads])
+    return found
+
+
+def _solve(heads: int, cost: np.ndarray, counts) -> list[Candidate]:
+    counts = list(counts)
+    most = max(counts)
+    best = np.full((1 << heads, most + 1), np.inf)
+    best[0, 0] = 0
+    for low in range(
+        heads - 1, -1, -1
+    ):  # masks whose smallest head is `low`; their rests have larger ones, already done
+        above = list(range(low + 1, heads))
+        groups = (1 << low) | _subsets(above)
+        for group in groups[np.isfinite(cost[groups])].tolist():
+            rests = _subsets([bit for bit in above if not group >> bit & 1])
+            reached = best[rests, :-1]
+            reached += cost[group]
+            target = rests | group
+            best[target, 1:] = np.minimum(best[target, 1:], reached)
+    return [Candidate(_trace(heads, cost, best, k), float(best[-1, k])) for k in counts if np.isfinite(best[-1, k])]
+
+
+def _trace(heads: int, cost: np.ndarray, best: np.ndarray, kv_heads: int) -> np.ndarray:
+    """Labels of the partition that reached best[all, kv_heads]."""
+    labels = np.zeros(heads, np.int16)
+    rest = (1 << heads) - 1
+    for k in range(kv_heads, 0, -1):
+        bits = [b for b in range(heads) if rest >> b & 1]
+        groups = (1 << bits[0]) | _subsets(bits[1:])
+        group = int(groups[np.argmin(cost[groups] + best[rest ^ groups, k - 1])])
+        labels[[b for b in range(heads) if group >> b & 1]] = kv_heads - k
+        rest ^= group
+    return labels

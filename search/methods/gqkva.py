@@ -1,0 +1,119 @@
+"""GQKVA (arXiv 2311.03426): queries are grouped as well as KV heads, and every attention output is a pair of a query group and a KV group.
+
+With H outputs, H = g_q g_kv and every pair once: heads lie on a grid whose rows share a query projection and whose columns share a KV head. Its
+corners: MQA (one column), MKVA (one row: one query, every KV head). Besides: GKVA (grouped queries, every KV head its own), which saves
+weights and no cache, and MQKVA (one query and one KV head: every output is the same). The paper trains such models from scratch with neighbouring
+heads; here the grid is searched by NSGA-II with best swaps, on the sum of both errors.
+"""
+
+import numpy as np
+from deap import base
+
+from fitness import PairwiseFitness
+from grouper.layout import Grouping, LayerLayout
+from search.methods.candidate import Candidate
+from search.methods.qcqa import qcqa_ec
+from search.methods.task import LayerTask
+from search.optimise.nsga2 import Report, Settings, nsga2
+from search.optimise.operators import move_deltas
+
+
+def gqkva(
+    task: LayerTask, rng: np.random.Generator, settings: Settings, report: Report | None = None
+) -> list[Candidate]:
+    """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between; MQKVA. In this order, so that
+    the same place of every layer makes a layout of the model."""
+    heads = task.query_heads
+    queries, kv = task.parts["q"], task.parts["pairs"]
+    divisors = [k for k in range(1, heads + 1) if heads % k == 0]
+    layouts = []
+    for columns in reversed(divisors):
+        position = best_grid(queries, kv, columns, rng, settings, report)
+        layouts.append(_layout(position // columns, position % columns))
+    grouped = {c.kv_heads: c.labels for c in qcqa_ec(queries, rng, settings, report)}
+    layouts += [_layout(grouped[rows], np.arange(heads)) for rows in divisors[1:-1]]
+    layouts.append(_layout(np.zeros(heads, int), np.zeros(heads, int)))
+    return [Candidate(layout.k.group_of, task.layout_error(layout), layout) for layout in layouts]
+
+
+def _layout(query_labels: np.ndarray, kv_labels: np.ndarray) -> LayerLayout:
+    kv = Grouping.from_labels(kv_labels)
+    return LayerLayout(kv, kv, Grouping.from_labels(query_labels))
+
+
+def best_grid(
+    queries: PairwiseFitness,
+    kv: PairwiseFitness,
+    columns: int,
+    rng: np.random.Generator,
+    settings: Settings,
+    report: Report | None = None,
+) -> np.ndarray:
+    """[H]: each head's place on a grid of H / columns rows; row place // columns, column place % columns."""
+    heads = kv.heads
+    if columns in (1, heads):
+        return np.arange(heads)
+
+    def evaluate(places: np.ndarray) -> np.ndarray:
+        errors = queries.errors(places // columns) + kv.errors(places % columns)
+        return np.stack([np.full(len(places), float(columns)), errors], axis=1)
+
+    def mate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """The first parent's grid, with a random half of its places filled in the second parent's order."""
+        chosen = rng.random(first.shape) < 0.5
+        mine = np.sort(np.where(chosen, first, heads), axis=1)  # the chosen heads' places, ascending
+        order = np.argsort(
+            np.where(chosen, second, heads), axis=1, kind="stable"
+        )  # the chosen heads, as the second has them
+        child = first.copy()
+        index = np.arange(len(first))[:, None]
+        child[index, order] = np.where(mine < heads, mine, np.take_along_axis(first, order, 1))
+        return child
+
+    def mutate(places: np.ndarray) -> np.ndarray:
+        out = places.copy()
+        rows = np.arange(len(places))
+        a, b = rng.integers(0, heads, (2, len(places)))
+        out[rows, a], out[rows, b] = places[rows, b], places[rows, a]
+        return out
+
+    toolbox = base.Toolbox()
+    toolbox.register("evaluate", evaluate)
+    toolbox.register("mate", mate)
+    toolbox.register("mutate", mutate)
+    if settings.memetic:
+        toolbox.register("improve", lambda places: _improve(queries, kv, columns, places))
+    start = rng.permuted(np.tile(np.arange(heads), (settings.population, 1)), axis=1)
+    best, least = None, np.inf
+    for places, scores in nsga2(toolbox, start, settings, rng, report):
+        i = int(scores[:, 1].argmin())
+        if scores[i, 1] < least:
+            best, least = places[i], scores[i, 1]
+    return best
+
+
+def _improve(
+    queries: PairwiseFitness, kv: PairwiseFitness, columns: int, places: np.ndarray, steps: int = 200
+) -> np.ndarray:
+    """The best swap of two heads, again and again until none helps."""
+    places = places.copy()
+    scale = 1e-12 * max(float(queries.pairs.max()), float(kv.pairs.max()), 1e-300)
+    active = np.arange(len(places))
+    for _ in range(steps):
+        rows = places[active]
+        change = np.zeros((len(rows), kv.heads, kv.heads))
+        for fitness, labels in ((queries, rows // columns), (kv, rows % columns)):
+            swaps = move_deltas(fitness, labels)[1]
+            change += np.where(np.isfinite(swaps), swaps, 0)  # heads of one group: no change
+        flat = change.reshape(len(rows), -1)
+        choice = flat.argmin(1)
+        better = flat[np.arange(len(rows)), choice] < -scale
+        if not better.any():
+            break
+        active, rows = active[better], rows[better]
+        a, b = np.divmod(choice[better], kv.heads)
+        index = np.arange(len(rows))
+        changed = rows.copy()
+        changed[index, a], changed[index, b] = rows[index, b], rows[index, a]
+        places[active] = changed
+    return places

@@ -1,0 +1,104 @@
+"""NSGA-II (Deb et al. 2002) on array populations: DEAP's toolbox and logbook, moocore's ranks, one numpy Generator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+from deap import base, tools
+
+
+@dataclass(frozen=True)
+class Settings:
+    """population: rows kept. generations: at most. patience: stop after so many without a better front (0: never).
+
+    memetic: every child is improved by its best moves and swaps; off, it is the papers' plain genetic algorithm.
+    """
+
+    population: int = 96
+    generations: int = 60
+    patience: int = 12
+    memetic: bool = True
+
+
+Report = Callable[[int, float], None]  # generation, best error
+
+
+def crowding(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """objectives [n, 2], ranks [n]. Returns [n]: crowding distance within each rank, inf at its ends."""
+    distance = np.zeros(len(objectives))
+    for column in objectives.T:
+        span = max(float(np.ptp(column)), 1e-300)
+        order = np.lexsort((column, ranks))
+        rank, value = ranks[order], column[order]
+        first, last = np.r_[True, rank[1:] != rank[:-1]], np.r_[rank[1:] != rank[:-1], True]
+        gap = np.full(len(order), np.inf)
+        gap[1:-1] = (value[2:] - value[:-2]) / span
+        gap[first | last] = np.inf
+        distance[order] += gap
+    return distance
+
+
+def nsga2(
+    toolbox: base.Toolbox,
+    population: np.ndarray,
+    settings: Settings,
+    rng: np.random.Generator,
+    report: Report | None = None,
+):
+    """Evolve `population` [n, genes].
+
+    The toolbox holds evaluate(rows) -> [n, 2] objectives to minimise, mate(first, second) and mutate(rows), and may hold
+    improve(rows); all work on whole arrays. Yields (rows, objectives) of every generation's newly evaluated individuals; the caller keeps
+    what it wants. Returns the DEAP logbook.
+    """
+    logbook = tools.Logbook()
+    logbook.header = ["generation", "evaluated", "front", "best"]
+    improve = getattr(toolbox, "improve", lambda rows: rows)
+    parents = np.unique(improve(population), axis=0)
+    scores = toolbox.evaluate(parents)
+    yield parents, scores
+    front, stale = _front(scores), 0
+    for generation in range(1, settings.generations + 1):
+        ranks = moocore.pareto_rank(scores)
+        spread = crowding(scores, ranks)
+        pick = _tournament(rng, ranks, spread, 2 * settings.population).reshape(2, -1)
+        children = toolbox.mate(parents[pick[0]], parents[pick[1]])
+        children = improve(toolbox.mutate(children))
+        known = len(parents)
+        together = np.concatenate([parents, children])
+        _, first = np.unique(together, axis=0, return_index=True)
+        fresh = together[np.sort(first[first >= known])]
+        if len(fresh):
+            fresh_scores = toolbox.evaluate(fresh)
+            yield fresh, fresh_scores
+            parents, scores = np.concatenate([parents, fresh]), np.concatenate([scores, fresh_scores])
+            parents, scores = _survivors(parents, scores, settings.population)
+        logbook.record(
+            generation=generation, evaluated=len(fresh), front=len(_front(scores)), best=float(scores[:, 1].min())
+        )
+        if report:
+            report(generation, float(scores[:, 1].min()))
+        now = _front(scores)
+        stale = stale + 1 if now == front else 0
+        front = now
+        if settings.patience and stale >= settings.patience:
+            break
+    return logbook
+
+
+def _front(scores: np.ndarray) -> list[tuple[float, float]]:
+    kept = scores[moocore.is_nondominated(scores)]
+    return sorted(map(tuple, kept.tolist()))
+
+
+def _tournament(rng: np.random.Generator, ranks: np.ndarray, spread: np.ndarray, n: int) -> np.ndarray:
+    a, b = rng.integers(0, len(ranks), (2, n))
+    a_wins = (ranks[a] < ranks[b]) | ((ranks[a] == ranks[b]) & (spread[a] >= spread[b]))
+    return np.where(a_wins, a, b)
+
+
+def _survivors(rows: np.ndarray, scores: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    ranks = moocore.pareto_rank(scores)
+    order = np.lexsort((-crowding(scores, ranks), ranks))[:n]
+    return rows[order], scores[order]

@@ -1,0 +1,282 @@
+"""Merges against the definition of what attention sees, with and without RoPE, and on planted models."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from random_layers import LABELS, ROTARY, D, G, H, calibrated_errors, d, random_attention, random_moments, with_bias
+from tiny_models import SIZES, edit_weights, logits
+
+import fitness
+import fitness.spectral
+from fitness import spectral_fitness
+from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
+from grouper.attention import Attention
+from grouper.calibration.moments import InputMoments, collect_moments
+from grouper.export import export
+from grouper.merging import MERGES, merge_named, spectral
+from grouper.model.in_memory import InMemoryModel
+from search import SearchOptions, pick, search
+from search.methods.qcqa import qcqa_ac, qcqa_ec
+from search.optimise.nsga2 import Settings
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rope", ROTARY)
+def test_the_fitness_is_the_calibrated_error_of_the_merge(rope, bias):
+    attention, inputs = random_attention(1, ROTARY[rope], bias), random_moments(1)
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    merged = spectral.merge(attention, layout, inputs, rescale=False)
+    score = spectral_fitness(attention, inputs).errors(np.array([LABELS]))[0]
+    assert score == pytest.approx(sum(calibrated_errors(attention, merged, layout, inputs)), rel=1e-6) and score > 0.01
+
+
+@pytest.mark.parametrize("rope", ROTARY)
+@pytest.mark.parametrize("merge", ["mean", "weighted", "spectral"])
+def test_the_error_of_any_merge_is_the_definition(rope, merge):
+    attention, inputs = random_attention(11, ROTARY[rope]), random_moments(11)
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    merged = merge_named(merge)(attention, layout, inputs)
+    expected = calibrated_errors(attention, merged, layout, inputs)
+    assert fitness.calibrated_errors(attention, merged, layout, inputs) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["", "-column", "-row"])
+@pytest.mark.parametrize("rope", ROTARY)
+def test_weighted_merges_are_fitted_to_what_attention_sees(rope, kind):
+    """Of V, the error attention sees is at most the mean's, and no other weights of that kind have a lower one."""
+    attention, inputs = random_attention(12, ROTARY[rope]), random_moments(12)
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    merged = merge_named(f"weighted{kind}")(attention, layout, inputs)
+    mean = merge_named("mean")(attention, layout, inputs)
+    best = calibrated_errors(attention, merged, layout, inputs)
+    plain = calibrated_errors(attention, mean, layout, inputs)
+    assert best[1] < plain[1] * (1 - 1e-6) and best[0] < plain[0] * 1.05
+    v, shape = (
+        with_bias(attention.v, attention.v_bias),
+        {"": (2, 1, 1), "-column": (2, d, 1), "-row": (2, 1, D + 1)}[kind],
+    )
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-4, 1e-2):
+        changed = with_bias(merged.v, merged.v_bias)
+        for group, sources in enumerate(layout.v.sources):
+            weights = size * torch.randn(shape, generator=generator, dtype=torch.float64)
+            changed[group] += (weights * v[list(sources)]).sum(0)
+        other = Attention(**{**vars(merged), "v": changed[..., :-1], "v_bias": changed[..., -1]})
+        assert calibrated_errors(attention, other, layout, inputs)[1] > best[1]
+
+
+def test_first_keeps_the_first_head_and_shared_queries_are_selected_too():
+    attention, inputs = random_attention(13), random_moments(13)
+    kv, q = Grouping.from_labels(LABELS, 2), Grouping.from_labels([0, 1, 1, 0, 2, 2, 3, 3])
+    merged = merge_named("first")(attention, LayerLayout(kv, kv, q), inputs)
+    assert torch.equal(merged.k, attention.k[:2]) and torch.equal(merged.q, attention.q[[0, 1, 4, 6]])
+
+
+@pytest.mark.parametrize("rope", ROTARY)
+def test_no_other_merge_and_no_perturbation_is_better(rope):
+    attention, inputs = random_attention(2, ROTARY[rope]), random_moments(2)
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    merged = spectral.merge(attention, layout, inputs, rescale=False)
+    k_best, v_best = calibrated_errors(attention, merged, layout, inputs)
+    for name in MERGES:
+        k, v = calibrated_errors(
+            attention, merge_named(name, before_refinement=True)(attention, layout, inputs), layout, inputs
+        )
+        assert k >= k_best - 1e-9 and v >= v_best - 1e-9, name
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-3, 1e-2, 0.1):
+        for field in ("q", "k", "v", "o"):
+            noise = torch.randn(getattr(merged, field).shape, generator=generator, dtype=torch.float64)
+            # a shared complex factor per plane is the model class of K with RoPE: q moves only within it
+            if field == "q" and attention.planes is not None:
+                continue
+            changed = Attention(**{**vars(merged), field: getattr(merged, field) * (1 + size * noise)})
+            k, v = calibrated_errors(attention, changed, layout, inputs)
+            assert k >= k_best - 1e-12 and v >= v_best - 1e-12, (field, size)
+
+
+def test_rescaling_restores_the_energy_of_keys_as_heads_see_them():
+    attention, inputs = random_attention(3), random_moments(3)
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    plain, scaled = (spectral.merge(attention, layout, inputs, rescale=r) for r in (False, True))
+    k = with_bias(attention.k, attention.k_bias)
+    own = (k @ inputs.second * k).sum((1, 2))
+    for h in range(H):
+        factor = (scaled.q[h] / plain.q[h]).flatten()
+        assert torch.allclose(factor, factor[0].expand_as(factor)) and factor[0] >= 1 - 1e-9
+        # k' as h sees it: turn the shared head by what q was turned with
+        a, b = attention.planes.T
+        before, after = torch.complex(attention.q[h, a], attention.q[h, b]), torch.complex(plain.q[h, a], plain.q[h, b])
+        c = ((after * before.conj()).sum(-1) / before.abs().square().sum(-1)).conj()
+        shared = with_bias(plain.k, plain.k_bias)[layout.k.group_of[h]]
+        seen = c[:, None] * torch.complex(shared[a], shared[b])
+        energy = (seen @ inputs.second.to(seen.dtype) * seen.conj()).sum().real
+        assert (factor[0] ** 2 * energy).item() == pytest.approx(own[h // (H // G)].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("merge", ["procrustes", "spectral"])
+@pytest.mark.parametrize("rope", ROTARY)
+def test_heads_equal_up_to_a_free_basis_merge_without_loss(rope, merge):
+    """Orthogonal bases for V and unit phases for Procrustes; general bases and any complex factor for spectral."""
+    attention, inputs = (
+        disguised(random_attention(4, ROTARY[rope], bias=False), orthogonal=merge == "procrustes"),
+        random_moments(4),
+    )
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    merged = merge_named(merge)(attention, layout, inputs)
+    assert max(calibrated_errors(attention, merged, layout, inputs)) < 1e-12
+    assert spectral_fitness(attention, inputs).errors(np.array([LABELS]))[0] < 1e-9
+    best = {c.kv_heads: c for c in qcqa_ec(spectral_fitness(attention, inputs), np.random.default_rng(0), Settings())}[
+        2
+    ]
+    assert best.labels.tolist() == LABELS
+
+
+def disguised(attention: Attention, orthogonal: bool) -> Attention:
+    """Heads 2 and 3 become heads 0 and 1 in another basis; queries and outputs are their own."""
+    g = torch.Generator().manual_seed(9)
+
+    def basis(n):
+        m = torch.randn(n, n, generator=g, dtype=torch.float64)
+        return torch.linalg.qr(m)[0] if orthogonal else m
+
+    for copy, source in ((2, 0), (3, 1)):
+        attention.v[copy] = basis(d) @ attention.v[source]
+        rotary = 0 if attention.planes is None else attention.planes.numel()
+        if rotary:
+            a, b = attention.planes.T
+            factor = torch.polar(
+                torch.rand(len(a), generator=g, dtype=torch.float64) + 0.5,
+                torch.rand(len(a), generator=g, dtype=torch.float64) * 6,
+            )
+            factor = factor / factor.abs() if orthogonal else factor
+            turned = factor[:, None] * torch.complex(attention.k[source, a], attention.k[source, b])
+            attention.k[copy, a], attention.k[copy, b] = turned.real, turned.imag
+        if rotary < d:
+            attention.k[copy, rotary:] = basis(d - rotary) @ attention.k[source, rotary:]
+    return attention
+
+
+def test_a_planted_model_in_disguise_is_found_and_exported_without_loss(models, tmp_path, prompt):
+    """MHA, heads of a pair equal up to a general V basis and complex factors of K: the logits stay."""
+    generator = torch.Generator().manual_seed(5)
+    labels = [(torch.randperm(8, generator=generator) % 4).tolist() for _ in range(SIZES["num_hidden_layers"])]
+
+    def disguise(tensors):
+        for layer, row in enumerate(labels):
+            names = {kind: f"model.layers.{layer}.self_attn.{kind}_proj.weight" for kind in "kvo"}
+            k, v = (tensors[names[kind]].view(8, 16, -1) for kind in "kv")
+            for h in range(8):
+                first = row.index(row[h])
+                if first != h:
+                    v[h] = torch.randn(16, 16, generator=generator) @ v[first]
+                    factor = torch.polar(
+                        torch.rand(8, generator=generator) + 0.5, torch.rand(8, generator=generator) * 6
+                    )
+                    turned = factor[:, None] * torch.complex(k[first, :8], k[first, 8:])
+                    k[h, :8], k[h, 8:] = turned.real, turned.imag
+
+    folder = edit_weights(models("llama"), tmp_path / "disguised", disguise)
+    front = search(folder, tmp_path / "run", SearchOptions(generations=8))
+    found = pick(front, "spectral", kv_ratio="1/2")
+    layout = HeadLayout.from_json((tmp_path / "run" / "layouts" / f"{found.layout:04}.json").read_text())
+    assert layout == HeadLayout.from_labels(labels, 8, 16) and found.row["error"] < 1e-6
+    export(folder, layout, tmp_path / "out", merge="spectral")
+    assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
+    export(folder, layout, tmp_path / "mean", merge="mean")
+    assert (logits(tmp_path / "mean", prompt) - logits(folder, prompt)).abs().max() > 0.1, (
+        "a mean must not pass this test"
+    )
+
+
+def test_moments_are_what_enters_the_projections():
+    model = InMemoryModel(Checkpoint.open("demo"))
+    tokens = torch.randint(0, 4096, (3, 40), generator=torch.Generator().manual_seed(0))
+    moments = collect_moments(model, tokens)
+    seen = []
+    hook = model.query_projection(2).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model.model(tokens)
+    hook.remove()
+    x = torch.cat([seen[0].flatten(0, 1), torch.ones(120, 1)], 1).double()
+    assert moments[2].tokens == 120 and torch.allclose(moments[2].second, x.T @ x / 120, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_without_text_are_the_norms_gain_and_bias():
+    gain, bias = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0])
+    assert InputMoments.from_norm(gain, None, 2).second.diagonal().tolist() == [1.0, 4.0, 1.0]
+    second = InputMoments.from_norm(gain, bias, 2).second
+    assert second.tolist() == [[1.25, 0.0, 0.5], [0.0, 4.0, 0.0], [0.5, 0.0, 1.0]]
+    assert InputMoments.from_norm(None, None, 2).second.tolist() == torch.eye(3).tolist()
+
+
+def test_heads_without_queries_and_dead_heads_do_not_break_the_merge():
+    attention, inputs = random_attention(6), random_moments(6)
+    attention.q[0:2], attention.q_bias[0:2] = 0, 0  # KV head 0's readers ask nothing
+    attention.v[1], attention.v_bias[1] = 0, 0
+    attention.o[:, 4] = 0
+    for merge in MERGES:
+        merged = merge_named(merge)(attention, LayerLayout.from_labels(LABELS, 2), inputs)
+        assert all(torch.isfinite(t).all() for t in vars(merged).values() if t is not None), merge
+
+
+@pytest.mark.parametrize("merge", ["procrustes", "spectral"])
+def test_a_change_of_basis_needs_readers_that_are_sources(merge):
+    grouping = Grouping(((0, 1, 2), (3, 4, 5, 6, 7)), ((0, 1), (2, 3)))
+    with pytest.raises(GrouperError, match="--merge mean"):
+        merge_named(merge)(random_attention(7), LayerLayout.shared(grouping), random_moments(7))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_merging_leaves_its_input_alone_and_keeps_the_dtype(merge, dtype):
+    attention, inputs = random_attention(6, dtype=dtype), random_moments(6)
+    before = {n: t.clone() for n, t in vars(attention).items() if t is not None}
+    merged = merge_named(merge)(attention, LayerLayout.from_labels(LABELS, 2), inputs)
+    assert all(torch.equal(before[n], getattr(attention, n)) for n in before)
+    assert {getattr(merged, n).dtype for n in before if n != "planes"} == {dtype}
+
+
+def test_select_keeps_a_head_and_prefers_the_medoid():
+    attention = random_attention(8, bias=False)
+    attention.k[1], attention.v[1] = attention.k[0] + attention.k[2], attention.v[0] + attention.v[2]
+    attention.v[0] *= 1e-3  # a weak head is near to none
+    merged = merge_named("select")(attention, LayerLayout.from_labels([0, 0, 0, 1], 2), None)
+    assert torch.equal(merged.k, attention.k[[1, 3]]) and torch.equal(merged.v, attention.v[[1, 3]]), (
+        "the head stays whole"
+    )
+
+
+def real_layer(layer: int = 3):
+    checkpoint = Checkpoint.open("demo")
+    architecture = Architecture.of(checkpoint.config)
+    return architecture.read(checkpoint, layer), InputMoments.from_norm(
+        *architecture.norm(checkpoint, layer), architecture.hidden_size
+    )
+
+
+def test_the_cheap_v_error_bounds_the_exact_one_and_orders_groups_alike(monkeypatch):
+    from scipy.stats import spearmanr
+
+    attention, inputs = real_layer()
+    rng = np.random.default_rng(0)
+    groups = [tuple(sorted(rng.choice(16, 6, replace=False).tolist())) for _ in range(60)]
+    exact = spectral_fitness(attention, inputs)
+    monkeypatch.setattr(fitness.spectral, "EXACT", 64)
+    cheap = spectral_fitness(attention, inputs)
+    a, b = exact.group_errors(groups), cheap.group_errors(groups)
+    assert (b >= a - 1e-9).all() and spearmanr(a, b).statistic > 0.95
+    assert spearmanr(a, exact.surrogate.group_errors(groups)).statistic > 0.8
+
+
+def test_any_sizes_are_never_worse_than_equal_sizes_and_both_beat_neighbours():
+    score = spectral_fitness(*real_layer())
+    any_size, equal = (
+        {c.kv_heads: c.error for c in m(score, np.random.default_rng(0), Settings())} for m in (qcqa_ac, qcqa_ec)
+    )
+    for k in (2, 4, 8):
+        neighbours = score.errors(np.arange(16)[None] // (16 // k))[0]
+        assert any_size[k] <= equal[k] + 1e-12 and equal[k] < neighbours
+    assert math.isclose(any_size[1], score.group_errors([tuple(range(16))])[0])

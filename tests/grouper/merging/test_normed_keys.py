@@ -1,0 +1,132 @@
+"""Merges where norms stand between q, k and RoPE, against what the norms really do to tokens."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from random_layers import LABELS, G, H, d, random_attention
+
+import fitness
+from fitness import spectral_fitness
+from grouper import LayerLayout
+from grouper.attention import Attention
+from grouper.calibration.moments import InputMoments
+from grouper.merging import MERGES, merge_named, spectral
+
+LAYOUT = LayerLayout.from_labels(LABELS, H // G)
+DIMENSION = 20
+
+
+def normed_attention(kind: str, seed: int = 0) -> Attention:
+    """Heads of very different sizes, gains far from 1."""
+    attention = random_attention(seed, bias=False)
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def positive(*shape):
+        return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    attention.k *= torch.tensor([0.1, 1.0, 3.0, 10.0]).double()[:, None, None]
+    shared = kind == "head"
+    q_norm, k_norm = (positive(1, d).expand(n, d) if shared else positive(n, d) for n in (H, G))
+    return replace(attention, q_norm=q_norm, k_norm=k_norm, qk_norm=kind)
+
+
+def tokens_and_moments(seed: int = 0) -> tuple[torch.Tensor, InputMoments]:
+    generator = torch.Generator().manual_seed(seed + 50)
+    x = torch.randn(600, DIMENSION, generator=generator, dtype=torch.float64) * torch.logspace(0.5, -0.5, DIMENSION)
+    with_one = torch.cat([x, torch.ones(600, 1, dtype=torch.float64)], 1)
+    return x, InputMoments(with_one.T @ with_one / 600, 600)
+
+
+def behind_norms(heads: torch.Tensor, gains: torch.Tensor, kind: str, x: torch.Tensor) -> torch.Tensor:
+    """[tokens, heads, d]: what RoPE gets, from the definition of the norm."""
+    y = torch.einsum("hdx,tx->thd", heads, x)
+    square = y.square().mean((1, 2), keepdim=True) if kind == "all" else y.square().mean(2, keepdim=True)
+    return gains * y / square.sqrt()
+
+
+def score_error(before: Attention, after: Attention, x: torch.Tensor) -> float:
+    """Phase-averaged squared change of scores between random tokens, over the squared scores: per plane q^H k, as complex numbers."""
+    a, b = before.planes.T
+    queries, keys = x[:300], x[300:]
+    changed = energy = 0.0
+    for head in range(H):
+        pairs = []
+        for attention, kv in ((before, head // (H // G)), (after, LAYOUT.k.group_of[head])):
+            q = behind_norms(attention.q, attention.q_norm, attention.qk_norm, queries)[:, head]
+            k = behind_norms(attention.k, attention.k_norm, attention.qk_norm, keys)[:, kv]
+            pairs.append(
+                torch.einsum("qp,kp->pqk", torch.complex(q[:, a], q[:, b]).conj(), torch.complex(k[:, a], k[:, b]))
+            )
+        changed += (pairs[0] - pairs[1]).abs().square().sum()
+        energy += pairs[0].abs().square().sum()
+    return float(changed / energy)
+
+
+def test_across_heads_the_fitness_is_the_calibrated_error_and_no_other_merge_is_better():
+    attention, (_, inputs) = normed_attention("all"), tokens_and_moments()
+    merged = spectral.merge(attention, LAYOUT, inputs, rescale=False)
+    k, v = fitness.calibrated_errors(attention, merged, LAYOUT, inputs)
+    assert spectral_fitness(attention, inputs).errors(np.array([LABELS]))[0] == pytest.approx(k + v, rel=1e-6)
+    for name in MERGES:
+        other = fitness.calibrated_errors(
+            attention, merge_named(name, before_refinement=True)(attention, LAYOUT, inputs), LAYOUT, inputs
+        )
+        assert other[0] >= k - 1e-9 and other[1] >= v - 1e-9, name
+
+
+def test_across_heads_real_factors_of_planes_are_free():
+    attention, (_, inputs) = normed_attention("all"), tokens_and_moments()
+    a, b = attention.planes.T
+    for copy, source in ((2, 0), (3, 1)):  # in front of RoPE, a plane of one is a multiple of the other's
+        factor = torch.tensor([0.5, -2.0, 1.5]).double()
+        rows = torch.empty(d, dtype=torch.float64)
+        rows[a], rows[b] = factor, factor
+        attention.k[copy] = (rows * attention.k_norm[source] / attention.k_norm[copy])[:, None] * attention.k[source]
+    for rescale in (False, True):
+        merged = spectral.merge(attention, LAYOUT, inputs, rescale=rescale)
+        assert fitness.calibrated_errors(attention, merged, LAYOUT, inputs)[0] < 1e-9
+    assert torch.equal(merged.q, attention.q), "it is q's gains that take the factors"
+
+
+def test_head_by_head_sizes_do_not_matter():
+    attention, (x, inputs) = normed_attention("head"), tokens_and_moments()
+    for copy, source in ((2, 0), (3, 1)):
+        attention.k[copy] = 7 * attention.k[source]
+    merged = spectral.merge(attention, LAYOUT, inputs)
+    assert score_error(attention, merged, x) < 1e-20
+    assert spectral_fitness(attention, inputs, part="k").errors(np.array([LABELS]))[0] < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["head", "all"])
+def test_the_shared_head_is_better_than_a_mean_of_weights(kind):
+    ours = means = 0.0
+    for seed in range(6):
+        attention, (x, inputs) = normed_attention(kind, seed), tokens_and_moments(seed)
+        ours += score_error(attention, spectral.merge(attention, LAYOUT, inputs, rescale=False), x)
+        means += score_error(attention, merge_named("mean")(attention, LAYOUT, inputs), x)
+    assert ours < 0.8 * means
+
+
+@pytest.mark.parametrize("kind", ["head", "all"])
+@pytest.mark.parametrize("merge", MERGES)
+def test_heads_alone_stay_as_they_are(kind, merge):
+    attention, (x, inputs) = normed_attention(kind), tokens_and_moments()
+    alone = LayerLayout.from_labels(range(G), H // G)
+    merged = merge_named(merge)(attention, alone, inputs)
+    for name in ("q", "k"):
+        before, after = (
+            behind_norms(getattr(m, name), getattr(m, f"{name}_norm"), kind, x) for m in (attention, merged)
+        )
+        assert torch.allclose(before, after, atol=1e-9)
+
+
+@pytest.mark.parametrize("sign", [-0.9, -0.99, -1.0])
+def test_gains_of_opposite_sign_do_not_blow_a_row_up(sign):
+    errors = []
+    for gain in (1.0, sign):
+        attention, (x, inputs) = normed_attention("all"), tokens_and_moments()
+        attention.k_norm[0, 0], attention.k_norm[2, 0] = gain, 1.0  # heads 0 and 2 share
+        errors.append(score_error(attention, spectral.merge(attention, LAYOUT, inputs, rescale=False), x))
+    assert errors[1] < 1.2 * errors[0]

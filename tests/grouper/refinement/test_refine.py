@@ -1,0 +1,148 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import logits
+
+from fitness.perplexity import nll
+from grouper import Architecture, Checkpoint, GrouperError, HeadLayout
+from grouper.calibration.text import TextSource, load_tokenizer, windows
+from grouper.refinement.refine import RefineOptions
+from grouper.regroup import Calibration, Regrouper
+from search import RunFolder, SearchOptions, evaluate, export_from_run, search
+
+FEW = {"refine_tokens": 512, "window": 128, "tokens": 2048}
+
+
+def regrouper(model="demo") -> Regrouper:
+    return Regrouper(Checkpoint.open(model), Calibration(TextSource("demo"), **FEW))
+
+
+@pytest.fixture(scope="module")
+def texted_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    search("demo", folder, SearchOptions(generations=3, population=16, text="demo", tokens=2048, window=128))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_run(reader, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "run"
+    search(reader, folder, SearchOptions(generations=3, population=16, text="demo", tokens=2048, window=128))
+    return folder
+
+
+def ragged_layout(layers: int = 6, heads: int = 16, head_dim: int = 32) -> HeadLayout:
+    rng = np.random.default_rng(0)
+    return HeadLayout.from_labels(
+        [rng.permutation(np.arange(heads) % (4 + layer)) for layer in range(layers)], heads, head_dim
+    )
+
+
+def weights(merged, layers=3):
+    return [
+        t
+        for layer in range(layers)
+        for t in (merged(layer).attention.k, merged(layer).attention.q, merged(layer).attention.o)
+    ]
+
+
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_refinement_lowers_every_layers_error_and_the_loss_on_other_text(scope):
+    ours = regrouper()
+    layout = ragged_layout()
+    held_out = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(ours.checkpoint), 128, 12)
+    original = nll(ours.model.model, held_out)
+    plain = nll(ours.install(layout, ours.merged(layout, "spectral")), held_out)
+    merged = ours.refined(layout, "spectral", RefineOptions(scope, steps=20, batch_tokens=512))
+    assert all(merged(layer).after < merged(layer).before for layer in range(6))
+    assert bool(merged(0).others) == (scope == "block")
+    refined = nll(ours.install(layout, merged), held_out)
+    assert original < refined < plain
+    ours.model.restore()
+    assert nll(ours.model.model, held_out) == original, "the model in memory is the original again"
+
+
+def test_the_same_call_gives_the_same_weights_and_a_killed_one_goes_on(reader, tmp_path):
+    layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=3, batch_tokens=512)
+
+    class Killed(Exception):
+        pass
+
+    def kill(layer, layers, step, steps, loss):
+        if layer == 2:
+            raise Killed
+
+    whole = weights(regrouper(reader).refined(layout, "spectral", options, tmp_path / "a"))
+    with pytest.raises(Killed):
+        regrouper(reader).refined(layout, "spectral", options, tmp_path / "b", kill)
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["layer-000.safetensors", "layer-001.safetensors"]
+    seen = set()
+    resumed = weights(
+        regrouper(reader).refined(layout, "spectral", options, tmp_path / "b", lambda layer, *_: seen.add(layer))
+    )
+    assert seen == {2} and all(torch.equal(a, b) for a, b in zip(whole, resumed))
+
+
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, prompt, scope):
+    lines = []
+    done = export_from_run(
+        small_run,
+        tmp_path / "out",
+        kv_ratio="1/4",
+        calibration=Calibration(TextSource("demo"), **FEW),
+        scope=scope,
+        tell=lines.append,
+    )
+    assert done.self_test.passed and any("refining 3 layers" in line and "about" in line for line in lines)
+    facts = json.loads((tmp_path / "out" / "grouper.json").read_text())
+    assert facts["merge"] == "spectral+refine" and facts["refined"]["scope"] == scope
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "what refinement kept is gone"
+    mlp = "model.layers.2.mlp.up_proj.weight"
+    same = torch.equal(Checkpoint.open(reader).tensor(mlp), Checkpoint.open(tmp_path / "out").tensor(mlp))
+    assert same == (scope == "attention")
+    assert torch.isfinite(logits(tmp_path / "out", prompt)).all()
+    export_from_run(
+        small_run, tmp_path / "bare", kv_ratio="1/4", calibration=Calibration(TextSource("demo"), **FEW), refine=False
+    )
+    assert json.loads((tmp_path / "bare" / "grouper.json").read_text())["merge"] == "spectral"
+
+
+def test_evaluation_measures_other_merges_and_refinement_beside_the_runs_own(texted_run, tmp_path):
+    shutil.copytree(texted_run, tmp_path / "run")
+    front = RunFolder(tmp_path / "run").front()
+    number = int(front.table[(front.table["kv_ratio"] == 0.25) & (front.table["deploy"] == "stock")].iloc[-1]["layout"])
+    source = TextSource("demo", purpose="evaluation")
+    options = {"layouts": f"0,{number}", "limit": 6, "window": 128}
+    for more in ({}, {"merge": "mean"}, {"refine": True, "refine_tokens": 1024}):
+        front = evaluate(tmp_path / "run", source, **options, **more)
+    measured = front.table[front.table["nll"].notna() & (front.table["layout"] == number)].set_index("merge")["nll"]
+    assert measured["spectral+refine"] < measured["spectral"] < measured["mean"]
+    assert (front.table["method"] == "original").sum() == 1
+    with pytest.raises(GrouperError, match="unknown merge"):
+        evaluate(tmp_path / "run", source, merge="luck", **options)
+
+
+def test_refinement_without_text_or_with_an_unknown_scope_is_refused(tmp_path):
+    search("demo", tmp_path / "run", SearchOptions(generations=2, population=16))
+    with pytest.raises(GrouperError, match="searched without text"):
+        evaluate(tmp_path / "run", TextSource("demo", purpose="evaluation"), refine=True, limit=2)
+    with pytest.raises(GrouperError, match="unknown scope"):
+        regrouper().refined(ragged_layout(), "spectral", RefineOptions("galaxy"))
+
+
+def test_more_text_gets_more_steps():
+    steps = [RefineOptions().steps_for(t) for t in (1_000, 32_768, 131_072, 393_216)]
+    assert steps == [20, 150, 424, 967] and Architecture.of(Checkpoint.open("demo").config).layers == 6
+
+
+def test_streams_on_disk_give_the_same_weights(reader, monkeypatch):
+    layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=2, batch_tokens=512)
+    in_memory = weights(regrouper(reader).refined(layout, "spectral", options))
+    monkeypatch.setattr("grouper.calibration.streams.free_memory", lambda: 0.0)
+    assert all(
+        torch.equal(a, b) for a, b in zip(in_memory, weights(regrouper(reader).refined(layout, "spectral", options)))
+    )

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grouper import GrouperError, Grouping, HeadLayout, LayerLayout
+from grouper.layout import canonical_labels, groups_of
+
+labels = st.lists(st.integers(0, 9), min_size=1, max_size=10)
+
+
+@given(labels, st.permutations(range(10)))
+def test_canonical_labels_forget_names(row, names):
+    renamed = [names[x] for x in row]
+    assert (canonical_labels(np.array(row)) == canonical_labels(np.array(renamed))).all()
+
+
+@given(labels)
+def test_canonical_labels_keep_the_partition(row):
+    canonical = canonical_labels(np.array(row))
+    assert [[a == b for b in row] for a in row] == [[a == b for b in canonical] for a in canonical]
+    assert all(label <= max([-1, *canonical[:i]]) + 1 for i, label in enumerate(canonical))
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(1, 3))
+def test_a_layout_survives_json(rows, queries):
+    layout = HeadLayout.from_labels(rows, 6 * queries, 32)
+    again = HeadLayout.from_json(layout.to_json())
+    assert again == layout and hash(again) == hash(layout) and again.to_json() == layout.to_json()
+
+
+def test_a_layout_with_own_sources_and_separate_k_and_v_survives_json():
+    k = Grouping(((0, 1, 2), (3,)), ((0, 1), (2, 3)))
+    v = Grouping.from_labels([0, 0, 0, 0])
+    layout = HeadLayout((LayerLayout(k, v),), 4, 4, 8)
+    assert HeadLayout.from_json(layout.to_json()) == layout
+    assert layout.kv_heads == ("2/1",) and layout.deploy == "none"
+    assert layout.kv_bytes_per_token("float16") == (2 + 1) * 8 * 2 and layout.kv_ratio == 3 / 8
+
+
+def test_canonical_order_and_equality():
+    a = Grouping(((3, 1), (2, 0)), ((3, 1), (0, 2)))
+    assert a.readers == ((0, 2), (1, 3)) and a == Grouping(((0, 2), (1, 3)), ((2, 0), (1, 3)))
+    assert a.group_of.tolist() == [0, 1, 0, 1]
+
+
+def test_gqa_readers_are_the_queries_of_the_merged_heads():
+    grouping = Grouping.from_labels([0, 1, 0], queries_per_kv_head=3)
+    assert grouping.readers == ((0, 1, 2, 6, 7, 8), (3, 4, 5)) and grouping.sources == ((0, 2), (1,))
+
+
+@pytest.mark.parametrize(
+    ("rows", "deploy"),
+    [([[0, 0, 1, 1]] * 2, "stock"), ([[0, 0, 0, 1]] * 2, "padded"), ([[0, 0, 1, 1], [0, 0, 0, 1]], "padded"), ([[0] * 4, [0, 0, 1, 1]], "ragged")],
+)  # fmt: skip
+def test_deployment_classes(rows, deploy):
+    assert HeadLayout.from_labels(rows, 4, 8).deploy == deploy
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": 99}', '{"format": 1, "layers": [{"kv": {"readers": [[0, 0]], "sources": [[0]]}}]}'],
+)
+def test_what_is_no_layout_is_refused(text):
+    with pytest.raises(GrouperError):
+        HeadLayout.from_json(text)
+
+
+def test_groups_of():
+    assert groups_of([7, 3, 7]) == ((0, 2), (1,))

@@ -1,0 +1,291 @@
+"""A whole run: files, resuming, determinism, picking, measuring."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_models import logits
+
+from fitness.perplexity import nll
+from grouper import GrouperError, HeadLayout
+from grouper.calibration.text import TextSource, windows
+from search import SearchOptions, evaluate, export_from_run, pick, search
+from search.pareto import COLUMNS
+from search.run_folder import RunFolder
+
+QUICK = SearchOptions(fitness="weight", generations=4, population=24)
+
+
+def contents(folder):
+    """Every file but run.json's timings."""
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    settings = json.loads(files.pop("run.json"))
+    return files, {k: v for k, v in settings.items() if k not in ("timings", "jobs")}
+
+
+@pytest.fixture(scope="module")
+def run(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    search(models("llama"), folder / "run", QUICK)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    search("demo", folder / "run", QUICK)
+    return folder / "run"
+
+
+def test_the_csv_says_what_the_layouts_say(run):
+    table = pd.read_csv(run / "pareto.csv")
+    assert list(table.columns) == COLUMNS and table["layout"].tolist() == list(range(len(table)))
+    assert table.loc[0, ["method", "kv_ratio", "error", "deploy"]].tolist() == ["original", 1.0, 0.0, "stock"]
+    for _, row in table.iterrows():
+        layout = RunFolder(run).layout(row["layout"])
+        assert row["kv_heads"] == ";".join(layout.kv_heads) and row["deploy"] == layout.deploy
+        assert math.isclose(row["kv_ratio"], layout.kv_ratio) and row[
+            "kv_bytes_per_token"
+        ] == layout.kv_bytes_per_token("bfloat16")
+    points = table[["kv_bytes_per_token", "error"]].to_numpy()
+    beaten = [((points <= p).all(1) & (points < p).any(1)).any() for p in points]
+    assert table["on_front"].tolist() == [int(not b) for b in beaten]
+    for count in range(1, 8):
+        uniform = table[table["kv_heads"] == ";".join([str(count)] * 3)]
+        assert "neighbour" in set(uniform["method"]) and set(uniform["method"]) - {"neighbour", "random"}
+        if 8 % count == 0:
+            assert ((uniform["deploy"] == "stock") & uniform["method"].isin(["qcqa-ec", "qcqa-ac"])).any()
+
+
+def test_the_same_seed_gives_the_same_files_and_another_one_others(run, models, tmp_path):
+    search(models("llama"), tmp_path / "a", QUICK)
+    search(models("llama"), tmp_path / "b", SearchOptions(fitness="weight", generations=4, population=24, seed=1))
+    assert contents(tmp_path / "a") == contents(run)
+    assert contents(tmp_path / "b")[0]["layers/00.csv"] != contents(run)[0]["layers/00.csv"]
+
+
+def test_layers_searched_in_parallel_give_the_same_files(run, models, tmp_path):
+    search(models("llama"), tmp_path / "a", QUICK, jobs=2)
+    assert contents(tmp_path / "a") == contents(run)
+
+
+@pytest.mark.parametrize("stop", ["in layer 1", "before the front", "half a layout"])
+def test_a_killed_run_resumes_to_the_same_files(run, models, tmp_path, stop):
+    class Killed(Exception):
+        pass
+
+    def progress(layer, layers, method, generation, best):
+        if stop == "in layer 1" and layer == 1 and generation == 2:
+            raise Killed
+
+    try:
+        search(models("llama"), tmp_path / "a", QUICK, progress=progress)
+    except Killed:
+        assert sorted(p.name for p in (tmp_path / "a" / "layers").iterdir()) == ["00.csv"]
+    if stop != "in layer 1":
+        (tmp_path / "a" / "pareto.csv").unlink()
+        (tmp_path / "a" / "pareto.svg").unlink()
+    if stop == "half a layout":
+        (tmp_path / "a" / "layouts" / "0003.json").write_text("{")
+    search(models("llama"), tmp_path / "a", QUICK)
+    assert contents(tmp_path / "a") == contents(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("layers/01.csv", "method,groups\nx,a|b\n"), ("run.json", "{"), ("pareto.csv", "a,b\n1,2\n")]
+)
+def test_a_damaged_run_is_refused_in_one_line(run, models, tmp_path, file, text):
+    shutil.copytree(run, tmp_path / "a")
+    (tmp_path / "a" / file).write_text(text)
+    with pytest.raises(GrouperError, match=file.split("/")[-1]):
+        search(models("llama"), tmp_path / "a", QUICK)
+
+
+def test_resuming_does_not_search_again(run, models, tmp_path):
+    shutil.copytree(run, tmp_path / "a")
+    search(models("llama"), tmp_path / "a", QUICK, progress=lambda *_: pytest.fail("searched again"))
+
+
+def test_another_search_into_the_same_folder_is_refused(run, models, tmp_path):
+    shutil.copytree(run, tmp_path / "a")
+    with pytest.raises(GrouperError, match="another seed"):
+        search(models("llama"), tmp_path / "a", SearchOptions(fitness="weight", generations=4, population=24, seed=9))
+    with pytest.raises(GrouperError, match="another fingerprint"):
+        search(models("llama", seed=5), tmp_path / "a", QUICK)
+    search(
+        models("llama"),
+        tmp_path / "a",
+        SearchOptions(fitness="weight", generations=4, population=24, seed=9),
+        overwrite=True,
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("keep")
+    with pytest.raises(GrouperError, match="not written by Grouper"):
+        search(models("llama"), tmp_path / "mine", QUICK)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": ("gradient",)}, "unknown method 'gradient'"), ({"fitness": "luck"}, "unknown fitness"), ({"paper": "x"}, "unknown paper"),
+        ({"kv_heads_multiple_of": 8}, "multiple of 8"), ({"kv_heads_multiple_of": 0}, "multiple of 0"), ({"kv_dtype": "int3"}, "unknown KV dtype"),
+        ({"population": 1}, "population of 1"), ({"stage2": "luck"}, "unknown stage 2"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_met_write_nothing(models, tmp_path, options, message):
+    with pytest.raises(GrouperError, match=message):
+        search(models("llama"), tmp_path / "run", SearchOptions(**options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_one_kv_head_is_refused(models, tmp_path):
+    with pytest.raises(GrouperError, match="MQA already"):
+        search(models("llama", heads=8, kv_heads=1), tmp_path / "run", QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_kv_heads_in_multiples(models, tmp_path):
+    front = search(
+        models("llama"),
+        tmp_path / "run",
+        SearchOptions(fitness="weight", generations=4, population=24, kv_heads_multiple_of=4),
+    )
+    assert {int(k) for row in front.table["kv_heads"] for k in row.split(";")} == {4, 8}
+
+
+def test_the_papers_recipe_and_the_exact_method(run, models, tmp_path):
+    paper = search(models("llama"), tmp_path / "paper", SearchOptions(paper="qcqa", generations=10, population=50))
+    exact = search(models("llama"), tmp_path / "exact", SearchOptions(method=("exact",), fitness="weight"))
+    assert json.loads((tmp_path / "paper" / "run.json").read_text())["stage2"] == "nsga2"
+    assert paper.table["error"].max() > exact.table["error"].max(), "the paper's error is not normalised"
+    ours = RunFolder(run).front()
+    assert ours.hypervolume(reference=(1.0, 4.0)) <= exact.hypervolume(reference=(1.0, 4.0)) + 1e-9
+
+
+def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_path, monkeypatch):
+    losses = []
+    monkeypatch.setattr("search.methods.judge.HELD_OUT", 512)
+    monkeypatch.setattr(
+        "search.methods.judge.nll", lambda model, windows: losses.append(nll(model, windows)) or losses[-1]
+    )
+    options = SearchOptions(paper="asymgqa", text=str(text), tokens=2048, window=128)
+    with pytest.raises(GrouperError, match="--text"):
+        replace(options, text=None).resolved()
+    front = search(reader, tmp_path / "run", options)
+    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer)}
+    assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 3 * ((6 + 2) * 11 + 2), (
+        "10 steps and a start for each count"
+    )
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (settings["fitness"], settings["stage2"], set(front.table["merge"])) == ("activation", "none", {"mean"})
+    assert {"asymgqa", "asymgqa-sym"} <= set(front.table["method"]) and "ragged" not in set(front.table["deploy"])
+    found = len(losses)
+    search(reader, tmp_path / "run", options)
+    assert len(losses) == found, "what is found is kept"
+
+
+def test_a_planted_model_is_regrouped_without_loss(planted, tmp_path, prompt):
+    folder, labels = planted
+    front = search(folder, tmp_path / "run", QUICK)
+    found = pick(front, "mean", kv_ratio="1/2")
+    assert found.row["error"] == 0 and found.row["deploy"] == "stock"
+    assert RunFolder(tmp_path / "run").layout(found.layout) == HeadLayout.from_labels(labels, 8, 16)
+    export_from_run(tmp_path / "run", tmp_path / "out", kv_ratio="1/2")
+    assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
+
+
+def test_picking(run):
+    front = RunFolder(run).front()
+    stock = pick(front, "mean", kv_ratio="0.25")
+    free = pick(front, "mean", kv_ratio="0.25", deploy="any")
+    assert stock.row["deploy"] == "stock" and free.row["error"] <= stock.row["error"]
+    assert (stock.others is not None) == (free.row["error"] < stock.row["error"])
+    assert (
+        pick(front, "mean", kv_bytes_per_token=int(free.row["kv_bytes_per_token"]), deploy="any").row["error"]
+        <= free.row["error"]
+    )
+    assert pick(front, "mean", kv_ratio="1/3", deploy="ragged").row["kv_ratio"] == pytest.approx(1 / 3)
+    baselines = set(front.table.loc[front.table["method"].isin(["neighbour", "random", "original"]), "layout"])
+    assert not {p.layout for p in (stock, free)} & baselines
+    front.table.loc[front.table["layout"] == free.layout, "nll"] = 9.0
+    front.table.loc[front.table["layout"] == stock.layout, "nll"] = 5.0
+    assert pick(front, "mean", kv_ratio="0.25", deploy="any").layout == stock.layout, "measured nats decide over errors"
+    for asked, message in (
+        ({"kv_ratio": "2"}, "out of range"), ({"kv_ratio": "0"}, "out of range"), ({"kv_ratio": "half"}, "a number or a fraction"),
+        ({"kv_ratio": "0.05"}, "below one head a layer"), ({"kv_ratio": "0.98"}, "the nearest are"),
+        ({"kv_bytes_per_token": 3}, "the smallest takes"),
+        ({"layout": 10**6}, "no layout"), ({}, "one of --layout"), ({"layout": 1, "kv_ratio": "1"}, "one of --layout"),
+        ({"kv_ratio": "0.25", "deploy": "tpu"}, "unknown deployment class"),
+    ):  # fmt: skip
+        with pytest.raises(GrouperError, match=message):
+            pick(front, "mean", **asked)
+
+
+def test_measuring_a_real_model(demo_run, tmp_path):
+    shutil.copytree(demo_run, tmp_path / "run")
+    source = TextSource("demo", purpose="evaluation")
+    table = RunFolder(demo_run).front().table
+    half = table[(table["kv_ratio"] == 0.5) & (table["deploy"] == "stock")].set_index("method")["layout"]
+    numbers = f"0,{half['qcqa-ec']},{half['neighbour']}"
+    front = evaluate(tmp_path / "run", source, layouts=numbers, limit=4, window=128)
+    nll = front.table.set_index("method")["nll"].dropna()
+    assert 3 < nll["original"] < 5 and nll["original"] < nll["qcqa-ec"] and nll["original"] < nll["neighbour"]
+    assert front.table["perplexity"].dropna().to_numpy() == pytest.approx(np.exp(nll.to_numpy()))
+    before = (tmp_path / "run" / "pareto.csv").read_bytes()
+    evaluate(
+        tmp_path / "run",
+        source,
+        layouts=numbers,
+        limit=4,
+        window=128,
+        progress=lambda *_: pytest.fail("measured again"),
+    )
+    assert (tmp_path / "run" / "pareto.csv").read_bytes() == before
+    with pytest.raises(GrouperError, match="other text or windows"):
+        evaluate(tmp_path / "run", source, layouts="0", limit=5, window=128)
+    again = evaluate(tmp_path / "run", source, layouts="0", limit=5, window=128, overwrite=True)
+    assert again.table["nll"].notna().sum() == 1
+
+
+def test_nats_per_token_are_what_transformers_says(demo_run):
+    from transformers import AutoModelForCausalLM
+
+    from fitness.perplexity import nll
+    from grouper import Checkpoint
+    from grouper.calibration.text import load_tokenizer
+    from grouper.model.checkpoint import DEMO
+
+    tokens = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(Checkpoint.open("demo")), 64, 6)
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        theirs = [model(row[None], labels=row[None]).loss.item() for row in tokens]
+    assert nll(model, tokens) == pytest.approx(sum(theirs) / 6, rel=1e-5)
+
+
+def test_text_too_short_or_not_text(tmp_path):
+    from grouper import Checkpoint
+    from grouper.calibration.text import load_tokenizer
+
+    tokenizer = load_tokenizer(Checkpoint.open("demo"))
+    (tmp_path / "short.txt").write_text("Four score and seven years ago")
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"no": 1}\n')
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name, message in (
+        ("short.txt", "too few for one window"),
+        ("rows.jsonl", "line 2"),
+        ("binary.txt", "not UTF-8"),
+        ("none", "cannot read"),
+    ):
+        with pytest.raises(GrouperError, match=message):
+            windows(TextSource(str(tmp_path / name)), tokenizer, 64)
+    with pytest.raises(GrouperError, match="--text"):
+        TextSource()
+    (tmp_path / "good.jsonl").write_text('{"text": "one two three four"}\n' * 40)
+    rows = windows(TextSource(str(tmp_path / "good.jsonl")), tokenizer, 32)
+    assert rows.shape[1] == 32 and (rows == tokenizer.eos_token_id).sum() > 10

@@ -1,7 +1,8 @@
-"""What any merge does to attention, by the spectral fitness's measure: so that layouts that no closed form merges can stand beside the others.
+"""What any merge does to attention, by the spectral fitness's measure: so that layouts that no closed form merges can
+stand beside the others.
 
-V: sum over query heads of |(W_O W_V - W_O' W_V') C^(1/2)|^2. K: the same of the scores, per RoPE plane the square averaged over phases. Each over
-its energy; for the spectral merge of a layout this is what `SpectralFitness` gives.
+V: sum over query heads of |(W_O W_V - W_O' W_V') C^(1/2)|^2. K: the same of the scores, per RoPE plane the square
+averaged over phases. Each over its energy; for the spectral merge of a layout this is what `SpectralFitness` gives.
 """
 
 import torch
@@ -17,19 +18,16 @@ def calibrated_errors(
     before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments
 ) -> tuple[float, float]:
     """(K error, V error), relative. before: the layer as it came; merged: with the layout's heads."""
-    after, second = merged.expanded(layout), inputs.second
-    mean = second[:, -1]
-    centred = second - torch.outer(mean, mean) / mean[-1].clamp_min(1e-12)
-    kv = torch.arange(before.query_heads) // (before.query_heads // before.kv_heads)
-    was, now = scored(before, second), scored(merged, second)
+    after, second_moment = merged.expanded(layout), inputs.second_moment
+    mean = second_moment[:, -1]
+    centred = second_moment - torch.outer(mean, mean) / mean[-1].clamp_min(1e-12)
+    was, now = scored(before, second_moment), scored(merged, second_moment)
     new_q = torch.arange(len(before.q)) if layout.q is None else torch.from_numpy(layout.q.group_of)
-    q, k = (
-        (was[0], now[0][new_q]),
-        (was[1][kv], now[1][torch.from_numpy(layout.k.group_of)]),
-    )  # [H, d, D + 1] before and after
+    new_k, kv = torch.from_numpy(layout.k.group_of), before.head_read
+    q, k = (was[0], now[0][new_q]), (was[1][kv], now[1][new_k])  # [H, d, D + 1] before and after
     v = (augmented(before.v, before.v_bias)[kv], augmented(after.v, after.v_bias))
     o = tuple(a.o.double().permute(1, 2, 0) for a in (before, after))  # [H, d, D]
-    v_error, v_energy = _product_change(o, v, None, second)
+    v_error, v_energy = _product_change(o, v, None, second_moment)
     k_error = k_energy = 0.0
     d = before.head_dim
     rotary = [] if before.planes is None else before.planes.flatten().tolist()
@@ -37,22 +35,24 @@ def calibrated_errors(
         a, b = before.planes.T
         weight = 0.5 if len(rotary) < d else 1.0
         planes = [[torch.complex(x[:, a], x[:, b])[:, :, None] for x in pair] for pair in (q, k)]  # [H, P, 1, D + 1]
-        error, energy = _product_change(*planes, second, second)
+        error, energy = _product_change(*planes, second_moment, second_moment)
         k_error, k_energy = weight * error, weight * energy
-    free = [i for i in range(d) if i not in set(rotary)]
-    if free:
-        error, energy = _product_change(*(tuple(x[:, free] for x in pair) for pair in (q, k)), second, centred)
+    unrotated = [i for i in range(d) if i not in set(rotary)]
+    if unrotated:
+        error, energy = _product_change(
+            *(tuple(x[:, unrotated] for x in pair) for pair in (q, k)), second_moment, centred
+        )
         k_error, k_energy = k_error + error, k_energy + energy
     return k_error / max(k_energy, 1e-300), v_error / max(v_energy, 1e-300)
 
 
-def _product_change(left: tuple, right: tuple, metric: Tensor | None, second: Tensor) -> tuple[float, float]:
-    """left [..., f, X] and right [..., f, Y], before and after. Returns |A^H B - A'^H B'|^2 and |A^H B|^2, summed, X measured by `metric` (identity
-    if None) and Y by `second`."""
+def _product_change(left: tuple, right: tuple, metric: Tensor | None, second_moment: Tensor) -> tuple[float, float]:
+    """left [..., f, X] and right [..., f, Y], before and after. Returns |A^H B - A'^H B'|^2 and |A^H B|^2, summed, X
+    measured by `metric` (identity if None) and Y by `second_moment`."""
 
     def inner(i: int, j: int) -> float:
         x = left[i] if metric is None else left[i] @ metric.to(left[i].dtype)
-        y = right[i] @ second.to(right[i].dtype)
+        y = right[i] @ second_moment.to(right[i].dtype)
         over_x = x @ left[j].mH  # [..., f, f]
         over_y = y @ right[j].mH
         return float((over_x.conj() * over_y).sum().real)

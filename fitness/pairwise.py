@@ -8,14 +8,16 @@ CHUNK = 1 << 22  # elements of [n, G, G] at a time
 
 
 class PairwiseFitness:
-    """Errors of the form sum over groups g of by_size[|g|] 1_g^T pairs 1_g, where 1_g^T pairs 1_g counts every pair twice.
+    """Errors of the form sum over groups g of by_size[|g|] 1_g^T pairs 1_g, where 1_g^T pairs 1_g counts every pair
+    twice.
 
-    With by_size[s] = 1 / s, the default, and pairs[a, b] = (G_aa + G_bb - 2 G_ab) / 2 for a Gram matrix G of the heads, that is the
-    within-group sum of squares around the group's mean: tr G - sum over g of (1 / |g|) 1_g^T G 1_g. Differences of close numbers are
-    taken once, in float64, when the table is made: groups of equal heads cost 0 and not a rounding error of tr G.
+    With by_size[s] = 1 / s, the default, and pairs[a, b] = (G_aa + G_bb - 2 G_ab) / 2 for a Gram matrix G of the heads,
+    that is the within-group sum of squares around the group's mean: tr G - sum over g of (1 / |g|) 1_g^T G 1_g.
+    Differences of close numbers are taken once, in float64, when the table is made: groups of equal heads cost 0 and
+    not a rounding error of tr G.
 
-    pairs: [G, G], zero diagonal; by_size: [G + 1]. distance: [G, G], how far apart two heads are, for methods that go by that
-    (AsymGQA); the pairs unless given.
+    pairs: [G, G], zero diagonal; by_size: [G + 1]. distance: [G, G], how far apart two heads are, for methods that go
+    by that (AsymGQA); the pairs unless given.
     """
 
     def __init__(self, pairs: np.ndarray, by_size: np.ndarray | None = None, distance: np.ndarray | None = None):

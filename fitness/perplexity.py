@@ -10,7 +10,8 @@ BATCH_TOKENS = 4096
 def nll(model, windows: Tensor) -> float:
     """Mean negative log-likelihood in nats of each window's tokens but the first. windows: [n, tokens] ids.
 
-    Windows do not overlap, so every token is counted once, with at least its window's beginning as context. Sums are float64.
+    Windows do not overlap, so every token is counted once, with at least its window's beginning as context. Sums are
+    float64.
     """
     device = next(model.parameters()).device
     total, count = 0.0, 0

@@ -1,27 +1,64 @@
 """QCQA's weight-sharing error (arXiv 2406.10247), from a Gram matrix of the heads' weights.
 
-WSE(P) = sum over groups g, heads h in g of |W_K^h - mean_g W_K|^2 + |W_V^h - mean_g W_V|^2. It depends on the weights only through
-<W_K^a, W_K^b> + <W_V^a, W_V^b>. The sum is over KV heads: in a model that is GQA already, the query heads that share one are
-at distance zero, and all KV heads have as many of them.
+WSE(P) = sum over groups g, heads h in g of |W_K^h - mean_g W_K|^2 + |W_V^h - mean_g W_V|^2. It depends on the weights
+only through <W_K^a, W_K^b> + <W_V^a, W_V^b>. The sum is over KV heads: in a model that is GQA already, the query heads
+that share one are at distance zero, and all KV heads have as many of them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-import torch
 from torch import Tensor
 
+from fitness.base import Fitness, kinds_of
 from fitness.pairwise import PairwiseFitness
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
+from grouper.layout import LayerLayout
+from grouper.merging import MEAN
 from grouper.merging.folding import augmented
 
-PARTS = {"kv": ("k", "v"), "k": ("k",), "v": ("v",), "q": ("q",)}
+
+@dataclass(frozen=True)
+class Weight(Fitness):
+    """normalised: divided by the layer's energy tr G, so that layers add up fairly; the paper's own is not."""
+
+    name: str = "weight"
+    normalised: bool = True
+    own_merge = "mean"
+    paper = "QCQA, arXiv 2406.10247"
+    needs_moments = False
+
+    def tables(
+        self, attention: Attention, inputs: InputMoments | None = None, part: str = "kv", device: str = "cpu"
+    ) -> PairwiseFitness:
+        """`distance` is 1 - cosine of weights. part: "k" and "v" add up to "kv"; "q" is over q's own energy."""
+        kinds = kinds_of(part)
+        grams = {kind: gram(attention, kind) for kind in {*kinds, *(() if part == "q" else ("k", "v"))}}
+        energy = float(sum(np.trace(grams[kind]) for kind in sorted(grams)))
+        chosen = [grams[kind] for kind in kinds]
+        scale = energy if self.normalised and energy > 0 else 1.0
+        return PairwiseFitness.from_gram(sum(chosen), scale, cosine_distance(chosen))
+
+    def pairs(self, attention: Attention, inputs: InputMoments | None = None, part: str = "kv") -> PairwiseFitness:
+        return self.tables(attention, inputs, part)
+
+    def error_of_any_layout(
+        self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None
+    ) -> float:
+        changed, energy = changes(attention, MEAN.merge(attention, layout), layout)
+        if not self.normalised:
+            return (changed["k"] + changed["v"]) / attention.queries_per_kv_head + changed["q"]
+        kv = (changed["k"] + changed["v"]) / max(energy["k"] + energy["v"], 1e-300)
+        return kv + changed["q"] / max(energy["q"], 1e-300)
 
 
-def gram(attention: Attention, kind: str, second: Tensor | None = None) -> np.ndarray:
-    """[heads, heads] float64: inner products of the q, k or v heads' weights, biases included; under `second`, of their outputs."""
-    heads = augmented(getattr(attention, kind), getattr(attention, f"{kind}_bias"))  # [heads, d, D + 1]
-    seen = heads if second is None else heads @ second
-    return (seen.flatten(1) @ heads.flatten(1).T).numpy()
+def gram(attention: Attention, kind: str, second_moment: Tensor | None = None) -> np.ndarray:
+    """[G, G] float64: inner products of the q, k or v heads' weights, biases included; under `second_moment`, of their
+    outputs."""
+    weights = augmented(getattr(attention, kind), getattr(attention, f"{kind}_bias"))  # [G, d, D + 1]
+    seen = weights if second_moment is None else weights @ second_moment
+    return (seen.flatten(1) @ weights.flatten(1).T).numpy()
 
 
 def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
@@ -34,47 +71,21 @@ def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
     return 1 - sum(cosines) / len(cosines)
 
 
-def weight_fitness(
-    attention: Attention,
-    inputs: InputMoments | None = None,
-    part: str = "kv",
-    normalised: bool = True,
-    device: str = "cpu",
-) -> PairwiseFitness:
-    """One layer's weight-sharing error. `distance` is 1 - cosine of weights.
+def changes(
+    before: Attention, merged: Attention, layout: LayerLayout, second_moment: Tensor | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Summed over query heads, for each of "k", "v" and "q": the squared change of weights, and their energy before;
+    under `second_moment`, of outputs.
 
-    part: "kv", or "k" or "v" alone (whose errors then add up to that of "kv"), or "q". normalised: divided by the layer's energy tr G, so that
-    layers add up fairly; the paper's own is not.
+    Where readers stay with their heads and the merge is the mean, change over energy is the fitness.
     """
-    parts = {kind: gram(attention, kind) for kind in ({"k", "v"} if part != "q" else {"q"})}
-    energy = float(sum(np.trace(g) for g in parts.values()))
-    grams = [parts[kind] for kind in PARTS[part]]
-    return PairwiseFitness.from_gram(sum(grams), energy if normalised and energy > 0 else 1.0, cosine_distance(grams))
-
-
-def mean_error(
-    attention: Attention, merged: Attention, layout, second: Tensor | None, normalised: bool = True
-) -> float:
-    """The same error for any layout and merge: query heads may read heads that theirs are not merged into, and share projections.
-
-    Per query head, the squared change of its K and V (and, over its own energy, of its q), so that where readers stay
-    with their heads and the merge is the mean this is the fitness. Under `second`, of outputs, as the activation fitness has it.
-    """
-    kv = torch.arange(attention.query_heads) // (attention.query_heads // attention.kv_heads)
-    after = merged.expanded(layout)
-    changed, energy = {}, {}
+    after, changed, energy = merged.expanded(layout), {}, {}
     for kind in ("k", "v", "q"):
-        old, new = (augmented(getattr(a, kind), getattr(a, f"{kind}_bias")) for a in (attention, after))
-        old = old if kind == "q" else old[kv]
+        old, new = (augmented(getattr(a, kind), getattr(a, f"{kind}_bias")) for a in (before, after))
+        old = old if kind == "q" else old[before.head_read]
         norms = []
-        for heads in (old - new, old):
-            norms.append(float(((heads if second is None else heads @ second) * heads).sum()))
+        for weights in (old - new, old):
+            seen = weights if second_moment is None else weights @ second_moment
+            norms.append(float((seen * weights).sum()))
         changed[kind], energy[kind] = norms
-    queries = attention.query_heads // attention.kv_heads
-    if not normalised:
-        return (changed["k"] + changed["v"]) / queries + changed["q"]
-    if second is not None:
-        return sum(changed[kind] / max(energy[kind], 1e-300) for kind in changed)
-    return (changed["k"] + changed["v"]) / max(energy["k"] + energy["v"], 1e-300) + changed["q"] / max(
-        energy["q"], 1e-300
-    )
+    return changed, energy

@@ -1,20 +1,35 @@
-"""The weights of one attention layer, head by head, whatever the checkpoint calls them."""
+"""The weights of one attention layer, head by head, whatever the checkpoint calls them.
+
+Symbols, here and in every other module:
+
+    L   layers of the model
+    H   query heads of a layer (attention outputs); where query projections are shared, q itself has fewer
+    G   KV heads of a layer: the model's own before regrouping, the layout's after
+    d   head_dim: rows of one head
+    D   hidden size: what enters the projections; D + 1 where a constant input 1 carries the biases
+    S   heads behind one shared head: a group's members
+    P   planes of a head: pairs of rows that RoPE rotates together
+    f   rows of a head that RoPE leaves alone
+    m   largest group of a layer
+    n   candidates scored at once
+"""
 
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 
 
 @dataclass
 class Attention:
-    """One layer's projections; float32 unless said otherwise.
+    """One layer's projections; float32 unless said otherwise. Raises GrouperError where shapes do not go together.
 
-    Before regrouping, G is the model's own number of KV heads and query head h reads KV head h * G // H. After a merge, k and v have the
-    layout's heads in its order, and the layout says who reads which. K and V may then differ in number, and where the layout shares query
-    projections, q has its query heads.
+    Before regrouping, G is the model's own number of KV heads and query head h reads KV head h * G // H. After a merge,
+    k and v have the layout's heads in its order, and the layout says who reads which. K and V may then differ in
+    number, and where the layout shares query projections, q has its query heads.
     """
 
     q: Tensor  # [H, d, D]
@@ -27,8 +42,28 @@ class Attention:
     o_bias: Tensor | None = None  # [D]
     q_norm: Tensor | None = None  # [H, d] gains of a norm between q's projection and RoPE
     k_norm: Tensor | None = None  # [G, d]
-    planes: Tensor | None = None  # [rotary_dim / 2, 2] rows of a head that RoPE rotates together; None without RoPE
+    planes: Tensor | None = None  # [P, 2] the rows of each plane; None without RoPE
     qk_norm: str | None = None  # "head": each head is divided by its own root mean square, "all": by that of all heads
+
+    def __post_init__(self) -> None:
+        if not all(t.ndim == 3 for t in (self.q, self.k, self.v, self.o)):
+            shapes = ", ".join(str(list(t.shape)) for t in (self.q, self.k, self.v, self.o))
+            raise GrouperError(
+                f"attention has q, k, v, o of shapes {shapes}: expected [heads, d, D] thrice and [D, H, d]"
+            )
+        d, D = self.q.shape[1:]
+        expected = {part: (len(getattr(self, part)), d, D) for part in ("q", "k", "v")}
+        expected |= {"o": (self.o.shape[0], self.o.shape[1], d), "o_bias": (self.o.shape[0],)}
+        expected |= {f"{part}_bias": (len(getattr(self, part)), d) for part in ("q", "k", "v")}
+        expected |= {f"{part}_norm": (len(getattr(self, part)), d) for part in ("q", "k")}
+        for name, shape in expected.items():
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise GrouperError(f"attention has {name} of shape {list(tensor.shape)}: expected {list(shape)}")
+        if self.planes is not None and (self.planes.shape[1:] != (2,) or not 0 <= int(self.planes.max()) < d):
+            raise GrouperError(
+                f"attention has planes of shape {list(self.planes.shape)}: expected pairs of rows below {d}"
+            )
 
     @property
     def query_heads(self) -> int:
@@ -39,49 +74,52 @@ class Attention:
         return self.k.shape[0]
 
     @property
+    def queries_per_kv_head(self) -> int:
+        """Before regrouping: how many query heads read each KV head."""
+        return self.query_heads // self.kv_heads
+
+    @property
     def head_dim(self) -> int:
         return self.q.shape[1]
 
+    def readers_of(self, kv_head: int) -> list[int]:
+        """Before regrouping: the query heads that read this KV head."""
+        return list(range(kv_head * self.queries_per_kv_head, (kv_head + 1) * self.queries_per_kv_head))
+
+    @property
+    def head_read(self) -> Tensor:
+        """[H]: before regrouping, the KV head that each query head reads."""
+        return torch.arange(self.query_heads) // self.queries_per_kv_head
+
     def expanded(self, layout: LayerLayout) -> "Attention":
-        """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference and evaluation.
+        """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference
+        and evaluation.
 
         Where a norm spans all K heads, that holds only before it: see grouper.model.in_memory.
         """
         index = {"k": torch.from_numpy(layout.k.group_of), "v": torch.from_numpy(layout.v.group_of)}
         if layout.q is not None:
             index["q"] = torch.from_numpy(layout.q.group_of)
-        parts = {
-            name: i
-            for part, i in index.items()
-            for name in (part, f"{part}_bias", f"{part}_norm")
-            if hasattr(self, name)
-        }
-        return replace(
-            self, **{n: getattr(self, n)[i.to(self.o.device)] for n, i in parts.items() if getattr(self, n) is not None}
-        )
+        parts = {n: i for part, i in index.items() for n in (part, f"{part}_bias", f"{part}_norm") if hasattr(self, n)}
+        taken = {n: getattr(self, n)[i.to(self.o.device)] for n, i in parts.items() if getattr(self, n) is not None}
+        return replace(self, **taken)
 
     def to(self, *args, **kwargs) -> "Attention":
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
-        moved = {
-            name: t.to(*args, **kwargs) for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"
-        }
-        return replace(self, **moved)
+        tensors = {name: t for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"}
+        return replace(self, **{name: t.to(*args, **kwargs) for name, t in tensors.items()})
 
 
 @dataclass
 class MergedLayer:
-    """What a layer becomes. attention: its weights, heads in the layout's order. others: the layer's other tensors that changed, by name
-    within the layer.
+    """What a layer becomes.
 
-    before, after: where it was refined, the error of the regrouped residual stream behind the layer, relative to what the layer adds.
+    attention: its weights, KV heads in the layout's order. others: the layer's other tensors that changed, by name
+    within the layer. before, after: where it was refined, the error of the regrouped residual stream behind the layer,
+    relative to what the layer adds.
     """
 
     attention: Attention
     others: dict[str, Tensor] = field(default_factory=dict)
     before: float = float("nan")
     after: float = float("nan")
-
-
-def concatenated(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[heads, d, D] or, with a bias, [heads, d, D + 1]: the bias as the weight of a constant input 1."""
-    return weight if bias is None else torch.cat([weight, bias[..., None].to(weight)], dim=-1)

@@ -25,8 +25,11 @@ FORMAT = 1
 def canonical_labels(labels: np.ndarray) -> np.ndarray:
     """Rename groups in order of their smallest member, so that equal partitions are equal arrays.
 
-    labels: [..., heads], any integers. Returns int16 of the same shape, each row a restricted growth string: 0, then at most one
-    more than the largest so far.
+    labels: [..., heads], any integers. Returns int16 of the same shape, each row a restricted growth string: 0, then at
+    most one more than the largest so far.
+
+    >>> canonical_labels(np.array([7, 3, 7, 0])).tolist()
+    [0, 1, 0, 2]
     """
     labels = np.asarray(labels)
     first = (labels[..., :, None] == labels[..., None, :]).argmax(-1)  # [..., heads] smallest member of my group
@@ -35,7 +38,11 @@ def canonical_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def groups_of(labels: Sequence[int]) -> Groups:
-    """The partition behind one label vector, groups by smallest member."""
+    """The partition behind one label vector, groups by smallest member.
+
+    >>> groups_of([7, 3, 7])
+    ((0, 2), (1,))
+    """
     labels = canonical_labels(np.asarray(labels))
     return tuple(tuple(np.flatnonzero(labels == g).tolist()) for g in range(int(labels.max()) + 1))
 
@@ -46,7 +53,8 @@ class Grouping:
 
     readers[g]: the query heads that read KV head g; together a partition of the layer's query heads.
     sources[g]: the original KV heads that KV head g is merged from.
-    Kept in canonical order (groups by smallest reader, heads ascending), so that equal groupings are equal and hash equal.
+    Kept in canonical order (groups by smallest reader, heads ascending), so that equal groupings are equal and hash
+    equal. Raises GrouperError where readers are no partition.
     """
 
     readers: Groups
@@ -71,11 +79,8 @@ class Grouping:
     @classmethod
     def from_labels(cls, labels: Sequence[int], queries_per_kv_head: int = 1) -> "Grouping":
         """labels[j]: the group of original KV head j, which `queries_per_kv_head` query heads read."""
-        sources = groups_of(labels)
-        readers = tuple(
-            tuple(q for kv in group for q in range(kv * queries_per_kv_head, (kv + 1) * queries_per_kv_head))
-            for group in sources
-        )
+        n, sources = queries_per_kv_head, groups_of(labels)
+        readers = tuple(tuple(q for head in group for q in range(head * n, (head + 1) * n)) for group in sources)
         return cls(readers, sources)
 
     @property
@@ -95,13 +100,26 @@ class Grouping:
             labels[list(heads)] = g
         return labels
 
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[original KV heads], canonical: the KV head that each one is merged into, where each goes into one."""
+        labels = np.empty(sum(map(len, self.sources)), np.int64)
+        for g, heads in enumerate(self.sources):
+            labels[list(heads)] = g
+        return canonical_labels(labels)
+
+    @property
+    def reader_order(self) -> list[int]:
+        """The query heads, one group after the other: the order in which stock classes want them."""
+        return [head for readers in self.readers for head in readers]
+
 
 @dataclass(frozen=True)
 class LayerLayout:
     """One layer: its K grouping and its V grouping, mostly the same one.
 
-    q: where query projections are shared too (GQKVA): its readers are attention outputs, its sources original query heads; None where every
-    query head keeps its own.
+    q: where query projections are shared too (GQKVA): its readers are attention outputs, its sources original query
+    heads; None where every query head keeps its own.
     """
 
     k: Grouping
@@ -122,10 +140,22 @@ class LayerLayout:
 
     @property
     def is_shared(self) -> bool:
+        """Whether K and V are grouped alike."""
         return self.k.readers == self.v.readers
 
+    @property
+    def equal_groups(self) -> bool:
+        """K and V grouped alike, all groups of one size, every query head with a projection of its own."""
+        return self.is_shared and self.q is None and len(set(self.k.sizes)) == 1
+
+    @property
+    def cached_heads(self) -> int:
+        """K heads plus V heads."""
+        return self.k.kv_heads + self.v.kv_heads
+
     def keeps_readers(self, queries_per_kv_head: int) -> bool:
-        """Whether every query head, with a projection of its own, goes on reading the KV head that it read, merged or not."""
+        """Whether every query head, with a projection of its own, goes on reading the KV head that it read, merged or
+        not."""
         queries = range(queries_per_kv_head)
         return self.q is None and all(
             readers == tuple(s * queries_per_kv_head + q for s in sources for q in queries)
@@ -146,12 +176,11 @@ class LayerLayout:
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> "LayerLayout":
-        parts = {
-            name: Grouping(tuple(map(tuple, g["readers"])), tuple(map(tuple, g["sources"]))) for name, g in data.items()
-        }
-        return cls(
-            parts["kv"] if "kv" in parts else parts["k"], parts["kv"] if "kv" in parts else parts["v"], parts.get("q")
-        )
+        """What to_data wrote."""
+        parts = {n: Grouping(*(tuple(map(tuple, g[side])) for side in ("readers", "sources"))) for n, g in data.items()}
+        if "kv" in parts:
+            return cls(parts["kv"], parts["kv"], parts.get("q"))
+        return cls(parts["k"], parts["v"], parts.get("q"))
 
     @property
     def kv_heads(self) -> str:
@@ -189,14 +218,25 @@ class HeadLayout:
         layers = tuple(LayerLayout.from_labels(row, query_heads // kv_heads) for row in rows)
         return cls(layers, query_heads, kv_heads, head_dim)
 
+    @classmethod
+    def ungrouped(cls, layers: int, query_heads: int, kv_heads: int, head_dim: int) -> "HeadLayout":
+        """The model as it came: every KV head alone."""
+        return cls.from_labels([range(kv_heads)] * layers, query_heads, head_dim)
+
+    @property
+    def queries_per_kv_head(self) -> int:
+        """Query heads that read a KV head of the model that came in."""
+        return self.query_heads // self.original_kv_heads
+
     @property
     def kv_heads(self) -> tuple[str, ...]:
+        """Per layer, as in the CSV."""
         return tuple(layer.kv_heads for layer in self.layers)
 
     @property
     def cached_heads(self) -> int:
         """K heads plus V heads, over all layers."""
-        return sum(layer.k.kv_heads + layer.v.kv_heads for layer in self.layers)
+        return sum(layer.cached_heads for layer in self.layers)
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
         """Bytes that one token adds to the KV cache."""
@@ -210,12 +250,15 @@ class HeadLayout:
     @property
     def only_mean(self) -> bool:
         """Whether only averaging makes sense of it: query heads change their KV head or share a projection."""
-        return not all(layer.keeps_readers(self.query_heads // self.original_kv_heads) for layer in self.layers)
+        return not all(layer.keeps_readers(self.queries_per_kv_head) for layer in self.layers)
 
     @property
-    def deploy(self) -> str:
-        """stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ or queries are shared. none: K
-        and V differ."""
+    def export_class(self) -> str:
+        """What the layout by itself allows; grouper.export.classes says what a model's family makes of it.
+
+        stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ or queries are
+        shared. none: K and V differ.
+        """
         if not all(layer.is_shared for layer in self.layers):
             return "none"
         if any(layer.q for layer in self.layers) or len({layer.k.kv_heads for layer in self.layers}) > 1:
@@ -224,11 +267,12 @@ class HeadLayout:
 
     def to_json(self) -> str:
         """One line a layer, so that two layouts diff well."""
-        head = {
-            "format": FORMAT, "query_heads": self.query_heads, "original_kv_heads": self.original_kv_heads, "head_dim": self.head_dim
+        facts = {
+            "format": FORMAT, "query_heads": self.query_heads, "original_kv_heads": self.original_kv_heads,
+            "head_dim": self.head_dim,
         }  # fmt: skip
         layers = ",\n  ".join(json.dumps(layer.to_data()) for layer in self.layers)
-        return json.dumps(head)[:-1] + f', "layers": [\n  {layers}\n]}}\n'
+        return json.dumps(facts)[:-1] + f', "layers": [\n  {layers}\n]}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> "HeadLayout":
@@ -236,9 +280,7 @@ class HeadLayout:
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
-                raise GrouperError(
-                    f"a layout of format {data['format']}, this Grouper reads format {FORMAT}: use a matching version"
-                )
+                raise GrouperError(f"a layout of format {data['format']}: this Grouper reads format {FORMAT}")
             layers = tuple(map(LayerLayout.from_data, data["layers"]))
             return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -246,6 +288,11 @@ class HeadLayout:
 
 
 def bytes_of(dtype: str) -> int:
+    """Bytes of one number in the KV cache. Raises GrouperError for a dtype that no cache is kept in.
+
+    >>> bytes_of("bfloat16")
+    2
+    """
     if dtype not in BYTES:
         raise GrouperError(f"unknown KV dtype {dtype!r}: expected one of {', '.join(BYTES)}")
     return BYTES[dtype]

@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all: written beside their place, then renamed."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,6 +14,11 @@ from grouper.errors import GrouperError
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step."""
     write_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, data: object, indent: int | None = 2) -> None:
+    """Replace `path` by JSON with sorted keys."""
+    write_text(path, json.dumps(data, indent=indent, sort_keys=True) + "\n")
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,6 +46,16 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
         raise GrouperError(
             f"{folder} exists and is an earlier output: choose another output folder, or --overwrite to replace it"
         )
+
+
+@contextmanager
+def temporary_folder(inside: Path) -> Iterator[Path]:
+    """A folder for what work needs for a while, on the disk where its output will lie."""
+    path = Path(tempfile.mkdtemp(prefix=".working-", dir=inside))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -2,42 +2,27 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from grouper.attention import MergedLayer
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.moments import InputMoments, collect_moments, load_moments, save_moments
-from grouper.calibration.text import TextSource, digest, load_tokenizer, spread, windows
+from grouper.calibration.text import digest, load_tokenizer, spread, windows
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
-from grouper.merging import merge_named
+from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.refine import Progress, RefineOptions, estimate_seconds, refine
+from grouper.progress import Progress, untold
+from grouper.refinement.layer import RefineOptions
+from grouper.refinement.refine import estimate_seconds, refine_layers
+from grouper.refinement.saved import SavedLayers
 
-TOKENS = 32_768
-WINDOW = 512
-REFINE_TOKENS = {"cpu": 16_384, "cuda": 393_216}
-Merged = Callable[[int], MergedLayer]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Text to calibrate on. tokens: for the moments; refine_tokens: at most, for refinement (by device unless given); window: tokens.
-
-    keep: a folder where the moments of this model, text and tokens are kept and looked for.
-    """
-
-    source: TextSource
-    tokens: int = TOKENS
-    refine_tokens: int | None = None
-    window: int = WINDOW
-    keep: Path | None = None
+Merged = Callable[[int], MergedLayer]  # a layer's weights, when asked for
 
 
 class Regrouper:
@@ -59,6 +44,8 @@ class Regrouper:
     def model(self) -> InMemoryModel:
         return self._model or InMemoryModel(self.checkpoint, self.device)
 
+    # Text
+
     @cached_property
     def every_window(self) -> Tensor:
         """[n, window]: the whole calibration text."""
@@ -70,19 +57,30 @@ class Regrouper:
         """[n, window] of the calibration text, spread over it."""
         return spread(self.every_window, max(1, tokens // self.every_window.shape[1]))
 
+    def held_out(self, tokens: int) -> Tensor:
+        """[n, window] of the calibration text that the moments have not seen, for judging merges on."""
+        used = {tuple(row) for row in self.windows(self.calibration.tokens).tolist()}
+        every = self.every_window
+        rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
+        if not len(rest):
+            name = self.calibration.source.name
+            raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer --tokens")
+        return spread(rest, max(1, tokens // self.calibration.window))
+
+    # Moments
+
     @cached_property
     def moments(self) -> list[InputMoments]:
         """Per layer: from calibration text, or without it from the norms' weights."""
         a = self.architecture
         if self.calibration is None:
-            return [InputMoments.from_norm(*a.norm(self.checkpoint, layer), a.hidden_size) for layer in range(a.layers)]
+            norms = (a.norm(self.checkpoint, layer) for layer in range(a.layers))
+            return [InputMoments.from_norm(gain, bias, a.hidden_size) for gain, bias in norms]
         tokens = self.windows(self.calibration.tokens)
         kept = None
         if self.calibration.keep is not None:
-            kept = (
-                self.calibration.keep
-                / f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}.safetensors"
-            )
+            name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}.safetensors"
+            kept = self.calibration.keep / name
             if kept.is_file():
                 return load_moments(kept)
         moments = self._collect(tokens)
@@ -91,83 +89,49 @@ class Regrouper:
         return moments
 
     def _collect(self, tokens: Tensor) -> list[InputMoments]:
-        if self._model is None and "model" not in vars(self) and not InMemoryModel.fits(self.checkpoint, self.device):
+        loaded = self._model is not None or "model" in vars(self)
+        if not loaded and not InMemoryModel.fits(self.checkpoint, self.device):
             with tempfile.TemporaryDirectory(prefix="grouper-offload-") as folder:
                 return collect_moments(InMemoryModel(self.checkpoint, self.device, offload=Path(folder)), tokens)
-        self.model.restore()
         return collect_moments(self.model, tokens)
 
-    def held_out(self, tokens: int) -> Tensor:
-        """[n, window] of the calibration text that the moments have not seen, for judging merges on."""
-        used = {tuple(row) for row in self.windows(self.calibration.tokens).tolist()}
-        every = self.every_window
-        rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
-        if not len(rest):
-            raise GrouperError(
-                f"{self.calibration.source.name} has no text left to judge merges on: give more text, or fewer --tokens"
-            )
-        return spread(rest, max(1, tokens // self.calibration.window))
+    # Weights
 
-    def merged(self, layout: HeadLayout, merge: str, before_refinement: bool = False) -> Merged:
-        """Layer by layer when asked for."""
-        function = merge_named(merge, before_refinement)
+    def merged(self, layout: HeadLayout, merge: Merge, folder: Path | None = None) -> Merged:
+        """Layer by layer when asked for. folder: where merged layers are kept instead of in memory."""
 
-        def layer_of(layer: int) -> MergedLayer:
-            key = (layer, layout.layers[layer], merge, before_refinement)
+        def made(layer: int) -> MergedLayer:
+            attention = self.architecture.read(self.checkpoint, layer)
+            return MergedLayer(merge.merge(attention, layout.layers[layer], self.moments[layer]))
+
+        def kept(layer: int) -> MergedLayer:
+            key = (layer, layout.layers[layer], merge)
             if key not in self._kept:
                 for old in [k for k in self._kept if k[0] == layer]:
                     del self._kept[old]
-                attention = self.architecture.read(self.checkpoint, layer)
-                self._kept[key] = MergedLayer(function(attention, layout.layers[layer], self.moments[layer]))
+                self._kept[key] = made(layer)
             return self._kept[key]
 
-        return layer_of
+        return kept if folder is None else SavedLayers(folder, made)
 
-    @property
-    def refine_tokens(self) -> int:
-        return self.calibration.refine_tokens or REFINE_TOKENS["cuda" if "cuda" in self.device else "cpu"]
-
-    def refine_options(self, scope: str | None = None, seed: int = 0) -> RefineOptions:
-        """Defaults by device: the whole block on a GPU, attention alone on a CPU, in smaller steps."""
-        gpu = "cuda" in self.device
-        return RefineOptions(
-            scope=scope or ("block" if gpu else "attention"), batch_tokens=4096 if gpu else 1024, seed=seed
-        )
-
-    def estimate(self, layout: HeadLayout, merge: str, options: RefineOptions) -> float:
+    def estimate(self, layout: HeadLayout, merge: Merge, options: RefineOptions) -> float:
         """Seconds that `refined` will take."""
-        start = self.merged(layout, merge, before_refinement=True)
-        return estimate_seconds(
-            self.model, layout, lambda l: start(l).attention, self.windows(self.refine_tokens), options, self.device
-        )
+        options = options.for_device(self.device)
+        start = self.merged(layout, merge.before_refinement())
+        return estimate_seconds(self.model, layout, start, self.windows(options.tokens), options, self.device)
 
     def refined(
         self,
         layout: HeadLayout,
-        merge: str,
-        options: RefineOptions,
+        merge: Merge,
+        options: RefineOptions | None = None,
         folder: Path | None = None,
-        progress: Progress | None = None,
+        progress: Progress = untold,
     ) -> Merged:
-        """Merge and refine. folder: see grouper.refinement.refine.refine."""
-        start = self.merged(layout, merge, before_refinement=True)
-        tokens = self.windows(self.refine_tokens)
-        layers = refine(
-            self.model,
-            layout,
-            lambda l: start(l).attention,
-            tokens,
-            options,
-            device=self.device,
-            folder=folder,
-            progress=progress,
+        """Merge and refine. folder: see grouper.refinement.refine."""
+        options = (options or RefineOptions()).for_device(self.device)
+        start = self.merged(layout, merge.before_refinement())
+        tokens = self.windows(options.tokens)
+        return refine_layers(
+            self.model, layout, start, tokens, options, device=self.device, folder=folder, progress=progress
         )
-        self.model.restore()
-        return layers.__getitem__
-
-    def install(self, layout: HeadLayout, merged: Merged) -> torch.nn.Module:
-        """The model in memory with these weights in it."""
-        self.model.restore()
-        for layer, heads in enumerate(layout.layers):
-            self.model.install(layer, merged(layer), heads)
-        return self.model.model

@@ -1,0 +1,1 @@
+"""Text, and what it tells of a layer's inputs."""

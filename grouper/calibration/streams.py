@@ -7,14 +7,16 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from grouper.model.in_memory import InMemoryModel, free_memory
+from grouper.model.in_memory import InMemoryModel
+from grouper.model.memory import free_memory
 
 Arguments = tuple[tuple, dict]  # positional and by name
 
 
 @torch.no_grad()
 def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Tensor, list[Arguments]]:
-    """What enters the first layer [n, tokens, D] in float32, and the arguments that each layer gets beside it, for one window."""
+    """What enters the first layer [n, tokens, D] in float32, and the arguments that each layer gets beside it, for one
+    window."""
     arguments: list[Arguments] = []
     hooks = []
 
@@ -61,7 +63,8 @@ def moved(value, device):
 
 
 def room(shape: tuple[int, ...], device: str) -> Tensor:
-    """Uninitialised float32: on the GPU where a tenth of its free memory is enough, in main memory where a third is, else on disk."""
+    """Uninitialised float32: on the GPU where a tenth of its free memory is enough, in main memory where a third is,
+    else on disk."""
     elements = math.prod(shape)
     if "cuda" in str(device) and 4 * elements < torch.cuda.mem_get_info()[0] / 10:
         return torch.empty(shape, device=device)

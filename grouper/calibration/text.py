@@ -99,7 +99,8 @@ def load_tokenizer(checkpoint: Checkpoint):
 
 
 def windows(source: TextSource, tokenizer, window: int, limit: int | None = None) -> Tensor:
-    """[n, window] token ids: documents end to end, an end-of-text token between two, cut into windows that do not overlap.
+    """[n, window] token ids: documents end to end, an end-of-text token between two, cut into windows that do not
+    overlap.
 
     limit: windows at most, spread evenly over the text. Raises GrouperError where the text is shorter than one window.
     """

@@ -3,61 +3,43 @@
 import re
 from pathlib import Path
 
+from grouper.export.format import Report
 from grouper.layout import HeadLayout
 from grouper.model.checkpoint import Checkpoint
 
-PYTHON = """```python
-from transformers import {auto}
 
-model = {auto}.from_pretrained("this folder or repository"{remote})
-```"""
-VLLM = """```sh
-vllm serve "this folder or repository"{trust}
-```"""
-LLAMA_CPP = """```sh
-llama-cli -m model.gguf -fa on
-```"""
+def model_card(
+    checkpoint: Checkpoint, layout: HeadLayout, facts: dict, report: Report, library: str, loading: str
+) -> str:
+    """Markdown: what was done, what it saves and costs, how to load and to make it again; the base model's own card
+    below.
 
-
-def model_card(checkpoint: Checkpoint, layout: HeadLayout, facts: dict, exported: dict) -> str:
-    """Markdown: what was done, what it saves and costs, how to load and to make it again; the base model's own card below.
-
-    The licence, languages and pipeline are the base model's.
+    The licence, languages and pipeline are the base model's. library: as the Hub calls what loads it. loading: how to.
     """
     own, text = _card_of(checkpoint.folder)
     name = checkpoint.title
-    before, after = exported["kv_bytes_per_token"]
+    before, after = report.kv_bytes_per_token
     counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
-    rows = "\n".join(
+    rows = (
         f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers)
     )
     head = [f"base_model: {name}"] if name.count("/") == 1 else []
-    head += [*own, "library_name: " + ("gguf" if exported["deploy"] == "gguf" else "transformers")]
+    head += [*own, f"library_name: {library}"]
     head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
     lines = [
         "---", *head, "---", "", f"# {name}, regrouped", "",
-        f"{name} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {after:,} bytes of KV cache per token in bfloat16",
-        f"instead of {before:,} ({layout.kv_ratio:.1%}), {exported['weight_bytes'][1]:,} bytes of weights instead of "
-        f"{exported['weight_bytes'][0]:,}.",
-        f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. Runs in {', '.join(exported['engines'])}.",
-        "", *_loading(exported), *_measured(facts), *_refined(facts),
-        "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", rows, "", *_commands(facts),
-        "Made with Grouper (`pip install kv-grouper`); `grouper.json` holds which head reads and was merged from which.",
+        f"{name} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {after:,} bytes of KV cache per "
+        f"token in bfloat16 instead of {before:,} ({layout.kv_ratio:.1%}), {report.weight_bytes[1]:,} bytes of "
+        f"weights instead of {report.weight_bytes[0]:,}.",
+        f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. "
+        f"Runs in {', '.join(report.engines)}.",
+        "", loading, *_measured(facts), *_refined(facts),
+        "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", *rows, "", *_commands(facts),
+        "Made with Grouper (`pip install kv-grouper`); `grouper.json` holds which head reads which, merged from which.",
     ]  # fmt: skip
     if text:
         lines += ["", f"# The card of {name}", "", text]
     return "\n".join(lines) + "\n"
-
-
-def _loading(exported: dict) -> list[str]:
-    """How to run it, for each engine that does."""
-    if exported["deploy"] == "gguf":
-        return [LLAMA_CPP, ""]
-    remote = exported["deploy"] == "ragged"
-    lines = [PYTHON.format(auto=exported["loader"], remote=", trust_remote_code=True" if remote else ""), ""]
-    if any(engine.startswith("vLLM") for engine in exported["engines"]):
-        lines += [VLLM.format(trust=" --trust-remote-code" if remote else ""), ""]
-    return lines
 
 
 def _measured(facts: dict) -> list[str]:
@@ -77,10 +59,8 @@ def _refined(facts: dict) -> list[str]:
     refined = facts.get("refined")
     if not refined:
         return []
-    return [
-        f"Refined layer by layer (scope {refined['scope']}) on {refined['tokens']:,} tokens, {refined['steps']} steps each.",
-        "",
-    ]
+    how = f"(scope {refined['scope']}) on {refined['tokens']:,} tokens, {refined['steps']} steps each"
+    return [f"Refined layer by layer {how}.", ""]
 
 
 def _commands(facts: dict) -> list[str]:

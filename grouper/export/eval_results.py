@@ -6,13 +6,14 @@ import yaml
 
 BENCHMARKS = {  # lm-evaluation-harness's task -> the benchmark's dataset on the Hub
     "arc_challenge": "allenai/ai2_arc", "arc_easy": "allenai/ai2_arc", "boolq": "google/boolq", "gsm8k": "openai/gsm8k",
-    "hellaswag": "Rowan/hellaswag", "mmlu": "cais/mmlu", "openbookqa": "allenai/openbookqa", "winogrande": "allenai/winogrande",
+    "hellaswag": "Rowan/hellaswag", "mmlu": "cais/mmlu", "openbookqa": "allenai/openbookqa",
+    "winogrande": "allenai/winogrande",
 }  # fmt: skip
 
 
 def write_eval_results(folder: Path, measured: dict[str, list[float | None]]) -> list[str]:
-    """measured: "TASK,METRIC" -> (of the original, of this model), as pareto.csv names its task columns; other measurements are none of the
-    Hub's. Returns the names of the files written."""
+    """measured: "TASK,METRIC" -> (of the original, of this model), as pareto.csv names its task columns; other
+    measurements are none of the Hub's. Returns the names of the files written."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     written = []

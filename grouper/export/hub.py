@@ -9,7 +9,8 @@ from grouper.model.sources import hub_errors
 
 @dataclass(frozen=True)
 class Destination:
-    """repo_id: USER/NAME. revision: a branch, made where it is missing. create_pr: open a pull request instead of committing."""
+    """repo_id: USER/NAME. revision: a branch, made where it is missing. create_pr: open a pull request instead of
+    committing."""
 
     repo_id: str
     private: bool = False
@@ -27,8 +28,8 @@ class Destination:
             HfApi().whoami()
 
     def push(self, folder: Path) -> str:
-        """Upload the folder in one commit; files that an earlier, broken push brought over are not sent again. Returns the commit's, or
-        the pull request's, address."""
+        """Upload the folder in one commit; files that an earlier, broken push brought over are not sent again. Returns
+        the commit's, or the pull request's, address."""
         from huggingface_hub import HfApi
 
         api, message = HfApi(), self.commit_message or "Regrouped with Grouper"

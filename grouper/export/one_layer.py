@@ -29,7 +29,8 @@ def of_layer(config: dict, layer: int) -> dict:
 
 
 def cut(checkpoint: Checkpoint, architecture: Architecture, layer: int, folder: Path) -> Checkpoint:
-    """Write to `folder` the model whose only layer is `layer` of this one: embedding, that layer, last norm and head."""
+    """Write to `folder` the model whose only layer is `layer` of this one: embedding, that layer, last norm and
+    head."""
     folder.mkdir()
     here, first = architecture.prefix(checkpoint, layer), architecture.prefix(checkpoint, 0)
     every = [architecture.prefix(checkpoint, other) for other in range(architecture.layers)]

@@ -1,22 +1,25 @@
 """The last step of an export: load what was written as a user would, and compare with an independent reference.
 
-The reference is the original class with one K and V head per query head, gathered by index from the merged weights, rounded as they
-were written: it shares neither the exported model's attention nor its order of heads. Both run in float64: in float32 a merged real
-model can amplify rounding itself beyond the tolerance.
+The reference is the original class with one K and V head per query head, gathered by index from the merged weights,
+rounded as they were written: it shares neither the exported model's attention nor its order of heads. Both run in
+float64: in float32 a merged real model can amplify rounding itself beyond the tolerance.
 """
 
 import json
 import math
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grouper.attention import MergedLayer
 from grouper.errors import GrouperError
+from grouper.export.format import SelfTest
 from grouper.export.hf import ragged
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.stock import grouped_order
@@ -26,14 +29,34 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import decoder_config
 from grouper.model.families import FAMILIES
-from grouper.model.in_memory import InMemoryModel, free_memory, in_double
+from grouper.model.in_memory import InMemoryModel, in_double
+from grouper.model.memory import free_memory
 
 TOLERANCE = 1e-4  # largest difference of a logit
 PROMPT, GENERATED = 48, 16  # tokens
+Merged = Callable[[int], MergedLayer]
 
 
-@dataclass(frozen=True)
-class SelfTest:
+def run_self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> SelfTest:
+    """merged(layer): the weights that were to be written, heads in the layout's order.
+
+    Whole models are compared where two of them fit in memory, else one layer after the other, each with the model's
+    embedding and head. Raises GrouperError if the exported model does not compute what the merged weights say.
+    """
+    copies = 3 if Architecture.of(original.config).as_phi else 2
+    if copies * 8 * sum(math.prod(t.shape) for t in original.tensors.values()) < free_memory():
+        with gathered_reference(original, layout, merged) as reference:
+            result = _compare(exported, reference, as_phi(original, layout, merged))
+    else:
+        result = _layer_by_layer(original, exported, layout, merged)
+    if not result.passed:
+        logits = f"logits differ by {result.largest_difference:.2g} (at most {TOLERANCE:g} expected)"
+        tokens = f"{result.same_tokens} of {GENERATED} greedy tokens agree"
+        raise GrouperError(f"the exported model failed its self-test: {logits}, {tokens}; nothing was written")
+    return SelfTest(*result)
+
+
+class Compared(NamedTuple):
     largest_difference: float
     same_tokens: int
     tokens: int
@@ -43,49 +66,32 @@ class SelfTest:
         return self.largest_difference < TOLERANCE and self.same_tokens == self.tokens
 
 
-def self_test(
-    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer]
-) -> SelfTest:
-    """merged(layer): the weights that were to be written, heads in the layout's order.
-
-    Whole models are compared where two of them fit in memory, else one layer after the other, each with the model's embedding and head.
-    Raises GrouperError if the exported model does not compute what the merged weights say.
-    """
-    copies = 3 if Architecture.of(original.config).as_phi else 2
-    if copies * 8 * sum(math.prod(t.shape) for t in original.tensors.values()) < free_memory():
-        result = _compare(exported, gathered_reference(original, layout, merged), as_phi(original, layout, merged))
-    else:
-        results = []
-        before = Architecture.of(original.config)
-        after = replace(before, family=FAMILIES["phi"]) if before.as_phi else before
-        for layer, heads in enumerate(layout.layers):
-            with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".self-test-") as temporary:
-                ours = cut(Checkpoint.open(exported), after, layer, Path(temporary) / "ours")
-                theirs = cut(original, before, layer, Path(temporary) / "theirs")
-                one = replace(layout, layers=(heads,))
-                of_layer = lambda _, layer=layer: merged(layer)  # noqa: E731
-                results.append(
-                    _compare(ours.folder, gathered_reference(theirs, one, of_layer), as_phi(theirs, one, of_layer))
-                )
-        same = min(r.same_tokens for r in results)
-        result = SelfTest(max(r.largest_difference for r in results), same, GENERATED)
-    if not result.passed:
-        raise GrouperError(
-            f"the exported model failed its self-test: logits differ by {result.largest_difference:.2g} (at most {TOLERANCE:g} expected), "
-            f"{result.same_tokens} of {GENERATED} greedy tokens agree; nothing was written"
-        )
-    return result
+def _layer_by_layer(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> Compared:
+    """The worst of all layers, each as a model of its own."""
+    results = []
+    before = Architecture.of(original.config)
+    after = replace(before, family=FAMILIES["phi"]) if before.as_phi else before
+    for layer, layer_layout in enumerate(layout.layers):
+        with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".self-test-") as temporary:
+            ours = cut(Checkpoint.open(exported), after, layer, Path(temporary) / "ours")
+            theirs = cut(original, before, layer, Path(temporary) / "theirs")
+            one = replace(layout, layers=(layer_layout,))
+            of_layer = lambda _, layer=layer: merged(layer)  # noqa: E731
+            with gathered_reference(theirs, one, of_layer) as reference:
+                results.append(_compare(ours.folder, reference, as_phi(theirs, one, of_layer)))
+    return Compared(max(r.largest_difference for r in results), min(r.same_tokens for r in results), GENERATED)
 
 
-def as_phi(original: Checkpoint, layout: HeadLayout, merged: Callable[[int], MergedLayer]) -> dict[str, Tensor]:
+def as_phi(original: Checkpoint, layout: HeadLayout, merged: Merged) -> dict[str, Tensor]:
     """For a model that goes out as Phi, its tensors before rounding; for others, none."""
     a = Architecture.of(original.config)
-    arranged = lambda layer: grouped_order(merged(layer).attention, layout.layers[layer])  # noqa: E731
+    arranged = lambda done, layer: grouped_order(done.attention, layout.layers[layer])  # noqa: E731
     return dict(phi_tensors(original, a, merged, arranged, rounded=False)) if a.as_phi else {}
 
 
-def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTest:
-    """unrounded: what the exported tensors must be the rounding of, where they were folded, and what is compared in their place."""
+def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> Compared:
+    """unrounded: what the exported tensors must be the rounding of, where they were folded, and what is compared in
+    their place."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = json.loads((exported / "config.json").read_text())
@@ -108,22 +114,21 @@ def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTes
             m.generate(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:]
             for m in (ours, reference)
         ]
-    return SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
+    return Compared(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
 
 
-def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Callable[[int], MergedLayer]):
-    """The original model with the merged weights as stored: each query head gets its own copy of the K and V head that it reads."""
+@contextmanager
+def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Merged) -> Iterator[nn.Module]:
+    """The original model with the merged weights as stored: each query head gets its own copy of the K and V head that
+    it reads."""
     model = InMemoryModel(original, dtype=torch.float64)
-    for layer, heads in enumerate(layout.layers):
-        a = model.architecture
-        dtype = (
-            torch.float64 if a.as_phi else a.stored_dtype(original, layer)
-        )  # what is folded is compared before rounding
-        done = merged(layer)
-        prefix = a.prefix(original, layer)
-        others = {
-            n: t.double() if a.as_phi else t.to(original.tensors[prefix + n].torch_dtype)
-            for n, t in done.others.items()
-        }
-        model.install(layer, MergedLayer(done.attention.to(dtype), others), heads)
-    return model.model
+    a = model.architecture
+
+    def as_stored(layer: int) -> MergedLayer:
+        dtype = torch.float64 if a.as_phi else a.stored_dtype(original, layer)  # what is folded is compared unrounded
+        done, prefix = merged(layer), a.prefix(original, layer)
+        stored = {n: torch.float64 if a.as_phi else original.tensors[prefix + n].torch_dtype for n in done.others}
+        return MergedLayer(done.attention.to(dtype), {n: t.to(stored[n]) for n, t in done.others.items()})
+
+    with model.installed(layout, as_stored) as reference:
+        yield reference

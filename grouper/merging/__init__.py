@@ -1,33 +1,31 @@
-"""How several KV heads become one. A merge is a function (Attention, LayerLayout, InputMoments) -> Attention in a file of its own,
-and a line here.
+"""How several KV heads become one. A new merge is a file here with a subclass of Merge, and an entry below."""
 
-The result has the layout's KV heads in its order. A merge may also change q and o (a free change of basis folds into them).
-"""
+from grouper.layout import HeadLayout
+from grouper.merging.base import Merge
+from grouper.merging.mean import Mean
+from grouper.merging.procrustes import Procrustes
+from grouper.merging.select import Select
+from grouper.merging.spectral import Spectral
+from grouper.merging.weighted import Weighted
+from grouper.registry import Registry
 
-from collections.abc import Callable
-from functools import partial
-
-from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
-from grouper.errors import GrouperError
-from grouper.layout import LayerLayout
-from grouper.merging import mean, procrustes, select, spectral, weighted
-
-Merge = Callable[[Attention, LayerLayout, InputMoments], Attention]
-MERGES: dict[str, Merge] = {
-    "mean": mean.merge,
-    "select": select.merge,
-    "first": partial(select.merge, first=True),
-    "procrustes": procrustes.merge,
-    "weighted": weighted.merge,
-    "weighted-column": partial(weighted.merge, kind="column"),
-    "weighted-row": partial(weighted.merge, kind="row"),
-    "spectral": spectral.merge,
-}
-BEFORE_REFINEMENT = {"spectral": partial(spectral.merge, rescale=False)}  # where refinement wants another start
+MEAN = Mean()  # what any layout can be merged by
+MERGES: Registry[Merge] = Registry(
+    "merge",
+    MEAN,
+    Select(),
+    Select("first", first=True),
+    Procrustes(),
+    Weighted(),
+    Weighted("weighted-column", kind="column"),
+    Weighted("weighted-row", kind="row"),
+    Spectral(),
+)
 
 
-def merge_named(name: str, before_refinement: bool = False) -> Merge:
-    if name not in MERGES:
-        raise GrouperError(f"unknown merge {name!r}: expected one of {', '.join(MERGES)}")
-    return BEFORE_REFINEMENT.get(name, MERGES[name]) if before_refinement else MERGES[name]
+def merge_for(layout: HeadLayout, merge: Merge) -> Merge:
+    """The merge itself, or the mean for a layout that only averaging makes sense of."""
+    return MEAN if layout.only_mean else merge
+
+
+__all__ = ["MEAN", "MERGES", "Merge", "merge_for"]

@@ -1,6 +1,7 @@
-"""Mean merge: a shared head is the average of the heads behind it (GQA, arXiv 2305.13245, section 2.1; QCQA's merge)."""
+"""Mean merge: a shared head is the average of the heads behind it (GQA, arXiv 2305.13245, section 2.1; QCQA's
+merge)."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,21 +9,31 @@ from torch import Tensor
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
+from grouper.merging.base import Merge
 
 
-def merge(attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
-    """Average K and V heads, their biases, and the gains of a norm on K, over each group's sources; query heads too where the layout
-    shares them (GQKVA).
+@dataclass(frozen=True)
+class Mean(Merge):
+    """Averages K and V heads, their biases, and the gains of a norm on K, over each group's sources; query heads too
+    where the layout shares them (GQKVA).
 
-    Every query head weighs the same: in a model that is GQA already, all KV heads have as many readers, so the plain mean does that.
+    Every KV head weighs the same: in a model that is GQA already, all of them have as many readers.
     """
 
-    def mean(heads: Tensor | None, grouping: Grouping) -> Tensor | None:  # [G, ...] -> [groups, ...]
-        return None if heads is None else torch.stack([heads[list(s)].mean(0) for s in grouping.sources])
+    name: str = "mean"
+    paper = "GQA, arXiv 2305.13245"
+    exact_in = (None, "head")
 
-    queries = {} if layout.q is None else {n: mean(getattr(attention, n), layout.q) for n in ("q", "q_bias", "q_norm")}
-    return replace(
-        attention, **queries,
-        k=mean(attention.k, layout.k), k_bias=mean(attention.k_bias, layout.k), k_norm=mean(attention.k_norm, layout.k),
-        v=mean(attention.v, layout.v), v_bias=mean(attention.v_bias, layout.v),
-    )  # fmt: skip
+    def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
+        changed = {}
+        for part, grouping in (("k", layout.k), ("v", layout.v), ("q", layout.q)):
+            if grouping is not None:
+                changed |= {n: averaged(getattr(attention, n, None), grouping) for n in (part, f"{part}_bias")}
+                if part != "v":
+                    changed[f"{part}_norm"] = averaged(getattr(attention, f"{part}_norm"), grouping)
+        return replace(attention, **changed)
+
+
+def averaged(weights: Tensor | None, grouping: Grouping) -> Tensor | None:
+    """[G, ...] -> [groups, ...]: the mean over each group's sources."""
+    return None if weights is None else torch.stack([weights[list(s)].mean(0) for s in grouping.sources])

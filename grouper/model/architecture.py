@@ -1,4 +1,7 @@
-"""One model's attention: a family of families.py applied to a configuration. Sizes, and how its tensors are read, named and written."""
+"""One model's attention: a family of families.py applied to a configuration.
+
+Sizes, and how its tensors are read, named and written.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +26,10 @@ from grouper.model.families import Family
 
 @dataclass(frozen=True)
 class Architecture:
-    """rotary_dim: of head_dim, 0 without RoPE; `unrotated` are layers that have none though the others have. windows: per layer, the tokens that
-    a sliding window keeps, None for all. multiplier: of what a layer adds to the stream. nested: whether the decoder is part of a larger model
-    (vision and language), whose configuration holds its own as text_config. as_phi: whether it goes out as a Phi.
+    """rotary_dim: of head_dim, 0 without RoPE; `unrotated` are layers that have none though the others have. windows:
+    per layer, the tokens that a sliding window keeps, None for all. multiplier: of what a layer adds to the stream.
+    nested: whether the decoder is part of a larger model (vision and language), whose configuration holds its own as
+    text_config. as_phi: whether it goes out as a Phi.
     """
 
     family: Family
@@ -57,36 +61,38 @@ class Architecture:
             head_dim = text.get("head_dim") or family.head_dim or hidden // heads
             kv_heads = setting(text, "num_key_value_heads", None) or heads
             if model_type == "falcon":
-                kv_heads = (
-                    kv_heads if text.get("new_decoder_architecture") else 1 if text.get("multi_query", True) else heads
-                )
+                one = 1 if text.get("multi_query", True) else heads
+                kv_heads = kv_heads if text.get("new_decoder_architecture") else one
         except (TypeError, ZeroDivisionError) as error:
             raise GrouperError(f"config.json has sizes that are no numbers ({error})") from error
         if not all(isinstance(n, int) and n > 0 for n in (heads, kv_heads, head_dim, hidden, layers)):
-            raise GrouperError(
-                f"config.json has sizes that are no positive numbers: {heads} heads, {kv_heads} KV heads, {layers} layers"
-            )
+            sizes = f"{heads} heads, {kv_heads} KV heads, {layers} layers"
+            raise GrouperError(f"config.json has sizes that are no positive numbers: {sizes}")
         if heads % kv_heads:
             raise GrouperError(f"{heads} query heads are no multiple of {kv_heads} KV heads: is config.json right?")
         position = "alibi" if text.get("alibi") else family.position
         return cls(
-            family, layers, heads, kv_heads, head_dim, hidden, rotary_dim(text, family, head_dim) if position == "rope" else 0,
-            setting(text, "max_position_embeddings", None) or 0, position, unrotated_layers(text, layers), sliding_windows(text, layers),
-            float(text.get("residual_multiplier") or 1.0), () if text.get("do_layer_norm_before") is False else family.norm,
-            text is not config, family.as_phi is not None and position == "rope" and bool(text.get(family.as_phi, True)),
+            family, layers, heads, kv_heads, head_dim, hidden,
+            rotary_dim=rotary_dim(text, family, head_dim) if position == "rope" else 0,
+            context=setting(text, "max_position_embeddings", None) or 0,
+            position=position, unrotated=unrotated_layers(text, layers), windows=sliding_windows(text, layers),
+            multiplier=float(text.get("residual_multiplier") or 1.0),
+            norms=() if text.get("do_layer_norm_before") is False else family.norm, nested=text is not config,
+            as_phi=family.as_phi is not None and position == "rope" and bool(text.get(family.as_phi, True)),
         )  # fmt: skip
 
     @property
     def queries_per_kv_head(self) -> int:
         return self.query_heads // self.kv_heads
 
+    @property
+    def needs_own_attention(self) -> bool:
+        """Whether no class of transformers holds it with fewer KV heads than query heads."""
+        return not self.family.stock and not self.as_phi
+
     def uniform_counts(self, multiple_of: int = 1) -> list[int]:
         """KV-head counts below the model's own that every layer can have at once, ascending."""
         return [count for count in range(1, self.kv_heads) if count % multiple_of == 0]
-
-    def equal_counts(self, multiple_of: int = 1) -> list[int]:
-        """Those of them that give equal groups."""
-        return [count for count in self.uniform_counts(multiple_of) if self.kv_heads % count == 0]
 
     @cached_property
     def planes(self) -> Tensor:
@@ -96,15 +102,17 @@ class Architecture:
             return torch.arange(self.rotary_dim).view(half, 2)
         return torch.stack([torch.arange(half), torch.arange(half) + half], dim=-1)
 
-    def kv_bytes(self, heads: list[int], bytes_per_number: int, context: int) -> int:
-        """The KV cache at `context` tokens. heads: K heads plus V heads of each layer; a sliding window holds no more than its tokens."""
+    def kv_bytes(self, cached_heads: list[int], bytes_per_number: int, context: int) -> int:
+        """The KV cache at `context` tokens. cached_heads: K heads plus V heads of each layer; a sliding window holds no
+        more than its tokens."""
         kept = [context if window is None else min(context, window) for window in self.windows]
-        return sum(h * tokens for h, tokens in zip(heads, kept)) * self.head_dim * bytes_per_number
+        return sum(count * tokens for count, tokens in zip(cached_heads, kept)) * self.head_dim * bytes_per_number
 
     # Names
 
     def prefix(self, checkpoint: Checkpoint, layer: int) -> str:
-        """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`, `language_model.model.` or nothing."""
+        """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`,
+        `language_model.model.` or nothing."""
         return checkpoint.before(self.family.layer.format(layer=0)) + self.family.layer.format(layer=layer)
 
     def projections(self) -> list[str]:
@@ -142,7 +150,7 @@ class Architecture:
                 (None,) * 3 if bias_rows is None else (b[..., 0] for b in self.split(bias_rows[:, None]))
             )
         else:
-            q, k, v = (self.heads(weight(m), m) for m in (f.q, f.k, f.v))
+            q, k, v = (self.by_head(weight(m), m) for m in (f.q, f.k, f.v))
             q_bias, k_bias, v_bias = (
                 None if b is None else b.view(-1, self.head_dim) for b in map(bias, (f.q, f.k, f.v))
             )
@@ -168,7 +176,7 @@ class Architecture:
             g.reshape(-1, self.head_dim).expand(heads, -1) for g, heads in zip(gains, (self.query_heads, self.kv_heads))
         )
 
-    def heads(self, rows: Tensor, module: str = "") -> Tensor:
+    def by_head(self, rows: Tensor, module: str = "") -> Tensor:
         """[heads * d, D] -> [heads, d, D]"""
         if rows.shape[0] % self.head_dim:
             raise GrouperError(
@@ -178,19 +186,20 @@ class Architecture:
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fused rows [(H + 2 G) d, D] -> q [H, d, D], k [G, d, D], v [G, d, D]."""
-        heads = self.heads(rows, self.family.q)
-        if len(heads) != self.query_heads + 2 * self.kv_heads:
+        parts = self.by_head(rows, self.family.q)
+        if len(parts) != self.query_heads + 2 * self.kv_heads:
             raise GrouperError(
-                f"{self.family.q} holds {len(heads)} heads of {self.head_dim}, config.json says otherwise"
+                f"{self.family.q} holds {len(parts)} heads of {self.head_dim}, config.json says otherwise"
             )
         if self.family.fused == "stacked":
-            q, k, v = heads.split([self.query_heads, self.kv_heads, self.kv_heads])
+            q, k, v = parts.split([self.query_heads, self.kv_heads, self.kv_heads])
             return q, k, v
-        grouped = heads.unflatten(0, (self.kv_heads, self.queries_per_kv_head + 2))  # [G, queries + k + v, d, D]
+        grouped = parts.unflatten(0, (self.kv_heads, self.queries_per_kv_head + 2))  # [G, queries + k + v, d, D]
         return grouped[:, :-2].flatten(0, 1), grouped[:, -2], grouped[:, -1]
 
     def key_outputs(self, output: Tensor) -> Tensor:
-        """What the module that gives k gave [windows, tokens, rows] -> keys before any norm and RoPE [windows, G, d, tokens]."""
+        """What the module that gives k gave [windows, tokens, rows] -> keys before any norm and RoPE [windows, G, d,
+        tokens]."""
         if not self.family.fused:
             return output.unflatten(-1, (self.kv_heads, self.head_dim)).permute(0, 2, 3, 1)
         keys = self.split(output.flatten(0, 1).T)[1]  # [G, d, windows tokens]
@@ -201,8 +210,11 @@ class Architecture:
         prefix = self.prefix(checkpoint, layer)
         for name in self.norms:
             if f"{prefix}{name}.weight" in checkpoint:
-                gain = checkpoint.finite(f"{prefix}{name}.weight") + self.family.norm_offset
-                return gain, checkpoint.finite(f"{prefix}{name}.bias") if f"{prefix}{name}.bias" in checkpoint else None
+                gain, bias = (
+                    checkpoint.finite(f"{prefix}{name}.weight") + self.family.norm_offset,
+                    f"{prefix}{name}.bias",
+                )
+                return gain, checkpoint.finite(bias) if bias in checkpoint else None
         return None, None
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
@@ -212,8 +224,8 @@ class Architecture:
     # Writing
 
     def tensors(self, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the projections as the family's own class has them, heads in the order given. A fused "per-group" projection
-        takes equal groups, query heads in their order."""
+        """(name, tensor) of the projections as the family's own class has them, heads in the order given. A fused
+        "per-group" projection takes equal groups, query heads in their order."""
         f = self.family
         turn: Callable[[Tensor], Tensor] = (lambda w: w.T) if f.transposed else (lambda w: w)
         if f.fused:

@@ -35,12 +35,14 @@ class Checkpoint:
         self.config: dict = self._json("config.json")
         if "quantization_config" in self.config:
             raise GrouperError(
-                f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and save it as bfloat16"
+                f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and "
+                "save it as bfloat16"
             )
 
     @classmethod
     def open(cls, model: str | os.PathLike, revision: str | None = None) -> "Checkpoint":
-        """model: a folder, a Hub id, or `demo`, the model that comes with Grouper. Raises GrouperError if there is none."""
+        """model: a folder, a Hub id, or `demo`, the model that comes with Grouper. Raises GrouperError if there is
+        none."""
         if str(model) == "demo" and not Path("demo").is_dir():
             model = DEMO
             return cls("demo", LocalSource(DEMO))
@@ -88,9 +90,8 @@ class Checkpoint:
         files = [SINGLE] if SINGLE in present else [f for f in present if f.endswith(".safetensors")]
         if len(files) != 1:
             what = "no safetensors" if not files else f"{len(files)} safetensors files and no {INDEX}"
-            raise GrouperError(
-                f"{self.name} has {what}: load it with transformers and save_pretrained() it (other formats are not read)"
-            )
+            again = "load it with transformers and save_pretrained() it (other formats are not read)"
+            raise GrouperError(f"{self.name} has {what}: {again}")
         return files
 
     @cached_property
@@ -105,8 +106,8 @@ class Checkpoint:
         return name in self.tensors
 
     def before(self, layer: str) -> str:
-        """What precedes `layer` ("layers.0.") in the names of the decoder's tensors: checkpoints begin with `model.`, with
-        `language_model.model.`, with nothing; `model.` where there is none."""
+        """What precedes `layer` ("layers.0.") in the names of the decoder's tensors: checkpoints begin with `model.`,
+        with `language_model.model.`, with nothing; `model.` where there is none."""
         if layer not in self._before:
             self._before[layer] = decoder_prefix(self.tensors, layer, otherwise="model.")
         return self._before[layer]
@@ -149,7 +150,8 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the model does: the commit of a Hub model; else configuration, headers and both ends of every tensor."""
+        """Changes when the model does: the commit of a Hub model; else configuration, headers and both ends of every
+        tensor."""
         if self.source.commit:
             return self.source.commit
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
@@ -187,7 +189,8 @@ def write_shards(
 ) -> Iterator[str]:
     """Write tensors as safetensors shards with an index, yielding each name; holds one shard in memory.
 
-    The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is model.safetensors.
+    The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
+    model.safetensors.
     """
     weight_map: dict[str, int] = {}
     shard: dict[str, torch.Tensor] = {}

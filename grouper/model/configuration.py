@@ -8,22 +8,18 @@ from grouper.model.families import FAMILIES, REFUSED, Family
 ALIASES = {  # what older or other configurations call it
     "num_attention_heads": ("n_head", "n_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
     "hidden_size": ("n_embd", "n_embed", "d_model"),
-    "num_hidden_layers": ("n_layer", "n_layers"), "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
+    "num_hidden_layers": ("n_layer", "n_layers"),
+    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }  # fmt: skip
 TEXT_MODELS = {  # decoders inside vision-language models that are a family under another name
     "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
 PER_HEAD_NORMS = ("qk_layernorm", "use_qk_norm")  # Phi's and StableLM's; Command R+'s
 WINDOWED = (
-    "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo3", "starcoder2", "smollm3", "phi3",
+    "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo3", "starcoder2",
+    "smollm3", "phi3",
 )  # fmt: skip
-LLAVAS = (
-    "llava",
-    "llava_next",
-    "llava_next_video",
-    "video_llava",
-    "vipllava",
-)  # whose old configurations leave out that the decoder is a Llama
+LLAVAS = ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava")  # whose decoder is a Llama, unsaid
 NOTHING = object()
 
 
@@ -51,9 +47,8 @@ def family_of(config: dict) -> Family:
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
         if outer not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            raise GrouperError(
-                f"models of type {outer!r} are not supported: of those that hold a decoder, only vision-language models are"
-            )
+            why = "of those that hold a decoder, only vision-language models are"
+            raise GrouperError(f"models of type {outer!r} are not supported: {why}")
     for key in PER_HEAD_NORMS:
         if decoder_config(config).get(key):
             raise GrouperError(
@@ -76,8 +71,8 @@ def setting(config: dict, key: str, otherwise: Any = NOTHING) -> Any:
 
 
 def _default(config: dict, key: str) -> Any:
-    """What the transformers class takes for a value that is left out: as it is declared (None where it follows from others), else what an instance
-    with these sizes has."""
+    """What the transformers class takes for a value that is left out: as it is declared (None where it follows from
+    others), else what an instance with these sizes has."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 

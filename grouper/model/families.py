@@ -1,5 +1,6 @@
-"""The model families that can be regrouped, and the reasons for those that cannot. A new family is one entry here and one line in
-tests/test_families.py.
+"""The model families that can be regrouped, and the reasons for those that cannot.
+
+A new family is one entry here and one line in tests/family_samples.py.
 """
 
 from dataclasses import dataclass
@@ -7,14 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """How one family stores attention. {layer} is the layer's number; names are within the decoder, whatever precedes them in a checkpoint.
+    """How one family stores attention. {layer} is the layer's number; names are within the decoder, whatever precedes
+    them in a checkpoint.
 
     models: names that people know it by.
-    fused: None, or how the rows of `q` (then the only projection) are ordered: "stacked" (all q, all k, all v) or "per-group" (the queries of
-        KV head 0, its k, its v, then KV head 1, ...; in a multi-head model q, k, v of head 0, of head 1, ...).
+    fused: None, or how the rows of `q` (then the only projection) are ordered: "stacked" (all q, all k, all v) or
+        "per-group" (the queries of KV head 0, its k, its v, then KV head 1, ...; in a multi-head model q, k, v of head
+        0, of head 1, ...).
     transposed: weights are [in, out] (GPT-2's Conv1D).
-    norm: what stands before the projections, the first of the names that the checkpoint has; norm_offset is added to its weight, and to those of
-        norms on q and k (Gemma's g = 1 + w).
+    norm: what stands before the projections, the first of the names that the checkpoint has; norm_offset is added to
+        its weight, and to those of norms on q and k (Gemma's g = 1 + w).
     adds: the module whose output joins the residual stream; `o` unless given.
     qk_norm: None, "head" (each head by itself, one gain for all) or "all" (across heads, a gain for each).
     position: "rope", or what stands in its place: "learned" or "alibi".
@@ -23,8 +26,9 @@ class Family:
     head_dim: where the configuration names none and the class does not divide hidden_size by heads.
     classes: how the names of its transformers classes begin.
     stock: whether its class takes fewer KV heads than query heads.
-    padded: what carries more query heads than hidden_size / head_dim: "own" class, "own, if they divide hidden_size", another class, or None (so
-        where a norm spans all query heads: zeros change its mean, and its epsilon then counts otherwise).
+    padded: what carries more query heads than hidden_size / head_dim: "own" class, "own, if they divide hidden_size",
+        another class, or None (so where a norm spans all query heads: zeros change its mean, and its epsilon then
+        counts otherwise).
     as_phi: why and when it goes out as Phi: "always", or a configuration key that must be true.
     approximate: what makes merges that change a head's scale or basis approximate, if the configuration has it.
     """
@@ -67,16 +71,15 @@ class Family:
 
 OWN, DIVIDES = "own", "own, if they divide hidden_size"
 FUSED = {"q": "self_attention.query_key_value", "k": "", "v": "", "o": "self_attention.dense"}
-SANDWICH = {
-    "adds": "post_attention_layernorm",
-    "norm_offset": 1.0,
-    "head_dim": 256,
-}  # a norm before attention and one behind it
+# A norm before attention and one behind it.
+SANDWICH = {"adds": "post_attention_layernorm", "norm_offset": 1.0, "head_dim": 256}
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llama", "Llama 1-3, Code Llama, Vicuna, Yi, DeepSeek-LLM, SmolLM 1-2, Falcon 3", "Llama", padded="mistral"),
+        Family(
+            "llama", "Llama 1-3, Code Llama, Vicuna, Yi, DeepSeek-LLM, SmolLM 1-2, Falcon 3", "Llama", padded="mistral",
+        ),
         Family("mistral", "Mistral 7B, Nemo, Small", "Mistral", padded=OWN),
         Family("mixtral", "Mixtral", "Mixtral", padded=OWN),
         Family("qwen2", "Qwen1.5, Qwen2, Qwen2.5", "Qwen2", padded="llama"),
@@ -99,27 +102,40 @@ FAMILIES = {
         Family("smollm3", "SmolLM3", "SmolLM3", padded=OWN),
         Family("cohere", "Command R, Aya 23", "Cohere", rope="interleaved", padded=OWN),
         Family("phi", "Phi-1, Phi-1.5, Phi-2", "Phi", o="self_attn.dense", rotary="partial_rotary_factor", padded=OWN),
-        Family("phi3", "Phi-3, Phi-3.5, Phi-4", "Phi3", q="self_attn.qkv_proj", fused="stacked", rotary="partial_rotary_factor", padded=OWN),
         Family(
-            "gpt_neox", "GPT-NeoX, Pythia, Dolly 2, RedPajama", "GPTNeoX", **FUSED | {"q": "attention.query_key_value", "o": "attention.dense"},
+            "phi3", "Phi-3, Phi-3.5, Phi-4", "Phi3", q="self_attn.qkv_proj", fused="stacked",
+            rotary="partial_rotary_factor", padded=OWN,
+        ),
+        Family(
+            "gpt_neox", "GPT-NeoX, Pythia, Dolly 2, RedPajama", "GPTNeoX",
+            q="attention.query_key_value", k="", v="", o="attention.dense",
             fused="per-group", rotary="rotary_pct", stock=False, as_phi="use_parallel_residual",
         ),
         Family(
-            "gptj", "GPT-J", "GPTJ", layer="h.{layer}.", q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.out_proj", norm=("ln_1",),
+            "gptj", "GPT-J", "GPTJ", layer="h.{layer}.",
+            q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.out_proj", norm=("ln_1",),
             rope="interleaved", rotary="rotary_dim", stock=False, as_phi="always",
         ),
         Family(
-            "falcon", "Falcon 1-2, Falcon RW", "Falcon", layer="h.{layer}.", **FUSED, fused="per-group", norm=("input_layernorm", "ln_attn"),
-            stock=False, as_phi="parallel_attn",
+            "falcon", "Falcon 1-2, Falcon RW", "Falcon", layer="h.{layer}.", **FUSED, fused="per-group",
+            norm=("input_layernorm", "ln_attn"), stock=False, as_phi="parallel_attn",
         ),
         Family(
-            "gpt2", "GPT-2, DialoGPT, Cerebras-GPT", "GPT2", layer="h.{layer}.", q="attn.c_attn", k="", v="", o="attn.c_proj", norm=("ln_1",),
+            "gpt2", "GPT-2, DialoGPT, Cerebras-GPT", "GPT2", layer="h.{layer}.",
+            q="attn.c_attn", k="", v="", o="attn.c_proj", norm=("ln_1",),
             fused="stacked", transposed=True, position="learned", stock=False, head_class="GPT2LMHeadModel",
         ),
-        Family("opt", "OPT, Galactica", "OPT", o="self_attn.out_proj", norm=("self_attn_layer_norm",), position="learned", stock=False),
-        Family("bloom", "BLOOM, BLOOMZ", "Bloom", layer="h.{layer}.", **FUSED, fused="per-group", position="alibi", stock=False),
         Family(
-            "mpt", "MPT", "Mpt", layer="blocks.{layer}.", q="attn.Wqkv", k="", v="", o="attn.out_proj", norm=("norm_1",),
+            "opt", "OPT, Galactica", "OPT", o="self_attn.out_proj", norm=("self_attn_layer_norm",), position="learned",
+            stock=False,
+        ),
+        Family(
+            "bloom", "BLOOM, BLOOMZ", "Bloom", layer="h.{layer}.", **FUSED, fused="per-group", position="alibi",
+            stock=False,
+        ),
+        Family(
+            "mpt", "MPT", "Mpt", layer="blocks.{layer}.",
+            q="attn.Wqkv", k="", v="", o="attn.out_proj", norm=("norm_1",),
             fused="stacked", position="alibi", stock=False, approximate="clip_qkv",
         ),
     )
@@ -134,7 +150,8 @@ REFUSED = {
     **dict.fromkeys(("gemma3n_text", "gemma3n", "gemma4", "gemma4_text"), SHARED_KV),
     **dict.fromkeys(
         (
-            "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv", "recurrent_gemma", "qwen3_next", "qwen3_5",
+            "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv",
+            "recurrent_gemma", "qwen3_next", "qwen3_5",
             "qwen3_5_moe", "lfm2", "granitemoehybrid", "nemotron_h", "minimax", "kimi_linear", "olmo_hybrid",
         ), LINEAR,
     ),

@@ -1,15 +1,24 @@
 """What `grouper inspect --families` prints: each family, how exact merges are in it, and what it can be exported as."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+from grouper.export.classes import open_classes
 from grouper.merging import MERGES
-from grouper.model.families import FAMILIES, REFUSED, Family
+from grouper.model.families import DIVIDES, FAMILIES, REFUSED, Family
+
+
+class Exactness(Protocol):
+    """An entry of a registry, as far as this table goes."""
+
+    exact_in: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """reason: why not, where it is not supported. merges, fitness: by name, "exact" or "approximate": whether the exported model does what the
-    closed form says. note: where and why not. classes: of exports.
+    """reason: why not, where it is not supported. merges, fitness: by name, "exact" or "approximate": whether the
+    exported model does what the closed form says. note: where and why not. classes: of exports.
     """
 
     family: str
@@ -22,55 +31,50 @@ class FamilyRow:
     classes: list[str]
 
 
-def family_table() -> list[FamilyRow]:
-    rows = [FamilyRow(f.model_type, f.models, True, "", *exactness(f), classes(f)) for f in FAMILIES.values()]
-    return rows + [
-        FamilyRow(name, "", False, why, {}, {}, "", [])
-        for name, why in sorted(REFUSED.items(), key=lambda item: (item[1], item[0]))
-    ]
+def family_table(fitnesses: Mapping[str, Exactness] | None = None) -> list[FamilyRow]:
+    """fitnesses: the registry of them, which this package does not know."""
+    rows = [
+        FamilyRow(
+            f.model_type, f.models, True, "", exactness(MERGES, f), exactness(fitnesses or {}, f), note(f), classes(f)
+        )
+        for f in FAMILIES.values()
+    ]  # fmt: skip
+    refused = sorted(REFUSED.items(), key=lambda item: (item[1], item[0]))
+    return rows + [FamilyRow(name, "", False, why, {}, {}, "", []) for name, why in refused]
 
 
-def exactness(family: Family) -> tuple[dict[str, str], dict[str, str], str]:
-    """(merges, fitnesses, note). What folds into q and o is exact unless a norm or a clamp stands between."""
-    approximate: set[str] = set()
+def exactness(entries: Mapping[str, Exactness], family: Family) -> dict[str, str]:
+    """What folds into q and o is exact unless a norm stands between."""
+    return {name: "exact" if family.qk_norm in entry.exact_in else "approximate" for name, entry in entries.items()}
+
+
+def note(family: Family) -> str:
+    """How K is merged here, and what is approximate."""
+    kind = family.qk_norm
+    behind = [f"{name} {merge.behind_norms[kind]}" for name, merge in MERGES.items() if kind in merge.behind_norms]
     if family.qk_norm == "head":
-        approximate = {"weighted", "procrustes", "spectral"}
-        note = "norms on q and k leave no basis of K free: spectral takes the weighted mean behind them, procrustes rotates V alone"
+        text = f"norms on q and k leave no basis of K free: {', '.join(behind)}"
     elif family.qk_norm == "all":
-        approximate = {"mean", "first", "select", "weighted", "procrustes", "spectral"}
-        note = "a norm across heads changes with them, in the mean restored: spectral takes real factors of K's planes, procrustes rotates V alone"
+        text = f"a norm across heads changes with them, in the mean restored: {', '.join(behind)}"
     elif family.position != "rope":
-        note = "K as V: no RoPE"
+        text = "K as V: no RoPE"
     elif family.rotary:
-        note = "K per RoPE plane, its unrotated rows as V"
+        text = "K per RoPE plane, its unrotated rows as V"
     else:
-        note = "K per RoPE plane"
-    note += ", as V in layers without RoPE" if family.model_type == "smollm3" else ""
-    if family.approximate:
-        note += f"; with {family.approximate}, what changes a basis is approximate"
-    merges = {name: "approximate" if name.partition("-")[0] in approximate else "exact" for name in MERGES}
-    fitness = {"weight": "exact", "activation": "exact", "spectral": merges["spectral"]}
-    return merges, fitness, note
-
-
-def open_classes(family: Family, as_phi: bool) -> list[str]:
-    """The classes of exports that a model of this family has."""
-    if as_phi:
-        return ["stock", "ragged"]
-    return [*(["stock"] if family.stock else []), *(["padded"] if family.padded else []), "ragged"]
+        text = "K per RoPE plane"
+    text += ", as V in layers without RoPE" if family.model_type == "smollm3" else ""
+    return text + (f"; with {family.approximate}, what changes a basis is approximate" if family.approximate else "")
 
 
 def classes(family: Family) -> list[str]:
-    """The same, with the class that carries it where that is another one."""
+    """The classes of exports, with the class of transformers that carries them where that is another one."""
+    found = open_classes(family, family.as_phi is not None)
     if family.as_phi:
         when = "" if family.as_phi == "always" else f", with {family.as_phi}"
-        return [f"stock (as Phi{when})", "ragged"]
-    carriers = {
-        "mistral": "padded (as Mistral)",
-        "llama": "padded (as Llama)",
-        "own, if they divide hidden_size": "padded (if heads divide)",
-    }
-    return [carriers.get(family.padded, name) if name == "padded" else name for name in open_classes(family, False)]
+        return [f"{name} (as Phi{when})" if name == "stock" else name for name in found]
+    carriers = {"mistral": "as Mistral", "llama": "as Llama", DIVIDES: "if heads divide"}
+    carrier = carriers.get(family.padded)
+    return [f"{name} ({carrier})" if name == "padded" and carrier else name for name in found]
 
 
 def markdown(rows: list[FamilyRow]) -> str:
@@ -79,11 +83,11 @@ def markdown(rows: list[FamilyRow]) -> str:
     reasons: dict[str, list[str]] = {}
     for row in unable:
         reasons.setdefault(row.reason, []).append(f"`{row.family}`")
-    return "\n".join([
-        "| family | models | merges and fitnesses | how | exports |", "| --- | --- | --- | --- | --- |",
-        *(f"| `{r.family}` | {r.models} | {_summary(r.merges)} | {r.note} | {', '.join(r.classes)} |" for r in able), "",
-        "| refused | because |", "| --- | --- |", *(f"| {', '.join(names)} | {why} |" for why, names in reasons.items()),
-    ])  # fmt: skip
+    lines = ["| family | models | merges and fitnesses | how | exports |", "| --- | --- | --- | --- | --- |"]
+    for r in able:
+        lines.append(f"| `{r.family}` | {r.models} | {_summary(r.merges)} | {r.note} | {', '.join(r.classes)} |")
+    lines += ["", "| refused | because |", "| --- | --- |"]
+    return "\n".join(lines + [f"| {', '.join(names)} | {why} |" for why, names in reasons.items()])
 
 
 def _summary(merges: dict[str, str]) -> str:

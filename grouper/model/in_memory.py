@@ -1,25 +1,28 @@
-"""A transformers model whose attention weights can be exchanged layer by layer: for measuring layouts without writing them.
+"""A transformers model whose attention weights can be exchanged layer by layer: for measuring layouts without writing
+them.
 
-Weights go in expanded, one K and one V head per query head, so any layout runs in any class, and the KV cache plays no part. Never save
-such a model: write layouts with `export`.
+Weights go in expanded, one K and one V head per query head, so any layout runs in any class, and the KV cache plays no
+part. Never save such a model: write layouts with `export`.
 """
 
 import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 
 from grouper.attention import Attention, MergedLayer
-from grouper.layout import LayerLayout
+from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.configuration import decoder_config
+from grouper.model.memory import free_memory, memory_limits
 
 
 class InMemoryModel:
-    """`model` is the transformers model; `install` changes one layer's attention."""
+    """`model` is the transformers model; `installed` lets layers compute with other weights for a while."""
 
     def __init__(
         self,
@@ -28,8 +31,8 @@ class InMemoryModel:
         dtype: torch.dtype = torch.float32,
         offload: Path | None = None,
     ):
-        """offload: a folder for what fits neither the GPU nor main memory: accelerate then places the model, in its stored dtype, and fetches
-        layers as they are needed. Such a model is for looking, not for `install`.
+        """offload: a folder for what fits neither the GPU nor main memory: accelerate then places the model, in its
+        stored dtype, and fetches layers as they are needed. Such a model is for looking, not for `installed`.
         """
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -46,8 +49,6 @@ class InMemoryModel:
         self.model.eval().requires_grad_(False)
         names = (name for name, _ in self.model.named_parameters())
         self.prefix = decoder_prefix(names, self.architecture.family.layer.format(layer=0))
-        self._original: dict[int, nn.Module] = {}
-        self._replaced: dict[tuple[int, str], torch.Tensor] = {}
 
     @staticmethod
     def fits(checkpoint: Checkpoint, device: str, dtype: torch.dtype = torch.float32) -> bool:
@@ -69,44 +70,54 @@ class InMemoryModel:
 
     def key_projection(self, layer: int) -> nn.Module:
         """The module that gives k, among others where projections are fused."""
-        return self.layer(layer).get_submodule(
-            self.architecture.family.q if self.architecture.family.fused else self.architecture.family.k
-        )
+        family = self.architecture.family
+        return self.layer(layer).get_submodule(family.q if family.fused else family.k)
 
-    def restore(self) -> None:
-        """The original weights, in all layers."""
-        for layer, attention in self._original.items():
-            self.layer(layer).set_submodule(self.architecture.family.attention, attention)
-        self._original.clear()
-        for (layer, name), tensor in self._replaced.items():
-            self.layer(layer).get_parameter(name).data = tensor
-        self._replaced.clear()
+    @contextmanager
+    def installed(
+        self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Callable[[int], MergedLayer]
+    ) -> Iterator[nn.Module]:
+        """The transformers model, computing with these weights until the block ends.
 
-    def install(self, layer: int, merged: MergedLayer, heads: LayerLayout) -> None:
-        """Let the layer compute with these weights."""
+        layout: of the whole model, or of some layers by their numbers. merged(layer): that layer's weights. Blocks may
+        be nested; each one restores what it found.
+        """
+        layers = dict(enumerate(layout.layers)) if isinstance(layout, HeadLayout) else layout
+        found: list[Callable[[], None]] = []
+        try:
+            for layer, layer_layout in layers.items():
+                self._install(layer, merged(layer), layer_layout, found)
+            yield self.model
+        finally:
+            for restore in reversed(found):
+                restore()
+
+    def _install(self, layer: int, merged: MergedLayer, layout: LayerLayout, found: list[Callable[[], None]]) -> None:
+        """found: gets what restores the layer."""
         block, path = self.layer(layer), self.architecture.family.attention
-        self._original.setdefault(layer, block.get_submodule(path))
-        room = expanded_attention(self.architecture, self._original[layer], heads, self.device, self.dtype)
-        block.set_submodule(path, room)
-        for name, tensor in expanded_tensors(self.architecture, merged.attention, heads).items():
+        attention = block.get_submodule(path)
+        found.append(lambda: block.set_submodule(path, attention))
+        block.set_submodule(path, expanded_attention(self.architecture, attention, layout, self.device, self.dtype))
+        for name, tensor in expanded_tensors(self.architecture, merged.attention, layout).items():
             block.get_parameter(name).data = tensor.to(self.device, self.dtype).contiguous()
         for name, tensor in merged.others.items():
             parameter = block.get_parameter(name)
-            self._replaced.setdefault((layer, name), parameter.data)
+            found.append(lambda parameter=parameter, data=parameter.data: setattr(parameter, "data", data))
             parameter.data = tensor.to(self.device, self.dtype)
 
 
 def expanded_attention(
-    architecture: Architecture, attention: nn.Module, heads: LayerLayout, device, dtype: torch.dtype
+    architecture: Architecture, attention: nn.Module, layout: LayerLayout, device, dtype: torch.dtype
 ) -> nn.Module:
-    """A shallow copy of an attention module whose projections have room for one q, K and V head per attention output, weights not yet set.
+    """A shallow copy of an attention module whose projections have room for one q, K and V head per attention output,
+    weights not yet set.
 
-    Where a norm spans all K heads, k_proj has the layout's heads alone: the norm is theirs, and its output is what is expanded.
+    Where a norm spans all K heads, k_proj has the layout's heads alone: the norm is theirs, and its output is expanded.
     """
     a, f = architecture, architecture.family
     new = _shallow_copy(attention)
     outputs = a.query_heads * a.head_dim
-    keys = heads.k.kv_heads * a.head_dim if f.qk_norm == "all" else outputs
+    keys = layout.k.kv_heads * a.head_dim if f.qk_norm == "all" else outputs
     rows = {f.q: 3 * outputs, f.o: None} if f.fused else {f.q: outputs, f.k: keys, f.v: outputs, f.o: None}
     for path, out_features in rows.items():
         name = path.rpartition(".")[2]
@@ -116,22 +127,20 @@ def expanded_attention(
         else:
             linear = nn.Linear(a.hidden_size, out_features, bias=old.bias is not None, device="meta")
             setattr(new, name, _emptied(linear, device, dtype))
-    for name, value in {
-        "num_key_value_groups": 1,
-        "num_key_value_heads": a.query_heads,
-        "num_kv_heads": a.query_heads,
-    }.items():
+    counts = {"num_key_value_groups": 1, "num_key_value_heads": a.query_heads, "num_kv_heads": a.query_heads}
+    for name, value in counts.items():
         if hasattr(new, name):
             setattr(new, name, value)
     if f.qk_norm == "all":
+        norm = attention.k_norm.norm if isinstance(attention.k_norm, _NormThenExpand) else attention.k_norm
         new.q_norm = _emptied(attention.q_norm, device, dtype)
-        new.k_norm = _NormThenExpand(_emptied(attention.k_norm, device, dtype), heads, a.head_dim)
+        new.k_norm = _NormThenExpand(_emptied(norm, device, dtype), layout, a.head_dim)
     return new
 
 
-def expanded_tensors(architecture: Architecture, attention: Attention, heads: LayerLayout) -> dict[str, torch.Tensor]:
+def expanded_tensors(architecture: Architecture, attention: Attention, layout: LayerLayout) -> dict[str, torch.Tensor]:
     """The attention tensors that such a module takes, by name within the layer; gradients flow through."""
-    whole = attention.expanded(heads)
+    whole = attention.expanded(layout)
     if architecture.family.qk_norm != "all":
         return dict(architecture.tensors("", whole))
     whole.k, whole.k_bias, whole.k_norm = attention.k, attention.k_bias, attention.k_norm
@@ -143,9 +152,9 @@ def expanded_tensors(architecture: Architecture, attention: Attention, heads: La
 class _NormThenExpand(nn.Module):
     """A norm across the K heads there are, then each query head's own copy."""
 
-    def __init__(self, norm: nn.Module, heads: LayerLayout, head_dim: int):
+    def __init__(self, norm: nn.Module, layout: LayerLayout, head_dim: int):
         super().__init__()
-        self.norm, self.index, self.head_dim = norm, heads.k.group_of.tolist(), head_dim
+        self.norm, self.index, self.head_dim = norm, layout.k.group_of.tolist(), head_dim
 
     def forward(self, keys: torch.Tensor) -> torch.Tensor:
         return self.norm(keys).unflatten(-1, (-1, self.head_dim))[..., self.index, :].flatten(-2)
@@ -178,18 +187,3 @@ def in_double(config: dict) -> dict[str, str]:
         if {"num_experts", "num_local_experts"} & decoder_config(config).keys()
         else {}
     )
-
-
-def memory_limits(device: str) -> dict[int | str, int]:
-    """For accelerate: what the model may take of the GPU and of main memory, a quarter left for activations and sums."""
-    limits: dict[int | str, int] = {"cpu": int(free_memory() * 0.75)}
-    return (
-        limits
-        if "cuda" not in device
-        else {torch.device(device).index or 0: int(torch.cuda.mem_get_info(device)[0] * 0.75), **limits}
-    )
-
-
-def free_memory() -> float:
-    """Bytes of main memory that are free or hold what can be read again."""
-    return float(psutil.virtual_memory().available)

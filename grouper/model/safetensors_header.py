@@ -1,7 +1,8 @@
 """What a safetensors file says of itself: names, shapes, dtypes and byte ranges, without its tensors.
 
-The format: 8 bytes little-endian length of the header, the header as JSON, then the tensors. Reading it ourselves lets a folder, the
-Hub's cache and byte ranges over HTTP be read the same way; tensors in local files are still read by the safetensors library.
+The format: 8 bytes little-endian length of the header, the header as JSON, then the tensors. Reading it ourselves lets
+a folder, the Hub's cache and byte ranges over HTTP be read the same way; tensors in local files are still read by the
+safetensors library.
 """
 
 import json

@@ -158,9 +158,8 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             raise GrouperError(
                 f"the Hub did not let you at {repo_id} (HTTP {status}): log in with `hf auth login`, or set HF_TOKEN"
             ) from error
-        raise GrouperError(
-            f"cannot reach the Hub for {repo_id} ({f'HTTP {status}' if status else type(error).__name__}): is a folder meant, or try again?"
-        ) from error
+        what = f"HTTP {status}" if status else type(error).__name__
+        raise GrouperError(f"cannot reach the Hub for {repo_id} ({what}): is a folder meant, or try again?") from error
 
 
 def open_source(model: str | os.PathLike, revision: str | None = None) -> Source:

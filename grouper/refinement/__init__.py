@@ -1,0 +1,1 @@
+"""Layer-wise reconstruction after a merge."""

@@ -15,27 +15,41 @@ from grouper.layout import LayerLayout
 from grouper.model.in_memory import InMemoryModel, expanded_attention, expanded_tensors
 from grouper.refinement.saved import WEIGHTS
 
+SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's step by default: bench/refine_rates.py prints what is best
 REST = 0.3  # learning rate of MLP and norms, of attention's
+MEASURED = 16  # batches that a layer's error is taken on
+TOKENS = {"cpu": 16_384, "cuda": 393_216}
 
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given.
+    """What is None is filled in by device: on a GPU more tokens, the whole block and larger steps.
 
-    lr: Adam's step as a share of each tensor's root mean square, falling linearly to 0; so it does not matter at which scale a
-    tensor is kept. By scope unless given: what is best hardly depends on the number of tokens (bench/refine_rates.py prints it).
-    batch_tokens: tokens of a step.
+    scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given. lr: Adam's step as
+    a share of each tensor's root mean square, falling linearly to 0, so that it does not matter at which scale a tensor
+    is kept; by scope unless given, for what is best hardly depends on the number of tokens. batch_tokens: tokens of a
+    step. tokens: of calibration text, at most.
     """
 
-    scope: str = "attention"
+    scope: str | None = None
     steps: int | None = None
     lr: float | None = None
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     seed: int = 0
+    tokens: int | None = None
+
+    def for_device(self, device: str) -> "RefineOptions":
+        gpu = "cuda" in str(device)
+        return replace(
+            self,
+            scope=self.scope or ("block" if gpu else "attention"),
+            batch_tokens=self.batch_tokens or (4096 if gpu else 1024),
+            tokens=self.tokens or TOKENS["cuda" if gpu else "cpu"],
+        )
 
     @property
     def rate(self) -> float:
-        return self.lr or {"attention": 0.04, "block": 0.02}[self.scope]
+        return self.lr or SCOPES[self.scope]
 
     def steps_for(self, tokens: int) -> int:
         """150 steps at 32k tokens, 425 at 131k, 970 at 393k: more text bears more steps."""
@@ -49,24 +63,18 @@ class LayerWorker:
         self,
         model: InMemoryModel,
         layer: int,
-        heads: LayerLayout,
+        layout: LayerLayout,
         arguments: Arguments,
         device: str,
         options: RefineOptions,
     ):
-        self.architecture, self.heads, self.arguments, self.options, self.device = (
-            model.architecture,
-            heads,
-            arguments,
-            options,
-            device,
-        )
+        self.architecture, self.layout, self.arguments = model.architecture, layout, arguments
+        self.options, self.device = options, device
         self.original = copy.deepcopy(model.layer(layer)).to(device, torch.float32)
         self.regrouped = copy.deepcopy(self.original)
         path = self.architecture.family.attention
-        attention = expanded_attention(
-            self.architecture, self.regrouped.get_submodule(path), heads, device, torch.float32
-        )
+        attention = self.regrouped.get_submodule(path)
+        attention = expanded_attention(self.architecture, attention, layout, device, torch.float32)
         self.regrouped.set_submodule(path, attention)
         self.autocast = torch.autocast("cuda", torch.bfloat16) if "cuda" in str(device) else nullcontext()
         stored = model.architecture.prefix(model.checkpoint, layer)
@@ -75,8 +83,9 @@ class LayerWorker:
     # Weights
 
     def tensors(self, attention: Attention) -> dict[str, Tensor]:
-        """The layer's attention tensors by name, every query head with its copy of the shared heads, to which gradients flow."""
-        return expanded_tensors(self.architecture, attention, self.heads)
+        """The layer's attention tensors by name, every query head with its copy of the shared heads, to which gradients
+        flow."""
+        return expanded_tensors(self.architecture, attention, self.layout)
 
     def set(self, done: MergedLayer) -> None:
         for name, tensor in (self.tensors(done.attention.to(self.device)) | done.others).items():
@@ -86,7 +95,7 @@ class LayerWorker:
 
     def block(self, module: nn.Module, stream: Tensor) -> Tensor:
         positional, named = self.arguments
-        if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [heads, 1, tokens] of one window
+        if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [H, 1, tokens] of one window
             named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
         output = module(stream, *positional, **named)
         return output[0] if isinstance(output, tuple) else output
@@ -127,7 +136,7 @@ class LayerWorker:
     def error(self, original: Tensor, regrouped: Tensor) -> float:
         """The regrouped stream's error behind the layer over what the original's layer adds, on at most 16 batches."""
         wrong = added = 0.0
-        for part in list(self.batches(original))[:16]:
+        for part in list(self.batches(original))[:MEASURED]:
             came = original[part].to(self.device)
             with self.autocast:
                 wanted = self.output(self.original, came).float()
@@ -144,24 +153,53 @@ class LayerWorker:
         original: Tensor,
         regrouped: Tensor,
         steps: int,
-        tell: Callable[[int, float], None] | None,
+        tell: Callable[[int, float], None] = lambda step, loss: None,
     ) -> MergedLayer:
+        """The layer's weights after `steps` steps from `start`, or `start` where they do not help. original, regrouped:
+        the streams that enter the layer, [n, tokens, D]."""
         attention = start.to(self.device, torch.float32)
         self.set(MergedLayer(attention))
         before = self.error(original, regrouped)
+        shared, others = self.trained(attention)
+        self.descend(attention, shared, others, original, regrouped, steps, tell)
+        fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
+        done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
+        self.set(done)
+        done.after = self.error(original, regrouped)
+        if not done.after < before:  # a layer that was right already, or steps too large for it: as it was
+            done = MergedLayer(attention, {}, before, before)
+            untouched = {n: p for n, p in self.original.named_parameters() if n in others}
+            self.set(MergedLayer(attention, untouched))
+        done.attention = done.attention.to("cpu")
+        done.others = {n: t.cpu() for n, t in done.others.items()}
+        return done
+
+    def trained(self, attention: Attention) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies to train: of attention's own weights, and in scope "block" of the layer's others."""
         fixed = (
-            () if attention.qk_norm == "all" else ("q_norm", "k_norm")
-        )  # one gain for all heads: not attention's alone
+            {"planes"} if attention.qk_norm == "all" else {"planes", "q_norm", "k_norm"}
+        )  # a gain of all heads is fixed
         kept = (n for n in WEIGHTS if getattr(attention, n) is not None and n not in fixed)
         shared = {n: getattr(attention, n).clone().requires_grad_() for n in kept}
-        others = {}
-        if self.options.scope == "block":
-            taken = self.tensors(attention)
-            rest = ((n, p) for n, p in self.regrouped.named_parameters() if n in self.trainable - taken.keys())
-            others = {n: p.detach().clone().requires_grad_() for n, p in rest}
-        groups = [_group(t, self.options.rate) for t in shared.values()] + [
-            _group(t, self.options.rate * REST) for t in others.values()
-        ]
+        if self.options.scope != "block":
+            return shared, {}
+        rest = self.trainable - self.tensors(attention).keys()
+        parameters = ((n, p) for n, p in self.regrouped.named_parameters() if n in rest)
+        return shared, {n: p.detach().clone().requires_grad_() for n, p in parameters}
+
+    def descend(
+        self,
+        attention: Attention,
+        shared: dict[str, Tensor],
+        others: dict[str, Tensor],
+        original: Tensor,
+        regrouped: Tensor,
+        steps: int,
+        tell: Callable[[int, float], None],
+    ) -> None:
+        """Adam on `shared` and `others`, in place."""
+        rate = self.options.rate
+        groups = [_group(t, rate) for t in shared.values()] + [_group(t, rate * REST) for t in others.values()]
         optimizer = torch.optim.Adam([g for g in groups if g["lr"] > 0], betas=(0.9, 0.95))
         peak = [g["lr"] for g in optimizer.param_groups]
         size = min(len(original), max(1, self.options.batch_tokens // original.shape[1]))
@@ -183,19 +221,7 @@ class LayerWorker:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if tell:
-                tell(step + 1, loss.item())
-        fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
-        done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
-        self.set(done)
-        done.after = self.error(original, regrouped)
-        if not done.after < before:  # a layer that was right already, or steps too large for it: as it was
-            done = MergedLayer(attention, {}, before, before)
-            untouched = {n: p for n, p in self.original.named_parameters() if n in others}
-            self.set(MergedLayer(attention, untouched))
-        done.attention = done.attention.to("cpu")
-        done.others = {n: t.cpu() for n, t in done.others.items()}
-        return done
+            tell(step + 1, loss.item())
 
 
 class _Enough(Exception):
@@ -214,8 +240,8 @@ class _Forward(nn.Module):
 
 
 def relative(difference: Tensor, stream: Tensor) -> Tensor:
-    """Mean over tokens of |difference|^2 / |stream|^2: the next norm divides by the stream's size, and so a few tokens of a thousandfold
-    size, which real models have, must not drown the others."""
+    """Mean over tokens of |difference|^2 / |stream|^2: the next norm divides by the stream's size, and so a few tokens
+    of a thousandfold size, which real models have, must not drown the others."""
     return (difference.square().sum(-1) / stream.square().sum(-1).clamp_min(1e-12)).mean()
 
 

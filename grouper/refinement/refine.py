@@ -1,11 +1,14 @@
-"""Layer-wise reconstruction after a merge: the shared K and V heads, q and o learn to give what the original layer gave.
+"""Layer-wise reconstruction after a merge: the shared K and V heads, q and o learn to give what the original layer
+gave.
 
-Layers are taken in order. Two residual streams run side by side over the calibration text: the original's, and the regrouped model's, which
-has the errors of the layers before it. At each layer, Adam fits that layer's q, shared k, shared v and o so that the regrouped stream after
-it matches the original's. No labels, no backward pass through the model, memory for one layer at a time.
+Layers are taken in order. Two residual streams run side by side over the calibration text: the original's, and the
+regrouped model's, which has the errors of the layers before it. At each layer, Adam fits that layer's q, shared k,
+shared v and o so that the regrouped stream behind it matches the original's. No labels, no backward pass through the
+model, memory for one layer at a time.
 
-Scope "attention" matches the stream after the attention sublayer and trains its projections; scope "block" matches the stream after the
-whole layer and trains its MLP and norms along, more gently (not experts that the class keeps stacked: they stay as they are).
+Scope "attention" matches the stream behind the attention sublayer and trains its projections; scope "block" matches the
+stream behind the whole layer and trains its MLP and norms along, more gently. Experts that the class keeps stacked stay
+as they are.
 """
 
 import time
@@ -17,82 +20,74 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention, MergedLayer
+from grouper.attention import MergedLayer
 from grouper.calibration.streams import first_inputs, room
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.layer import LayerWorker, RefineOptions
-from grouper.refinement.saved import load_layer, save_layer
+from grouper.progress import Progress, untold
+from grouper.refinement.layer import SCOPES, LayerWorker, RefineOptions
+from grouper.refinement.saved import SavedLayers, save_layer
 
-Progress = Callable[[int, int, int, int, float], None]  # layer, layers, step, steps, loss
+Merged = Callable[[int], MergedLayer]
 
 
-def refine(
+def refine_layers(
     model: InMemoryModel,
     layout: HeadLayout,
-    merged: Callable[[int], Attention],
+    merged: Merged,
     windows: Tensor,
     options: RefineOptions | None = None,
     *,
     device: str | None = None,
     folder: Path | None = None,
-    progress: Progress | None = None,
-) -> list[MergedLayer]:
-    """Refine layer by layer; a layer that training does not improve stays as merged.
+    progress: Progress = untold,
+) -> Merged:
+    """Refine layer by layer; a layer that training does not improve stays as merged. Returns the layers' weights.
 
-    model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the start. windows: [n, tokens]
-    ids of calibration text. folder: where finished layers are kept, so that a killed refinement goes on with the next one.
-    The same call gives the same weights on the same machine.
+    model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the
+    start. windows: [n, tokens] ids of calibration text. folder: where finished layers are kept instead of in memory, so
+    that a killed refinement goes on with the next one. The same call gives the same weights on the same machine.
     """
-    options = options or RefineOptions()
-    if options.scope not in ("attention", "block"):
-        raise GrouperError(f"unknown scope {options.scope!r}: expected attention or block")
     device = device or model.device
-    model.restore()
-    steps = options.steps_for(windows.numel())
+    options = (options or RefineOptions()).for_device(device)
+    if options.scope not in SCOPES:
+        raise GrouperError(f"unknown scope {options.scope!r}: expected {' or '.join(SCOPES)}")
+    steps, layers = options.steps_for(windows.numel()), len(layout.layers)
     original, arguments = first_inputs(model, windows, device)
     regrouped = room(original.shape, device).copy_(original)
-    refined = []
+    in_memory: dict[int, MergedLayer] = {}
+    saved = None if folder is None else SavedLayers(folder)
     with deterministic():
-        for layer, heads in enumerate(layout.layers):
-            worker = LayerWorker(model, layer, heads, arguments[layer], device, options)
-            path = None if folder is None else folder / f"layer-{layer:03}.safetensors"
-            if path is not None and path.is_file():
-                done = load_layer(path, merged(layer))
-                worker.set(done)
+        for layer, layer_layout in enumerate(layout.layers):
+            worker = LayerWorker(model, layer, layer_layout, arguments[layer], device, options)
+            if saved is not None and layer in saved:
+                worker.set(saved(layer))
             else:
-                tell = (
-                    (lambda step, loss, layer=layer: progress(layer, len(layout.layers), step, steps, loss))
-                    if progress
-                    else None
-                )
-                done = worker.fit(merged(layer), original, regrouped, steps, tell)
-                if path is not None:
-                    save_layer(path, done)
-            refined.append(done)
+
+                def tell(step: int, loss: float, layer: int = layer) -> None:
+                    progress(layer * steps + step, layers * steps, f"refining layer {layer}, error {loss:.4f}")
+
+                done = worker.fit(merged(layer).attention, original, regrouped, steps, tell)
+                if saved is None:
+                    in_memory[layer] = done
+                else:
+                    save_layer(saved.path(layer), done)
             worker.advance(original, regrouped)
-    return refined
+    return in_memory.__getitem__ if saved is None else saved
 
 
 def estimate_seconds(
-    model: InMemoryModel,
-    layout: HeadLayout,
-    merged: Callable[[int], Attention],
-    windows: Tensor,
-    options: RefineOptions,
-    device: str,
+    model: InMemoryModel, layout: HeadLayout, merged: Merged, windows: Tensor, options: RefineOptions, device: str
 ) -> float:
-    """What `refine` will take, from a few steps on the first layer."""
-    model.restore()
-    per_step = max(1, options.batch_tokens // windows.shape[1])
-    few = windows[: max(per_step, 1)]
+    """What `refine_layers` will take, from a few steps on the first layer."""
+    few = windows[: max(1, options.batch_tokens // windows.shape[1])]
     original, arguments = first_inputs(model, few, device)
     worker = LayerWorker(model, 0, layout.layers[0], arguments[0], device, replace(options, steps=1))
-    start = merged(0)
-    worker.fit(start, original, original, 1, None)
+    start = merged(0).attention
+    worker.fit(start, original, original, 1)
     began = time.perf_counter()
-    worker.fit(start, original, original, 3, None)
+    worker.fit(start, original, original, 3)
     fit = (time.perf_counter() - began) / 3
     began = time.perf_counter()
     worker.advance(original, original.clone())

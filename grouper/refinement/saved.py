@@ -1,6 +1,6 @@
-"""Refined layers on disk, one file each, so that a killed refinement goes on with the next one."""
+"""Merged and refined layers on disk, one file each: so that none stays in memory, and a killed refinement goes on."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -9,23 +9,52 @@ from safetensors.torch import load_file, save_file
 from grouper.attention import Attention, MergedLayer
 from grouper.outputs import write_file
 
-WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm")
+WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "planes")
+KINDS = ("attention.", "others.")  # how tensors in a file begin
+
+
+class SavedLayers:
+    """Called with a layer's number, gives its weights: from the folder, or from `make`, which is asked once."""
+
+    def __init__(self, folder: Path, make: Callable[[int], MergedLayer] | None = None):
+        self.folder, self.make = folder, make
+
+    def path(self, layer: int) -> Path:
+        return self.folder / f"layer-{layer:03}.safetensors"
+
+    def __contains__(self, layer: int) -> bool:
+        return self.path(layer).is_file()
+
+    def __call__(self, layer: int) -> MergedLayer:
+        if layer in self:
+            return load_layer(self.path(layer))
+        done = self.make(layer)
+        save_layer(self.path(layer), done)
+        return done
+
+    def errors(self, layer: int) -> tuple[float, float]:
+        """Before and after refinement."""
+        facts = _facts(self.path(layer))
+        return float(facts["before"]), float(facts["after"])
 
 
 def save_layer(path: Path, done: MergedLayer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"attention.{n}": getattr(done.attention, n) for n in WEIGHTS if getattr(done.attention, n) is not None}
-    tensors |= {f"others.{n}": t for n, t in done.others.items()}
-    facts = {"before": repr(done.before), "after": repr(done.after)}
-    write_file(path, lambda beside: save_file({n: t.contiguous() for n, t in tensors.items()}, beside, metadata=facts))
+    present = {n: getattr(done.attention, n) for n in WEIGHTS if getattr(done.attention, n) is not None}
+    tensors = {f"attention.{n}": t.contiguous() for n, t in present.items()}
+    tensors |= {f"others.{n}": t.contiguous() for n, t in done.others.items()}
+    facts = {"before": repr(done.before), "after": repr(done.after), "qk_norm": done.attention.qk_norm or ""}
+    write_file(path, lambda beside: save_file(tensors, beside, metadata=facts))
 
 
-def load_layer(path: Path, like: Attention) -> MergedLayer:
-    tensors = load_file(path)
+def load_layer(path: Path) -> MergedLayer:
+    """What save_layer wrote, to the bit."""
+    tensors, facts = load_file(path), _facts(path)
+    parts = {kind: {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)} for kind in KINDS}
+    attention = Attention(**parts["attention."], qk_norm=facts["qk_norm"] or None)
+    return MergedLayer(attention, parts["others."], float(facts["before"]), float(facts["after"]))
+
+
+def _facts(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-    attention = replace(
-        like, **{n.removeprefix("attention."): t for n, t in tensors.items() if n.startswith("attention.")}
-    )
-    others = {n.removeprefix("others."): t for n, t in tensors.items() if n.startswith("others.")}
-    return MergedLayer(attention, others, float(facts["before"]), float(facts["after"]))
+        return file.metadata()

@@ -1,18 +1,20 @@
-"""The last step of a GGUF export: read the file back as llama.cpp lays it out, and compare every query head's weights with the merge's."""
+"""The last step of a GGUF export: read the file back as llama.cpp lays it out, and compare every query head's weights
+with the merge's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from grouper.attention import MergedLayer
 from grouper.errors import GrouperError
-from grouper.export.self_test import SelfTest
+from grouper.export.format import SelfTest
 from grouper.layout import HeadLayout
-from grouper.regroup import Merged
 
 
-def check_file(path: Path, layout: HeadLayout, merged: Merged, dtype: str) -> SelfTest:
+def check_file(path: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer], dtype: str) -> SelfTest:
     """The largest difference from the merged weights rounded to `dtype`, which must be none. Raises GrouperError."""
     from gguf import GGUFReader, quants
 
@@ -25,15 +27,15 @@ def check_file(path: Path, layout: HeadLayout, merged: Merged, dtype: str) -> Se
             *map(int, reversed(t.shape))
         )
 
-    for index, heads in enumerate(layout.layers):
+    for index, layer in enumerate(layout.layers):
         done, d = merged(index).attention, layout.head_dim
         q, k, v, o = (read(f"blk.{index}.attn_{n}.weight") for n in ("q", "k", "v", "output"))
         width, turned = (
-            max(heads.k.sizes),
+            max(layer.k.sizes),
             [2 * (i % (d // 2)) + i // (d // 2) for i in range(d)],
         )  # row i of a head is row turned[i] there
         used = torch.zeros(len(q) // d, dtype=torch.bool)
-        for group, readers in enumerate(heads.k.readers):
+        for group, readers in enumerate(layer.k.readers):
             pairs = [(k[group * d :][turned], done.k[group]), (v[group * d :][:d], done.v[group])]
             for place, head in enumerate(readers):
                 slot = group * width + place

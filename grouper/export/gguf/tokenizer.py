@@ -1,7 +1,7 @@
 """A Hugging Face tokenizer in GGUF's terms: tokens, their kinds, merges, and which of llama.cpp's pre-tokenizers it is.
 
-llama.cpp splits text before merging by rules of its own, named in the file. A tokenizer whose rule is none of those known here is
-refused: the model would run, on wrong tokens.
+llama.cpp splits text before merging by rules of its own, named in the file. A tokenizer whose rule is none of those
+known here is refused: the model would run, on wrong tokens.
 """
 
 import json
@@ -9,7 +9,10 @@ from pathlib import Path
 
 from grouper.errors import GrouperError
 
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPLITS = {LLAMA3: "llama-bpe", LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # gguf.TokenType
 
@@ -48,7 +51,8 @@ def check_tokenizer(folder: Path) -> dict:
 
 
 def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
-    """Write the tokenizer of `folder` into a gguf.GGUFWriter. vocab_size: rows of the embedding. Raises GrouperError."""
+    """Write the tokenizer of `folder` into a gguf.GGUFWriter. vocab_size: rows of the embedding. Raises
+    GrouperError."""
     from gguf import SpecialVocab
 
     tokenizer = check_tokenizer(folder)

@@ -1,27 +1,31 @@
 """GGUF for llama.cpp: the `deci` architecture, which is Llama's with head counts per layer.
 
-llama.cpp wants equal groups within a layer, so groups are filled up to the layer's largest with query heads that are zero; the KV cache has each
-layer's own heads. Quantising is llama.cpp's own job: `llama-quantize model.gguf ...`.
+llama.cpp wants equal groups within a layer, so groups are filled up to the layer's largest with query heads that are
+zero; the KV cache has each layer's own heads. Quantising is llama.cpp's own job: `llama-quantize model.gguf ...`.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from grouper.attention import Attention
 from grouper.errors import GrouperError
+from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
+from grouper.export.gguf.check import check_file
+from grouper.export.gguf.families import FAMILIES
 from grouper.export.gguf.tokenizer import add_tokenizer, check_tokenizer
 from grouper.export.hf.padded import padded_order
-from grouper.layout import HeadLayout
+from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.regroup import Merged
+from grouper.progress import Progress
 
 FILE = "model.gguf"
-FAMILIES = ("llama", "mistral", "qwen2")
 DTYPES = ("float32", "float16", "bfloat16")
 REST = {  # names outside attention, within a layer
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -29,7 +33,49 @@ REST = {  # names outside attention, within a layer
 }  # fmt: skip
 
 
-def check(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) -> None:
+LOADING = """```sh
+llama-cli -m {place} -fa on
+```
+"""
+
+
+@dataclass(frozen=True)
+class GGUF(Format):
+    """A folder with model.gguf."""
+
+    name: str = "gguf"
+    library = "gguf"
+    place_in_card = "."
+
+    def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
+        check_same_model(checkpoint, layout)
+        check_file_format(checkpoint, layout, options.dtype or checkpoint.dtype)
+
+    def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:
+        write_gguf(job, folder / FILE, self.dtype(job), progress)
+        return self.name, None
+
+    def verify(self, job: Job, folder: Path) -> SelfTest:
+        return check_file(folder / FILE, job.layout, job.merged, self.dtype(job))
+
+    def dtype(self, job: Job) -> str:
+        return job.options.dtype or job.checkpoint.dtype
+
+    def weight_bytes(self, folder: Path) -> int:
+        return (folder / FILE).stat().st_size
+
+    def engines(self, architecture: Architecture, export_class: str) -> list[str]:
+        return ["llama.cpp"]
+
+    def loader(self, architecture: Architecture) -> str:
+        return "llama.cpp"
+
+    def how_to_load(self, report: Report, place: str) -> tuple[str, str]:
+        file = FILE if place == "." else f"{place}/{FILE}"
+        return f"llama-cli -m {file} -fa on", LOADING.format(place=file)
+
+
+def check_file_format(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) -> None:
     """Raise GrouperError for what llama.cpp's deci architecture cannot hold."""
     config = checkpoint.config
     try:
@@ -39,22 +85,19 @@ def check(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) -> None:
     if dtype not in DTYPES:
         raise GrouperError(f"a GGUF of dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     a = Architecture.of(config)
+    deci, instead = "llama.cpp's deci architecture", "use --format hf"
     if a.family.model_type not in FAMILIES or a.nested:
         kind = "vision-language" if a.nested else a.family.model_type
-        raise GrouperError(
-            f"llama.cpp's deci architecture holds {', '.join(FAMILIES)} models, not {kind} ones: use --format hf"
-        )
+        raise GrouperError(f"{deci} holds {', '.join(FAMILIES)} models, not {kind} ones: {instead}")
     if any(layer.q for layer in layout.layers):
-        raise GrouperError("this layout shares query projections, which no GGUF architecture does: use --format hf")
+        raise GrouperError(f"this layout shares query projections, which no GGUF architecture does: {instead}")
     if config.get("attention_bias") or config.get("mlp_bias"):
-        raise GrouperError(
-            "llama.cpp's deci architecture has no biases on o or the MLP, this model has: use --format hf"
-        )
+        raise GrouperError(f"{deci} has no biases on o or the MLP, this model has: {instead}")
     if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise GrouperError("llama.cpp's deci architecture has no sliding window, this model has: use --format hf")
+        raise GrouperError(f"{deci} has no sliding window, this model has: {instead}")
     kind = rope(config).get("rope_type", "default")
     if kind not in ("default", "linear", "llama3"):
-        raise GrouperError(f"RoPE scaling of type {kind!r} is not written as GGUF yet: use --format hf")
+        raise GrouperError(f"RoPE scaling of type {kind!r} is not written as GGUF yet: {instead}")
     check_tokenizer(checkpoint.folder)
 
 
@@ -65,14 +108,14 @@ def rope(config: dict) -> dict:
     return {**found, "rope_type": found.get("rope_type") or found.get("type") or "default"}
 
 
-def write_gguf(checkpoint: Checkpoint, layout: HeadLayout, merged: Merged, path: Path, dtype: str) -> None:
+def write_gguf(job: Job, path: Path, dtype: str, progress: Progress) -> None:
     """Stream the regrouped model to `path`: one tensor in memory at a time."""
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
 
-    architecture = Architecture.of(checkpoint.config)
+    checkpoint = job.checkpoint
     kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     writer = GGUFWriter(path, "deci")
-    _add_settings(writer, checkpoint, architecture, layout)
+    _add_settings(writer, checkpoint, job.architecture, job.layout)
     writer.add_file_type(
         {"F32": LlamaFileType.ALL_F32, "F16": LlamaFileType.MOSTLY_F16, "BF16": LlamaFileType.MOSTLY_BF16}[kind]
     )
@@ -84,7 +127,8 @@ def write_gguf(checkpoint: Checkpoint, layout: HeadLayout, merged: Merged, path:
     def type_of(shape: tuple[int, ...]) -> GGMLQuantizationType:
         return GGMLQuantizationType.F32 if len(shape) == 1 else GGMLQuantizationType[kind]
 
-    for name, shape, _ in _tensors(checkpoint, architecture, layout, merged, shapes_only=True):
+    planned = list(_tensors(job, shapes_only=True))
+    for name, shape, _ in planned:
         stored = type_of(shape)
         size = math.prod(shape) * (4 if stored == GGMLQuantizationType.F32 else 2)
         writer.add_tensor_info(
@@ -93,8 +137,9 @@ def write_gguf(checkpoint: Checkpoint, layout: HeadLayout, merged: Merged, path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, shape, tensor in _tensors(checkpoint, architecture, layout, merged):
+    for done, (_, shape, tensor) in enumerate(_tensors(job), 1):
         writer.write_tensor_data(quants.quantize(tensor.float().numpy(), type_of(shape)))
+        progress(done, len(planned), "writing tensors")
     writer.close()
 
 
@@ -124,10 +169,9 @@ def _add_settings(writer, checkpoint: Checkpoint, a: Architecture, layout: HeadL
 Named = tuple[str, tuple[int, ...], Tensor | None]
 
 
-def _tensors(
-    checkpoint: Checkpoint, a: Architecture, layout: HeadLayout, merged: Merged, shapes_only: bool = False
-) -> Iterator[Named]:
+def _tensors(job: Job, shapes_only: bool = False) -> Iterator[Named]:
     """(name, shape, tensor) of the file in its order."""
+    checkpoint, a = job.checkpoint, job.architecture
     parameters = rope(checkpoint.config)
     prefix = "model." if "model.embed_tokens.weight" in checkpoint else ""
     outside = {f"{prefix}embed_tokens.weight": "token_embd.weight", f"{prefix}norm.weight": "output_norm.weight"}
@@ -138,28 +182,35 @@ def _tensors(
     if parameters["rope_type"] == "llama3":
         factors = llama3_factors(parameters, a.head_dim)
         yield "rope_freqs.weight", tuple(factors.shape), factors
-    for layer, heads in enumerate(layout.layers):
-        here, block = a.prefix(checkpoint, layer), f"blk.{layer}."
-        done = None if shapes_only else merged(layer)
+    for layer, layout in enumerate(job.layout.layers):
+        done = None if shapes_only else job.merged(layer)
+        here = a.prefix(checkpoint, layer)
         for name, new in REST.items():
             full = f"{here}{name}.weight"
             tensor = None if shapes_only else done.others.get(f"{name}.weight", checkpoint.tensor(full))
-            yield f"{block}{new}.weight", tuple(checkpoint.tensors[full].shape), tensor
-        groups, d, hidden = heads.k.kv_heads, a.head_dim, a.hidden_size
-        queries = groups * max(heads.k.sizes)
+            yield f"blk.{layer}.{new}.weight", tuple(checkpoint.tensors[full].shape), tensor
         biased = f"{here}{a.family.q}.bias" in checkpoint
-        for new, rows in (("attn_q", queries), ("attn_k", groups), ("attn_v", groups)):
-            yield f"{block}{new}.weight", (rows * d, hidden), None if shapes_only else _rows(done, heads, new, "")
-            if biased:
-                yield f"{block}{new}.bias", (rows * d,), None if shapes_only else _rows(done, heads, new, "_bias")
-        o = None if shapes_only else padded_order(done.attention, heads, max(heads.k.sizes)).o.flatten(1)
-        yield f"{block}attn_output.weight", (hidden, queries * d), o
+        padded = None if shapes_only else padded_order(done.attention, layout, max(layout.k.sizes))
+        yield from _attention(f"blk.{layer}.", a, layout, padded, biased)
 
 
-def _rows(done, heads, new: str, kind: str) -> Tensor:
-    """The rows of q, k or v, or its bias; q filled up with zero heads, q and k in the order of llama.cpp's RoPE (neighbouring rows turn)."""
-    part = new[-1]
-    tensor = getattr(padded_order(done.attention, heads, max(heads.k.sizes)), f"{part}{kind}")  # [heads, d, ...]
+def _attention(
+    block: str, a: Architecture, layout: LayerLayout, padded: Attention | None, biased: bool
+) -> Iterator[Named]:
+    """(name, shape, tensor) of a layer's projections. padded: its weights, groups filled up with zero heads; None where
+    shapes alone are asked for."""
+    groups, d = layout.k.kv_heads, a.head_dim
+    queries = groups * max(layout.k.sizes)
+    for part, count in (("q", queries), ("k", groups), ("v", groups)):
+        yield f"{block}attn_{part}.weight", (count * d, a.hidden_size), padded and _rows(padded, part, part)
+        if biased:
+            yield f"{block}attn_{part}.bias", (count * d,), padded and _rows(padded, part, f"{part}_bias")
+    yield f"{block}attn_output.weight", (a.hidden_size, queries * d), padded and padded.o.flatten(1)
+
+
+def _rows(attention: Attention, part: str, name: str) -> Tensor:
+    """The rows of q, k or v, or its bias; q and k in the order of llama.cpp's RoPE, in which neighbouring rows turn."""
+    tensor = getattr(attention, name)  # [heads, d, ...]
     if part != "v":
         tensor = tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
     return tensor.flatten(0, 1)

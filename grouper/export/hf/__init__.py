@@ -1,0 +1,1 @@
+"""Folders that transformers loads: stock, padded and ragged."""

@@ -1,7 +1,8 @@
 """GPT-NeoX, GPT-J and Falcon as Phi: the same computation in a class that takes fewer KV heads than query heads.
 
-All have parallel residuals, x + attention(norm(x)) + MLP(norm'(x)), LayerNorms, rotary positions and a two-layer MLP. Phi has one norm for both, so
-where there are two their gains and biases are folded into what follows them, which is exact. GPT-J's interleaved planes are put in Phi's order.
+All have parallel residuals, x + attention(norm(x)) + MLP(norm'(x)), LayerNorms, rotary positions and a two-layer MLP.
+Phi has one norm for both, so where there are two their gains and biases are folded into what follows them, which is
+exact. GPT-J's interleaved planes are put in Phi's order.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,13 +52,18 @@ def phi_config(config: dict, a: Architecture) -> dict:
         inner = setting(config, "intermediate_size") if a.family.model_type == "gpt_neox" else 4 * a.hidden_size
     tokens = {k: setting(config, k, None) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return {
-        **tokens, "model_type": "phi", "architectures": ["PhiForCausalLM"], "vocab_size": setting(config, "vocab_size"), "hidden_size": a.hidden_size,
-        "intermediate_size": inner, "num_hidden_layers": a.layers, "num_attention_heads": a.query_heads, "num_key_value_heads": a.kv_heads,
-        "head_dim": a.head_dim, "hidden_act": activation or {"gpt_neox": "gelu", "gptj": "gelu_new", "falcon": "gelu"}[a.family.model_type],
-        "max_position_embeddings": setting(config, "max_position_embeddings"), "layer_norm_eps": epsilon, "qk_layernorm": False,
+        **tokens, "model_type": "phi", "architectures": ["PhiForCausalLM"], "vocab_size": setting(config, "vocab_size"),
+        "hidden_size": a.hidden_size,
+        "intermediate_size": inner, "num_hidden_layers": a.layers, "num_attention_heads": a.query_heads,
+        "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_dim, "hidden_act": activation or {"gpt_neox": "gelu", "gptj": "gelu_new",
+        "falcon": "gelu"}[a.family.model_type],
+        "max_position_embeddings": setting(config, "max_position_embeddings"), "layer_norm_eps": epsilon,
+        "qk_layernorm": False,
         "rope_parameters": {**scaling, "rope_theta": theta, "partial_rotary_factor": a.rotary_dim / a.head_dim},
         "partial_rotary_factor": a.rotary_dim / a.head_dim,
-        "tie_word_embeddings": setting(config, "tie_word_embeddings", False), "attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "tie_word_embeddings": setting(config, "tie_word_embeddings", False), "attention_dropout": 0.0,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0,
     }  # fmt: skip
 
 
@@ -65,11 +71,12 @@ def phi_tensors(
     checkpoint: Checkpoint,
     a: Architecture,
     merged: Callable[[int], MergedLayer],
-    arranged: Callable[[int], Attention],
+    arranged: Callable[[MergedLayer, int], Attention],
     rounded: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the Phi. arranged(layer): the merged attention, heads in the order in which they are written. rounded: to the dtype that the
-    checkpoint has; else layers come in float64, for what was folded does not round as its factors did."""
+    """Every tensor of the Phi. arranged(merged, layer): the merged attention, heads in the order in which they are
+    written. rounded: to the dtype that the checkpoint has; else layers come in float64, for what was folded does not
+    round as its factors did."""
     stem = a.prefix(checkpoint, 0).removesuffix(a.family.layer.format(layer=0))
     outside = {}
     for new, olds in OUTSIDE.items():
@@ -81,7 +88,9 @@ def phi_tensors(
         vocabulary = checkpoint.tensors[outside["model.embed_tokens.weight"]].shape[0]
         yield "lm_head.bias", torch.zeros(vocabulary, dtype=a.stored_dtype(checkpoint, 0))
     for layer in range(a.layers):
-        for name, tensor in _layer(checkpoint, a, layer, merged(layer), arranged(layer).to(torch.float64)):
+        done = merged(layer)
+        attention = arranged(done, layer).to(torch.float64)
+        for name, tensor in _layer(checkpoint, a, layer, done, attention):
             yield name, tensor.to(a.stored_dtype(checkpoint, layer)) if rounded else tensor
 
 
@@ -102,16 +111,15 @@ def _layer(
     fc1, fc1_bias = old(f"{first}.weight"), old(f"{first}.bias")
     own = MLP_NORM.get(a.family.model_type)
     if own and old(f"{own}.weight") is not None:
-        attention = replace(attention, **{
-            name: value for part in ("q", "k", "v") for name, value in _folded(part, attention, gain, bias).items()
-        })  # fmt: skip
+        for part in ("q", "k", "v"):
+            attention = replace(attention, **_folded(part, attention, gain, bias))
         fc1, fc1_bias = _fold(fc1, fc1_bias, old(f"{own}.weight"), old(f"{own}.bias"))
         gain, bias = torch.ones_like(gain), torch.zeros_like(gain)
     attention = in_half_order(attention, a) if a.family.rope == "interleaved" else attention
-    attention = replace(attention, **{
-        f"{part}_bias": torch.zeros(getattr(attention, part).shape[:2]) for part in ("q", "k", "v") if getattr(attention, f"{part}_bias") is None
-    })  # fmt: skip
-    attention.o_bias = torch.zeros(a.hidden_size) if attention.o_bias is None else attention.o_bias
+    missing = [part for part in ("q", "k", "v") if getattr(attention, f"{part}_bias") is None]
+    biases = {f"{part}_bias": torch.zeros(getattr(attention, part).shape[:2]) for part in missing}
+    o_bias = torch.zeros(a.hidden_size) if attention.o_bias is None else attention.o_bias
+    attention = replace(attention, **biases, o_bias=o_bias)
     named = dict(separate_tensors(new, PROJECTIONS, attention))
     named |= {
         f"{new}input_layernorm.weight": gain,

@@ -1,10 +1,12 @@
-"""A Llama model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers and torch alone.
+"""A Llama model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers
+and torch alone.
 
-`config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are in the order of the groups.
-Where `config.query_of_head` is there, q_proj has fewer heads than o_proj, and it lists the one that each head takes. Attention is the family's
-own, but for the kernel's inputs: kernels want equal groups, so the *activations* are padded: queries are laid out in
-KV heads x largest group slots, empty slots hold a copy of some query, a native grouped kernel runs, and what the empty slots
-gave is dropped. Weights and KV cache are never padded, and the cache is never expanded.
+`config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are
+in the order of the groups. Where `config.query_of_head` is there, q_proj has fewer heads than o_proj, and it lists the
+one that each head takes. Attention is the family's own, but for the kernel's inputs: kernels want equal groups, so the
+*activations* are padded: queries are laid out in KV heads x largest group slots, empty slots hold a copy of some query,
+a native grouped kernel runs, and what the empty slots gave is dropped. Weights and KV cache are never padded, and the
+cache is never expanded.
 
 Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 """
@@ -27,7 +29,7 @@ class RaggedConfig(LlamaConfig):
     model_type = "grouper_ragged_llama"
 
     def __init__(self, kv_groups=None, query_of_head=None, **kwargs):
-        # Engines that size each layer's cache read per_layer_config; asking for the global head counts must stay allowed.
+        # Engines that size each layer's cache read per_layer_config; others go on asking for the global counts.
         self.allow_global_per_layer_attribute_access = True
         super().__init__(**kwargs)
         self.kv_groups, self.query_of_head = kv_groups, query_of_head
@@ -72,7 +74,8 @@ def index(layer, name, device):
 
 
 def ragged_attention(layer, query, key, value, attention_mask, **kwargs):
-    """query [batch, heads, tokens, head_dim], key and value [batch, G, tokens, head_dim]: the attention function that every layer calls."""
+    """query [batch, heads, tokens, head_dim], key and value [batch, G, tokens, head_dim]: the attention function that
+    every layer calls."""
     layer.config.computing = False  # kernels look up the model's attention function there, too
     name = layer.config.whole._attn_implementation
     attend = eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
@@ -91,8 +94,8 @@ ALL_ATTENTION_FUNCTIONS.register("grouper_ragged", ragged_attention)
 
 
 class LayerConfig:
-    """The model's configuration as one attention layer sees it: its own head counts, and while it computes, the function above. From outside,
-    where serving engines look, it names the model's attention function."""
+    """The model's configuration as one attention layer sees it: its own head counts, and while it computes, the
+    function above. From outside, where serving engines look, it names the model's attention function."""
 
     def __init__(self, whole, **own):
         self.__dict__.update(own, whole=whole, computing=False)

@@ -1,10 +1,12 @@
-"""A Bloom model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers and torch alone.
+"""A Bloom model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers
+and torch alone.
 
-`config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are in the order of the groups,
-and `config.head_order[layer]` says which head of the original each one was, for positional biases (ALiBi) differ from head to head. The family's
-class knows as many KV heads as query heads, so attention is written anew here: a group's queries are laid one after the other as if they were
-so many more tokens, short groups are filled up with copies, and what those gave is dropped. Weights and KV cache are never padded, and the
-cache is never expanded. Attention has no dropout here.
+`config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are
+in the order of the groups, and `config.head_order[layer]` says which head of the original each one was, for positional
+biases (ALiBi) differ from head to head. The family's class knows as many KV heads as query heads, so attention is
+written anew here: a group's queries are laid one after the other as if they were so many more tokens, short groups are
+filled up with copies, and what those gave is dropped. Weights and KV cache are never padded, and the cache is never
+expanded. Attention has no dropout here.
 
 Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 """

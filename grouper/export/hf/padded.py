@@ -1,8 +1,10 @@
-"""`padded`: one KV-head count, groups of any size, in a stock class: every group is filled up to the largest with query heads that are zero.
+"""`padded`: one KV-head count, groups of any size, in a stock class: every group is filled up to the largest with query
+heads that are zero.
 
-Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. What they add in weights is capped. Not every class
-takes more query heads than hidden_size / head_dim (families.py says which): a Llama goes out as a Mistral, which is the same model without that
-check; Qwen2, which serving engines size by hidden_size / heads, as a Llama with biases where the heads divide hidden_size.
+Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. What they add in weights is
+capped. Not every class takes more query heads than hidden_size / head_dim (families.py says which): a Llama goes out as
+a Mistral, which is the same model without that check; Qwen2, which serving engines size by hidden_size / heads, as a
+Llama with biases where the heads divide hidden_size.
 """
 
 import math
@@ -12,12 +14,57 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
+from grouper.export.hf.export_class import ExportClass
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.families import DIVIDES, OWN
 
-MAX_PADDING = 0.10  # of the model's weights
+
+class Padded(ExportClass):
+    name = "padded"
+
+    def refusal(
+        self, checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
+    ) -> str | None:
+        share, heads = overhead(checkpoint, architecture, layout), padded_heads(layout)
+        config, family, carrier = checkpoint.config, architecture.family, architecture.family.padded
+        as_llama, size = _as_llama(config), architecture.hidden_size
+        if carrier is None or architecture.nested:
+            what = "vision-language models" if architecture.nested else f"{family.model_type} models"
+            return f"no class carries {what} with more query heads than they have"
+        if share > max_padding:
+            largest = f"padding groups to {largest_group(layout)} query heads would add {share:.1%} of weights"
+            return f"{largest}, more than --max-padding {max_padding:.0%}"
+        if carrier == "mistral" and config.get("mlp_bias") and not as_llama:
+            return "a padded Llama goes out as a Mistral, which has no MLP biases"
+        if (as_llama or carrier == DIVIDES) and size % heads:
+            carried = (
+                f"padded {family.model_type} with biases goes out as a Llama, which" if as_llama else family.model_type
+            )
+            return f"a {carried} wants hidden_size {size} to divide by {heads} heads"
+        if carrier == "llama" and config.get("use_sliding_window"):
+            return "a padded Qwen2 goes out as a Llama, which has no sliding window"
+        return None
+
+    def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
+        return with_output_bias(padded_order(attention, layout.layers[layer], largest_group(layout)), config)
+
+    def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
+        counts = {
+            "num_attention_heads": padded_heads(layout), "num_key_value_heads": layout.layers[0].k.kv_heads,
+            "head_dim": architecture.head_dim,
+        }  # fmt: skip
+        config = {key: value for key, value in config.items() if key != "auto_map"}
+        if _as_llama(config):
+            windows = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers")
+            without = {k: v for k, v in config.items() if k not in windows}
+            biases = {"attention_bias": True, "mlp_bias": bool(config.get("mlp_bias"))}
+            return {**without, **counts, "model_type": "llama", "architectures": ["LlamaForCausalLM"], **biases}
+        if architecture.family.padded in (OWN, DIVIDES):
+            return {**config, "architectures": [architecture.family.causal_lm], **counts}
+        mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+        return {**config, **counts, **mistral}
 
 
 def largest_group(layout: HeadLayout) -> int:
@@ -36,50 +83,26 @@ def overhead(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLay
     return extra / sum(math.prod(t.shape) for t in checkpoint.tensors.values())
 
 
-def refusal(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> str | None:
-    """Why this layout cannot be padded, or None where it can."""
-    share, heads = overhead(checkpoint, architecture, layout), padded_heads(layout)
-    config, family, carrier = checkpoint.config, architecture.family, architecture.family.padded
-    if carrier is None or architecture.nested:
-        what = "vision-language models" if architecture.nested else f"{family.model_type} models"
-        return f"no class carries {what} with more query heads than they have"
-    if share > max_padding:
-        return f"padding groups to {largest_group(layout)} query heads would add {share:.1%} of weights, more than --max-padding {max_padding:.0%}"
-    if carrier == "mistral" and config.get("mlp_bias") and not _as_llama(config):
-        return "a padded Llama goes out as a Mistral, which has no MLP biases"
-    if (_as_llama(config) or carrier == DIVIDES) and architecture.hidden_size % heads:
-        name = (
-            f"a padded {family.model_type} with biases goes out as a Llama, which"
-            if _as_llama(config)
-            else f"a {family.model_type}"
-        )
-        return f"{name} wants hidden_size {architecture.hidden_size} to divide by {heads} heads"
-    if carrier == "llama" and config.get("use_sliding_window"):
-        return "a padded Qwen2 goes out as a Llama, which has no sliding window"
-    return None
-
-
 def _as_llama(config: dict) -> bool:
-    return config["model_type"] == "qwen2" or (
-        config["model_type"] in ("llama", "mistral") and bool(config.get("attention_bias"))
-    )
+    biased = config["model_type"] in ("llama", "mistral") and bool(config.get("attention_bias"))
+    return config["model_type"] == "qwen2" or biased
 
 
 def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Attention:
-    """q [G m, d, D] and o [D, G m, d]: slot g m + j holds the j-th reader of KV head g, or zeros."""
+    """q [G m, d, D] and o [D, G m, d]: slot g m + j holds the j-th reader of KV head g, or zeros. largest: m."""
     slots = torch.tensor([g * largest + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))])
-    order = torch.tensor([head for readers in layout.k.readers for head in readers])
-    heads = layout.k.kv_heads * largest
+    order = torch.tensor(layout.k.reader_order)
 
     def padded(tensor: Tensor | None) -> Tensor | None:  # [H, ...] -> [G m, ...]
         if tensor is None:
             return None
-        filled = tensor.new_zeros(heads, *tensor.shape[1:])
+        filled = tensor.new_zeros(layout.k.kv_heads * largest, *tensor.shape[1:])
         filled[slots] = tensor[order]
         return filled
 
     o = padded(attention.o.transpose(0, 1)).transpose(0, 1)
-    return replace(attention, q=padded(attention.q), q_bias=padded(attention.q_bias), o=o)
+    parts = {n: padded(getattr(attention, n)) for n in ("q", "q_bias", "q_norm")}
+    return replace(attention, o=o, **parts)
 
 
 def with_output_bias(attention: Attention, config: dict) -> Attention:
@@ -87,22 +110,3 @@ def with_output_bias(attention: Attention, config: dict) -> Attention:
     if not _as_llama(config) or attention.o_bias is not None:
         return attention
     return replace(attention, o_bias=attention.o.new_zeros(attention.o.shape[0]))
-
-
-def padded_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
-    """config.json of the exported model, without code of anybody's."""
-    heads = {
-        "num_attention_heads": padded_heads(layout), "num_key_value_heads": layout.layers[0].k.kv_heads, "head_dim": architecture.head_dim
-    }  # fmt: skip
-    config = {key: value for key, value in config.items() if key != "auto_map"}
-    if _as_llama(config):
-        without = {
-            k: v
-            for k, v in config.items()
-            if k not in ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers")
-        }
-        biases = {"attention_bias": True, "mlp_bias": bool(config.get("mlp_bias"))}
-        return {**without, **heads, "model_type": "llama", "architectures": ["LlamaForCausalLM"], **biases}
-    if architecture.family.padded == OWN or architecture.family.padded == DIVIDES:
-        return {**config, "architectures": [architecture.family.causal_lm], **heads}
-    return {**config, **heads, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}

@@ -5,8 +5,31 @@ from dataclasses import replace
 import torch
 
 from grouper.attention import Attention
+from grouper.export.hf.export_class import ExportClass
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
+
+
+class Stock(ExportClass):
+    name = "stock"
+
+    def refusal(self, checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> str | None:
+        if architecture.needs_own_attention:
+            return f"no class of transformers holds {architecture.family.model_type} models with fewer KV heads"
+        return None
+
+    def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
+        return grouped_order(attention, layout.layers[layer])
+
+    def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
+        counts = {"head_dim": architecture.head_dim, "num_key_value_heads": layout.layers[0].k.kv_heads}
+        config = {key: value for key, value in config.items() if key != "auto_map"}
+        if architecture.nested:
+            if "text_config" in config:
+                return {**config, "text_config": {**config["text_config"], **counts}}
+            return {**config, **counts}
+        own = "PhiForCausalLM" if architecture.as_phi else architecture.family.causal_lm
+        return {**config, "architectures": [own], **counts}
 
 
 def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
@@ -14,23 +37,9 @@ def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
 
     Where the layout shares query projections, q keeps its order: the modelling file has an index into it.
     """
-    order = torch.tensor([head for readers in layout.k.readers for head in readers])
-    ordered = replace(attention, o=attention.o[:, order])
+    order = torch.tensor(layout.k.reader_order)
+    o = attention.o[:, order]
     if layout.q is not None:
-        return ordered
+        return replace(attention, o=o)
     parts = {n: getattr(attention, n) for n in ("q", "q_bias", "q_norm")}
-    return replace(ordered, **{n: t[order] for n, t in parts.items() if t is not None})
-
-
-def stock_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
-    """config.json of the exported model: the original's with the layout's KV-head count, and without code of anybody's."""
-    heads = {"head_dim": architecture.head_dim, "num_key_value_heads": layout.layers[0].k.kv_heads}
-    config = {key: value for key, value in config.items() if key != "auto_map"}
-    if architecture.nested:
-        return (
-            {**config, "text_config": {**config["text_config"], **heads}}
-            if "text_config" in config
-            else {**config, **heads}
-        )
-    own = "PhiForCausalLM" if architecture.as_phi else architecture.family.causal_lm
-    return {**config, "architectures": [own], **heads}
+    return replace(attention, o=o, **{n: t[order] for n, t in parts.items() if t is not None})

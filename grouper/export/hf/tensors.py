@@ -5,67 +5,54 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention
+from grouper.attention import MergedLayer
 from grouper.errors import GrouperError
-from grouper.export.hf import padded, ragged
+from grouper.export.format import Job
 from grouper.export.hf.as_phi import phi_tensors
-from grouper.export.hf.stock import grouped_order
-from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture, separate_tensors
-from grouper.model.checkpoint import Checkpoint
-from grouper.regroup import Merged
+from grouper.export.hf.export_class import ExportClass
+
+Named = tuple[str, Tensor]
 
 
-def exported_tensors(
-    checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, merged: Merged, deploy: str
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the new model, in a fixed order; those outside attention as they are, attention in its stored dtype."""
-
-    def arranged(layer: int) -> Attention:
-        attention, heads = merged(layer).attention, layout.layers[layer]
-        if deploy != "padded":
-            return grouped_order(attention, heads)
-        return padded.with_output_bias(
-            padded.padded_order(attention, heads, padded.largest_group(layout)), checkpoint.config
+def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
+    """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in; one layer's merged
+    weights are held at a time. Raises GrouperError where a merge gave numbers that are not finite."""
+    a, checkpoint = job.architecture, job.checkpoint
+    if a.as_phi:
+        arranged = lambda done, layer: export_class.arranged(  # noqa: E731
+            done.attention, layer, job.layout, checkpoint.config
         )
-
-    def named(layer: int, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        if deploy == "ragged" and ragged.is_plain(architecture):
-            modules = tuple(f"{architecture.family.attention}.{m}" for m in ragged.PROJECTIONS)
-            return separate_tensors(prefix, modules, arranged(layer))
-        return architecture.tensors(prefix, arranged(layer))
-
-    if architecture.as_phi:
-        yield from map(finite, phi_tensors(checkpoint, architecture, merged, arranged))
+        yield from map(finite, phi_tensors(checkpoint, a, job.merged, arranged))
         return
-    replaced = {}
-    for layer in range(architecture.layers):
-        prefix = architecture.prefix(checkpoint, layer)
-        for module in (*architecture.projections(), *architecture.norm_modules):
-            for kind in ("weight", "bias"):
-                replaced[f"{prefix}{module}.{kind}"] = (layer, prefix)
-    changed = {}  # full name -> layer, of tensors outside attention that a refinement changed
-    for layer in range(architecture.layers):
-        prefix = architecture.prefix(checkpoint, layer)
-        changed |= {f"{prefix}{name}": (layer, name) for name in merged(layer).others}
-    written = set()
-    for name in sorted(checkpoint.tensors):
-        if name in changed:
-            layer, inner = changed[name]
-            yield name, merged(layer).others[inner].to(checkpoint.tensors[name].torch_dtype)
-            continue
-        if name not in replaced:
+    prefixes = {a.prefix(checkpoint, layer): layer for layer in range(a.layers)}
+    replaced = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
+    current, done, written = None, None, False
+    for name in sorted(checkpoint.tensors):  # a layer's names are neighbours
+        prefix = next((p for p in prefixes if name.startswith(p)), None)
+        if prefix is None:
             yield name, checkpoint.tensor(name)
             continue
-        layer, prefix = replaced[name]
-        if layer not in written:
-            written.add(layer)
-            dtype = architecture.stored_dtype(checkpoint, layer)
-            for new_name, tensor in map(finite, named(layer, prefix)):
+        if prefix != current:
+            current, done, written = prefix, job.merged(prefixes[prefix]), False
+        inner = name.removeprefix(prefix)
+        if inner not in replaced:
+            yield name, _other(job, name, inner, done)
+        elif not written:
+            written = True
+            dtype = a.stored_dtype(checkpoint, prefixes[prefix])
+            attention = export_class.arranged(done.attention, prefixes[prefix], job.layout, checkpoint.config)
+            for new_name, tensor in map(finite, export_class.tensors(a, prefix, attention)):
                 yield new_name, tensor.to(dtype)
 
 
-def finite(named: tuple[str, Tensor]) -> tuple[str, Tensor]:
+def _other(job: Job, name: str, inner: str, done: MergedLayer) -> Tensor:
+    """A tensor outside attention: as refinement left it, or as it was."""
+    if inner in done.others:
+        return done.others[inner].to(job.checkpoint.tensors[name].torch_dtype)
+    return job.checkpoint.tensor(name)
+
+
+def finite(named: Named) -> Named:
     if not torch.isfinite(named[1]).all():
         raise GrouperError(f"the merge gave NaN or infinity in {named[0]}: please report this")
     return named

@@ -1,0 +1,38 @@
+"""Which class an export gets: what a family has at all, what a layout gets in it, and why not another one."""
+
+from grouper.errors import GrouperError
+from grouper.export.hf.export_class import ExportClass
+from grouper.export.hf.padded import Padded
+from grouper.export.hf.ragged import Ragged
+from grouper.export.hf.stock import Stock
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.families import Family
+
+CLASSES: dict[str, ExportClass] = {c.name: c for c in (Stock(), Padded(), Ragged())}
+ASKED = (*CLASSES, "any")  # what --deploy takes
+
+
+def open_classes(family: Family, as_phi: bool, nested: bool = False) -> list[str]:
+    """The classes that models of this family can be exported as. nested: a decoder inside a larger model."""
+    if nested:
+        return ["stock"]
+    if as_phi:
+        return ["stock", "ragged"]
+    return [*(["stock"] if family.stock else []), *(["padded"] if family.padded else []), "ragged"]
+
+
+def class_for(
+    checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
+) -> tuple[ExportClass, str | None]:
+    """The class that this layout is written as, and why it is not the one that the layout by itself allows: what no
+    stock class takes goes out as ragged. Raises GrouperError where nothing takes it."""
+    wanted, ragged = CLASSES[layout.export_class], CLASSES["ragged"]
+    why = wanted.refusal(checkpoint, architecture, layout, max_padding)
+    if why is None:
+        return wanted, None
+    why_not_ragged = ragged.refusal(checkpoint, architecture, layout, max_padding)
+    if why_not_ragged:
+        raise GrouperError(f"this layout would be written as ragged, but {why_not_ragged}")
+    return ragged, f"{why}; written as ragged"

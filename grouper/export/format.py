@@ -1,0 +1,126 @@
+"""What a format of exports is, and what an export is asked for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from grouper.attention import MergedLayer
+from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.progress import Progress
+from grouper.registry import Entry
+
+MAX_PADDING = 0.10  # of the model's weights
+SHARD_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """format: a name in FORMATS. dtype: of a GGUF, float32, float16 or bfloat16; the model's own unless given.
+    max_padding: the share that a `padded` export may add to the weights; what exceeds it goes out as `ragged`.
+    shard_bytes: of a weight file, at most. overwrite: replace an earlier export.
+    """
+
+    format: str = "hf"
+    dtype: str | None = None
+    max_padding: float = MAX_PADDING
+    shard_bytes: int = SHARD_BYTES
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to write. checkpoint: the original, on this disk. merged(layer): its new weights."""
+
+    checkpoint: Checkpoint
+    layout: HeadLayout
+    merged: Callable[[int], MergedLayer]
+    options: ExportOptions
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return Architecture.of(self.checkpoint.config)
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """largest_difference: of a logit, or of a weight where no tokens were generated. same_tokens: greedy ones, of so
+    many `tokens`."""
+
+    largest_difference: float
+    same_tokens: int
+    tokens: int
+
+    @property
+    def summary(self) -> str:
+        if not self.tokens:
+            return "the file read back is the merge, head by head"
+        agree = f"{self.same_tokens} of {self.tokens} greedy tokens agree"
+        return f"logits differ by {self.largest_difference:.1g}, {agree}"
+
+
+@dataclass(frozen=True)
+class Format(Entry, ABC):
+    """An entry of FORMATS. library: as the Hub calls what loads it. place_in_card: how a card calls the
+    folder that it lies in."""
+
+    library: ClassVar[str]
+    place_in_card: ClassVar[str] = "this folder or repository"
+
+    @abstractmethod
+    def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
+        """Raise GrouperError where `write` would refuse: before anything dear is done."""
+
+    @abstractmethod
+    def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:
+        """Write the model into `folder`. facts: for configurations that have room for them. Returns the class that it
+        was written as, and why it is not the one that the layout allows."""
+
+    @abstractmethod
+    def verify(self, job: Job, folder: Path) -> SelfTest:
+        """Read back what was written and compare it with the merge. Raises GrouperError where it differs."""
+
+    @abstractmethod
+    def weight_bytes(self, folder: Path) -> int: ...
+
+    @abstractmethod
+    def engines(self, architecture: Architecture, export_class: str) -> list[str]:
+        """What runs it: what bench/engines found, nothing more."""
+
+    @abstractmethod
+    def loader(self, architecture: Architecture) -> str:
+        """What loads it: a class of transformers, a program."""
+
+    @abstractmethod
+    def how_to_load(self, report: "Report", place: str) -> tuple[str, str]:
+        """(a line for a terminal, Markdown for a card). place: the folder, as it is to be called."""
+
+
+class Report(Protocol):
+    """What an Exported says, as far as cards and instructions go."""
+
+    export_class: str
+    kv_bytes_per_token: tuple[int, int]
+    weight_bytes: tuple[int, int]
+    engines: list[str]
+    loader: str
+
+
+def check_same_model(checkpoint: Checkpoint, layout: HeadLayout) -> None:
+    """Raise GrouperError where the layout is another model's, or no kernel's."""
+    a = Architecture.of(checkpoint.config)
+    theirs = (len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
+    mine = (a.layers, a.query_heads, a.kv_heads, a.head_dim)
+    if mine != theirs:
+        raise GrouperError(
+            f"the layout is for {theirs[0]} layers of {theirs[1]} query and {theirs[2]} KV heads of {theirs[3]}, "
+            f"the model has {mine[0]} of {mine[1]} and {mine[2]} of {mine[3]}: was the run made with another model?"
+        )
+    if layout.export_class == "none":
+        alike = "grouped attention kernels need them alike"
+        raise GrouperError(f"K and V are grouped differently: {alike}, so there is no export for this")

@@ -1,0 +1,26 @@
+"""Which engines run an exported folder: what bench/engines/matrix.py and bench/engines/families.py found."""
+
+from grouper.export.gguf.families import FAMILIES as IN_GGUF
+from grouper.model.architecture import Architecture
+
+REMOTE = "with trust_remote_code"
+NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there leave no room for a ragged model
+_VLLM = (
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "starcoder2",
+    "granite", "smollm3", "stablelm", "cohere", "phi", "phi3",
+)  # fmt: skip
+_PADDED = ("llama", "mistral", "qwen3", "gemma", "starcoder2", "granite", "smollm3")
+VLLM = {"stock": _VLLM, "padded": _PADDED, "ragged": _VLLM}  # by class
+
+
+def engines_for(architecture: Architecture, export_class: str) -> list[str]:
+    family = "phi" if architecture.as_phi else architecture.family.model_type
+    remote = f" {REMOTE}" if export_class == "ragged" else ""
+    transformers = "transformers 5" if export_class == "ragged" and family in NOT_IN_TRANSFORMERS_4 else "transformers"
+    found = [f"{transformers}{remote}"]
+    own_attention = export_class == "ragged" and architecture.needs_own_attention
+    if family in VLLM[export_class] and not architecture.nested and not own_attention:
+        found.append(f"vLLM{remote}")
+    if family in IN_GGUF and not architecture.nested:
+        found.append("llama.cpp (--format gguf)")
+    return found

@@ -1,0 +1,91 @@
+"""The format `hf`: a folder that transformers loads, of class stock, padded or ragged."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from grouper.export.classes import CLASSES, class_for
+from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
+from grouper.export.hf.as_phi import phi_config
+from grouper.export.hf.engines import engines_for
+from grouper.export.hf.readers import readable_by_all
+from grouper.export.hf.tensors import exported_tensors
+from grouper.export.hf.tokenizer import name_tokenizer_class
+from grouper.export.self_test import run_self_test
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint, write_shards
+from grouper.outputs import write_json
+from grouper.progress import Progress
+
+COMPANIONS = (  # what belongs to a model beside its weights; never code
+    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model", "chat_template*", "*processor_config.json", "additional_chat_templates", "LICENSE*",
+)  # fmt: skip
+PYTHON = """```python
+from transformers import {auto}
+
+model = {auto}.from_pretrained("{place}"{remote})
+```
+"""
+VLLM = """```sh
+vllm serve "{place}"{trust}
+```
+"""
+
+
+@dataclass(frozen=True)
+class HuggingFace(Format):
+    name: str = "hf"
+    library = "transformers"
+
+    def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
+        check_same_model(checkpoint, layout)
+        class_for(checkpoint, Architecture.of(checkpoint.config), layout, options.max_padding)
+
+    def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:
+        a, checkpoint = job.architecture, job.checkpoint
+        export_class, note = class_for(checkpoint, a, job.layout, job.options.max_padding)
+        total, names = len(checkpoint.tensors), set()
+        for name in write_shards(folder, exported_tensors(job, export_class), job.options.shard_bytes):
+            names.add(name)
+            progress(min(len(names), total), total, "writing tensors")
+        original = phi_config(checkpoint.config, a) if a.as_phi else checkpoint.config
+        config = export_class.config(original, a, job.layout, names)
+        facts = {**facts, "deploy": export_class.name}
+        write_json(folder / "config.json", {**readable_by_all(config, checkpoint.dtype), "grouper": facts})
+        export_class.add_files(folder, a)
+        copy_companions(checkpoint.folder, folder)
+        if config["model_type"] != checkpoint.config["model_type"]:
+            name_tokenizer_class(checkpoint.folder, folder)
+        return export_class.name, note
+
+    def verify(self, job: Job, folder: Path) -> SelfTest:
+        return run_self_test(job.checkpoint, folder, job.layout, job.merged)
+
+    def weight_bytes(self, folder: Path) -> int:
+        return sum(t.nbytes for t in Checkpoint.open(folder).tensors.values())
+
+    def engines(self, architecture: Architecture, export_class: str) -> list[str]:
+        return engines_for(architecture, export_class)
+
+    def loader(self, architecture: Architecture) -> str:
+        return "AutoModelForImageTextToText" if architecture.nested else "AutoModelForCausalLM"
+
+    def how_to_load(self, report: Report, place: str) -> tuple[str, str]:
+        own_code = CLASSES[report.export_class].own_code
+        remote = ", trust_remote_code=True" if own_code else ""
+        blocks = [PYTHON.format(auto=report.loader, place=place, remote=remote)]
+        if any(engine.startswith("vLLM") for engine in report.engines):
+            blocks.append(VLLM.format(place=place, trust=" --trust-remote-code" if own_code else ""))
+        return f'{report.loader}.from_pretrained("{place}"{remote})', "\n".join(blocks)
+
+
+def copy_companions(original: Path, folder: Path) -> None:
+    """Tokenizer, templates, licence: whatever belongs to the model and is no code."""
+    for pattern in COMPANIONS:
+        for file in sorted(original.glob(pattern)):
+            if file.is_dir():
+                shutil.copytree(file, folder / file.name, ignore=shutil.ignore_patterns("*.py"))
+            elif file.suffix != ".py":
+                shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,134 @@
+"""One export: merge, write beside the output's place, test, report, then put it there."""
+
+import json
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from grouper.errors import GrouperError
+from grouper.export.card import model_card
+from grouper.export.eval_results import write_eval_results
+from grouper.export.format import ExportOptions, Format, Job, SelfTest
+from grouper.export.formats import FORMATS
+from grouper.layout import HeadLayout
+from grouper.merging import MERGES
+from grouper.model.checkpoint import Checkpoint
+from grouper.outputs import new_folder, temporary_folder, write_json
+from grouper.progress import Progress, untold
+from grouper.regroup import Merged, Regrouper
+
+MARKER = "grouper.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote. export_class: stock, padded, ragged, or gguf. Bytes are of the KV cache per token and of
+    the weights, before and after.
+
+    engines: what runs it. loader: what loads it. note: why it is not of the class that the layout
+    would allow. pushed: its address on the Hub.
+    """
+
+    folder: str
+    format: str
+    export_class: str
+    kv_bytes_per_token: tuple[int, int]
+    weight_bytes: tuple[int, int]
+    engines: list[str]
+    self_test: SelfTest
+    loader: str
+    note: str | None = None
+    pushed: str | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """For JSON. `deploy` is what the command line calls the class."""
+        data = asdict(self)
+        return {"folder": data.pop("folder"), "deploy": data.pop("export_class"), **data}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> "Exported":
+        """What to_data gave. Raises KeyError or TypeError for anything else."""
+        rest = {k: v for k, v in data.items() if k != "deploy"}
+        return cls(**{**rest, "export_class": data["deploy"], "self_test": SelfTest(**data["self_test"])})
+
+
+def export_model(
+    checkpoint: Checkpoint | str | PathLike,
+    layout: HeadLayout,
+    output: str | PathLike,
+    *,
+    merge: str = "mean",
+    merged: Merged | None = None,
+    options: ExportOptions | None = None,
+    origin: dict | None = None,
+    progress: Progress = untold,
+) -> Exported:
+    """Merge `checkpoint`'s KV heads as `layout` says and write the model to the folder `output`.
+
+    merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. origin:
+    facts for grouper.json and the model card (method, error, commands). Tensors are streamed: one shard and one layer
+    are held in memory. Ends with a self-test; a failed export leaves nothing behind. Raises GrouperError.
+    """
+    options = options or ExportOptions()
+    checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
+    form = check_exportable(checkpoint, layout, options)
+    if Path(output).resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
+        raise GrouperError(f"{output} is or holds the model itself: choose another output folder")
+    with new_folder(Path(output), MARKER, options.overwrite) as folder, temporary_folder(folder) as temporary:
+        if merged is None:
+            merged = Regrouper(checkpoint).merged(layout, MERGES.named(merge), temporary / "merged")
+        job = Job(checkpoint, layout, merged, options)
+        facts = {"merge": merge, **(origin or {})}
+        export_class, note = form.write(job, folder, facts, progress)
+        report = Exported(
+            str(output), options.format, export_class,
+            kv_bytes_per_token=kv_bytes(layout), weight_bytes=(stored_bytes(checkpoint), form.weight_bytes(folder)),
+            engines=form.engines(job.architecture, export_class), self_test=form.verify(job, folder), note=note,
+            loader=form.loader(job.architecture),
+        )  # fmt: skip
+        _write_facts(folder, job, {**facts, "deploy": export_class}, report)
+    return report
+
+
+def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> Format:
+    """The format to write. Raises GrouperError where it would refuse: before anything dear is done."""
+    form = FORMATS.named(options.format)
+    form.check(checkpoint, layout, options)
+    return form
+
+
+def kv_bytes(layout: HeadLayout) -> tuple[int, int]:
+    """KV bytes per token, before and after."""
+    before = HeadLayout.ungrouped(len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
+    return before.kv_bytes_per_token(), layout.kv_bytes_per_token()
+
+
+def stored_bytes(checkpoint: Checkpoint) -> int:
+    return sum(t.nbytes for t in checkpoint.tensors.values())
+
+
+def _write_facts(folder: Path, job: Job, facts: dict, report: Exported) -> None:
+    """grouper.json, the card, and benchmark scores where some were measured."""
+    shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed")}
+    layout = json.loads(job.layout.to_json())
+    everything = {**facts, "base_model": job.checkpoint.title, "layout": layout, "report": shown}
+    write_json(folder / MARKER, everything, indent=None)
+    write_eval_results(folder, facts.get("measured") or {})
+    form = FORMATS.named(report.format)
+    loading = form.how_to_load(report, form.place_in_card)[1]
+    card = model_card(job.checkpoint, job.layout, facts, report, form.library, loading)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def already_written(folder: Path, layout: HeadLayout, command: str | None) -> Exported | None:
+    """What an export of this layout by this very command reported, if that is what the folder holds."""
+    try:
+        facts = json.loads((folder / MARKER).read_text())
+        if command is None or facts["export"] != command:
+            return None
+        if HeadLayout.from_json(json.dumps(facts["layout"])) != layout:
+            return None
+        return Exported.from_data({**facts["report"], "folder": str(folder)})
+    except (OSError, ValueError, KeyError, TypeError, GrouperError):
+        return None

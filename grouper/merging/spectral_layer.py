@@ -1,0 +1,158 @@
+"""One layer as the spectral merge and fitness see it: its factors, the best shared heads, and the tables of errors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grouper.attention import Attention
+from grouper.calibration.moments import InputMoments
+from grouper.merging.folding import augmented, energy, scored
+
+TINY = 1e-12  # of the largest eigenvalue: directions below carry rounding
+
+
+@dataclass(frozen=True)
+class SpectralTables:
+    """One layer's Gram matrices, from which every group's merge and error follow; float64.
+
+    v: [G d, G d] A C A^T. planes: [P, G, G] Hermitian b_a C b_b^H, or None without RoPE. unrotated: [G f, G f], or
+    None. plane_weight: 1/2 with a partial rotary (a phase-averaged square), else 1. fixed: [G, P] how a shared head is
+    put together where no factor is free, else None.
+    """
+
+    v: Tensor
+    planes: Tensor | None
+    unrotated: Tensor | None
+    plane_weight: float
+    fixed: Tensor | None = None
+
+
+class SpectralLayer:
+    """The factors of one layer, in the symbols of grouper.merging.spectral."""
+
+    def __init__(self, attention: Attention, inputs: InputMoments, device: str | torch.device = "cpu"):
+        self.attention = attention
+        self.second_moment = inputs.second_moment.to(device, torch.float64)
+        mean = self.second_moment[:, -1]  # the last input is the constant 1
+        self.centred = self.second_moment - torch.outer(mean, mean) / mean[-1].clamp_min(TINY)
+        self.kv_heads, self.d = attention.kv_heads, attention.head_dim
+        self.queries = attention.queries_per_kv_head
+        self.raw_k = augmented(attention.k, attention.k_bias).to(device)  # [G, d, D + 1]
+        q, k = scored(attention, inputs.second_moment.double())
+        self.k = k.to(device)  # [G, d, D + 1]
+        self.q = q.to(device).unflatten(0, (self.kv_heads, self.queries))  # [G, queries, d, D + 1]
+        self.v = augmented(attention.v, attention.v_bias).to(device)
+        o = attention.o.to(self.v).unflatten(1, (self.kv_heads, self.queries))  # [D, G, queries, d]
+        self.o = o.permute(1, 2, 0, 3).contiguous()  # [G, queries, D, d]
+        rotary = set() if attention.planes is None else set(attention.planes.flatten().tolist())
+        self.planes = attention.planes.to(device) if rotary else None
+        rows = [i for i in range(self.d) if i not in rotary]
+        self.unrotated = torch.tensor(rows, dtype=torch.long, device=device)
+        self._factor()
+
+    def _factor(self) -> None:
+        self.o_basis, r = torch.linalg.qr(self.o.flatten(1, 2))  # [G, queries D, d], [G, d, d]
+        self.a_v = r @ self.v  # [G, d, D + 1]
+        if self.planes is not None:
+            a, b = self.planes.T
+            self.kappa = torch.complex(self.k[:, a], self.k[:, b])  # [G, P, D + 1]
+            q = torch.complex(self.q[:, :, a], self.q[:, :, b])  # [G, queries, P, D + 1]
+            per_query = (q @ self.second_moment.to(q.dtype) * q.conj()).sum(-1).real
+            self.q_energy = per_query.sum(1).clamp_min(0)  # [G, P]
+            self.b = self.q_energy.sqrt()[..., None] * self.kappa
+        if len(self.unrotated):
+            q = self.q[:, :, self.unrotated]
+            gram = torch.einsum("gqfx,xy,gqey->gfe", q, self.second_moment, q)
+            values, vectors = torch.linalg.eigh(gram)
+            keep = values > TINY * values[:, -1:].clamp_min(1e-300)
+            root = torch.where(keep, values, 0).sqrt()
+            inverse = torch.where(keep, 1 / root.clamp_min(1e-300), 0)
+            self.l_inverse = inverse[:, :, None] * vectors.transpose(1, 2)  # [G, f, f], L^+
+            self.a_k = root[:, :, None] * vectors.transpose(1, 2) @ self.k[:, self.unrotated]  # [G, f, D + 1], L^T W_K
+
+    def tables(self) -> SpectralTables:
+        v = self.a_v.flatten(0, 1)
+        planes = unrotated = None
+        if self.planes is not None:
+            planes = self._plane_gram(self.b.transpose(0, 1))
+        if len(self.unrotated):
+            a = self.a_k.flatten(0, 1)
+            unrotated = a @ self.centred @ a.T
+        partial = self.planes is not None and len(self.unrotated) > 0
+        fixed = self.q_energy.sqrt() if self.attention.qk_norm == "head" else None
+        return SpectralTables(v @ self.second_moment @ v.T, planes, unrotated, 0.5 if partial else 1.0, fixed)
+
+    def _plane_gram(self, b: Tensor) -> Tensor:
+        """b [P, S, D + 1] -> [P, S, S]: Hermitian; real where a norm across heads leaves only real factors free."""
+        gram = b @ self.second_moment.to(b.dtype) @ b.conj().transpose(1, 2)
+        return gram.real if self.attention.qk_norm == "all" else gram
+
+    def key_energy(self, sources: list[int]) -> Tensor:
+        """[S]: E|k_h|^2 before the merge; of unrotated rows without what is the same for all keys."""
+        k = self.k[sources]
+        total = k.new_zeros(len(sources))
+        if self.planes is not None:
+            total += energy(k[:, self.planes.flatten()], self.second_moment)
+        if len(self.unrotated):
+            total += energy(k[:, self.unrotated], self.centred)
+        return total
+
+    def shared_v(self, sources: list[int]) -> tuple[Tensor, Tensor]:
+        """The shared V head [d, D + 1] and the readers' O' [S, queries, D, d]."""
+        a = self.a_v[sources].flatten(0, 1)
+        u = leading(a @ self.second_moment @ a.T, self.d)  # [S d, d]
+        shared = u.T @ a
+        o = self.o_basis[sources] @ u.unflatten(0, (len(sources), self.d))  # [S, queries D, d]
+        size = shared.square().sum(1)
+        balance = (o.square().sum((0, 1)) / len(sources) / self.queries / size.clamp_min(1e-300)).pow(0.25)
+        balance = torch.where(size > 0, balance, 1.0)
+        return balance[:, None] * shared, (o / balance).unflatten(1, (self.queries, -1))
+
+    def shared_planes(self, sources: list[int]) -> tuple[Tensor, Tensor]:
+        """The shared K rows kappa [P, D + 1], complex, and each head's factors c [S, P]."""
+        if self.attention.qk_norm == "head":
+            kappa = weighted_mean(self.kappa[sources], self.q_energy[sources])
+            return kappa, kappa.new_ones(len(sources), len(kappa))
+        b = self.b[sources].transpose(0, 1)  # [P, S, D + 1]
+        vectors = torch.linalg.eigh(self._plane_gram(b))[1].to(b.dtype)
+        u = vectors[..., -1]  # [P, S]
+        strongest = u.gather(1, u.abs().argmax(1, keepdim=True))
+        u = u * (strongest.conj() / strongest.abs().clamp_min(1e-300))
+        kappa = (u.conj()[..., None] * b).sum(1)
+        root = self.q_energy[sources].sqrt().T  # [P, S]
+        c = torch.where(root > 0, u / root.clamp_min(1e-300), 0)
+        size = kappa.abs().square().sum(-1).sqrt()
+        wanted = self.kappa[sources].abs().square().sum(-1).mean(0).sqrt()  # [P]
+        scale = torch.where(size > 0, wanted / size.clamp_min(1e-300), 1.0)
+        scale = torch.where(scale > 0, scale, 1.0)
+        return kappa * scale[:, None], (c / scale[:, None]).T
+
+    def shared_unrotated(self, sources: list[int]) -> tuple[Tensor, Tensor]:
+        """The shared unrotated K rows [f, D + 1] and the matrices [S, f, f] that q's rows are multiplied with."""
+        a = self.a_k[sources].flatten(0, 1)
+        f = len(self.unrotated)
+        u = leading(a @ self.centred @ a.T, f)
+        shared = u.T @ a
+        size = shared.square().sum(1).sqrt()
+        wanted = self.k[sources][:, self.unrotated].square().sum((1, 2)).mean().div(f).sqrt()
+        scale = torch.where(size > TINY * size.max().clamp_min(1e-300), wanted / size.clamp_min(1e-300), 1.0)
+        shared[:, -1] = 0  # a constant key shifts all scores alike
+        fold = u.unflatten(0, (len(sources), f)).transpose(1, 2) @ self.l_inverse[sources]
+        return shared * scale[:, None], fold / scale[None, :, None]
+
+
+def leading(gram: Tensor, count: int) -> Tensor:
+    """The `count` leading eigenvectors [X, count] of a symmetric matrix, strongest first, each one's largest entry
+    positive."""
+    _, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    u = vectors[:, -count:].flip(1)
+    signs = torch.gather(u, 0, u.abs().argmax(0, keepdim=True)).sign()
+    return u * torch.where(signs == 0, 1.0, signs)
+
+
+def weighted_mean(kappa: Tensor, weight: Tensor) -> Tensor:
+    """kappa [S, P, X], weight [S, P]. Returns [P, X]."""
+    total = weight.sum(0)
+    share = torch.where(total > 0, weight / total.clamp_min(1e-300), 1 / len(weight))
+    return (share[..., None] * kappa).sum(0)

@@ -1,0 +1,115 @@
+"""Registries of merges, fitnesses and search methods: an entry is whole, and nothing else names it.
+
+An entry is a frozen dataclass. Its `name` is what people ask for; its other fields are parameters, which
+`--set NAME.FIELD=VALUE` assigns and run.json records.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
+
+from grouper.errors import GrouperError
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Mapping[str, E], Generic[E]):
+    """Entries by name, in the order in which they came. kind: what they are, for messages ("merge").
+
+    >>> merges = Registry("merge", Entry("mean"))
+    >>> merges.named("luck")
+    Traceback (most recent call last):
+    grouper.errors.GrouperError: unknown merge 'luck': expected one of mean
+    """
+
+    def __init__(self, kind: str, *entries: E):
+        self.kind = kind
+        self._entries: dict[str, E] = {}
+        for entry in entries:
+            self.add(entry)
+
+    def __getitem__(self, name: str) -> E:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: E) -> E:
+        """Raises GrouperError where the name is taken, or could not be asked for on a command line."""
+        if entry.name in self._entries:
+            raise GrouperError(f"there is a {self.kind} {entry.name!r} already: choose another name")
+        if not entry.name or set(entry.name) & set(".,=+; "):
+            raise GrouperError(f"a {self.kind} cannot be called {entry.name!r}: use letters, digits and hyphens")
+        self._entries[entry.name] = entry
+        return entry
+
+    def remove(self, name: str) -> None:
+        del self._entries[name]
+
+    def named(self, name: str) -> E:
+        """Raises GrouperError where there is none of that name."""
+        if name not in self._entries:
+            raise GrouperError(f"unknown {self.kind} {name!r}: expected one of {', '.join(self)}")
+        return self._entries[name]
+
+    def configured(self, assignments: Sequence[str]) -> "Registry[E]":
+        """The same entries with the parameters that `assignments` ("NAME.FIELD=VALUE") give; those of other registries
+        are passed over (`check_assignments` knows all). Raises GrouperError where a value does not fit."""
+        changed = dict(self._entries)
+        for name, parameter, value in map(parsed, assignments):
+            if name in changed and parameter in changed[name].parameters:
+                typed = _typed(changed[name].parameters[parameter], value, f"{name}.{parameter}")
+                changed[name] = replace(changed[name], **{parameter: typed})
+        return Registry(self.kind, *changed.values())
+
+
+def check_assignments(assignments: Sequence[str], *registries: Registry) -> None:
+    """Raise GrouperError for one that no entry of these registries takes."""
+    for name, parameter, _ in map(parsed, assignments):
+        entries = [registry[name] for registry in registries if name in registry]
+        if not entries:
+            raise GrouperError(
+                f"--set {name}.{parameter}: there is no {' or '.join(r.kind for r in registries)} {name!r}"
+            )
+        known = [p for entry in entries for p in entry.parameters]
+        if parameter not in known:
+            expected = f"it has {', '.join(known)}" if known else "it has none"
+            raise GrouperError(f"--set {name}.{parameter}: {name} has no such parameter, {expected}")
+
+
+def parsed(assignment: str) -> tuple[str, str, str]:
+    """ "NAME.FIELD=VALUE" -> (name, field, value).
+
+    >>> parsed("weighted.steps=50")
+    ('weighted', 'steps', '50')
+    """
+    left, equals, value = assignment.partition("=")
+    name, dot, parameter = left.strip().partition(".")
+    if not (equals and dot and name and parameter):
+        raise GrouperError(f"--set {assignment!r}: expected NAME.FIELD=VALUE")
+    return name, parameter.strip(), value.strip()
+
+
+def _typed(default: Any, value: str, what: str) -> Any:
+    """`value` as the default's type."""
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        return kind(value)
+    except (KeyError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        raise GrouperError(f"--set {what}={value}: expected {expected}") from error

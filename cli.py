@@ -1,4 +1,4 @@
-"""The `grouper` command: parses, calls, prints; no logic of its own. Data on stdout, messages and progress on stderr."""
+"""The `grouper` command: parses, calls, prints. Data on stdout, messages and progress on stderr."""
 
 import json
 import os
@@ -12,7 +12,12 @@ import typer
 import yaml
 from rich.console import Console
 
+from grouper.export.options import ExportOptions
+from search.options import SearchOptions
+
 # What needs torch is imported where it is used: `grouper --help` answers at once.
+
+SEARCH, EXPORT = SearchOptions(), ExportOptions()  # whose defaults are the command's
 
 app = typer.Typer(
     help="Give a Hugging Face LLM fewer KV heads: less KV cache, nearly the same text.",
@@ -36,13 +41,16 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
             raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
         known = {p.name for p in context.command.params}
         options = {str(k).replace("-", "_"): v for k, v in options.items()}
-        options = {f"{k}_" if k in ("json", "format") else k: v for k, v in options.items()}
+        options = {f"{k}_" if k in ("json", "format", "set") else k: v for k, v in options.items()}
         unknown = sorted(set(options) - known)
         if unknown:
             raise GrouperError(
                 f"{path} has the option {unknown[0]!r}, which `grouper {context.command.name}` does not know"
             )
-        joined = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
+        several = {p.name for p in context.command.params if p.multiple}
+        joined = {
+            k: ",".join(map(str, v)) if isinstance(v, list) and k not in several else v for k, v in options.items()
+        }
         context.default_map = {**(context.default_map or {}), **joined}
     return path
 
@@ -59,10 +67,14 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", callback=_from_config, is_eager=True, help="YAML file with any options of this command."),
 ]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME.FIELD=VALUE", help="A parameter of a method or merge.")
+]
 Text = Annotated[str | None, typer.Option(help="Plain text, JSONL with `text` or chat `messages`, or `demo`.")]
 Dataset = Annotated[str | None, typer.Option(help="NAME[:split] of a dataset (needs kv-grouper[datasets]).")]
 Tokens = Annotated[int, typer.Option(help="Tokens of text to calibrate on.")]
 Window = Annotated[int, typer.Option(help="Tokens of a window.")]
+Merge = Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")]
 Keep = Annotated[Path | None, typer.Option(help="Folder where what was calibrated is kept and looked for.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Scope = Annotated[
@@ -81,15 +93,18 @@ def inspect(
     ] = False,
     revision: Revision = None,
     context: Annotated[int | None, typer.Option(help="Tokens of context to size the cache for.")] = None,
-    kv_dtype: KvDtype = "bfloat16",
+    kv_dtype: KvDtype = SEARCH.kv_dtype,
     json_: Json = False,
     config: Config = None,
 ):
     """Heads, KV bytes and what can be done, from configuration and headers alone."""
     if families:
+        from fitness import FITNESSES
         from grouper.model.family_table import family_table, markdown
 
-        return _print_json([asdict(row) for row in family_table()]) if json_ else print(markdown(family_table()))
+        rows = family_table(FITNESSES)
+
+        return _print_json([asdict(row) for row in rows]) if json_ else print(markdown(rows))
     if model is None:
         raise typer.BadParameter("give a MODEL, or --families")
     from grouper.model.checkpoint import Checkpoint
@@ -98,7 +113,7 @@ def inspect(
 
     found = look(Checkpoint.open(model, revision), kv_dtype, context)
     if json_:
-        _print_json(asdict(found))
+        _print_json(found.to_data())
     else:
         inspection(found)
 
@@ -106,28 +121,27 @@ def inspect(
 @app.command()
 def search(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for the run; the same command again goes on there.")
-    ],
-    method: Annotated[str, typer.Option(help="Ways to find groupings, separated by commas.")] = "qcqa-ac,qcqa-ec",
-    fitness: Annotated[str, typer.Option(help="What a grouping costs.")] = "spectral",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run; the same command goes on there.")],
+    method: Annotated[str, typer.Option(help="Ways to find groupings, separated by commas.")] = ",".join(SEARCH.method),
+    fitness: Annotated[str, typer.Option(help="What a grouping costs.")] = SEARCH.fitness,
     text: Text = None,
     dataset: Dataset = None,
-    tokens: Tokens = 32_768,
-    window: Window = 512,
+    tokens: Tokens = SEARCH.tokens,
+    window: Window = SEARCH.window,
     keep_calibration: Keep = None,
     paper: Annotated[str | None, typer.Option(help="A published recipe: qcqa or asymgqa.")] = None,
     acceptance: Annotated[
-        str, typer.Option(help="What judges asymgqa's steps: fitness, or (slow) the merged model's loss.")
-    ] = "fitness",
-    stage2: Annotated[
-        str, typer.Option(help="Budgets over layers: knapsack (exact), nsga2 (QCQA's) or none.")
-    ] = "knapsack",
-    kv_heads_multiple_of: Annotated[int, typer.Option(help="Only such KV-head counts, for tensor parallelism.")] = 1,
-    kv_dtype: KvDtype = "bfloat16",
-    population: Annotated[int, typer.Option(help="Of the genetic search.")] = 96,
-    generations: Annotated[int, typer.Option(help="Of the genetic search, at most.")] = 60,
-    seed: int = 0,
+        str, typer.Option(help="What judges asymgqa's steps: fitness, or (slow) loss.")
+    ] = SEARCH.acceptance,
+    stage2: Annotated[str, typer.Option(help="Budgets over layers: knapsack, nsga2 (QCQA's) or none.")] = SEARCH.stage2,
+    kv_heads_multiple_of: Annotated[
+        int, typer.Option(help="Only such KV-head counts, for tensor parallelism.")
+    ] = SEARCH.kv_heads_multiple_of,
+    kv_dtype: KvDtype = SEARCH.kv_dtype,
+    population: Annotated[int, typer.Option(help="Of the genetic search.")] = SEARCH.population,
+    generations: Annotated[int, typer.Option(help="Of the genetic search, at most.")] = SEARCH.generations,
+    set_: Assignments = None,
+    seed: int = SEARCH.seed,
     jobs: Annotated[int, typer.Option(help="Layers searched at a time.")] = 1,
     device: Device = "auto",
     revision: Revision = None,
@@ -136,18 +150,19 @@ def search(
     config: Config = None,
 ):
     """Find which heads can share: writes the Pareto front of KV bytes against error, resumable."""
-    from search import SearchOptions
     from search import search as run_search
-    from search.console import closing_table, search_progress
+    from search.console import bar, closing_table
 
     options = SearchOptions(
-        tuple(m.strip() for m in method.split(",")), fitness, stage2, paper, kv_heads_multiple_of, kv_dtype, population, generations, seed,
-        text, dataset, tokens, window, acceptance,
+        method=tuple(m.strip() for m in method.split(",")), fitness=fitness, stage2=stage2, paper=paper,
+        kv_heads_multiple_of=kv_heads_multiple_of, kv_dtype=kv_dtype, population=population, generations=generations,
+        seed=seed, text=text, dataset=dataset, tokens=tokens, window=window, acceptance=acceptance,
+        set=tuple(set_ or ()),
     )  # fmt: skip
-    with search_progress() as progress:
+    with bar("searching") as progress:
         front = run_search(
-            model, output, options, revision=revision, jobs=jobs, device=_device(device), keep_calibration=keep_calibration, overwrite=overwrite,
-            progress=progress, command=_command(),
+            model, output, options, revision=revision, jobs=jobs, device=_device(device),
+            keep_calibration=keep_calibration, overwrite=overwrite, progress=progress, command=_command(),
         )  # fmt: skip
     closing_table(front, str(output))
     _print_front(front, json_, output)
@@ -158,17 +173,16 @@ def evaluate(
     run: Run,
     text: Text = None,
     dataset: Dataset = None,
-    merge: Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")] = None,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Refine each layout on the run's calibration text first.")
-    ] = False,
+    merge: Merge = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Refine each layout on the run's calibration text.")] = False,
     scope: Scope = None,
     refine_tokens: RefineTokens = None,
     keep_calibration: Keep = None,
     layouts: Annotated[
-        str, typer.Option(help="spread (baselines, stock ones, 12 along the front), all, or 3,17,40.")
+        str, typer.Option(help="spread (baselines, stock, 12 along the front), all, or 3,17.")
     ] = "spread",
-    window: Window = 512,
+    set_: Assignments = None,
+    window: Window = SEARCH.window,
     limit: Annotated[int | None, typer.Option(help="Windows at most, spread over the text.")] = None,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for computing.")] = "float32",
@@ -177,16 +191,20 @@ def evaluate(
     config: Config = None,
 ):
     """Measure nats per token of layouts on text, merging in memory; resumable."""
-    from grouper.calibration.text import TextSource
+    from grouper.calibration.source import TextSource
+    from grouper.refinement.layer import RefineOptions
+    from search import RunFolder
     from search import evaluate as measure
     from search.console import bar, closing_table
 
     source = TextSource(text, dataset, purpose="evaluation")
+    seed = RunFolder.open(run).settings.options.seed
+    options = RefineOptions(scope, seed=seed, tokens=refine_tokens) if refine else None
     with bar("measuring") as progress:
         front = measure(
-            run, source, merge=merge, refine=refine, scope=scope, refine_tokens=refine_tokens, layouts=layouts, window=window, limit=limit,
-            device=_device(device), dtype=_dtype(dtype), keep_calibration=keep_calibration,
-            overwrite=overwrite, progress=lambda done, of, what, value: progress(done, of, f"{what}: {value:.4f} nats per token"),
+            run, source, merge=merge, refine=options, layouts=layouts, window=window, limit=limit,
+            device=_device(device), dtype=_dtype(dtype), keep_calibration=keep_calibration, set=tuple(set_ or ()),
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
     closing_table(front, str(run))
     _print_front(front, json_, run)
@@ -197,35 +215,30 @@ def export(
     run: Run,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
     layout: Annotated[int | None, typer.Option(help="The layout of this number in pareto.csv.")] = None,
-    kv_ratio: Annotated[str | None, typer.Option(help="KV cache relative to the original's: 0.5 or 1/3.")] = None,
+    kv_ratio: Annotated[str | None, typer.Option(help="KV cache of the original's: 0.5, 1/3 or 50%.")] = None,
     kv_bytes_per_token: Annotated[int | None, typer.Option(help="The largest KV cache per token, in bytes.")] = None,
-    deploy: Annotated[
-        str | None, typer.Option(help="stock, padded, ragged or any; stock where the run has some.")
-    ] = None,
-    merge: Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")] = None,
+    deploy: Annotated[str | None, typer.Option(help="stock, padded, ragged or any; stock where there is some.")] = None,
+    merge: Merge = None,
+    set_: Assignments = None,
     text: Text = None,
     dataset: Dataset = None,
     refine: Annotated[bool, typer.Option(help="Refine layer by layer, where text is given.")] = True,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Push the folder to the Hub, too.")
-    ] = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Push the folder to the Hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if missing.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
     commit_message: Annotated[str | None, typer.Option(help="Of the push.")] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="hf (a folder for transformers and vLLM) or gguf (llama.cpp).")
+        str, typer.Option("--format", help="hf (for transformers and vLLM) or gguf (llama.cpp).")
     ] = "hf",
-    dtype: Annotated[
-        str | None, typer.Option(help="Of a GGUF: float32, float16 or bfloat16; the model's own unless given.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of a GGUF: float32, float16, bfloat16; else the model's.")] = None,
     max_padding: Annotated[
-        float, typer.Option(help="How much of its weights a padded export may add; beyond it, ragged.")
-    ] = 0.10,
+        str, typer.Option(help="Weights that a padded export may add; beyond it, ragged.")
+    ] = f"{EXPORT.max_padding:.0%}",
     scope: Scope = None,
-    tokens: Tokens = 32_768,
+    tokens: Tokens = SEARCH.tokens,
     refine_tokens: RefineTokens = None,
-    window: Window = 512,
+    window: Window = SEARCH.window,
     keep_calibration: Keep = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -233,27 +246,31 @@ def export(
     config: Config = None,
 ):
     """Write a regrouped model that transformers loads, and test it."""
-    from grouper.calibration.text import TextSource
+    from grouper.calibration.calibration import Calibration
+    from grouper.calibration.source import TextSource
     from grouper.export.hub import Destination
-    from grouper.regroup import Calibration
-    from search import export_from_run
+    from grouper.refinement.layer import RefineOptions
+    from search import Selection, export_from_run
     from search.console import bar, exported_summary
+    from search.shares import parsed_share
 
-    calibration = (
-        Calibration(TextSource(text, dataset), tokens, refine_tokens, window, keep_calibration)
-        if text or dataset
-        else None
-    )
-    destination = Destination(push_to_hub, private, revision, create_pr, commit_message) if push_to_hub else None
+    calibration = None
+    if text or dataset:
+        calibration = Calibration(TextSource(text, dataset), tokens, window, keep_calibration)
+    padding = parsed_share(max_padding, "--max-padding")
+    destination = None
+    if push_to_hub:
+        destination = Destination(push_to_hub, private, revision, create_pr, commit_message)
     with bar("writing") as progress:
         exported = export_from_run(
-            run, output, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy, merge=merge,
-            calibration=calibration, refine=refine, scope=scope, max_padding=max_padding, format=format_, dtype=dtype,
-            device=_device(device), keep_calibration=keep_calibration, destination=destination, overwrite=overwrite,
-            command=_command(), tell=lambda line: say.print(line, soft_wrap=True), progress=progress,
+            run, output, Selection(layout, kv_ratio, kv_bytes_per_token, deploy, merge), calibration,
+            RefineOptions(scope, tokens=refine_tokens) if refine and calibration else None,
+            ExportOptions(format=format_, dtype=dtype, max_padding=padding, overwrite=overwrite), destination,
+            device=_device(device), keep_calibration=keep_calibration, set=tuple(set_ or ()), command=_command(),
+            tell=lambda line: say.print(line, soft_wrap=True), progress=progress,
         )  # fmt: skip
     if json_:
-        _print_json(asdict(exported))
+        _print_json(exported.to_data())
     else:
         exported_summary(exported)
 

@@ -12,7 +12,7 @@ import torch
 
 from fitness import FITNESSES
 from grouper import Checkpoint
-from grouper.calibration.text import TextSource
+from grouper.calibration.source import TextSource
 from grouper.regroup import Calibration, Regrouper
 from search.methods.exact import exact_candidates
 from search.methods.qcqa import qcqa_ac, qcqa_ec

@@ -19,7 +19,8 @@ import torch
 
 from fitness.perplexity import nll
 from grouper import Checkpoint
-from grouper.calibration.text import TextSource, load_tokenizer, windows
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer, windows
 from grouper.model.in_memory import InMemoryModel
 from grouper.regroup import Calibration, Regrouper
 from search import ParetoFront, RunFolder, SearchOptions, search

@@ -15,7 +15,7 @@ import torch
 
 from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
-from grouper.calibration.text import TextSource
+from grouper.calibration.source import TextSource
 from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.refine import refine
 from grouper.regroup import Calibration, Regrouper

@@ -5,15 +5,17 @@
 16
 """
 
-from grouper import export
-from grouper.errors import GrouperError
-from grouper.export import ExportOptions
-from grouper.layout import Grouping, HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.inspection import inspect
+from grouper.lazy import lazily
 
-__all__ = [
-    "Architecture", "Checkpoint", "ExportOptions", "GrouperError", "Grouping", "HeadLayout", "LayerLayout", "export",
-    "inspect",
-]  # fmt: skip
+MODULES = {
+    "Architecture": "grouper.model.architecture",
+    "Checkpoint": "grouper.model.checkpoint",
+    "ExportOptions": "grouper.export.options",
+    "GrouperError": "grouper.errors",
+    "Grouping": "grouper.layout",
+    "HeadLayout": "grouper.layout",
+    "LayerLayout": "grouper.layout",
+    "inspect": "grouper.model.inspection",
+}
+__all__ = [*MODULES, "export"]
+__getattr__ = lazily(__name__, MODULES)

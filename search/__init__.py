@@ -1,14 +1,21 @@
 """How groupings are found, measured and picked.
 
->>> from search import search, SearchOptions  # doctest: +SKIP
->>> front = search("HuggingFaceTB/SmolLM2-135M", "run", SearchOptions(seed=1))  # doctest: +SKIP
+>>> from search import SearchOptions
+>>> SearchOptions(seed=1).method
+('qcqa-ac', 'qcqa-ec')
 """
 
-from search.evaluation import evaluate
-from search.export_run import export_from_run
-from search.pareto import ParetoFront
-from search.picking import pick
-from search.run import SearchOptions, search
-from search.run_folder import RunFolder
+from grouper.lazy import lazily
 
-__all__ = ["ParetoFront", "RunFolder", "SearchOptions", "evaluate", "export_from_run", "pick", "search"]
+MODULES = {
+    "ParetoFront": "search.pareto",
+    "RunFolder": "search.run_folder",
+    "SearchOptions": "search.options",
+    "Selection": "search.picking",
+    "evaluate": "search.evaluation",
+    "export_from_run": "search.export_run",
+    "pick": "search.picking",
+    "search": "search.run",
+}
+__all__ = [*MODULES]
+__getattr__ = lazily(__name__, MODULES)

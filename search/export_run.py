@@ -1,133 +1,166 @@
-"""Export a layout of a run: pick it, say why, write it."""
+"""Export a layout of a run, in four acts: choose it, merge and refine it, write it, push it."""
 
 import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
-from grouper.errors import GrouperError
-from grouper.export import MARKER, Exported, already_written, check_exportable, export
-from grouper.export.hf.padded import MAX_PADDING
+from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.hub import Destination
-from grouper.merging import merge_named
-from grouper.model.checkpoint import Checkpoint
-from grouper.outputs import refuse_existing
-from grouper.regroup import Calibration, Regrouper
-from search.evaluation import calibration_of
+from grouper.export.write import MARKER, already_written, check_exportable
+from grouper.layout import HeadLayout
+from grouper.merging import MERGES, Merge, merge_for
+from grouper.outputs import refuse_existing, temporary_folder
+from grouper.progress import Progress, untold
+from grouper.refinement.layer import RefineOptions
+from grouper.registry import check_assignments
+from grouper.regroup import Merged, Regrouper
 from search.methods.registry import ORIGINAL
 from search.pareto import COLUMNS, ParetoFront
-from search.picking import pick
+from search.picking import Picked, Selection, pick
 from search.run_folder import RunFolder
+
+Tell = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """label: as pareto.csv's `merge` has it ("spectral+refine")."""
+
+    picked: Picked
+    layout: HeadLayout
+    merge: Merge
+    label: str
 
 
 def export_from_run(
     run: str | Path,
     output: str | Path,
-    *,
-    layout: int | None = None,
-    kv_ratio: str | None = None,
-    kv_bytes_per_token: int | None = None,
-    deploy: str | None = None,
-    merge: str | None = None,
+    selection: Selection,
     calibration: Calibration | None = None,
-    refine: bool = True,
-    scope: str | None = None,
-    max_padding: float = MAX_PADDING,
-    format: str = "hf",
-    dtype: str | None = None,
+    refine: RefineOptions | None = None,
+    options: ExportOptions | None = None,
+    destination: Destination | None = None,
+    *,
     device: str = "cpu",
     keep_calibration: str | Path | None = None,
-    destination: Destination | None = None,
-    overwrite: bool = False,
+    set: tuple[str, ...] = (),
     command: str | None = None,
-    tell: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int, int, str], None] | None = None,
+    tell: Tell = silent,
+    progress: Progress = untold,
 ) -> Exported:
-    """Write the layout of `run` that pick() finds to the folder `output`.
+    """Write the selected layout of `run` to the folder `output`.
 
-    calibration: text for the merge; with `refine`, layers are then refined on it, in the folder OUTPUT.refine until the export is
-    done, so that a killed refinement goes on. Without it, the run's own text calibrates the merge. destination: where on the Hub the
-    folder goes, too; one that the same command wrote before is pushed as it is. `tell` gets a line or two.
+    calibration: text for the merge, the run's own unless given. refine: refine on `calibration`, in the folder
+    OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the Hub the
+    folder goes, too; one that the same command wrote before is pushed as it is. set: parameters of merges, over the
+    run's. command: what was typed, for the record. `tell` gets a line or two. Raises GrouperError.
     """
+    options, output = options or ExportOptions(), Path(output)
     if destination:
         destination.check()
     folder = RunFolder.open(Path(run))
-    settings = folder.settings
-    front = folder.front()
-    merge = merge or front.own_merge
-    merge_named(merge)
-    refine = refine and calibration is not None
-    refined = "+refine" if refine else ""
-    picked = pick(
-        front, merge + refined, layout=layout, kv_ratio=kv_ratio, kv_bytes_per_token=kv_bytes_per_token, deploy=deploy
-    )
-    heads = folder.layout(picked.layout)
-    if heads.only_mean and merge != "mean":
-        tell(
-            f"layout {picked.layout} regroups query heads too, which only averaging can follow: merged by mean, not {merge}"
-        )
-        merge = "mean"
-    label = merge + refined
-    if destination and not overwrite and (written := already_written(Path(output), heads, command)):
+    refine = refine if calibration else None
+    chosen = choose_layout(folder, selection, refine is not None, set, tell)
+    if destination and not options.overwrite and (written := already_written(output, chosen.layout, command)):
         tell(f"{output} is written already")
-        return replace(written, pushed=destination.push(Path(output)))
-    refuse_existing(Path(output), MARKER, overwrite)
-    checkpoint = Checkpoint.open(settings["model"], settings["revision"]).local()
-    if checkpoint.fingerprint != settings["fingerprint"]:
-        raise GrouperError(
-            f"{settings['model']} is not the model that {run} searched (its files changed): search again"
-        )
-    check_exportable(checkpoint, heads, format, dtype)
-    row = picked.row
-    tell(
-        f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache): {picked.why}"
-    )
+        return push(written, destination)
+    refuse_existing(output, MARKER, options.overwrite)
+    settings = folder.settings
+    checkpoint = settings.open_checkpoint()
+    check_exportable(checkpoint, chosen.layout, options)
+    announce(chosen, tell)
+    regrouper = Regrouper(checkpoint, calibration or settings.calibration(keep_calibration), device)
+    row = chosen.picked.row
+    origin = {
+        "method": row["method"], "fitness": settings.options.fitness, "error": float(row["error"]),
+        "layout": chosen.picked.layout, "search": settings.command, "export": command,
+        "measured": measured(folder.front(), chosen.picked.layout, chosen.label),
+    }  # fmt: skip
+    with temporary_folder(output.absolute().parent) as temporary:
+        if refine:
+            refine = replace(refine, seed=settings.options.seed).for_device(device)
+            kept = kept_refinement(regrouper, chosen, refine, output)
+            merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
+        else:
+            merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
+        exported = export_model(
+            checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options, origin=origin,
+            progress=progress,
+        )  # fmt: skip
+    if refine:
+        shutil.rmtree(kept)
+        with suppress(OSError):
+            kept.parent.rmdir()
+    return push(exported, destination)
+
+
+def choose_layout(folder: RunFolder, selection: Selection, refined: bool, set: tuple[str, ...], tell: Tell) -> Chosen:
+    """Act one: the layout, and the merge that suits it."""
+    front, settings = folder.front(), folder.settings
+    check_assignments(set, MERGES)
+    merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
+    suffix = "+refine" if refined else ""
+    picked = pick(front, f"{merge.name}{suffix}", selection)
+    layout = folder.layout(picked.layout)
+    fitting = merge_for(layout, merge)
+    if fitting.name != merge.name:
+        why = "regroups query heads too, which only averaging can follow"
+        tell(f"layout {picked.layout} {why}: merged by {fitting.name}, not {merge.name}")
+    return Chosen(picked, layout, fitting, f"{fitting.name}{suffix}")
+
+
+def announce(chosen: Chosen, tell: Tell) -> None:
+    picked, row = chosen.picked, chosen.picked.row
+    what = f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache)"
+    tell(f"{what}: {picked.why}")
     if picked.others:
         tell(picked.others)
-    regrouper = Regrouper(checkpoint, calibration or calibration_of(settings, keep=keep_calibration), device)
-    origin = {
-        "method": row["method"], "fitness": settings["fitness"], "error": float(row["error"]), "layout": picked.layout,
-        "search": settings["command"], "export": command, "measured": measured(front, picked.layout, label),
-    }  # fmt: skip
-    writing = {
-        "overwrite": overwrite, "origin": origin, "max_padding": max_padding, "format": format, "dtype": dtype, "progress": _tensors(progress)
-    }  # fmt: skip
-    if not refine:
-        merged = regrouper.merged(heads, merge)
-        done = export(checkpoint, heads, output, merge=label, merged=merged, **writing)
-        return replace(done, pushed=destination.push(Path(output))) if destination else done
-    options = regrouper.refine_options(scope, settings["seed"])
-    tokens = regrouper.windows(regrouper.refine_tokens)
-    seconds = regrouper.estimate(heads, merge, options)
-    tell(
-        f"refining {len(heads.layers)} layers on {tokens.numel():,} tokens, {options.steps_for(tokens.numel())} steps each: about {seconds:.0f} s"
-    )
-    key = f"{checkpoint.fingerprint} {heads.to_json()} {digest(tokens)} {merge} {options}"
-    kept = Path(f"{str(output).rstrip('/')}.refine")
-    part = kept / hashlib.sha256(key.encode()).hexdigest()[:16]
 
-    def told(layer: int, layers: int, step: int, steps: int, loss: float) -> None:
-        if progress:
-            progress(layer * steps + step, layers * steps, f"refining layer {layer}, error {loss:.4f}")
 
-    merged = regrouper.refined(heads, merge, options, part, told)
-    for layer in range(len(heads.layers)):
-        tell(f"layer {layer}: error {merged(layer).before:.4f} -> {merged(layer).after:.4f}")
-    origin["refined"] = {"tokens": tokens.numel(), "steps": options.steps_for(tokens.numel()), "scope": options.scope}
-    done = export(checkpoint, heads, output, merge=label, merged=merged, **writing)
-    shutil.rmtree(part)
-    with suppress(OSError):
-        kept.rmdir()
-    return replace(done, pushed=destination.push(Path(output))) if destination else done
+def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path) -> Path:
+    """Where layers are kept while they are refined: a folder for just this model, layout, text and options."""
+    tokens = regrouper.windows(refine.tokens)
+    facts = (regrouper.checkpoint.fingerprint, chosen.layout.to_json(), digest(tokens), chosen.merge, refine)
+    key = hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()[:16]
+    return Path(f"{str(output).rstrip('/')}.refine") / key
+
+
+def merge_and_refine(
+    regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, kept: Path, tell: Tell, progress: Progress
+) -> tuple[Merged, dict]:
+    """Act two, with an estimate of the time: the layers' weights, and what was done for the record."""
+    tokens = regrouper.windows(refine.tokens).numel()
+    layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
+    seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
+    tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
+    merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, progress)
+    for layer in layers:
+        before, after = merged.errors(layer)
+        tell(f"layer {layer}: error {before:.4f} -> {after:.4f}")
+    return merged, {"tokens": tokens, "steps": steps, "scope": refine.scope}
+
+
+def push(exported: Exported, destination: Destination | None) -> Exported:
+    """Act four, where a destination was named."""
+    if destination is None:
+        return exported
+    return replace(exported, pushed=destination.push(Path(exported.folder)))
 
 
 def measured(front: ParetoFront, layout: int, merge: str) -> dict[str, list[float | None]]:
-    """What `grouper evaluate` found, for the original and for this layout under this merge: nats per token, perplexity, tasks."""
+    """What `grouper evaluate` found, for the original and for this layout under this merge: nats per token, perplexity,
+    tasks."""
     table = front.table
     rows = table[(table["layout"] == layout) & (table["merge"] == merge)]
     if rows.empty or rows["nll"].isna().all():
@@ -135,7 +168,3 @@ def measured(front: ParetoFront, layout: int, merge: str) -> dict[str, list[floa
     before, after = table[table["method"] == ORIGINAL].iloc[0], rows.iloc[0]
     names = {"nll": "nats per token", "perplexity": "perplexity"} | {c: c for c in table.columns if c not in COLUMNS}
     return {what: [None if pd.isna(r[c]) else float(r[c]) for r in (before, after)] for c, what in names.items()}
-
-
-def _tensors(progress: Callable[[int, int, str], None] | None) -> Callable[[int, int], None] | None:
-    return progress and (lambda done, of: progress(done, of, "writing tensors"))

@@ -1,6 +1,6 @@
 """Layouts with what they cost: the Pareto front of KV bytes against error, and its CSV."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import moocore
@@ -13,22 +13,25 @@ from grouper.outputs import write_file
 
 COLUMNS = [
     "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
-    "nll", "perplexity", "on_nll_front",
+    "nll", "perplexity", "on_nll_front", "also_found_by",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A layout as a search found it. merge: the merge that its error is of."""
+    """A layout as a search found it. merge: the merge that its error is of. also_found_by: the other methods that came
+    to it."""
 
     layout: HeadLayout
     method: str
     error: float
     merge: str
+    also_found_by: list[str] = field(default_factory=list)
 
 
 class ParetoFront:
-    """The table of a run: one row per layout and merge. `table` is a pandas DataFrame with the columns of pareto.csv."""
+    """The table of a run: one row per layout and merge. `table` is a pandas DataFrame with the columns of
+    pareto.csv."""
 
     def __init__(self, table: pd.DataFrame):
         self.table = table
@@ -40,7 +43,8 @@ class ParetoFront:
             {
                 "layout": number, "method": s.method, "merge": s.merge, "on_front": 0, "kv_ratio": s.layout.kv_ratio,
                 "kv_bytes_per_token": s.layout.kv_bytes_per_token(kv_dtype), "kv_heads": ";".join(s.layout.kv_heads),
-                "error": s.error, "deploy": s.layout.deploy, "nll": np.nan, "perplexity": np.nan, "on_nll_front": pd.NA,
+                "error": s.error, "deploy": s.layout.export_class, "nll": np.nan, "perplexity": np.nan,
+                "on_nll_front": pd.NA, "also_found_by": ";".join(s.also_found_by),
             }
             for number, s in enumerate(layouts)
         ]  # fmt: skip
@@ -69,16 +73,24 @@ class ParetoFront:
 
     def same_layouts(self, other: "ParetoFront") -> bool:
         """Whether the other's rows, as a search wrote them, are the layouts of this table."""
-        columns = ["layout", "method", "kv_heads", "error"]
+        columns = ["layout", "method", "kv_heads", "error", "also_found_by"]
         mine, theirs = (t.drop_duplicates("layout")[columns].reset_index(drop=True) for t in (self.table, other.table))
         return mine.equals(theirs.astype(mine.dtypes.to_dict()))
+
+    def found_by(self, *methods: str) -> pd.DataFrame:
+        """The rows that one of these methods came to, first or later."""
+        others = self.table["also_found_by"].str.split(";")
+        return self.table[
+            self.table["method"].isin(methods) | others.map(lambda names: not set(names).isdisjoint(methods))
+        ]
 
     def front(self) -> pd.DataFrame:
         """The rows no other row beats in both KV bytes and error, by ascending bytes."""
         return self.table[self.table["on_front"] == 1].sort_values(["kv_bytes_per_token", "layout"])
 
     def hypervolume(self, column: str = "error", reference: tuple[float, float] | None = None) -> float:
-        """Area that the front dominates, in (kv_ratio, `column`), up to `reference` (default: 1 and the column's largest value)."""
+        """Area that the front dominates, in (kv_ratio, `column`), up to `reference` (default: 1 and the column's
+        largest value)."""
         points = self.table[["kv_ratio", column]].dropna().to_numpy(float)
         return float(moocore.hypervolume(points, ref=reference or (1.0, float(points[:, 1].max()))))
 
@@ -91,6 +103,9 @@ class ParetoFront:
         try:
             table = pd.read_csv(path, dtype={"kv_heads": str}, float_precision="round_trip")
             table["on_nll_front"] = table["on_nll_front"].astype("Int64")
+            if "also_found_by" not in table:  # an older run's
+                table.insert(len(COLUMNS) - 1, "also_found_by", "")
+            table["also_found_by"] = table["also_found_by"].fillna("").astype(str)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
         if table.empty:

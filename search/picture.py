@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from grouper.outputs import write_file
-from search.methods.registry import BASELINES, ORIGINAL
+from search.methods.registry import ORIGINAL, baselines, not_found
 from search.pareto import ParetoFront
 
 COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444"]
@@ -24,7 +24,7 @@ def draw(front: ParetoFront, path: Path, title: str) -> None:
     table = table[table[column].notna()]
     with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-        found = table[~table["method"].isin([*BASELINES, ORIGINAL])]
+        found = table[~table["method"].isin(not_found())]
         series = sorted({(m, r) for m, r in zip(found["method"], found["merge"])}, key=lambda s: (s[1], s[0]))
         several_merges = table["merge"].nunique() > 1
         for (method, merge), colour in zip(series, COLOURS * len(series)):
@@ -32,7 +32,7 @@ def draw(front: ParetoFront, path: Path, title: str) -> None:
             best = rows[rows[column] == rows.groupby("kv_ratio")[column].transform("min")]
             label = f"{method}, {merge}" if several_merges else method
             axes.plot(best["kv_ratio"], best[column], "o-", ms=3.5, lw=1.4, color=colour, label=label, zorder=3)
-        for method, marker in zip(BASELINES, "sx^v"):
+        for method, marker in zip(baselines(), "sx^v"):
             rows = table[table["method"] == method]
             for merge in sorted(rows["merge"].unique()):
                 some = rows[rows["merge"] == merge].sort_values("kv_ratio")

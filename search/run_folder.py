@@ -5,7 +5,6 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,16 +13,9 @@ from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import refuse_existing, write_text
 from search.methods.candidate import Candidate
 from search.pareto import ParetoFront
+from search.run_settings import RunSettings
 
 MARKER = "run.json"
-FREE = (
-    "timings",
-    "versions",
-    "jobs",
-    "device",
-    "command",
-    "model",
-)  # may differ between a run and the one that resumes it
 
 
 @dataclass(frozen=True)
@@ -31,14 +23,13 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def start(cls, path: Path, settings: dict[str, Any], overwrite: bool) -> "RunFolder":
+    def start(cls, path: Path, settings: RunSettings, overwrite: bool) -> "RunFolder":
         """A new run's folder, or that of an earlier run of the same settings, which then goes on."""
         folder = cls(path)
         if folder.exists() and not overwrite:
-            if changed := folder._changed(settings):
-                raise GrouperError(
-                    f"{path} holds a run with another {', '.join(changed)}: choose another folder, or --overwrite to replace it"
-                )
+            if changed := settings.changed(folder.settings):
+                what = f"{path} holds a run with another {', '.join(changed)}"
+                raise GrouperError(f"{what}: choose another folder, or --overwrite to replace it")
         else:
             refuse_existing(path, MARKER, overwrite)
             folder._clear()
@@ -67,23 +58,14 @@ class RunFolder:
     # run.json
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> RunSettings:
         try:
-            settings = json.loads((self.path / MARKER).read_text())
-            if not isinstance(settings, dict) or not {"model", "revision", "fingerprint", "text", "seed"} <= set(
-                settings
-            ):
-                raise ValueError("it is no run's settings")
-            return settings
-        except (OSError, ValueError) as error:
+            return RunSettings.from_json((self.path / MARKER).read_text())
+        except (OSError, ValueError, GrouperError) as error:
             raise GrouperError(f"cannot read {self.path / MARKER} ({error})") from error
 
-    def write_settings(self, settings: dict[str, Any]) -> None:
-        write_text(self.path / MARKER, json.dumps(settings, indent=2) + "\n")
-
-    def _changed(self, settings: dict[str, Any]) -> list[str]:
-        mine, theirs = self.settings, json.loads(json.dumps(settings))
-        return sorted(k for k in {*mine, *theirs} if k not in FREE and mine.get(k) != theirs.get(k))
+    def write_settings(self, settings: RunSettings) -> None:
+        write_text(self.path / MARKER, settings.to_json())
 
     # layers/00.csv
 
@@ -91,19 +73,21 @@ class RunFolder:
         return self.path / "layers" / f"{layer:02}.csv"
 
     def write_layer(self, layer: int, found: dict[str, list[Candidate]]) -> None:
-        """Stage 1 of one layer: method, KV heads, error, the groups as "0 3|1 2", and the whole layout as JSON where groups do not say it."""
+        """Stage 1 of one layer: method, KV heads, error, the groups of KV heads as "0 3|1 2", and the whole layout as
+        JSON where groups do not say it."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["method", "kv_heads", "error", "groups", "layout"])
         for method, candidates in found.items():
             for c in candidates:
-                groups = "|".join(" ".join(map(str, np.flatnonzero(c.labels == g).tolist())) for g in range(c.kv_heads))
-                layout = "" if c.layout is None else json.dumps(c.layout.to_data())
-                heads = c.kv_heads if c.layout is None else c.layout.kv_heads
-                rows.writerow([method, heads, repr(c.error), groups, layout])
+                k = c.layout.k
+                groups = "|".join(" ".join(map(str, np.flatnonzero(k.labels == g))) for g in range(k.kv_heads))
+                plain = LayerLayout.from_labels(k.labels.tolist(), sum(k.sizes) // len(k.labels)) == c.layout
+                layout = "" if plain else json.dumps(c.layout.to_data())
+                rows.writerow([method, c.layout.kv_heads, repr(c.error), groups, layout])
         write_text(self.layer_path(layer), text.getvalue())
 
-    def read_layer(self, layer: int) -> dict[str, list[Candidate]] | None:
+    def read_layer(self, layer: int, queries_per_kv_head: int) -> dict[str, list[Candidate]] | None:
         """What write_layer wrote, or None if that layer is not done."""
         if not self.layer_path(layer).is_file():
             return None
@@ -111,19 +95,16 @@ class RunFolder:
         try:
             with open(self.layer_path(layer), newline="") as stream:
                 for row in csv.DictReader(stream):
-                    groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
-                    labels = np.empty(sum(map(len, groups)), np.int16)
-                    for g, heads in enumerate(groups):
-                        labels[heads] = g
-                    layout = LayerLayout.from_data(json.loads(row["layout"])) if row["layout"] else None
-                    found.setdefault(row["method"], []).append(Candidate(labels, float(row["error"]), layout))
+                    layout = _layout_of(row, queries_per_kv_head)
+                    found.setdefault(row["method"], []).append(Candidate(layout, float(row["error"])))
         except (KeyError, ValueError, IndexError, AttributeError, TypeError, GrouperError) as error:
-            raise GrouperError(
-                f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again"
-            ) from error
+            raise self._damaged(layer) from error
         if not found:
-            raise GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")
+            raise self._damaged(layer)
         return found
+
+    def _damaged(self, layer: int) -> GrouperError:
+        return GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")
 
     # layouts and front
 
@@ -138,3 +119,13 @@ class RunFolder:
 
     def front(self) -> ParetoFront:
         return ParetoFront.read(self.path / "pareto.csv")
+
+
+def _layout_of(row: dict[str, str], queries_per_kv_head: int) -> LayerLayout:
+    if row["layout"]:
+        return LayerLayout.from_data(json.loads(row["layout"]))
+    groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
+    labels = np.empty(sum(map(len, groups)), np.int16)
+    for g, heads in enumerate(groups):
+        labels[heads] = g
+    return LayerLayout.from_labels(labels.tolist(), queries_per_kv_head)

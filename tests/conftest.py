@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import SIZES, add_tokenizer, edit_weights, make_model
 
-from grouper.calibration.text import DATA
+from grouper.calibration.source import DATA
 
 torch.set_num_threads(1)  # workers of pytest-xdist share the cores
 

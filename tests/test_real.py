@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
-from grouper.calibration.text import TextSource, load_tokenizer, windows
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer, windows
 from grouper.regroup import Calibration
 from search import SearchOptions, evaluate, export_from_run, search
 

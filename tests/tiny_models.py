@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from grouper.calibration.text import DATA
+from grouper.calibration.source import DATA
 
 ROOT = Path(__file__).parent.parent
 SIZES = {

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from grouper import Checkpoint, HeadLayout, export
-from grouper.calibration.text import TextSource, load_tokenizer, windows
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer, windows
 from grouper.export.self_test import gathered_reference
 from grouper.regroup import Regrouper
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from grouper.calibration.text import TextSource
+from grouper.calibration.source import TextSource
 
 TOKENS = 32_768
 WINDOW = 512

@@ -1,90 +1,13 @@
-"""Text for calibration and measuring: files, datasets, the texts in the box; tokens in windows of one length."""
+"""Text as tokens, in windows of one length."""
 
 import hashlib
-import json
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from grouper.calibration.source import TextSource
 from grouper.errors import GrouperError
 from grouper.model.checkpoint import Checkpoint
-
-DATA = Path(__file__).parent.parent / "data"
-DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split], or `demo`.
-
-    purpose: "calibration" or "evaluation", which of the texts in the box `demo` means: never the same one for both.
-    """
-
-    text: str | None = None
-    dataset: str | None = None
-    purpose: str = "calibration"
-
-    def __post_init__(self) -> None:
-        if bool(self.text) == bool(self.dataset):
-            raise GrouperError("give text by --text FILE or by --dataset NAME[:split], one of them")
-
-    @property
-    def name(self) -> str:
-        return self.text or f"{self.dataset}"
-
-    def documents(self, tokenizer) -> list[str]:
-        if self.dataset:
-            return _from_dataset(self.dataset, tokenizer)
-        path = DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
-        try:
-            content = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise GrouperError(f"cannot read the text {path} ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise GrouperError(f"{path} is not UTF-8 text: give plain text or JSONL") from error
-        if path.suffix not in (".jsonl", ".json"):
-            return [content]
-        rows = []
-        for number, line in enumerate(content.split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append(_document(json.loads(line), tokenizer))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise GrouperError(
-                        f"line {number} of {path} has neither a `text` nor chat `messages` ({error})"
-                    ) from error
-        return rows
-
-
-def is_demo(text: str) -> bool:
-    """`demo` means the texts in the box unless there is a file of that name."""
-    return text == "demo" and not Path("demo").is_file()
-
-
-def _document(row: dict, tokenizer) -> str:
-    if "messages" in row:
-        return tokenizer.apply_chat_template(row["messages"], tokenize=False)
-    if not isinstance(row["text"], str):
-        raise TypeError("`text` is not a string")
-    return row["text"]
-
-
-def _from_dataset(name: str, tokenizer) -> list[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise GrouperError("--dataset needs the datasets package: pip install 'kv-grouper[datasets]'") from error
-    path, _, split = name.partition(":")
-    try:
-        rows = load_dataset(path, split=split or "train")
-    except (OSError, ValueError) as error:
-        raise GrouperError(f"cannot load the dataset {name} ({type(error).__name__}): expected NAME[:split]") from error
-    try:
-        return [_document(row, tokenizer) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise GrouperError(f"{name} has neither a `text` column nor chat `messages`") from error
 
 
 def load_tokenizer(checkpoint: Checkpoint):

@@ -7,14 +7,20 @@ The package itself is what one calls: `from grouper import export; export(checkp
 import sys
 from types import ModuleType
 
-from grouper.export.format import ExportOptions
-from grouper.export.write import Exported, export_model
+from grouper.lazy import lazily
 
-__all__ = ["ExportOptions", "Exported", "export_model"]
+MODULES = {
+    "ExportOptions": "grouper.export.options",
+    "Exported": "grouper.export.write",
+    "export_model": "grouper.export.write",
+}
+__all__ = [*MODULES]
+__getattr__ = lazily(__name__, MODULES)
 
 
 class _CallableModule(ModuleType):
-    __call__ = staticmethod(export_model)
+    def __call__(self, *args, **kwargs):
+        return self.export_model(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -9,28 +9,12 @@ from typing import ClassVar, Protocol
 
 from grouper.attention import MergedLayer
 from grouper.errors import GrouperError
+from grouper.export.options import ExportOptions
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.progress import Progress
 from grouper.registry import Entry
-
-MAX_PADDING = 0.10  # of the model's weights
-SHARD_BYTES = 2 * 1024**3
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """format: a name in FORMATS. dtype: of a GGUF, float32, float16 or bfloat16; the model's own unless given.
-    max_padding: the share that a `padded` export may add to the weights; what exceeds it goes out as `ragged`.
-    shard_bytes: of a weight file, at most. overwrite: replace an earlier export.
-    """
-
-    format: str = "hf"
-    dtype: str | None = None
-    max_padding: float = MAX_PADDING
-    shard_bytes: int = SHARD_BYTES
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Ways to find groupings: one file each, and their registry."""

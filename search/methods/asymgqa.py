@@ -1,97 +1,114 @@
 """AsymGQA's searches (arXiv 2406.14963): random walks among groupings, guided by which heads are nearest.
 
-Symmetric: groups of equal size, from a random start; a random head changes places so that it joins the group of one of its 3 nearest heads; kept
-if better, else with probability 0.1; with probability 0.1 the walk starts anew. Asymmetric: the same with moves, so that sizes change. Nearest
-by the fitness's distances: with `--fitness activation` the paper's, 1 - cosine of outputs on text, with `weight` of weights.
+Symmetric: groups of equal size, from a random start; a random head changes places so that it joins the group of one of
+its 3 nearest heads; kept if better, else with probability 0.1; with probability 0.1 the walk starts anew. Asymmetric:
+the same with moves, so that sizes change. Nearest by the fitness's distances: with `--fitness activation` the paper's,
+1 - cosine of outputs on text, with `weight` of weights.
 
-A step is judged by the fitness (fast), or by the loss of the merged model on calibration text held out from everything else (slow; the paper
-takes validation accuracy on the task): layers before have their groupings of the same count, layers behind are as they came.
+A step is judged by the fitness (fast), or by the loss of the merged model on calibration text held out from everything
+else (slow; the paper takes validation accuracy on the task): layers before have their groupings of the same count,
+layers behind are as they came.
 
-The authors' released code swaps a head with its nearest one, so that the two never meet, and damages its distances as it goes; here the
-head takes the place of another member of that group, and distances stay.
+The authors' released code swaps a head with its nearest one, so that the two never meet, and damages its distances as
+it goes; here the head takes the place of another member of that group, and distances stay.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from fitness import LayerFitness
 from grouper.layout import canonical_labels
-from search.methods.candidate import Candidate, best_per_count
-from search.methods.task import Judge
-from search.optimise.nsga2 import Report, Settings
+from search.methods.candidate import Candidate
+from search.methods.method import Method
+from search.methods.task import Judge, LayerTask
+from search.optimise.nsga2 import Report, unreported
 from search.optimise.operators import random_labels
-
-NEAREST = 3
-ACCEPT_WORSE = RESTART = 0.1
-WALKS = 8  # side by side for each number of KV heads
-JUDGED_WALKS, JUDGED_STEPS = 1, 10  # where the merged model's loss judges, as in the released code
+from search.optimise.partition import Partition, best_per_count
+from search.options import GeneticOptions
 
 
-def asymgqa_sym(
-    fitness: LayerFitness,
-    rng: np.random.Generator,
-    settings: Settings,
-    report: Report | None = None,
-    judge: Judge | None = None,
-) -> list[Candidate]:
-    """Equal groups, for every number of KV heads that divides the heads."""
-    heads = fitness.heads
-    return [_walk(fitness, rng, settings, k, True, report, judge) for k in range(1, heads) if heads % k == 0]
+@dataclass(frozen=True)
+class AsymGQA(Method):
+    """equal_groups: the symmetric form. nearest: heads that a step chooses from. accept_worse, restart: probabilities.
+    walks: side by side for each number of KV heads, of as many steps as the search has generations. judged_walks,
+    judged_steps: where the merged model's loss judges, as in the released code."""
 
+    name: str = "asymgqa"
+    equal_groups: bool = False
+    nearest: int = 3
+    accept_worse: float = 0.1
+    restart: float = 0.1
+    walks: int = 8
+    judged_walks: int = 1
+    judged_steps: int = 10
+    paper = "AsymGQA, arXiv 2406.14963"
+    judged = True
 
-def asymgqa(
-    fitness: LayerFitness,
-    rng: np.random.Generator,
-    settings: Settings,
-    report: Report | None = None,
-    judge: Judge | None = None,
-) -> list[Candidate]:
-    """Groups of any size, for every number of KV heads."""
-    return [_walk(fitness, rng, settings, k, False, report, judge) for k in range(1, fitness.heads)]
+    @property
+    def gives_equal_groups(self) -> bool:
+        return self.equal_groups
 
+    def search_layer(
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    ) -> list[Candidate]:
+        """One grouping for every number of KV heads; equal groups for those that divide the heads."""
+        heads, judge = task.tables.heads, task.judges.get(self.name)
+        counts = [k for k in range(1, heads) if not self.equal_groups or heads % k == 0]
+        return task.candidates(self.walk(task.tables, rng, genetic, k, report, judge) for k in counts)
 
-def _walk(
-    fitness, rng, settings: Settings, kv_heads: int, equal: bool, report: Report | None, judge: Judge | None
-) -> Candidate:
-    heads = fitness.heads
-    distance = fitness.surrogate.distance + np.where(np.eye(heads, dtype=bool), np.inf, 0)
-    nearest = np.argsort(distance, axis=1, kind="stable")[:, : min(NEAREST, heads - 1)]
-    walks, steps = (
-        (WALKS, settings.generations) if judge is None else (JUDGED_WALKS, min(JUDGED_STEPS, settings.generations))
-    )
-    scored = judge or fitness.errors
-
-    def start(n: int) -> np.ndarray:
-        if equal:
-            return canonical_labels(rng.permuted(np.tile(np.arange(heads) // (heads // kv_heads), (n, 1)), axis=1))
-        return random_labels(rng, n, heads, np.full(n, kv_heads))
-
-    rows = start(walks)
-    scores = scored(rows)
-    found = [Candidate(row, float(score)) for row, score in zip(rows, scores)]
-    for step in range(steps if kv_heads > 1 else 0):
-        tried = rows.copy()
-        for row in tried:
-            _step(row, int(rng.integers(heads)), nearest, rng, equal)
-        anew = rng.random(walks) < RESTART
-        if anew.any():
-            tried[anew] = start(int(anew.sum()))
-        tried_scores = scored(tried)
-        found += [Candidate(row, float(score)) for row, score in zip(tried, tried_scores)]
-        keep = (tried_scores < scores) | anew | (rng.random(walks) < ACCEPT_WORSE)
-        rows[keep], scores[keep] = tried[keep], tried_scores[keep]
-        if report:
+    def walk(
+        self,
+        fitness: LayerFitness,
+        rng: np.random.Generator,
+        genetic: GeneticOptions,
+        groups: int,
+        report: Report = unreported,
+        judge: Judge | None = None,
+    ) -> Partition:
+        """The best partition into so many groups that was met."""
+        near = nearest_heads(fitness.surrogate.distance, self.nearest)
+        walks, steps = (self.walks, genetic.generations) if judge is None else (self.judged_walks, self.judged_steps)
+        scored = judge or fitness.errors
+        rows = self.start(rng, walks, fitness.heads, groups)
+        scores = scored(rows)
+        found = [Partition(row, float(score)) for row, score in zip(rows, scores)]
+        for step in range(min(steps, genetic.generations) if groups > 1 else 0):
+            tried = rows.copy()
+            for row in tried:
+                take_step(row, int(rng.integers(fitness.heads)), near, rng, self.equal_groups)
+            anew = rng.random(walks) < self.restart
+            if anew.any():
+                tried[anew] = self.start(rng, int(anew.sum()), fitness.heads, groups)
+            tried_scores = scored(tried)
+            found += [Partition(row, float(score)) for row, score in zip(tried, tried_scores)]
+            keep = (tried_scores < scores) | anew | (rng.random(walks) < self.accept_worse)
+            rows[keep], scores[keep] = tried[keep], tried_scores[keep]
             report(step + 1, float(scores.min()))
-    best = best_per_count(found)[kv_heads].labels
-    return Candidate(best, float(fitness.errors(best[None])[0]))
+        best = best_per_count(found)[groups].labels
+        return Partition(best, float(fitness.errors(best[None])[0]))
+
+    def start(self, rng: np.random.Generator, n: int, heads: int, groups: int) -> np.ndarray:
+        """[n, heads]: random groupings."""
+        if self.equal_groups:
+            return canonical_labels(rng.permuted(np.tile(np.arange(heads) // (heads // groups), (n, 1)), axis=1))
+        return random_labels(rng, n, heads, np.full(n, groups))
 
 
-def _step(row: np.ndarray, head: int, nearest: np.ndarray, rng: np.random.Generator, equal: bool) -> None:
-    """Bring `head` into the group of one of its nearest heads: by trading places with another member of it, or by moving."""
-    options = [other for other in nearest[head].tolist() if row[other] != row[head]]
+def nearest_heads(distance: np.ndarray, count: int) -> np.ndarray:
+    """distance [G, G]. Returns [G, count]: each head's nearest others, nearest first."""
+    others = distance + np.where(np.eye(len(distance), dtype=bool), np.inf, 0)
+    return np.argsort(others, axis=1, kind="stable")[:, : min(count, len(distance) - 1)]
+
+
+def take_step(row: np.ndarray, head: int, near: np.ndarray, rng: np.random.Generator, equal_groups: bool) -> None:
+    """Bring `head` into the group of one of its nearest heads, in place: by trading places with another member of it,
+    or by moving."""
+    options = [other for other in near[head].tolist() if row[other] != row[head]]
     if not options:
         return
     partner = options[int(rng.integers(len(options)))]
-    if not equal:
+    if not equal_groups:
         if (row == row[head]).sum() > 1:  # the last head of a group stays, or there would be one group fewer
             row[head] = row[partner]
         return

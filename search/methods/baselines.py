@@ -1,38 +1,62 @@
 """What everybody does without a search: neighbouring heads (GQA, arXiv 2305.13245), all in one (MQA), and chance."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from fitness import LayerFitness
 from grouper.layout import canonical_labels
 from search.methods.candidate import Candidate
-from search.optimise.nsga2 import Report, Settings
+from search.methods.method import Method
+from search.methods.task import LayerTask
+from search.optimise.nsga2 import Report, unreported
 from search.optimise.operators import random_labels
+from search.optimise.partition import Partition
+from search.options import GeneticOptions
 
 
-def neighbour(
-    fitness: LayerFitness, rng: np.random.Generator, settings: Settings, report: Report | None = None
-) -> list[Candidate]:
-    """Consecutive heads share, for every number of KV heads; where that does not divide the heads, the first groups are one larger."""
-    heads = fitness.heads
-    rows = [np.repeat(np.arange(k), [len(group) for group in neighbour_groups(heads, k)]) for k in range(1, heads)]
-    return _scored(fitness, np.array(rows))
+@dataclass(frozen=True)
+class Neighbour(Method):
+    name: str = "neighbour"
+    paper = "GQA, MQA, arXiv 2305.13245"
+    budgets = False
+    baseline = True
+
+    def search_layer(
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    ) -> list[Candidate]:
+        """Consecutive heads share, for every number of KV heads; where that does not divide the heads, the first groups
+        are one larger."""
+        heads = task.tables.heads
+        sizes = ([len(group) for group in neighbour_groups(heads, k)] for k in range(1, heads))
+        return scored(task, np.array([np.repeat(np.arange(len(s)), s) for s in sizes]))
 
 
-def neighbour_groups(heads: int, kv_heads: int) -> list[list[int]]:
-    return [group.tolist() for group in np.array_split(np.arange(heads), kv_heads)]
+@dataclass(frozen=True)
+class Random(Method):
+    name: str = "random"
+    paper = "GQA, arXiv 2305.13245"
+    budgets = False
+    baseline = True
+
+    def search_layer(
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    ) -> list[Candidate]:
+        """One random grouping for every number of KV heads; equal groups where the number divides the heads."""
+        heads = task.tables.heads
+        rows = random_labels(rng, heads - 1, heads, np.arange(1, heads))
+        for k in range(1, heads):
+            if heads % k == 0:
+                rows[k - 1] = canonical_labels(rng.permutation(heads) // (heads // k))
+        return scored(task, rows)
 
 
-def random(
-    fitness: LayerFitness, rng: np.random.Generator, settings: Settings, report: Report | None = None
-) -> list[Candidate]:
-    """One random grouping for every number of KV heads; equal groups where the number divides the heads."""
-    heads = fitness.heads
-    rows = random_labels(rng, heads - 1, heads, np.arange(1, heads))
-    for k in range(1, heads):
-        if heads % k == 0:
-            rows[k - 1] = canonical_labels(rng.permutation(heads) // (heads // k))
-    return _scored(fitness, rows)
+def neighbour_groups(heads: int, groups: int) -> list[list[int]]:
+    """
+    >>> neighbour_groups(5, 2)
+    [[0, 1, 2], [3, 4]]
+    """
+    return [group.tolist() for group in np.array_split(np.arange(heads), groups)]
 
 
-def _scored(fitness: LayerFitness, rows: np.ndarray) -> list[Candidate]:
-    return [Candidate(row, float(error)) for row, error in zip(rows, fitness.errors(rows))]
+def scored(task: LayerTask, rows: np.ndarray) -> list[Candidate]:
+    return task.candidates(Partition(row, float(error)) for row, error in zip(rows, task.tables.errors(rows)))

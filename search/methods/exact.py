@@ -1,16 +1,47 @@
 """The optimal partition into every number of groups, by dynamic programming over subsets; up to 16 heads.
 
-best[S, k] = min over groups g in S that hold S's smallest head of cost(g) + best[S - g, k - 1]: each partition is met once, in
-3^(G-1) steps, vectorised over the rests of one group.
+best[S, k] = min over groups g in S that hold S's smallest head of cost(g) + best[S - g, k - 1]: each partition is met
+once, in 3^(G-1) steps, vectorised over the rests of one group.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from fitness import LayerFitness
 from grouper.errors import GrouperError
+from grouper.model.architecture import Architecture
 from search.methods.candidate import Candidate
+from search.methods.method import Method
+from search.methods.task import LayerTask
+from search.optimise.nsga2 import Report, unreported
+from search.optimise.partition import Partition
+from search.options import GeneticOptions
 
 LIMIT = 16  # heads: 14 million steps, a few seconds
+
+
+@dataclass(frozen=True)
+class Exact(Method):
+    name: str = "exact"
+    paper = "ours"
+
+    @property
+    def gives_equal_groups(self) -> bool:
+        return True
+
+    def check(self, architecture: Architecture) -> None:
+        if architecture.kv_heads > LIMIT:
+            raise GrouperError(
+                f"the exact method takes up to {LIMIT} KV heads, this model has {architecture.kv_heads}: use "
+                "qcqa-ac,qcqa-ec"
+            )
+
+    def search_layer(
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    ) -> list[Candidate]:
+        """Both optima, groups of any size and equal groups, for every number of KV heads."""
+        return task.candidates(optimal_partitions(task.tables) + optimal_partitions(task.tables, equal=True))
 
 
 def subset_costs(fitness: LayerFitness) -> np.ndarray:
@@ -31,16 +62,12 @@ def _subsets(bits: list[int]) -> np.ndarray:
     return masks
 
 
-def exact_candidates(fitness: LayerFitness, equal: bool = False) -> list[Candidate]:
+def optimal_partitions(fitness: LayerFitness, equal: bool = False) -> list[Partition]:
     """The best partition for each number of groups from 1 to G - 1; with `equal`, into groups of one size.
 
-    Raises GrouperError above 16 heads.
+    Meant for up to 16 heads: time and memory triple with each one more.
     """
     heads = fitness.heads
-    if heads > LIMIT:
-        raise GrouperError(
-            f"the exact solver takes up to {LIMIT} heads, this model has {heads}: use qcqa-ac or qcqa-ec"
-        )
     cost = subset_costs(fitness)
     sizes = ((np.arange(1 << heads)[:, None] >> np.arange(heads)) & 1).sum(-1)
     if not equal:
@@ -53,7 +80,7 @@ def exact_candidates(fitness: LayerFitness, equal: bool = False) -> list[Candida
     return found
 
 
-def _solve(heads: int, cost: np.ndarray, counts) -> list[Candidate]:
+def _solve(heads: int, cost: np.ndarray, counts) -> list[Partition]:
     counts = list(counts)
     most = max(counts)
     best = np.full((1 << heads, most + 1), np.inf)
@@ -69,7 +96,7 @@ def _solve(heads: int, cost: np.ndarray, counts) -> list[Candidate]:
             reached += cost[group]
             target = rests | group
             best[target, 1:] = np.minimum(best[target, 1:], reached)
-    return [Candidate(_trace(heads, cost, best, k), float(best[-1, k])) for k in counts if np.isfinite(best[-1, k])]
+    return [Partition(_trace(heads, cost, best, k), float(best[-1, k])) for k in counts if np.isfinite(best[-1, k])]
 
 
 def _trace(heads: int, cost: np.ndarray, best: np.ndarray, kv_heads: int) -> np.ndarray:

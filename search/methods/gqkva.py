@@ -1,42 +1,66 @@
-"""GQKVA (arXiv 2311.03426): queries are grouped as well as KV heads, and every attention output is a pair of a query group and a KV group.
+"""GQKVA (arXiv 2311.03426): queries are grouped as well as KV heads, and every attention output is a pair of a query
+group and a KV group.
 
-With H outputs, H = g_q g_kv and every pair once: heads lie on a grid whose rows share a query projection and whose columns share a KV head. Its
-corners: MQA (one column), MKVA (one row: one query, every KV head). Besides: GKVA (grouped queries, every KV head its own), which saves
-weights and no cache, and MQKVA (one query and one KV head: every output is the same). The paper trains such models from scratch with neighbouring
-heads; here the grid is searched by NSGA-II with best swaps, on the sum of both errors.
+With H outputs, H = g_q g_kv and every pair once: heads lie on a grid whose rows share a query projection and whose
+columns share a KV head. Its corners: MQA (one column), MKVA (one row: one query, every KV head). Besides: GKVA (grouped
+queries, every KV head its own), which saves weights and no cache, and MQKVA (one query and one KV head: every output is
+the same). The paper trains such models from scratch with neighbouring heads; here the grid is searched by NSGA-II with
+best swaps, on the sum of both errors.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from deap import base
 
 from fitness import PairwiseFitness
+from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
+from grouper.model.architecture import Architecture
 from search.methods.candidate import Candidate
-from search.methods.qcqa import qcqa_ec
+from search.methods.method import Method
+from search.methods.qcqa import equal_sizes
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, Settings, nsga2
+from search.optimise.nsga2 import Report, evolve, unreported
 from search.optimise.operators import move_deltas
+from search.options import GeneticOptions
 
 
-def gqkva(
-    task: LayerTask, rng: np.random.Generator, settings: Settings, report: Report | None = None
-) -> list[Candidate]:
-    """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between; MQKVA. In this order, so that
-    the same place of every layer makes a layout of the model."""
-    heads = task.query_heads
-    queries, kv = task.parts["q"], task.parts["pairs"]
-    divisors = [k for k in range(1, heads + 1) if heads % k == 0]
-    layouts = []
-    for columns in reversed(divisors):
-        position = best_grid(queries, kv, columns, rng, settings, report)
-        layouts.append(_layout(position // columns, position % columns))
-    grouped = {c.kv_heads: c.labels for c in qcqa_ec(queries, rng, settings, report)}
-    layouts += [_layout(grouped[rows], np.arange(heads)) for rows in divisors[1:-1]]
-    layouts.append(_layout(np.zeros(heads, int), np.zeros(heads, int)))
-    return [Candidate(layout.k.group_of, task.layout_error(layout), layout) for layout in layouts]
+@dataclass(frozen=True)
+class GQKVA(Method):
+    name: str = "gqkva"
+    paper = "GQKVA, arXiv 2311.03426"
+    budgets = False
+    needs_weights = True
+    parts = ("q", "pairs")
+    aligned = True
+
+    def check(self, architecture: Architecture) -> None:
+        a = architecture
+        if a.kv_heads != a.query_heads:
+            has = f"this one has {a.kv_heads} KV heads for {a.query_heads} query heads"
+            raise GrouperError(f"the {self.name} method takes multi-head models; {has}")
+
+    def search_layer(
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    ) -> list[Candidate]:
+        """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between;
+        MQKVA. In this order, so that the same place of every layer makes a layout of the model."""
+        heads = task.attention.query_heads
+        queries, kv = task.parts["q"], task.parts["pairs"]
+        divisors = [k for k in range(1, heads + 1) if heads % k == 0]
+        layouts = []
+        for columns in reversed(divisors):
+            place = best_grid(queries, kv, columns, rng, genetic, report)
+            layouts.append(grid_layout(place // columns, place % columns))
+        grouped = {p.groups: p.labels for p in equal_sizes(queries, rng, genetic, report)}
+        layouts += [grid_layout(grouped[rows], np.arange(heads)) for rows in divisors[1:-1]]
+        layouts.append(grid_layout(np.zeros(heads, int), np.zeros(heads, int)))
+        return [Candidate(layout, task.layout_error(layout)) for layout in layouts]
 
 
-def _layout(query_labels: np.ndarray, kv_labels: np.ndarray) -> LayerLayout:
+def grid_layout(query_labels: np.ndarray, kv_labels: np.ndarray) -> LayerLayout:
+    """[H] each: the query group and the KV group of each attention output."""
     kv = Grouping.from_labels(kv_labels)
     return LayerLayout(kv, kv, Grouping.from_labels(query_labels))
 
@@ -46,8 +70,8 @@ def best_grid(
     kv: PairwiseFitness,
     columns: int,
     rng: np.random.Generator,
-    settings: Settings,
-    report: Report | None = None,
+    genetic: GeneticOptions,
+    report: Report = unreported,
 ) -> np.ndarray:
     """[H]: each head's place on a grid of H / columns rows; row place // columns, column place % columns."""
     heads = kv.heads
@@ -58,19 +82,7 @@ def best_grid(
         errors = queries.errors(places // columns) + kv.errors(places % columns)
         return np.stack([np.full(len(places), float(columns)), errors], axis=1)
 
-    def mate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """The first parent's grid, with a random half of its places filled in the second parent's order."""
-        chosen = rng.random(first.shape) < 0.5
-        mine = np.sort(np.where(chosen, first, heads), axis=1)  # the chosen heads' places, ascending
-        order = np.argsort(
-            np.where(chosen, second, heads), axis=1, kind="stable"
-        )  # the chosen heads, as the second has them
-        child = first.copy()
-        index = np.arange(len(first))[:, None]
-        child[index, order] = np.where(mine < heads, mine, np.take_along_axis(first, order, 1))
-        return child
-
-    def mutate(places: np.ndarray) -> np.ndarray:
+    def swap(places: np.ndarray) -> np.ndarray:
         out = places.copy()
         rows = np.arange(len(places))
         a, b = rng.integers(0, heads, (2, len(places)))
@@ -79,20 +91,35 @@ def best_grid(
 
     toolbox = base.Toolbox()
     toolbox.register("evaluate", evaluate)
-    toolbox.register("mate", mate)
-    toolbox.register("mutate", mutate)
-    if settings.memetic:
-        toolbox.register("improve", lambda places: _improve(queries, kv, columns, places))
-    start = rng.permuted(np.tile(np.arange(heads), (settings.population, 1)), axis=1)
+    toolbox.register("mate", grid_crossover, rng)
+    toolbox.register("mutate", swap)
+    if genetic.memetic:
+        toolbox.register("improve", lambda places: improved_grids(queries, kv, columns, places))
+    start = rng.permuted(np.tile(np.arange(heads), (genetic.population, 1)), axis=1)
     best, least = None, np.inf
-    for places, scores in nsga2(toolbox, start, settings, rng, report):
+    for places, scores in evolve(toolbox, start, genetic, rng, report):
         i = int(scores[:, 1].argmin())
         if scores[i, 1] < least:
             best, least = places[i], scores[i, 1]
     return best
 
 
-def _improve(
+def grid_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[n, H] places: the first parent's grids, with a random half of their places filled in the second parent's
+    order."""
+    heads = first.shape[1]
+    chosen = rng.random(first.shape) < 0.5
+    mine = np.sort(np.where(chosen, first, heads), axis=1)  # the chosen heads' places, ascending
+    order = np.argsort(
+        np.where(chosen, second, heads), axis=1, kind="stable"
+    )  # the chosen heads, as the second has them
+    child = first.copy()
+    index = np.arange(len(first))[:, None]
+    child[index, order] = np.where(mine < heads, mine, np.take_along_axis(first, order, 1))
+    return child
+
+
+def improved_grids(
     queries: PairwiseFitness, kv: PairwiseFitness, columns: int, places: np.ndarray, steps: int = 200
 ) -> np.ndarray:
     """The best swap of two heads, again and again until none helps."""

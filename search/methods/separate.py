@@ -1,34 +1,45 @@
-"""K heads and V heads grouped each for themselves, in different numbers: errors of K and V add, so each is searched alone.
+"""K heads and V heads grouped each for themselves, in different numbers: errors of K and V add, so each is searched
+alone.
 
-V heads are more alike than K heads in many models. Grouped attention kernels want K and V grouped alike, so such a layout can be
-measured and refined, not exported.
+V heads are more alike than K heads in many models. Grouped attention kernels want K and V grouped alike, so such a
+layout can be measured and refined, not exported.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from grouper.layout import Grouping, LayerLayout
 from search.methods.candidate import Candidate
-from search.methods.qcqa import qcqa_ac
+from search.methods.method import Method
+from search.methods.qcqa import any_sizes
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, Settings
+from search.optimise.nsga2 import Report, unreported
+from search.optimise.partition import Partition
+from search.options import GeneticOptions
 
 
-def separate(
-    task: LayerTask, rng: np.random.Generator, settings: Settings, report: Report | None = None
-) -> list[Candidate]:
-    """For every number of K heads plus V heads, the best of all its splits among the groupings found for each."""
-    heads = task.attention.kv_heads
-    alone = Candidate(np.arange(heads), 0.0)
-    k, v = ([*qcqa_ac(task.parts[part], rng, settings, report), alone] for part in ("k", "v"))
-    best: dict[int, tuple[Candidate, Candidate]] = {}
-    for a in k:
-        for b in v:
-            total = a.kv_heads + b.kv_heads
-            if total < 2 * heads and (total not in best or a.error + b.error < sum(c.error for c in best[total])):
-                best[total] = (a, b)
-    found = []
-    for total in sorted(best):
-        a, b = best[total]
-        layout = LayerLayout(*(Grouping.from_labels(c.labels, task.queries_per_kv_head) for c in (a, b)))
-        found.append(Candidate(a.labels, a.error + b.error, layout))
-    return found
+@dataclass(frozen=True)
+class Separate(Method):
+    name: str = "separate"
+    paper = "ours (as in DHA, arXiv 2406.06567)"
+    parts = ("k", "v")
+
+    def search_layer(
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    ) -> list[Candidate]:
+        """For every number of K heads plus V heads, the best of all its splits among the groupings found for each."""
+        heads = task.tables.heads
+        alone = Partition(np.arange(heads), 0.0)
+        k, v = ([*any_sizes(task.parts[part], rng, genetic, report), alone] for part in ("k", "v"))
+        best: dict[int, tuple[Partition, Partition]] = {}
+        for a in k:
+            for b in v:
+                total = a.groups + b.groups
+                if total < 2 * heads and (total not in best or a.error + b.error < sum(p.error for p in best[total])):
+                    best[total] = (a, b)
+        found = []
+        for total in sorted(best):
+            groupings = (Grouping.from_labels(p.labels, task.queries_per_kv_head) for p in best[total])
+            found.append(Candidate(LayerLayout(*groupings), sum(p.error for p in best[total])))
+        return found

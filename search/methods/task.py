@@ -1,39 +1,39 @@
 """One layer to be searched: its tables, and for methods that need more, its weights and what is known of its inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fitness import LayerFitness, layout_error
+from fitness import Fitness, LayerFitness
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
 from grouper.layout import LayerLayout
+from search.methods.candidate import Candidate
+from search.optimise.partition import Partition
 
 Judge = Callable[[np.ndarray], np.ndarray]  # labels [n, G] -> [n], what the merged model loses
 
 
 @dataclass
 class LayerTask:
-    """fitness: its name and its tables. parts: tables of "k", "v" or "q" alone. attention, inputs: where a method asks for them. judges: by
-    method, for searches that are steered by the merged model's loss."""
+    """fitness: the entry. tables: of the layer, by that fitness. parts: tables of "k", "v" or "q" alone, or of "pairs".
+    attention, inputs: where a method asks for them. judges: by method, for searches that are steered by the merged
+    model's loss."""
 
-    name: str
-    fitness: LayerFitness
+    fitness: Fitness
+    tables: LayerFitness
+    queries_per_kv_head: int = 1
     parts: dict[str, LayerFitness] = field(default_factory=dict)
     attention: Attention | None = None
     inputs: InputMoments | None = None
-    normalised: bool = True
     judges: dict[str, Judge] = field(default_factory=dict)
 
-    @property
-    def query_heads(self) -> int:
-        return self.attention.query_heads
-
-    @property
-    def queries_per_kv_head(self) -> int:
-        return self.attention.query_heads // self.attention.kv_heads
+    def candidates(self, partitions: Iterable[Partition]) -> list[Candidate]:
+        """Partitions of KV heads as layouts: every query head follows the KV head that it reads."""
+        n = self.queries_per_kv_head
+        return [Candidate(LayerLayout.from_labels(p.labels.tolist(), n), p.error) for p in partitions]
 
     def layout_error(self, layout: LayerLayout) -> float:
         """The error, by this fitness, of any layout under the mean merge."""
-        return layout_error(self.name, self.attention, layout, self.inputs, self.normalised)
+        return self.fitness.error_of_any_layout(self.attention, layout, self.inputs)

@@ -1,20 +1,32 @@
-"""Ward clustering of heads by their distances, cut at every number of KV heads: AsymGQA's other way to unequal groups (arXiv 2406.14963).
+"""Ward clustering of heads by their distances, cut at every number of KV heads: AsymGQA's other way to unequal groups
+(arXiv 2406.14963).
 
-Distances are squared Euclidean ones of heads scaled to length one (1 - cosine, halved), for which Ward's rule is exact; the released code hands
-the cosine distances themselves to a linkage that squares them.
+Distances are squared Euclidean ones of heads scaled to length one (1 - cosine, halved), for which Ward's rule is exact;
+the released code hands the cosine distances themselves to a linkage that squares them.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from fitness import LayerFitness, PairwiseFitness
+from fitness import PairwiseFitness
 from search.methods.candidate import Candidate
-from search.optimise.nsga2 import Report, Settings
+from search.methods.method import Method
+from search.methods.task import LayerTask
+from search.optimise.nsga2 import Report, unreported
 from search.optimise.operators import agglomerate
+from search.optimise.partition import Partition
+from search.options import GeneticOptions
 
 
-def ward(
-    fitness: LayerFitness, rng: np.random.Generator, settings: Settings, report: Report | None = None
-) -> list[Candidate]:
-    """One grouping for every number of KV heads, groups of any size; nested, and without chance."""
-    rows = agglomerate(PairwiseFitness(fitness.surrogate.distance))
-    return [Candidate(row, float(error)) for row, error in zip(rows, fitness.errors(rows))]
+@dataclass(frozen=True)
+class Ward(Method):
+    name: str = "ward"
+    paper = "AsymGQA, arXiv 2406.14963"
+
+    def search_layer(
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    ) -> list[Candidate]:
+        """One grouping for every number of KV heads, groups of any size; nested, and without chance."""
+        rows = agglomerate(PairwiseFitness(task.tables.surrogate.distance))
+        return task.candidates(Partition(row, float(error)) for row, error in zip(rows, task.tables.errors(rows)))

@@ -1,0 +1,1 @@
+"""Optimisers over partitions of heads: they know tables of errors, and nothing of models."""

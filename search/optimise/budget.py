@@ -1,7 +1,8 @@
 """Stage 2: how many KV heads each layer gets.
 
-Errors add over layers, so the best choice for every total is a multiple-choice knapsack, solved exactly by dynamic programming over the
-total number of KV heads. The paper's own stage 2, a binary NSGA-II over one chosen grouping per layer, is here too.
+Errors add over layers, so the best choice for every total is a multiple-choice knapsack, solved exactly by dynamic
+programming over the total number of KV heads. The paper's own stage 2, a binary NSGA-II over one chosen grouping per
+layer, is here too.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ import moocore
 import numpy as np
 from deap import base
 
-from search.optimise.nsga2 import Report, Settings, nsga2
+from search.optimise.nsga2 import Report, evolve, unreported
+from search.options import GeneticOptions
 
 Options = Sequence[dict[int, float]]  # per layer: KV heads -> error of the layer's best grouping with so many
 
@@ -59,13 +61,14 @@ def binary_nsga2(
     chosen: Sequence[int],
     kv_heads: int,
     rng: np.random.Generator,
-    settings: Settings,
-    report: Report | None = None,
+    genetic: GeneticOptions,
+    report: Report = unreported,
 ) -> list[tuple[int, ...]]:
-    """QCQA's stage 2: a bit a layer, 1 for the layer's chosen grouping, 0 for the layer as it came; NSGA-II on (KV heads, summed error).
+    """QCQA's stage 2: a bit a layer, 1 for the layer's chosen grouping, 0 for the layer as it came; NSGA-II on (KV
+    heads, summed error).
 
-    chosen: per layer, the KV heads of the grouping that stage 1 handed over. Two-point crossover with probability 0.9, bit flips with
-    probability 1 / layers. Returns the front's choices, by ascending total.
+    chosen: per layer, the KV heads of the grouping that stage 1 handed over. Two-point crossover with probability 0.9,
+    bit flips with probability 1 / layers. Returns the front's choices, by ascending total.
     """
     layers = len(options)
     heads = np.array(chosen)
@@ -85,10 +88,10 @@ def binary_nsga2(
     toolbox.register("evaluate", evaluate)
     toolbox.register("mate", mate)
     toolbox.register("mutate", lambda bits: bits ^ (rng.random(bits.shape) < 1 / layers))
-    start = rng.integers(0, 2, (settings.population, layers))
+    start = rng.integers(0, 2, (genetic.population, layers))
     found: list[np.ndarray] = []
     scores: list[np.ndarray] = []
-    for rows, values in nsga2(toolbox, start, settings, rng, report):
+    for rows, values in evolve(toolbox, start, genetic, rng, report):
         found.append(rows)
         scores.append(values)
     rows, values = np.concatenate(found), np.concatenate(scores)

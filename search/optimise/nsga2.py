@@ -1,27 +1,18 @@
-"""NSGA-II (Deb et al. 2002) on array populations: DEAP's toolbox and logbook, moocore's ranks, one numpy Generator."""
+"""NSGA-II (Deb et al. 2002) on array populations: DEAP's toolbox, moocore's ranks, one numpy Generator."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import moocore
 import numpy as np
-from deap import base, tools
+from deap import base
 
-
-@dataclass(frozen=True)
-class Settings:
-    """population: rows kept. generations: at most. patience: stop after so many without a better front (0: never).
-
-    memetic: every child is improved by its best moves and swaps; off, it is the papers' plain genetic algorithm.
-    """
-
-    population: int = 96
-    generations: int = 60
-    patience: int = 12
-    memetic: bool = True
-
+from search.options import GeneticOptions
 
 Report = Callable[[int, float], None]  # generation, best error
+
+
+def unreported(generation: int, best: float) -> None:
+    """Report to nobody."""
 
 
 def crowding(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:
@@ -39,30 +30,28 @@ def crowding(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return distance
 
 
-def nsga2(
+def evolve(
     toolbox: base.Toolbox,
     population: np.ndarray,
-    settings: Settings,
+    genetic: GeneticOptions,
     rng: np.random.Generator,
-    report: Report | None = None,
-):
+    report: Report = unreported,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Evolve `population` [n, genes].
 
-    The toolbox holds evaluate(rows) -> [n, 2] objectives to minimise, mate(first, second) and mutate(rows), and may hold
-    improve(rows); all work on whole arrays. Yields (rows, objectives) of every generation's newly evaluated individuals; the caller keeps
-    what it wants. Returns the DEAP logbook.
+    The toolbox holds evaluate(rows) -> [n, 2] objectives to minimise, mate(first, second) and mutate(rows), and may
+    hold improve(rows); all work on whole arrays. Yields (rows, objectives) of every generation's newly evaluated
+    individuals; the caller keeps what it wants.
     """
-    logbook = tools.Logbook()
-    logbook.header = ["generation", "evaluated", "front", "best"]
     improve = getattr(toolbox, "improve", lambda rows: rows)
     parents = np.unique(improve(population), axis=0)
     scores = toolbox.evaluate(parents)
     yield parents, scores
     front, stale = _front(scores), 0
-    for generation in range(1, settings.generations + 1):
+    for generation in range(1, genetic.generations + 1):
         ranks = moocore.pareto_rank(scores)
         spread = crowding(scores, ranks)
-        pick = _tournament(rng, ranks, spread, 2 * settings.population).reshape(2, -1)
+        pick = _tournament(rng, ranks, spread, 2 * genetic.population).reshape(2, -1)
         children = toolbox.mate(parents[pick[0]], parents[pick[1]])
         children = improve(toolbox.mutate(children))
         known = len(parents)
@@ -73,18 +62,13 @@ def nsga2(
             fresh_scores = toolbox.evaluate(fresh)
             yield fresh, fresh_scores
             parents, scores = np.concatenate([parents, fresh]), np.concatenate([scores, fresh_scores])
-            parents, scores = _survivors(parents, scores, settings.population)
-        logbook.record(
-            generation=generation, evaluated=len(fresh), front=len(_front(scores)), best=float(scores[:, 1].min())
-        )
-        if report:
-            report(generation, float(scores[:, 1].min()))
+            parents, scores = _survivors(parents, scores, genetic.population)
+        report(generation, float(scores[:, 1].min()))
         now = _front(scores)
         stale = stale + 1 if now == front else 0
         front = now
-        if settings.patience and stale >= settings.patience:
+        if genetic.patience and stale >= genetic.patience:
             break
-    return logbook
 
 
 def _front(scores: np.ndarray) -> list[tuple[float, float]]:

@@ -1,6 +1,7 @@
 """Group-aware operators on whole populations: arrays in, arrays out, all chance from one numpy Generator.
 
-A population is labels[n, G], canonical, one grouping a row. Labels are names: every operator works on the groups behind them.
+A population is labels[n, G], canonical, one grouping a row. Labels are names: every operator works on the groups behind
+them.
 """
 
 import numpy as np
@@ -29,7 +30,8 @@ def crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -
 
 
 def mutate(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """One change a row, by chance: a head moves to another head's group, two heads swap, a head leaves, or two groups join."""
+    """One change a row, by chance: a head moves to another head's group, two heads swap, a head leaves, or two groups
+    join."""
     n, heads = labels.shape
     out = labels.copy()
     rows = np.arange(n)
@@ -54,10 +56,11 @@ def swap_mutate(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
 
 
 def order_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Order crossover of the permutations behind equal-sized groupings; the child has the first parent's number of groups.
+    """Order crossover of the permutations behind equal-sized groupings; the child has the first parent's number of
+    groups.
 
-    A grouping's permutation lists its heads group by group, groups in random order. The child keeps a slice of the first
-    parent's and fills the other places in the second parent's order.
+    A grouping's permutation lists its heads group by group, groups in random order. The child keeps a slice of the
+    first parent's and fills the other places in the second parent's order.
     """
     n, heads = first.shape
     permutations = []
@@ -85,7 +88,8 @@ def order_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndar
 def move_deltas(fitness: PairwiseFitness, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Change of the pairwise error by each single move and each swap that keeps the number of groups.
 
-    Returns moves [n, G, groups]: head h to group g, and swaps [n, G, G]: heads h and j change places; inf where that is none.
+    Returns moves [n, G, groups]: head h to group g, and swaps [n, G, G]: heads h and j change places; inf where that is
+    none.
     """
     pairs, by_size = fitness.pairs, fitness.by_size
     n, heads = labels.shape
@@ -114,7 +118,8 @@ def move_deltas(fitness: PairwiseFitness, labels: np.ndarray) -> tuple[np.ndarra
 
 
 def improve(fitness: PairwiseFitness, labels: np.ndarray, swaps_only: bool = False, steps: int = 200) -> np.ndarray:
-    """Best move or swap, again and again until none helps: every row ends in a local optimum with as many groups as before."""
+    """Best move or swap, again and again until none helps: every row ends in a local optimum with as many groups as
+    before."""
     labels = labels.copy()
     active = np.arange(len(labels))
     scale = 1e-12 * max(float(fitness.pairs.max()), 1e-300)
@@ -144,7 +149,8 @@ def improve(fitness: PairwiseFitness, labels: np.ndarray, swaps_only: bool = Fal
 
 
 def agglomerate(fitness: PairwiseFitness) -> np.ndarray:
-    """[G - 1, G]: from all heads alone, always the cheapest join of two groups (Ward's rule); one row for each count below G."""
+    """[G - 1, G]: from all heads alone, always the cheapest join of two groups (Ward's rule); one row for each count
+    below G."""
     heads, by_size = fitness.heads, fitness.by_size
     labels = np.arange(heads)
     rows = []
@@ -160,3 +166,17 @@ def agglomerate(fitness: PairwiseFitness) -> np.ndarray:
         labels = canonical_labels(np.where(labels == b, a, labels)).astype(np.int64)
         rows.append(labels)
     return canonical_labels(np.array(rows))
+
+
+def two_point(rng: np.random.Generator, first: np.ndarray, second: np.ndarray, probability: float = 0.9) -> np.ndarray:
+    """The plain genetic algorithm's crossover on label vectors, blind to what labels mean."""
+    n, heads = first.shape
+    cut = np.sort(rng.integers(0, heads + 1, (n, 2)), axis=1)
+    swap = (np.arange(heads) >= cut[:, :1]) & (np.arange(heads) < cut[:, 1:]) & (rng.random((n, 1)) < probability)
+    return canonical_labels(np.where(swap, second, first))
+
+
+def reset(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    """The plain genetic algorithm's mutation: each label becomes a random one with probability 1 / G."""
+    chosen = rng.random(labels.shape) < 1 / labels.shape[1]
+    return canonical_labels(np.where(chosen, rng.integers(0, labels.shape[1], labels.shape), labels))

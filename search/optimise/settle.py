@@ -3,30 +3,31 @@
 import numpy as np
 
 from fitness import LayerFitness, PairwiseFitness
-from search.methods.candidate import Candidate, best_per_count
 from search.optimise.operators import move_deltas
+from search.optimise.partition import Partition, best_per_count
 
-POOL = 24  # candidates of each KV-head count that get an exact error
+POOL = 24  # partitions of each KV-head count that get an exact error
 TRIED = 16  # moves a step that get one, the most promising by pairs
 
 
 def settle(
-    fitness: LayerFitness, candidates: list[Candidate], swaps_only: bool = False, steps: int = 20
-) -> list[Candidate]:
-    """Exact errors for the candidates, then for each KV-head count the best one improved by moves and swaps that exact errors confirm."""
-    errors = fitness.errors(np.array([c.labels for c in candidates]))
-    best = best_per_count([Candidate(c.labels, float(e)) for c, e in zip(candidates, errors)])
-    for kv_heads, candidate in best.items():
+    fitness: LayerFitness, partitions: list[Partition], swaps_only: bool = False, steps: int = 20
+) -> list[Partition]:
+    """Exact errors for the partitions, then for each KV-head count the best one improved by moves and swaps that exact
+    errors confirm."""
+    errors = fitness.errors(np.array([c.labels for c in partitions]))
+    best = best_per_count([Partition(c.labels, float(e)) for c, e in zip(partitions, errors)])
+    for groups, partition in best.items():
         for _ in range(steps):
-            rows = _neighbours(fitness.surrogate, candidate.labels, swaps_only)
+            rows = _neighbours(fitness.surrogate, partition.labels, swaps_only)
             if not len(rows):
                 break
             errors = fitness.errors(rows)
             i = int(errors.argmin())
-            if not errors[i] < candidate.error * (1 - 1e-9):
+            if not errors[i] < partition.error * (1 - 1e-9):
                 break
-            candidate = Candidate(rows[i], float(errors[i]))
-        best[kv_heads] = candidate
+            partition = Partition(rows[i], float(errors[i]))
+        best[groups] = partition
     return list(best.values())
 
 

@@ -13,7 +13,8 @@ from tiny_models import logits
 
 from fitness.perplexity import nll
 from grouper import GrouperError, HeadLayout
-from grouper.calibration.text import TextSource, windows
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import windows
 from search import SearchOptions, evaluate, export_from_run, pick, search
 from search.pareto import COLUMNS
 from search.run_folder import RunFolder

@@ -12,7 +12,7 @@ from tiny_models import add_tokenizer, make_model
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
-from grouper.calibration.text import DATA
+from grouper.calibration.source import DATA
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.tokenizer import LLAMA3, SPLITS, pre_tokenizer
 from grouper.export.gguf.write import FILE, llama3_factors

@@ -8,7 +8,8 @@ from tiny_models import logits
 
 from fitness.perplexity import nll
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout
-from grouper.calibration.text import TextSource, load_tokenizer, windows
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer, windows
 from grouper.refinement.refine import RefineOptions
 from grouper.regroup import Calibration, Regrouper
 from search import RunFolder, SearchOptions, evaluate, export_from_run, search

@@ -12,7 +12,7 @@ from tiny_models import logits
 from fitness import PairwiseFitness
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
 from grouper.calibration.moments import InputMoments, collect_moments, load_moments, save_moments
-from grouper.calibration.text import TextSource
+from grouper.calibration.source import TextSource
 from grouper.export import export
 from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.refine import RefineOptions

@@ -1,0 +1,110 @@
+"""What a search may be told: its options, the published recipes, and how long the genetic search runs."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
+from grouper.calibration.source import TextSource, is_demo
+from grouper.errors import GrouperError
+from grouper.layout import bytes_of
+
+STAGES_2 = ("knapsack", "nsga2", "none")
+ACCEPTANCES = ("fitness", "loss")
+# What a published recipe fixes; with one, the genetic search is the plain one and does not stop early.
+RECIPES: dict[str, dict[str, Any]] = {
+    "qcqa": {"fitness": "weight", "stage2": "nsga2", "set": ("weight.normalised=false",)},
+    "asymgqa": {
+        "method": ("asymgqa", "asymgqa-sym", "ward"), "fitness": "activation", "stage2": "none", "acceptance": "loss",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GeneticOptions:
+    """population: rows kept. generations: at most. patience: stop after so many without a better front (0: never).
+
+    memetic: every child is improved by its best moves and swaps; off, it is the papers' plain genetic algorithm.
+    """
+
+    population: int = 96
+    generations: int = 60
+    patience: int = 12
+    memetic: bool = True
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The same words as on the command line.
+
+    method: names in search.methods.METHODS. fitness: a name in fitness.FITNESSES. stage2: budgets over layers,
+    "knapsack" (exact), "nsga2" (QCQA's) or "none": one count for all layers. paper: a name in RECIPES. "qcqa" is plain
+    NSGA-II without local improvement, errors not normalised by layer, binary stage 2; "asymgqa" walks guided by
+    activation distances and judged by the merged model's loss, Ward clustering, uniform counts, mean merge. acceptance:
+    what judges a step of the asymgqa walks, "fitness" (fast) or "loss", the merged model's on held-out calibration
+    text. text or dataset: what to calibrate on, `tokens` of it in windows of `window`; without either, inputs are taken
+    to be what the norms' weights say. set: parameters of methods, fitnesses and merges, as "NAME.FIELD=VALUE".
+    """
+
+    method: tuple[str, ...] = ("qcqa-ac", "qcqa-ec")
+    fitness: str = "spectral"
+    stage2: str = "knapsack"
+    paper: str | None = None
+    kv_heads_multiple_of: int = 1
+    kv_dtype: str = "bfloat16"
+    population: int = GeneticOptions.population
+    generations: int = GeneticOptions.generations
+    seed: int = 0
+    text: str | None = None
+    dataset: str | None = None
+    tokens: int = TOKENS
+    window: int = WINDOW
+    acceptance: str = "fitness"
+    set: tuple[str, ...] = ()
+
+    @property
+    def genetic(self) -> GeneticOptions:
+        if self.paper:
+            return GeneticOptions(self.population, self.generations, patience=0, memetic=False)
+        return GeneticOptions(self.population, self.generations)
+
+    def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
+        """keep: a folder where moments are kept and looked for."""
+        if not self.text and not self.dataset:
+            return None
+        source = TextSource(self.text, self.dataset)
+        return Calibration(source, self.tokens, self.window, None if keep is None else Path(keep))
+
+    def resolved(self) -> "SearchOptions":
+        """With the paper's recipe applied and the text's whole path. Raises GrouperError for values that make no sense;
+        names of methods are for the registry to check."""
+        if self.paper is not None and self.paper not in RECIPES:
+            raise GrouperError(f"unknown paper {self.paper!r}: expected {' or '.join(RECIPES)}")
+        from fitness import FITNESSES  # needs torch, which the options themselves do not
+
+        FITNESSES.named(self.fitness)
+        _check_one_of("stage 2", self.stage2, STAGES_2)
+        _check_one_of("acceptance", self.acceptance, ACCEPTANCES)
+        if self.population < 4 or self.generations < 1:
+            asked = f"a population of {self.population} for {self.generations} generations"
+            raise GrouperError(f"{asked}: expected at least 4 and 1")
+        if self.seed < 0:
+            raise GrouperError(f"seed {self.seed}: expected 0 or more")
+        bytes_of(self.kv_dtype)
+        if self.tokens < self.window or self.window < 2:
+            asked = f"{self.tokens} tokens in windows of {self.window}"
+            raise GrouperError(f"{asked}: expected at least one window of 2 tokens or more")
+        recipe = RECIPES.get(self.paper, {})
+        recipe = {**recipe, "set": tuple(dict.fromkeys((*recipe.get("set", ()), *self.set)))}
+        options = replace(self, **{"method": tuple(dict.fromkeys(self.method)), **recipe})
+        if options.text and not is_demo(options.text):  # the run may be used from elsewhere
+            options = replace(options, text=os.path.abspath(os.path.expanduser(options.text)))
+        if options.acceptance == "loss" and options.calibration() is None:
+            raise GrouperError("steps are judged by the merged model's loss on text: give --text or --dataset")
+        return options
+
+
+def _check_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise GrouperError(f"unknown {what} {value!r}: expected {', '.join(known[:-1])} or {known[-1]}")

@@ -1,0 +1,81 @@
+"""run.json: what a run was told and made with, and what follows from it."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from grouper.calibration.calibration import Calibration
+from grouper.errors import GrouperError
+from grouper.model.checkpoint import Checkpoint
+from search.options import SearchOptions
+
+FREE = ("timings", "versions", "jobs", "device", "command", "model")  # may differ where a run goes on
+PACKAGES = ("kv-grouper", "torch", "numpy", "deap", "moocore")
+OPTIONS = tuple(f.name for f in fields(SearchOptions))
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """options: resolved. model: what opens it from anywhere. text_digest: of the tokens that were calibrated on, None
+    without text. timings: in seconds."""
+
+    options: SearchOptions
+    model: str
+    revision: str | None
+    fingerprint: str
+    text_digest: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    jobs: int = 1
+    device: str = "cpu"
+    command: str | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, options: SearchOptions, **more: Any) -> "RunSettings":
+        versions = {package: installed_version(package) for package in PACKAGES}
+        return cls(options, checkpoint.place, fingerprint=checkpoint.fingerprint, versions=versions, **more)
+
+    def to_json(self) -> str:
+        """Options and facts side by side."""
+        facts = asdict(self)
+        return json.dumps({**facts.pop("options"), **facts}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunSettings":
+        """Raises GrouperError where the text is no run's settings. What an older Grouper did not know gets its
+        default."""
+        try:
+            data = json.loads(text)
+            named = {f.name for f in fields(cls)} - {"options"}
+            given = {k: tuple(data[k]) if isinstance(data[k], list) else data[k] for k in OPTIONS if k in data}
+            if not {"method", "text", "seed"} <= set(given):
+                raise ValueError("it holds no search options")
+            return cls(SearchOptions(**given), **{k: data[k] for k in named if k in data})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise GrouperError(f"not the settings of a run: {error}") from error
+
+    def changed(self, other: "RunSettings") -> list[str]:
+        """The names of what differs and must not."""
+        mine, theirs = (json.loads(settings.to_json()) for settings in (self, other))
+        return sorted(k for k in mine if k not in FREE and mine[k] != theirs[k])
+
+    def open_checkpoint(self) -> Checkpoint:
+        """The model that was searched, on this disk. Raises GrouperError where its files are others now."""
+        checkpoint = Checkpoint.open(self.model, self.revision).local()
+        if checkpoint.fingerprint != self.fingerprint:
+            raise GrouperError(f"{self.model} is not the model that was searched (its files changed): search again")
+        return checkpoint
+
+    def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
+        """On the run's own text. keep: a folder where moments are kept and looked for."""
+        return self.options.calibration(keep)
+
+
+def installed_version(package: str) -> str:
+    """A checkout on the path has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,25 @@
+"""Shares as people type them."""
+
+import math
+from fractions import Fraction
+
+from grouper.errors import GrouperError
+
+
+def parsed_share(text: str, what: str, most: float = math.inf) -> float:
+    """A number, a fraction or a percentage, more than 0 (or 0, where there is no `most`). Raises GrouperError.
+
+    >>> parsed_share("1/2", "KV ratio"), parsed_share("50%", "KV ratio"), parsed_share("0.5", "KV ratio")
+    (0.5, 0.5, 0.5)
+    """
+    number, percent, _ = text.strip().partition("%")
+    try:
+        share = float(Fraction(number.strip()) / (100 if percent else 1))
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise GrouperError(
+            f"{what} {text!r}: expected a number, a fraction like 1/3 or a percentage like 33%"
+        ) from error
+    if share < 0 or share > most or (share == 0 and most < math.inf):
+        bounds = "0 or more" if most == math.inf else f"more than 0 and at most {most:g}"
+        raise GrouperError(f"{what} {text} is out of range: expected {bounds}")
+    return share

@@ -12,11 +12,12 @@ import torch
 
 from fitness import FITNESSES
 from grouper import Checkpoint
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
-from grouper.regroup import Calibration, Regrouper
-from search.methods.exact import exact_candidates
-from search.methods.qcqa import qcqa_ac, qcqa_ec
-from search.optimise.nsga2 import Settings
+from grouper.regroup import Regrouper
+from search.methods.exact import optimal_partitions
+from search.methods.qcqa import any_sizes, equal_sizes
+from search.options import GeneticOptions
 
 
 def main() -> None:
@@ -37,11 +38,11 @@ def main() -> None:
             attention = regrouper.architecture.read(regrouper.checkpoint, layer)
             fitness = FITNESSES[name](attention, regrouper.moments[layer], device=args.device)
             solved, excess, took = [], 0.0, [0.0, 0.0]
-            for method, equal in ((qcqa_ac, False), (qcqa_ec, True)):
+            for method, equal in ((any_sizes, False), (equal_sizes, True)):
                 began = time.perf_counter()
-                found = {c.kv_heads: c.error for c in method(fitness, np.random.default_rng(layer), Settings())}
+                found = {c.kv_heads: c.error for c in method(fitness, np.random.default_rng(layer), GeneticOptions())}
                 middle = time.perf_counter()
-                optimum = {c.kv_heads: c.error for c in exact_candidates(fitness, equal)}
+                optimum = {c.kv_heads: c.error for c in optimal_partitions(fitness, equal)}
                 took = [took[0] + middle - began, took[1] + time.perf_counter() - middle]
                 over = [found[k] / optimum[k] - 1 for k in optimum if optimum[k] > 0]
                 solved.append(f"{sum(o < 1e-9 for o in over)} of {len(over)}")

@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fitness import spectral_fitness
+from fitness import FITNESSES
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.moments import collect_moments
 from grouper.merging import spectral
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.refine import RefineOptions, refine
+from grouper.refinement.layer import RefineOptions
+from grouper.refinement.refine import refine_layers
 from search.methods.candidate import best_per_count
-from search.methods.qcqa import qcqa_ac, qcqa_ec
-from search.optimise.nsga2 import Settings
+from search.methods.qcqa import any_sizes, equal_sizes
+from search.options import GeneticOptions
 
 
 def main() -> None:
@@ -65,9 +66,9 @@ def main() -> None:
         print("| one layer | seconds | peak GPU GiB |\n| --- | --- | --- |")
         moments = timed(f"moments, {args.tokens:,} tokens", lambda: collect_moments(model, tokens))[0]
         attention = model.architecture.read(checkpoint, 0)
-        fitness = timed("tables", lambda: spectral_fitness(attention, moments, args.device))
-        equal = timed("search, equal sizes", lambda: qcqa_ec(fitness, np.random.default_rng(0), Settings()))
-        timed("search, any sizes", lambda: qcqa_ac(fitness, np.random.default_rng(0), Settings()))
+        fitness = timed("tables", lambda: FITNESSES["spectral"].tables(attention, moments, args.device))
+        equal = timed("search, equal sizes", lambda: equal_sizes(fitness, np.random.default_rng(0), GeneticOptions()))
+        timed("search, any sizes", lambda: any_sizes(fitness, np.random.default_rng(0), GeneticOptions()))
         layout = HeadLayout.from_labels([best_per_count(equal)[8].labels], 32, 128)
         merged = timed(
             "spectral merge, 8 KV heads",
@@ -77,7 +78,7 @@ def main() -> None:
         steps = options.steps_for(tokens.numel())
         done = timed(
             f"refinement, {args.scope}, {steps} steps of 4,096 tokens",
-            lambda: refine(model, layout, lambda _: merged, tokens, options),
+            lambda: refine_layers(model, layout, lambda _: merged, tokens, options),
         )
         print(
             f"refinement error {done[0].before:.4f} -> {done[0].after:.4f}; {len(fitness._known)} groups scored exactly; {Path(__file__).name}"

@@ -19,10 +19,11 @@ import torch
 
 from fitness.perplexity import nll
 from grouper import Checkpoint
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.model.in_memory import InMemoryModel
-from grouper.regroup import Calibration, Regrouper
+from grouper.regroup import Regrouper
 from search import ParetoFront, RunFolder, SearchOptions, search
 from search.methods.exact import LIMIT
 

@@ -15,10 +15,11 @@ import torch
 
 from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.refine import refine
-from grouper.regroup import Calibration, Regrouper
+from grouper.refinement.refine import refine_layers
+from grouper.regroup import Regrouper
 
 HELD_OUT = 32  # windows
 
@@ -61,7 +62,7 @@ def main() -> None:
             for rate in map(float, args.rates.split(",")):
                 began = time.perf_counter()
                 options = replace(regrouper.refine_options(scope), lr=rate)
-                layers = refine(model, layout, lambda l: kept[l].attention, part, options, device=args.device)
+                layers = refine_layers(model, layout, lambda l: kept[l].attention, part, options, device=args.device)
                 seconds = time.perf_counter() - began
                 value = nll(regrouper.install(layout, layers.__getitem__), unseen) - original
                 model.restore()

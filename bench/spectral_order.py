@@ -13,7 +13,7 @@ import torch
 from scipy.stats import spearmanr
 
 import fitness.spectral as module
-from fitness import spectral_fitness
+from fitness import FITNESSES
 from grouper import Architecture, Checkpoint
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
@@ -29,7 +29,7 @@ def compare(
     results = {}
     for label, rows in (("exact", exact_rows), ("reduced", reduced_rows)):
         module.EXACT = rows
-        score = spectral_fitness(attention, inputs)
+        score = FITNESSES["spectral"].tables(attention, inputs)
         score._known = {k: v for k, v in score._known.items() if len(k) == 1}
         began = time.perf_counter()
         results[label] = score.group_errors(groups)

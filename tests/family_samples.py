@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from grouper import Architecture, Checkpoint, HeadLayout, export
-from grouper.export.hf.ragged import is_plain
+from grouper import Architecture, Checkpoint, ExportOptions, HeadLayout, export
 from grouper.layout import groups_of
+from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel, in_double
-from grouper.refinement.refine import RefineOptions, refine
+from grouper.refinement.layer import RefineOptions
+from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, pick, search
 
@@ -156,7 +157,7 @@ def check_identity(folder: Path, tmp_path: Path, prompt: torch.Tensor, merge: st
     a = Architecture.of(Checkpoint.open(folder).config)
     layout = HeadLayout.from_labels([range(a.kv_heads)] * a.layers, a.query_heads, a.head_dim)
     done = export(folder, layout, tmp_path / "out", merge=merge)
-    assert done.deploy == ("ragged" if is_plain(a) else "stock")
+    assert done.export_class == ("ragged" if a.needs_own_attention else "stock")
     assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
 
 
@@ -166,18 +167,18 @@ def check_reference(folder: Path, tmp_path: Path, prompt: torch.Tensor, layouts:
 
     a = Architecture.of(Checkpoint.open(folder).config)
     for kind, layout in layouts.items():
-        done = export(folder, layout, tmp_path / kind, max_padding=9.0)
+        done = export(folder, layout, tmp_path / kind, options=ExportOptions(max_padding=9.0))
         wanted = {
-            "stock": "ragged" if is_plain(a) else "stock",
+            "stock": "ragged" if a.needs_own_attention else "stock",
             "padded": "padded" if a.family.padded else "ragged",
             "ragged": "ragged",
         }
-        assert done.deploy == wanted[kind] or (kind == "padded" and "divide by" in done.note), done.note
+        assert done.export_class == wanted[kind] or (kind == "padded" and "divide by" in done.note), done.note
         if (
             kind == "stock" or a.family.qk_norm != "all"
         ):  # a norm across K heads sees each of them once; the self-test knows
             expected = logits(gathered(folder, tmp_path / f"{kind}-reference", layout), prompt)
-            assert (logits(tmp_path / kind, prompt) - expected).abs().max() < 1e-4, done.deploy
+            assert (logits(tmp_path / kind, prompt) - expected).abs().max() < 1e-4, done.export_class
         model = AutoModelForCausalLM.from_pretrained(
             tmp_path / kind, dtype=torch.float32, trust_remote_code=True
         ).eval()
@@ -217,12 +218,11 @@ def check_refined(
     search(folder, tmp_path / "run", SearchOptions(generations=3, population=16))
     ours = Regrouper(checkpoint)
     for number, (layout, scope) in enumerate(zip(layouts, ("attention", "block"))):
-        start = ours.merged(layout, "spectral", before_refinement=True)
+        start = ours.merged(layout, MERGES["spectral"].before_refinement())
         options = RefineOptions(scope, steps=8, batch_tokens=64)
-        layers = refine(InMemoryModel(checkpoint), layout, lambda i, start=start: start(i).attention, windows, options)
-        assert all(layer.after <= layer.before for layer in layers) and any(
-            layer.after < layer.before for layer in layers
-        )
-        done = export(folder, layout, tmp_path / str(number), merge="spectral+refine", merged=layers.__getitem__)
+        layers = refine_layers(InMemoryModel(checkpoint), layout, start, windows, options)
+        done = [layers(i) for i in range(len(layout.layers))]
+        assert all(layer.after <= layer.before for layer in done) and any(layer.after < layer.before for layer in done)
+        done = export(folder, layout, tmp_path / str(number), merge="spectral+refine", merged=layers)
         assert done.self_test.passed and torch.isfinite(logits(tmp_path / str(number), prompt)).all()
         assert done.kv_bytes_per_token[1] == layout.kv_bytes_per_token()

@@ -48,7 +48,7 @@ def calibrated_errors(
     V: |(W_O W_V - W_O' W_V') C^1/2|^2. K with RoPE: per plane the phase-averaged squared score |C^1/2 (q^H k - q'^H k') C^1/2|^2; without: the
     same with real rows and the key side's C centred.
     """
-    second = inputs.second
+    second = inputs.second_moment
     c = root(second)
     centred = root(second - torch.outer(second[:, -1], second[:, -1]))
     old = [

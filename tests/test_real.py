@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
-from grouper.regroup import Calibration
 from search import SearchOptions, evaluate, export_from_run, search
 
 REAL = Path(__file__).parent.parent / ".real-models"
@@ -80,7 +80,7 @@ def test_refinement_helps_a_real_model(run, tmp_path):
 def test_export_with_refinement_by_text(run, tmp_path):
     calibration = Calibration(TextSource(str(CALIBRATION)), 12_288, refine_tokens=1024, window=256)
     done = export_from_run(run, tmp_path / "out", kv_ratio="1/3", calibration=calibration)
-    assert done.deploy == "stock" and done.self_test.passed
+    assert done.export_class == "stock" and done.self_test.passed
 
 
 # The matrix that every family passes, on real weights.

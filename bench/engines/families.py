@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from matrix import TOKENS, cell, environment, version
 
-from grouper import Checkpoint, export
+from grouper import Checkpoint, ExportOptions, export
 from grouper.export.self_test import gathered_reference
 from grouper.model.architecture import Architecture
 from grouper.regroup import Regrouper
@@ -69,8 +69,8 @@ def main() -> None:
         for deploy in args.classes.split(","):
             layout = layout_for(folder, ROWS[deploy])
             target = args.work / "families" / f"{name}-{deploy}"
-            done = export(checkpoint, layout, target, overwrite=True, max_padding=9.0)
-            if done.deploy != deploy:  # the family has no such class
+            done = export(checkpoint, layout, target, overwrite=True, options=ExportOptions(max_padding=9.0))
+            if done.export_class != deploy:  # the family has no such class
                 continue
             reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
             expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
@@ -78,7 +78,7 @@ def main() -> None:
                 cell(e, python, variables, target, prompt[0].tolist(), expected, args.work)
                 for e, (python, variables) in engines.items()
             ]
-            print(f"| `{plain.family.model_type}` ({name}) | {done.deploy} | {' | '.join(cells)} |", flush=True)
+            print(f"| `{plain.family.model_type}` ({name}) | {done.export_class} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

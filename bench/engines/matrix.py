@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from grouper import Checkpoint, HeadLayout, export
+from grouper import Checkpoint, ExportOptions, HeadLayout, export
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.export.self_test import gathered_reference
@@ -55,9 +55,15 @@ def main() -> None:
             np.random.default_rng(i).permutation(np.repeat(np.arange(len(row)), row)) for i, row in enumerate(sizes)
         ]
         layout = HeadLayout.from_labels(labels, 16, 32)
-        done = export(checkpoint, layout, args.work / name, overwrite=True, max_padding=0.3)
-        assert done.deploy == name, done
-        export(checkpoint, layout, args.work / f"{name}-gguf", overwrite=True, format="gguf", dtype="float32")
+        done = export(checkpoint, layout, args.work / name, options=ExportOptions(max_padding=0.3, overwrite=True))
+        assert done.export_class == name, done
+        export(
+            checkpoint,
+            layout,
+            args.work / f"{name}-gguf",
+            overwrite=True,
+            options=ExportOptions(format="gguf", dtype="float32"),
+        )
         reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
         options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
         expected[name] = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[

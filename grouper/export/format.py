@@ -16,6 +16,8 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.progress import Progress
 from grouper.registry import Entry
 
+TOLERANCE = 1e-4  # largest difference of a logit
+
 
 @dataclass(frozen=True)
 class Job:
@@ -39,6 +41,10 @@ class SelfTest:
     largest_difference: float
     same_tokens: int
     tokens: int
+
+    @property
+    def passed(self) -> bool:
+        return self.largest_difference < TOLERANCE and self.same_tokens == self.tokens
 
     @property
     def summary(self) -> str:

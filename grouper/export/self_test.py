@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from grouper.attention import MergedLayer
 from grouper.errors import GrouperError
-from grouper.export.format import SelfTest
+from grouper.export.format import TOLERANCE, SelfTest
 from grouper.export.hf import ragged
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.stock import grouped_order
@@ -32,7 +31,6 @@ from grouper.model.families import FAMILIES
 from grouper.model.in_memory import InMemoryModel, in_double
 from grouper.model.memory import free_memory
 
-TOLERANCE = 1e-4  # largest difference of a logit
 PROMPT, GENERATED = 48, 16  # tokens
 Merged = Callable[[int], MergedLayer]
 
@@ -53,20 +51,10 @@ def run_self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merg
         logits = f"logits differ by {result.largest_difference:.2g} (at most {TOLERANCE:g} expected)"
         tokens = f"{result.same_tokens} of {GENERATED} greedy tokens agree"
         raise GrouperError(f"the exported model failed its self-test: {logits}, {tokens}; nothing was written")
-    return SelfTest(*result)
+    return result
 
 
-class Compared(NamedTuple):
-    largest_difference: float
-    same_tokens: int
-    tokens: int
-
-    @property
-    def passed(self) -> bool:
-        return self.largest_difference < TOLERANCE and self.same_tokens == self.tokens
-
-
-def _layer_by_layer(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> Compared:
+def _layer_by_layer(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> SelfTest:
     """The worst of all layers, each as a model of its own."""
     results = []
     before = Architecture.of(original.config)
@@ -79,7 +67,7 @@ def _layer_by_layer(original: Checkpoint, exported: Path, layout: HeadLayout, me
             of_layer = lambda _, layer=layer: merged(layer)  # noqa: E731
             with gathered_reference(theirs, one, of_layer) as reference:
                 results.append(_compare(ours.folder, reference, as_phi(theirs, one, of_layer)))
-    return Compared(max(r.largest_difference for r in results), min(r.same_tokens for r in results), GENERATED)
+    return SelfTest(max(r.largest_difference for r in results), min(r.same_tokens for r in results), GENERATED)
 
 
 def as_phi(original: Checkpoint, layout: HeadLayout, merged: Merged) -> dict[str, Tensor]:
@@ -89,7 +77,7 @@ def as_phi(original: Checkpoint, layout: HeadLayout, merged: Merged) -> dict[str
     return dict(phi_tensors(original, a, merged, arranged, rounded=False)) if a.as_phi else {}
 
 
-def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> Compared:
+def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTest:
     """unrounded: what the exported tensors must be the rounding of, where they were folded, and what is compared in
     their place."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -114,7 +102,7 @@ def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> Compare
             m.generate(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:]
             for m in (ours, reference)
         ]
-    return Compared(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
+    return SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
 
 
 @contextmanager

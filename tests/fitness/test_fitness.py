@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_layers import small_attention
 
-from fitness import FITNESSES, PairwiseFitness, activation_fitness, layout_error, spectral_fitness, weight_fitness
+from fitness import FITNESSES, PairwiseFitness
+from fitness.activation import Activation
+from fitness.weight import Weight
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
@@ -30,7 +32,7 @@ partitions = st.lists(st.integers(0, 5), min_size=6, max_size=6)
 @settings(max_examples=60)
 def test_the_gram_form_is_the_definition(seed, labels):
     a = small_attention(seed)
-    fitness = weight_fitness(a)
+    fitness = FITNESSES["weight"].tables(a)
     assert np.isclose(fitness.errors(np.array([labels]))[0], by_definition(a, labels), rtol=1e-6)
     groups = [tuple(i for i, x in enumerate(labels) if x == g) for g in sorted(set(labels))]
     assert np.isclose(fitness.group_errors(groups).sum(), by_definition(a, labels), rtol=1e-6)
@@ -39,7 +41,7 @@ def test_the_gram_form_is_the_definition(seed, labels):
 @given(st.integers(0, 99), partitions, st.permutations(range(6)))
 @settings(max_examples=60)
 def test_renaming_groups_changes_nothing(seed, labels, names):
-    fitness = weight_fitness(small_attention(seed))
+    fitness = FITNESSES["weight"].tables(small_attention(seed))
     renamed = [names[x] for x in labels]
     assert fitness.errors(np.array([labels])) == fitness.errors(np.array([renamed]))
 
@@ -47,13 +49,13 @@ def test_renaming_groups_changes_nothing(seed, labels, names):
 @given(st.integers(0, 99), partitions, st.integers(0, 5), st.integers(0, 5))
 @settings(max_examples=60)
 def test_joining_two_groups_never_costs_less(seed, labels, a, b):
-    fitness = weight_fitness(small_attention(seed))
+    fitness = FITNESSES["weight"].tables(small_attention(seed))
     before, after = fitness.errors(np.array([labels, [a if x == b else x for x in labels]]))
     assert after >= before - 1e-12
 
 
 def test_all_heads_alone_cost_nothing_and_one_group_the_most():
-    fitness = weight_fitness(small_attention(1))
+    fitness = FITNESSES["weight"].tables(small_attention(1))
     assert fitness.errors(np.arange(6)[None])[0] == 0
     assert 0 < fitness.errors(np.zeros((1, 6), int))[0] <= 1
 
@@ -61,7 +63,7 @@ def test_all_heads_alone_cost_nothing_and_one_group_the_most():
 def test_copies_cost_nothing():
     a = small_attention(2, bias=False)
     a.k[3], a.v[3] = a.k[0], a.v[0]
-    assert weight_fitness(a).group_errors([(0, 3)])[0] == 0
+    assert FITNESSES["weight"].tables(a).group_errors([(0, 3)])[0] == 0
 
 
 def test_the_papers_own_error_is_not_normalised():
@@ -69,7 +71,9 @@ def test_the_papers_own_error_is_not_normalised():
     labels = np.array([[0, 0, 1, 1, 2, 2]])
     energy = sum(((torch.cat([w, b[..., None]], -1)) ** 2).sum().item() for w, b in ((a.k, a.k_bias), (a.v, a.v_bias)))
     assert np.isclose(
-        weight_fitness(a, normalised=False).errors(labels)[0], weight_fitness(a).errors(labels)[0] * energy, rtol=1e-5
+        Weight(normalised=False).tables(a).errors(labels)[0],
+        FITNESSES["weight"].tables(a).errors(labels)[0] * energy,
+        rtol=1e-5,
     )
 
 
@@ -86,7 +90,7 @@ def test_activation_distances_are_one_minus_the_cosine_of_outputs():
     a = small_attention(5)
     x = torch.randn(300, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ones = torch.cat([x, torch.ones(300, 1, dtype=torch.float64)], 1)
-    fitness = activation_fitness(a, InputMoments(ones.T @ ones / 300, 300))
+    fitness = FITNESSES["activation"].tables(a, InputMoments(ones.T @ ones / 300, 300))
     for i, j in ((0, 1), (2, 5)):
         distances = []
         for weight, bias in ((a.k, a.k_bias), (a.v, a.v_bias)):
@@ -115,33 +119,34 @@ def test_the_activation_error_is_the_change_of_outputs_on_text(labels):
             members = out[[i for i, label in enumerate(labels) if label == g]]
             error += ((members - members.mean(0)) ** 2).sum().item()
         expected += error / (out**2).sum().item()
-    assert np.isclose(activation_fitness(a, inputs).errors(np.array([labels]))[0], expected, rtol=1e-6)
+    assert np.isclose(FITNESSES["activation"].tables(a, inputs).errors(np.array([labels]))[0], expected, rtol=1e-6)
 
 
 @given(partitions)
 @settings(max_examples=20, deadline=None)
 def test_the_errors_of_k_and_v_alone_add_up(labels):
     a, (_, inputs) = small_attention(7), moments()
-    for make in (weight_fitness, activation_fitness, spectral_fitness):
-        whole, k, v = (make(a, inputs, part=part).errors(np.array([labels]))[0] for part in ("kv", "k", "v"))
-        assert np.isclose(whole, k + v, rtol=1e-9, atol=1e-12), make
+    for fitness in FITNESSES.values():
+        whole, k, v = (fitness.tables(a, inputs, part).errors(np.array([labels]))[0] for part in ("kv", "k", "v"))
+        assert np.isclose(whole, k + v, rtol=1e-9, atol=1e-12), fitness.name
 
 
-@pytest.mark.parametrize("name", ["weight", "activation"])
-def test_the_error_of_any_layout_is_the_fitness_where_tables_score_it(name):
+@pytest.mark.parametrize("fitness", [Weight(), Weight(normalised=False), Activation()])
+def test_the_error_of_any_layout_is_the_fitness_where_tables_score_it(fitness):
     a, (_, inputs) = small_attention(8), moments()
     labels = [0, 1, 0, 2, 1, 0]
-    for extra in ({}, {"normalised": False}) if name == "weight" else ({},):
-        score = FITNESSES[name](a, inputs, **extra).errors(np.array([labels]))[0]
-        assert np.isclose(layout_error(name, a, LayerLayout.from_labels(labels), inputs, **extra), score, rtol=1e-9)
+    score = fitness.tables(a, inputs).errors(np.array([labels]))[0]
+    assert np.isclose(fitness.error_of_any_layout(a, LayerLayout.from_labels(labels), inputs), score, rtol=1e-9)
 
 
 def test_sharing_queries_adds_their_own_error():
     a, (_, inputs) = small_attention(9), moments()
     own, shared = Grouping.from_labels(range(6)), Grouping.from_labels([0, 0, 1, 1, 2, 2])
     for name in ("weight", "activation"):
-        error = layout_error(name, a, LayerLayout(own, own, shared), inputs)
+        error = FITNESSES[name].error_of_any_layout(a, LayerLayout(own, own, shared), inputs)
         assert (
-            np.isclose(error, FITNESSES[name](a, inputs, part="q").errors(np.array([[0, 0, 1, 1, 2, 2]]))[0], rtol=1e-9)
+            np.isclose(
+                error, FITNESSES[name].tables(a, inputs, part="q").errors(np.array([[0, 0, 1, 1, 2, 2]]))[0], rtol=1e-9
+            )
             and error > 0.1
         )

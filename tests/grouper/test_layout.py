@@ -34,7 +34,7 @@ def test_a_layout_with_own_sources_and_separate_k_and_v_survives_json():
     v = Grouping.from_labels([0, 0, 0, 0])
     layout = HeadLayout((LayerLayout(k, v),), 4, 4, 8)
     assert HeadLayout.from_json(layout.to_json()) == layout
-    assert layout.kv_heads == ("2/1",) and layout.deploy == "none"
+    assert layout.kv_heads == ("2/1",) and layout.export_class == "none"
     assert layout.kv_bytes_per_token("float16") == (2 + 1) * 8 * 2 and layout.kv_ratio == 3 / 8
 
 
@@ -54,7 +54,7 @@ def test_gqa_readers_are_the_queries_of_the_merged_heads():
     [([[0, 0, 1, 1]] * 2, "stock"), ([[0, 0, 0, 1]] * 2, "padded"), ([[0, 0, 1, 1], [0, 0, 0, 1]], "padded"), ([[0] * 4, [0, 0, 1, 1]], "ragged")],
 )  # fmt: skip
 def test_deployment_classes(rows, deploy):
-    assert HeadLayout.from_labels(rows, 4, 8).deploy == deploy
+    assert HeadLayout.from_labels(rows, 4, 8).export_class == deploy
 
 
 @pytest.mark.parametrize(

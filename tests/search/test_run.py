@@ -15,7 +15,7 @@ from fitness.perplexity import nll
 from grouper import GrouperError, HeadLayout
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import windows
-from search import SearchOptions, evaluate, export_from_run, pick, search
+from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.pareto import COLUMNS
 from search.run_folder import RunFolder
 
@@ -49,7 +49,7 @@ def test_the_csv_says_what_the_layouts_say(run):
     assert table.loc[0, ["method", "kv_ratio", "error", "deploy"]].tolist() == ["original", 1.0, 0.0, "stock"]
     for _, row in table.iterrows():
         layout = RunFolder(run).layout(row["layout"])
-        assert row["kv_heads"] == ";".join(layout.kv_heads) and row["deploy"] == layout.deploy
+        assert row["kv_heads"] == ";".join(layout.kv_heads) and row["deploy"] == layout.export_class
         assert math.isclose(row["kv_ratio"], layout.kv_ratio) and row[
             "kv_bytes_per_token"
         ] == layout.kv_bytes_per_token("bfloat16")
@@ -80,8 +80,8 @@ def test_a_killed_run_resumes_to_the_same_files(run, models, tmp_path, stop):
     class Killed(Exception):
         pass
 
-    def progress(layer, layers, method, generation, best):
-        if stop == "in layer 1" and layer == 1 and generation == 2:
+    def progress(done, total, note):
+        if stop == "in layer 1" and note.startswith("layer 1, qcqa-ac, generation 2"):
             raise Killed
 
     try:
@@ -179,7 +179,7 @@ def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_p
     with pytest.raises(GrouperError, match="--text"):
         replace(options, text=None).resolved()
     front = search(reader, tmp_path / "run", options)
-    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer)}
+    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 1)}
     assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 3 * ((6 + 2) * 11 + 2), (
         "10 steps and a start for each count"
     )
@@ -197,7 +197,7 @@ def test_a_planted_model_is_regrouped_without_loss(planted, tmp_path, prompt):
     found = pick(front, "mean", kv_ratio="1/2")
     assert found.row["error"] == 0 and found.row["deploy"] == "stock"
     assert RunFolder(tmp_path / "run").layout(found.layout) == HeadLayout.from_labels(labels, 8, 16)
-    export_from_run(tmp_path / "run", tmp_path / "out", kv_ratio="1/2")
+    export_from_run(tmp_path / "run", tmp_path / "out", Selection(kv_ratio="1/2"))
     assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
 
 
@@ -218,7 +218,7 @@ def test_picking(run):
     front.table.loc[front.table["layout"] == stock.layout, "nll"] = 5.0
     assert pick(front, "mean", kv_ratio="0.25", deploy="any").layout == stock.layout, "measured nats decide over errors"
     for asked, message in (
-        ({"kv_ratio": "2"}, "out of range"), ({"kv_ratio": "0"}, "out of range"), ({"kv_ratio": "half"}, "a number or a fraction"),
+        ({"kv_ratio": "2"}, "out of range"), ({"kv_ratio": "0"}, "out of range"), ({"kv_ratio": "half"}, "expected a number, a fraction"),
         ({"kv_ratio": "0.05"}, "below one head a layer"), ({"kv_ratio": "0.98"}, "the nearest are"),
         ({"kv_bytes_per_token": 3}, "the smallest takes"),
         ({"layout": 10**6}, "no layout"), ({}, "one of --layout"), ({"layout": 1, "kv_ratio": "1"}, "one of --layout"),
@@ -248,7 +248,7 @@ def test_measuring_a_real_model(demo_run, tmp_path):
         progress=lambda *_: pytest.fail("measured again"),
     )
     assert (tmp_path / "run" / "pareto.csv").read_bytes() == before
-    with pytest.raises(GrouperError, match="other text or windows"):
+    with pytest.raises(GrouperError, match="other text, windows"):
         evaluate(tmp_path / "run", source, layouts="0", limit=5, window=128)
     again = evaluate(tmp_path / "run", source, layouts="0", limit=5, window=128, overwrite=True)
     assert again.table["nll"].notna().sum() == 1

@@ -1,6 +1,5 @@
 import copy
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +9,10 @@ import yaml
 from tiny_models import add_tokenizer, logits, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StaticCache
 
-from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
-from grouper.export import readable_by_all
+from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from grouper.export.hf.readers import readable_by_all
 from grouper.export.hf.stock import grouped_order
-from grouper.export.self_test import self_test
+from grouper.export.self_test import run_self_test
 from grouper.merging import MERGES
 from grouper.regroup import Regrouper
 
@@ -65,8 +64,8 @@ def gathered(folder, layout, prompt, merge="mean"):
 def test_an_export_is_the_index_gather_reference(models, tmp_path, prompt, family, heads, kv_heads, deploy):
     folder = models(family, heads=heads, kv_heads=kv_heads)
     layout = layout_of(folder, deploy)
-    done = export(folder, layout, tmp_path / "out", shard_bytes=100_000, max_padding=9.0)
-    assert done.deploy == deploy == layout.deploy and done.self_test.passed
+    done = export(folder, layout, tmp_path / "out", options=ExportOptions(shard_bytes=100_000, max_padding=9.0))
+    assert done.export_class == deploy == layout.export_class and done.self_test.passed
     assert len(Checkpoint.open(tmp_path / "out").weight_files) > 1
     for attention in ("eager", "sdpa"):
         ours = logits(tmp_path / "out", prompt, attn_implementation=attention)
@@ -87,9 +86,12 @@ def test_padding_beyond_the_cap_goes_out_as_ragged(models, tmp_path):
     folder = models("llama", heads=8, kv_heads=8)
     done = export(folder, layout_of(folder, "padded"), tmp_path / "out")
     assert (
-        done.deploy == "ragged"
+        done.export_class == "ragged"
         and "--max-padding 10%" in done.note
-        and done.engines != export(folder, layout_of(folder, "padded"), tmp_path / "padded", max_padding=9.0).engines
+        and done.engines
+        != export(
+            folder, layout_of(folder, "padded"), tmp_path / "padded", options=ExportOptions(max_padding=9.0)
+        ).engines
     )
     config = json.loads((tmp_path / "padded" / "config.json").read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (16, 4, 16)
@@ -99,13 +101,13 @@ def test_padding_beyond_the_cap_goes_out_as_ragged(models, tmp_path):
 def test_qwen2_is_padded_only_where_heads_divide_the_hidden_size(models, tmp_path):
     folder = models("qwen2", heads=8, kv_heads=8)
     layout = HeadLayout.from_labels([[0, 0, 0, 0, 0, 1, 2, 2]] * 3, 8, 16)  # 15 heads after padding
-    done = export(folder, layout, tmp_path / "out", max_padding=9.0)
-    assert done.deploy == "ragged" and "divide by 15 heads" in done.note
+    done = export(folder, layout, tmp_path / "out", options=ExportOptions(max_padding=9.0))
+    assert done.export_class == "ragged" and "divide by 15 heads" in done.note
 
 
 def test_a_padded_mistral_keeps_its_window(tmp_path, prompt):
     folder = make_model(tmp_path / "in", "mistral", kv_heads=8, sliding_window=8)
-    export(folder, layout_of(folder, "padded"), tmp_path / "out", max_padding=9.0)
+    export(folder, layout_of(folder, "padded"), tmp_path / "out", options=ExportOptions(max_padding=9.0))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["sliding_window"] == 8
     assert (logits(tmp_path / "out", prompt) - gathered(folder, layout_of(folder, "padded"), prompt)).abs().max() < 1e-4
 
@@ -113,7 +115,7 @@ def test_a_padded_mistral_keeps_its_window(tmp_path, prompt):
 def test_a_planted_grouping_exports_without_loss(planted, tmp_path, prompt):
     folder, labels = planted
     layout = HeadLayout.from_labels(labels, 8, 16)
-    assert export(folder, layout, tmp_path / "out").deploy == "stock"
+    assert export(folder, layout, tmp_path / "out").export_class == "stock"
     assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
 
 
@@ -246,12 +248,12 @@ def test_the_self_test_sees_heads_in_a_wrong_order(models, tmp_path, deploy):
     folder = models("llama", heads=8, kv_heads=8)
     layout = layout_of(folder, deploy)
     checkpoint = Checkpoint.open(folder)
-    merged = Regrouper(checkpoint).merged(layout, "mean")
+    merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
     export(folder, layout, tmp_path / "out")
-    assert self_test(checkpoint, tmp_path / "out", layout, merged).passed
+    assert run_self_test(checkpoint, tmp_path / "out", layout, merged).passed
     other = HeadLayout.from_labels([np.roll(layer.k.group_of, 1) for layer in layout.layers], 8, 16)
     with pytest.raises(GrouperError, match="self-test"):
-        self_test(checkpoint, tmp_path / "out", other, merged)
+        run_self_test(checkpoint, tmp_path / "out", other, merged)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -260,25 +262,23 @@ def test_the_self_test_goes_layer_by_layer_where_memory_is_short(models, tmp_pat
     folder = models(family, heads=8, kv_heads=8)
     layout = layout_of(folder, deploy)
     checkpoint = Checkpoint.open(folder)
-    merged = Regrouper(checkpoint).merged(layout, "mean")
-    monkeypatch.setattr(sys.modules["grouper.export.self_test"], "free_memory", lambda: 0.0)
+    merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
+    monkeypatch.setattr("grouper.export.self_test.free_memory", lambda: 0.0)
     assert export(folder, layout, tmp_path / "out").self_test.passed
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    wrong = [merged(0), merged(1), Regrouper(checkpoint).merged(layout, "select")(2)]
+    wrong = [merged(0), merged(1), Regrouper(checkpoint).merged(layout, MERGES["select"])(2)]
     with pytest.raises(GrouperError, match="self-test"):
-        self_test(checkpoint, tmp_path / "out", layout, wrong.__getitem__)
+        run_self_test(checkpoint, tmp_path / "out", layout, wrong.__getitem__)
 
 
 def test_a_failed_export_leaves_nothing(models, tmp_path, monkeypatch):
     folder = models("llama", heads=8, kv_heads=8)
 
-    module = sys.modules["grouper.export.hf.tensors"]
-
     def swapped(attention, layout):  # as if the order of heads were computed wrongly
         order = grouped_order(attention, layout)
         return replace(order, q=order.q.flip(0))
 
-    monkeypatch.setattr(module, "grouped_order", swapped)
+    monkeypatch.setattr("grouper.export.hf.stock.grouped_order", swapped)
     with pytest.raises(GrouperError, match="self-test"):
         export(folder, layout_of(folder, "stock"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -294,13 +294,13 @@ def test_outputs_that_are_in_the_way(models, tmp_path):
     assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
     (tmp_path / "file").write_text("keep")
     with pytest.raises(GrouperError, match="not a folder"):
-        export(folder, layout, tmp_path / "file", overwrite=True)
+        export(folder, layout, tmp_path / "file", options=ExportOptions(overwrite=True))
     with pytest.raises(GrouperError, match="not written by Grouper"):
-        export(folder, layout, tmp_path / "notes", overwrite=True)
+        export(folder, layout, tmp_path / "notes", options=ExportOptions(overwrite=True))
     export(folder, layout, tmp_path / "out")
     with pytest.raises(GrouperError, match="--overwrite"):
         export(folder, layout, tmp_path / "out")
-    export(folder, layout, tmp_path / "out", overwrite=True)
+    export(folder, layout, tmp_path / "out", options=ExportOptions(overwrite=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "notes", "out"]
 
 
@@ -320,7 +320,7 @@ def test_the_model_itself_is_never_replaced(tmp_path):
     folder = make_model(tmp_path / "in")
     (folder / "grouper.json").write_text("{}")
     with pytest.raises(GrouperError, match="the model itself"):
-        export(folder, layout_of(folder, "stock"), folder, overwrite=True)
+        export(folder, layout_of(folder, "stock"), folder, options=ExportOptions(overwrite=True))
     assert (folder / "model.safetensors").is_file()
 
 
@@ -371,7 +371,7 @@ def test_a_tokenizer_that_only_the_models_type_names_stays_the_same(tmp_path, de
     folder = make_model(tmp_path / "in", "qwen2", heads=8, kv_heads=8, vocab_size=4096, hidden_size=64)
     add_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 77}')
-    export(folder, layout_of(folder, deploy), tmp_path / "out", max_padding=9.0)
+    export(folder, layout_of(folder, deploy), tmp_path / "out", options=ExportOptions(max_padding=9.0))
     before, after = (AutoTokenizer.from_pretrained(f) for f in (folder, tmp_path / "out"))
     assert type(after) is type(before) and after.model_max_length == 77
     assert after("Don't   stop: 12345").input_ids == before("Don't   stop: 12345").input_ids

@@ -3,23 +3,23 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import add_tokenizer, make_model
+from tiny_models import ROOT, add_tokenizer, make_model
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from grouper import Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.calibration.source import DATA
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.tokenizer import LLAMA3, SPLITS, pre_tokenizer
 from grouper.export.gguf.write import FILE, llama3_factors
 from grouper.export.self_test import gathered_reference
+from grouper.merging import MERGES
 from grouper.regroup import Regrouper
 
-RUNNER = Path(__file__).parent.parent / "bench" / "engines" / "run_llamacpp.py"
+RUNNER = ROOT / "bench" / "engines" / "run_llamacpp.py"
 TEXT = "Hello, the year 1984's   best—naïve?\n\n  12345 don't"
 LLAMA31 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -54,13 +54,14 @@ def test_llama_cpp_decodes_as_the_reference(tmp_path, family, heads, kv_heads, m
     pytest.importorskip("xllamacpp")  # a binary build, for Linux on x86_64
     folder = add_tokenizer(make_model(tmp_path / "in", family, heads, kv_heads, vocab_size=4096, **more))
     layout = ragged(heads, kv_heads)
-    done = export(folder, layout, tmp_path / "out", format="gguf", dtype="float32")
-    assert done.deploy == "gguf" and done.engines == ["llama.cpp"] and done.self_test.passed
+    done = export(folder, layout, tmp_path / "out", options=ExportOptions(format="gguf", dtype="float32"))
+    assert done.export_class == "gguf" and done.engines == ["llama.cpp"] and done.self_test.passed
     prompt = torch.randint(2, 4000, (1, 20), generator=torch.Generator().manual_seed(2))
     checkpoint = Checkpoint.open(folder)
-    reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
+    merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
     options = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
-    expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, 20:].tolist()
+    with gathered_reference(checkpoint, layout, merged) as reference:
+        expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, 20:].tolist()
     command = [sys.executable, RUNNER, tmp_path / "out", " ".join(map(str, prompt[0].tolist())), "16", TEXT]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     lines = {
@@ -113,7 +114,7 @@ def test_llama_cpp_reads_text_as_the_tokenizer_does(tmp_path, rule):
     tokenizer = trained(rule)
     folder = make_model(tmp_path / "in", heads=8, vocab_size=tokenizer.get_vocab_size())
     tokenizer.save(str(folder / "tokenizer.json"))
-    export(folder, ragged(8, 8), tmp_path / "out", format="gguf", dtype="float32")
+    export(folder, ragged(8, 8), tmp_path / "out", options=ExportOptions(format="gguf", dtype="float32"))
     text = f"{TEXT} I'LL we've\tx = 10;\n\n\n   y  Ω≈ç √ 中文 🙂 The President of the United States 2016. "
     ran = subprocess.run(
         [sys.executable, RUNNER, tmp_path / "out", "5 6 7", "1", text], capture_output=True, text=True, timeout=120
@@ -126,9 +127,9 @@ def test_llama_cpp_reads_text_as_the_tokenizer_does(tmp_path, rule):
 def test_the_file_is_the_merge_in_its_dtype_and_the_same_twice(reader, tmp_path, dtype):
     layout = ragged(8, 8)
     for name in ("a", "b"):
-        export(reader, layout, tmp_path / name, format="gguf", dtype=dtype)
+        export(reader, layout, tmp_path / name, options=ExportOptions(format="gguf", dtype=dtype))
     assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
-    other = Regrouper(Checkpoint.open(reader)).merged(layout, "first")
+    other = Regrouper(Checkpoint.open(reader)).merged(layout, MERGES["first"])
     with pytest.raises(GrouperError, match="differs from the merge"):
         check_file(tmp_path / "a" / FILE, layout, other, dtype)
 
@@ -142,7 +143,7 @@ def test_what_llama_cpp_cannot_hold_is_refused_by_name(reader, models, tmp_path)
         (windowed, ragged(8, 8), "float32", "sliding window"), (models("llama"), ragged(8, 8), "float32", "tokenizer.json"),
     ):  # fmt: skip
         with pytest.raises(GrouperError, match=why):
-            export(folder, layout, tmp_path / "out", format="gguf", dtype=dtype)
+            export(folder, layout, tmp_path / "out", options=ExportOptions(format="gguf", dtype=dtype))
         assert not (tmp_path / "out").exists()
 
 
@@ -176,10 +177,10 @@ def test_an_unknown_tokenizer_is_refused(reader, tmp_path):
     tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
     (tmp_path / "in" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(GrouperError, match="splits text by a rule"):
-        export(tmp_path / "in", ragged(8, 8), tmp_path / "out", format="gguf")
+        export(tmp_path / "in", ragged(8, 8), tmp_path / "out", options=ExportOptions(format="gguf"))
     (tmp_path / "in" / "tokenizer.json").write_text("{broken")
     with pytest.raises(GrouperError, match="no tokenizer that can be read"):
-        export(tmp_path / "in", ragged(8, 8), tmp_path / "out", format="gguf")
+        export(tmp_path / "in", ragged(8, 8), tmp_path / "out", options=ExportOptions(format="gguf"))
 
 
 def test_llama3s_scaling_is_transformers():

@@ -9,17 +9,17 @@ from random_layers import LABELS, ROTARY, D, G, H, calibrated_errors, d, random_
 from tiny_models import SIZES, edit_weights, logits
 
 import fitness
-import fitness.spectral
-from fitness import spectral_fitness
-from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
+from fitness import FITNESSES
+from fitness.spectral import Spectral as SpectralFitness
+from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments, collect_moments
-from grouper.export import export
-from grouper.merging import MERGES, merge_named, spectral
+from grouper.merging import MERGES
+from grouper.merging.spectral import Spectral
 from grouper.model.in_memory import InMemoryModel
 from search import SearchOptions, pick, search
-from search.methods.qcqa import qcqa_ac, qcqa_ec
-from search.optimise.nsga2 import Settings
+from search.methods.qcqa import any_sizes, equal_sizes
+from search.options import GeneticOptions
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -27,8 +27,8 @@ from search.optimise.nsga2 import Settings
 def test_the_fitness_is_the_calibrated_error_of_the_merge(rope, bias):
     attention, inputs = random_attention(1, ROTARY[rope], bias), random_moments(1)
     layout = LayerLayout.from_labels(LABELS, H // G)
-    merged = spectral.merge(attention, layout, inputs, rescale=False)
-    score = spectral_fitness(attention, inputs).errors(np.array([LABELS]))[0]
+    merged = MERGES["spectral"].before_refinement().merge(attention, layout, inputs)
+    score = FITNESSES["spectral"].tables(attention, inputs).errors(np.array([LABELS]))[0]
     assert score == pytest.approx(sum(calibrated_errors(attention, merged, layout, inputs)), rel=1e-6) and score > 0.01
 
 
@@ -37,7 +37,7 @@ def test_the_fitness_is_the_calibrated_error_of_the_merge(rope, bias):
 def test_the_error_of_any_merge_is_the_definition(rope, merge):
     attention, inputs = random_attention(11, ROTARY[rope]), random_moments(11)
     layout = LayerLayout.from_labels(LABELS, H // G)
-    merged = merge_named(merge)(attention, layout, inputs)
+    merged = MERGES.named(merge).merge(attention, layout, inputs)
     expected = calibrated_errors(attention, merged, layout, inputs)
     assert fitness.calibrated_errors(attention, merged, layout, inputs) == pytest.approx(expected, rel=1e-6)
 
@@ -48,8 +48,8 @@ def test_weighted_merges_are_fitted_to_what_attention_sees(rope, kind):
     """Of V, the error attention sees is at most the mean's, and no other weights of that kind have a lower one."""
     attention, inputs = random_attention(12, ROTARY[rope]), random_moments(12)
     layout = LayerLayout.from_labels(LABELS, H // G)
-    merged = merge_named(f"weighted{kind}")(attention, layout, inputs)
-    mean = merge_named("mean")(attention, layout, inputs)
+    merged = MERGES.named(f"weighted{kind}").merge(attention, layout, inputs)
+    mean = MERGES.named("mean").merge(attention, layout, inputs)
     best = calibrated_errors(attention, merged, layout, inputs)
     plain = calibrated_errors(attention, mean, layout, inputs)
     assert best[1] < plain[1] * (1 - 1e-6) and best[0] < plain[0] * 1.05
@@ -70,7 +70,7 @@ def test_weighted_merges_are_fitted_to_what_attention_sees(rope, kind):
 def test_first_keeps_the_first_head_and_shared_queries_are_selected_too():
     attention, inputs = random_attention(13), random_moments(13)
     kv, q = Grouping.from_labels(LABELS, 2), Grouping.from_labels([0, 1, 1, 0, 2, 2, 3, 3])
-    merged = merge_named("first")(attention, LayerLayout(kv, kv, q), inputs)
+    merged = MERGES.named("first").merge(attention, LayerLayout(kv, kv, q), inputs)
     assert torch.equal(merged.k, attention.k[:2]) and torch.equal(merged.q, attention.q[[0, 1, 4, 6]])
 
 
@@ -78,11 +78,11 @@ def test_first_keeps_the_first_head_and_shared_queries_are_selected_too():
 def test_no_other_merge_and_no_perturbation_is_better(rope):
     attention, inputs = random_attention(2, ROTARY[rope]), random_moments(2)
     layout = LayerLayout.from_labels(LABELS, H // G)
-    merged = spectral.merge(attention, layout, inputs, rescale=False)
+    merged = MERGES["spectral"].before_refinement().merge(attention, layout, inputs)
     k_best, v_best = calibrated_errors(attention, merged, layout, inputs)
     for name in MERGES:
         k, v = calibrated_errors(
-            attention, merge_named(name, before_refinement=True)(attention, layout, inputs), layout, inputs
+            attention, MERGES.named(name).before_refinement().merge(attention, layout, inputs), layout, inputs
         )
         assert k >= k_best - 1e-9 and v >= v_best - 1e-9, name
     generator = torch.Generator().manual_seed(0)
@@ -100,9 +100,9 @@ def test_no_other_merge_and_no_perturbation_is_better(rope):
 def test_rescaling_restores_the_energy_of_keys_as_heads_see_them():
     attention, inputs = random_attention(3), random_moments(3)
     layout = LayerLayout.from_labels(LABELS, H // G)
-    plain, scaled = (spectral.merge(attention, layout, inputs, rescale=r) for r in (False, True))
+    plain, scaled = (Spectral(rescale=r).merge(attention, layout, inputs) for r in (False, True))
     k = with_bias(attention.k, attention.k_bias)
-    own = (k @ inputs.second * k).sum((1, 2))
+    own = (k @ inputs.second_moment * k).sum((1, 2))
     for h in range(H):
         factor = (scaled.q[h] / plain.q[h]).flatten()
         assert torch.allclose(factor, factor[0].expand_as(factor)) and factor[0] >= 1 - 1e-9
@@ -112,7 +112,7 @@ def test_rescaling_restores_the_energy_of_keys_as_heads_see_them():
         c = ((after * before.conj()).sum(-1) / before.abs().square().sum(-1)).conj()
         shared = with_bias(plain.k, plain.k_bias)[layout.k.group_of[h]]
         seen = c[:, None] * torch.complex(shared[a], shared[b])
-        energy = (seen @ inputs.second.to(seen.dtype) * seen.conj()).sum().real
+        energy = (seen @ inputs.second_moment.to(seen.dtype) * seen.conj()).sum().real
         assert (factor[0] ** 2 * energy).item() == pytest.approx(own[h // (H // G)].item(), rel=1e-6)
 
 
@@ -125,12 +125,15 @@ def test_heads_equal_up_to_a_free_basis_merge_without_loss(rope, merge):
         random_moments(4),
     )
     layout = LayerLayout.from_labels(LABELS, H // G)
-    merged = merge_named(merge)(attention, layout, inputs)
+    merged = MERGES.named(merge).merge(attention, layout, inputs)
     assert max(calibrated_errors(attention, merged, layout, inputs)) < 1e-12
-    assert spectral_fitness(attention, inputs).errors(np.array([LABELS]))[0] < 1e-9
-    best = {c.kv_heads: c for c in qcqa_ec(spectral_fitness(attention, inputs), np.random.default_rng(0), Settings())}[
-        2
-    ]
+    assert FITNESSES["spectral"].tables(attention, inputs).errors(np.array([LABELS]))[0] < 1e-9
+    best = {
+        p.groups: p
+        for p in equal_sizes(
+            FITNESSES["spectral"].tables(attention, inputs), np.random.default_rng(0), GeneticOptions()
+        )
+    }[2]
     assert best.labels.tolist() == LABELS
 
 
@@ -201,15 +204,15 @@ def test_moments_are_what_enters_the_projections():
         model.model(tokens)
     hook.remove()
     x = torch.cat([seen[0].flatten(0, 1), torch.ones(120, 1)], 1).double()
-    assert moments[2].tokens == 120 and torch.allclose(moments[2].second, x.T @ x / 120, rtol=1e-4, atol=1e-5)
+    assert moments[2].tokens == 120 and torch.allclose(moments[2].second_moment, x.T @ x / 120, rtol=1e-4, atol=1e-5)
 
 
 def test_moments_without_text_are_the_norms_gain_and_bias():
     gain, bias = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0])
-    assert InputMoments.from_norm(gain, None, 2).second.diagonal().tolist() == [1.0, 4.0, 1.0]
-    second = InputMoments.from_norm(gain, bias, 2).second
+    assert InputMoments.from_norm(gain, None, 2).second_moment.diagonal().tolist() == [1.0, 4.0, 1.0]
+    second = InputMoments.from_norm(gain, bias, 2).second_moment
     assert second.tolist() == [[1.25, 0.0, 0.5], [0.0, 4.0, 0.0], [0.5, 0.0, 1.0]]
-    assert InputMoments.from_norm(None, None, 2).second.tolist() == torch.eye(3).tolist()
+    assert InputMoments.from_norm(None, None, 2).second_moment.tolist() == torch.eye(3).tolist()
 
 
 def test_heads_without_queries_and_dead_heads_do_not_break_the_merge():
@@ -218,7 +221,7 @@ def test_heads_without_queries_and_dead_heads_do_not_break_the_merge():
     attention.v[1], attention.v_bias[1] = 0, 0
     attention.o[:, 4] = 0
     for merge in MERGES:
-        merged = merge_named(merge)(attention, LayerLayout.from_labels(LABELS, 2), inputs)
+        merged = MERGES.named(merge).merge(attention, LayerLayout.from_labels(LABELS, 2), inputs)
         assert all(torch.isfinite(t).all() for t in vars(merged).values() if t is not None), merge
 
 
@@ -226,7 +229,7 @@ def test_heads_without_queries_and_dead_heads_do_not_break_the_merge():
 def test_a_change_of_basis_needs_readers_that_are_sources(merge):
     grouping = Grouping(((0, 1, 2), (3, 4, 5, 6, 7)), ((0, 1), (2, 3)))
     with pytest.raises(GrouperError, match="--merge mean"):
-        merge_named(merge)(random_attention(7), LayerLayout.shared(grouping), random_moments(7))
+        MERGES.named(merge).merge(random_attention(7), LayerLayout.shared(grouping), random_moments(7))
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -234,7 +237,7 @@ def test_a_change_of_basis_needs_readers_that_are_sources(merge):
 def test_merging_leaves_its_input_alone_and_keeps_the_dtype(merge, dtype):
     attention, inputs = random_attention(6, dtype=dtype), random_moments(6)
     before = {n: t.clone() for n, t in vars(attention).items() if t is not None}
-    merged = merge_named(merge)(attention, LayerLayout.from_labels(LABELS, 2), inputs)
+    merged = MERGES.named(merge).merge(attention, LayerLayout.from_labels(LABELS, 2), inputs)
     assert all(torch.equal(before[n], getattr(attention, n)) for n in before)
     assert {getattr(merged, n).dtype for n in before if n != "planes"} == {dtype}
 
@@ -243,7 +246,7 @@ def test_select_keeps_a_head_and_prefers_the_medoid():
     attention = random_attention(8, bias=False)
     attention.k[1], attention.v[1] = attention.k[0] + attention.k[2], attention.v[0] + attention.v[2]
     attention.v[0] *= 1e-3  # a weak head is near to none
-    merged = merge_named("select")(attention, LayerLayout.from_labels([0, 0, 0, 1], 2), None)
+    merged = MERGES.named("select").merge(attention, LayerLayout.from_labels([0, 0, 0, 1], 2), None)
     assert torch.equal(merged.k, attention.k[[1, 3]]) and torch.equal(merged.v, attention.v[[1, 3]]), (
         "the head stays whole"
     )
@@ -257,24 +260,24 @@ def real_layer(layer: int = 3):
     )
 
 
-def test_the_cheap_v_error_bounds_the_exact_one_and_orders_groups_alike(monkeypatch):
+def test_the_cheap_v_error_bounds_the_exact_one_and_orders_groups_alike():
     from scipy.stats import spearmanr
 
     attention, inputs = real_layer()
     rng = np.random.default_rng(0)
     groups = [tuple(sorted(rng.choice(16, 6, replace=False).tolist())) for _ in range(60)]
-    exact = spectral_fitness(attention, inputs)
-    monkeypatch.setattr(fitness.spectral, "EXACT", 64)
-    cheap = spectral_fitness(attention, inputs)
+    exact = FITNESSES["spectral"].tables(attention, inputs)
+    cheap = SpectralFitness(exact_rows=64).tables(attention, inputs)
     a, b = exact.group_errors(groups), cheap.group_errors(groups)
     assert (b >= a - 1e-9).all() and spearmanr(a, b).statistic > 0.95
     assert spearmanr(a, exact.surrogate.group_errors(groups)).statistic > 0.8
 
 
 def test_any_sizes_are_never_worse_than_equal_sizes_and_both_beat_neighbours():
-    score = spectral_fitness(*real_layer())
+    score = FITNESSES["spectral"].tables(*real_layer())
     any_size, equal = (
-        {c.kv_heads: c.error for c in m(score, np.random.default_rng(0), Settings())} for m in (qcqa_ac, qcqa_ec)
+        {p.groups: p.error for p in m(score, np.random.default_rng(0), GeneticOptions())}
+        for m in (any_sizes, equal_sizes)
     )
     for k in (2, 4, 8):
         neighbours = score.errors(np.arange(16)[None] // (16 // k))[0]

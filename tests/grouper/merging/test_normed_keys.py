@@ -8,11 +8,12 @@ import torch
 from random_layers import LABELS, G, H, d, random_attention
 
 import fitness
-from fitness import spectral_fitness
+from fitness import FITNESSES
 from grouper import LayerLayout
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
-from grouper.merging import MERGES, merge_named, spectral
+from grouper.merging import MERGES
+from grouper.merging.spectral import Spectral
 
 LAYOUT = LayerLayout.from_labels(LABELS, H // G)
 DIMENSION = 20
@@ -66,12 +67,14 @@ def score_error(before: Attention, after: Attention, x: torch.Tensor) -> float:
 
 def test_across_heads_the_fitness_is_the_calibrated_error_and_no_other_merge_is_better():
     attention, (_, inputs) = normed_attention("all"), tokens_and_moments()
-    merged = spectral.merge(attention, LAYOUT, inputs, rescale=False)
+    merged = MERGES["spectral"].before_refinement().merge(attention, LAYOUT, inputs)
     k, v = fitness.calibrated_errors(attention, merged, LAYOUT, inputs)
-    assert spectral_fitness(attention, inputs).errors(np.array([LABELS]))[0] == pytest.approx(k + v, rel=1e-6)
+    assert FITNESSES["spectral"].tables(attention, inputs).errors(np.array([LABELS]))[0] == pytest.approx(
+        k + v, rel=1e-6
+    )
     for name in MERGES:
         other = fitness.calibrated_errors(
-            attention, merge_named(name, before_refinement=True)(attention, LAYOUT, inputs), LAYOUT, inputs
+            attention, MERGES.named(name).before_refinement().merge(attention, LAYOUT, inputs), LAYOUT, inputs
         )
         assert other[0] >= k - 1e-9 and other[1] >= v - 1e-9, name
 
@@ -85,7 +88,7 @@ def test_across_heads_real_factors_of_planes_are_free():
         rows[a], rows[b] = factor, factor
         attention.k[copy] = (rows * attention.k_norm[source] / attention.k_norm[copy])[:, None] * attention.k[source]
     for rescale in (False, True):
-        merged = spectral.merge(attention, LAYOUT, inputs, rescale=rescale)
+        merged = Spectral(rescale=rescale).merge(attention, LAYOUT, inputs)
         assert fitness.calibrated_errors(attention, merged, LAYOUT, inputs)[0] < 1e-9
     assert torch.equal(merged.q, attention.q), "it is q's gains that take the factors"
 
@@ -94,9 +97,9 @@ def test_head_by_head_sizes_do_not_matter():
     attention, (x, inputs) = normed_attention("head"), tokens_and_moments()
     for copy, source in ((2, 0), (3, 1)):
         attention.k[copy] = 7 * attention.k[source]
-    merged = spectral.merge(attention, LAYOUT, inputs)
+    merged = MERGES["spectral"].merge(attention, LAYOUT, inputs)
     assert score_error(attention, merged, x) < 1e-20
-    assert spectral_fitness(attention, inputs, part="k").errors(np.array([LABELS]))[0] < 1e-9
+    assert FITNESSES["spectral"].tables(attention, inputs, part="k").errors(np.array([LABELS]))[0] < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["head", "all"])
@@ -104,8 +107,8 @@ def test_the_shared_head_is_better_than_a_mean_of_weights(kind):
     ours = means = 0.0
     for seed in range(6):
         attention, (x, inputs) = normed_attention(kind, seed), tokens_and_moments(seed)
-        ours += score_error(attention, spectral.merge(attention, LAYOUT, inputs, rescale=False), x)
-        means += score_error(attention, merge_named("mean")(attention, LAYOUT, inputs), x)
+        ours += score_error(attention, MERGES["spectral"].before_refinement().merge(attention, LAYOUT, inputs), x)
+        means += score_error(attention, MERGES.named("mean").merge(attention, LAYOUT, inputs), x)
     assert ours < 0.8 * means
 
 
@@ -114,7 +117,7 @@ def test_the_shared_head_is_better_than_a_mean_of_weights(kind):
 def test_heads_alone_stay_as_they_are(kind, merge):
     attention, (x, inputs) = normed_attention(kind), tokens_and_moments()
     alone = LayerLayout.from_labels(range(G), H // G)
-    merged = merge_named(merge)(attention, alone, inputs)
+    merged = MERGES.named(merge).merge(attention, alone, inputs)
     for name in ("q", "k"):
         before, after = (
             behind_norms(getattr(m, name), getattr(m, f"{name}_norm"), kind, x) for m in (attention, merged)
@@ -128,5 +131,7 @@ def test_gains_of_opposite_sign_do_not_blow_a_row_up(sign):
     for gain in (1.0, sign):
         attention, (x, inputs) = normed_attention("all"), tokens_and_moments()
         attention.k_norm[0, 0], attention.k_norm[2, 0] = gain, 1.0  # heads 0 and 2 share
-        errors.append(score_error(attention, spectral.merge(attention, LAYOUT, inputs, rescale=False), x))
+        errors.append(
+            score_error(attention, MERGES["spectral"].before_refinement().merge(attention, LAYOUT, inputs), x)
+        )
     assert errors[1] < 1.2 * errors[0]

@@ -10,7 +10,7 @@ from family_samples import EQUAL, gathered, layout_for, logits
 from safetensors.torch import load_file, save_file
 from tiny_models import ROOT
 
-from grouper import Architecture, Checkpoint, GrouperError, export
+from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, export
 from grouper.model.families import REFUSED
 from grouper.model.family_table import family_table, markdown
 from grouper.model.inspection import inspect
@@ -40,7 +40,7 @@ def test_checkpoints_as_they_come(samples, tmp_path, prompt, name, dtype):
     tensors |= {n: torch.ones(shape, dtype=dtype) for n, shape in buffers.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     layout = layout_for(folder, EQUAL)
-    done = export(folder, layout, tmp_path / "out", shard_bytes=50_000)
+    done = export(folder, layout, tmp_path / "out", options=ExportOptions(shard_bytes=50_000))
     exported = Checkpoint.open(tmp_path / "out")
     assert (
         done.self_test.passed

@@ -8,8 +8,10 @@ from family_samples import EQUAL, RAGGED, gathered, layout_for
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
+from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.refine import RefineOptions, refine
+from grouper.refinement.layer import RefineOptions
+from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 
 TEXT = {
@@ -94,7 +96,7 @@ def test_the_decoder_is_regrouped_and_the_rest_stays(samples, tmp_path, name):
     for file in companions:
         (folder / file).write_text("{}")
     done = export(folder, layout, tmp_path / "half")
-    assert done.deploy == "stock" and done.loader == "AutoModelForImageTextToText"
+    assert done.export_class == "stock" and done.loader == "AutoModelForImageTextToText"
     assert all((tmp_path / "half" / file).is_file() for file in companions)
     text = json.loads((tmp_path / "half" / "config.json").read_text())["text_config"]
     assert text["rope_theta"] and text["num_key_value_heads"] == 2
@@ -114,12 +116,12 @@ def test_the_decoder_is_regrouped_and_the_rest_stays(samples, tmp_path, name):
 def test_the_decoder_is_refined(samples, tmp_path, name):
     checkpoint = Checkpoint.open(samples(name))
     layout = layout_for(samples(name), EQUAL)
-    start = Regrouper(checkpoint).merged(layout, "spectral", before_refinement=True)
+    start = Regrouper(checkpoint).merged(layout, MERGES["spectral"].before_refinement())
     windows = torch.randint(3, 190, (12, 16), generator=torch.Generator().manual_seed(0))
     options = RefineOptions("block", steps=8, batch_tokens=64)
-    layers = refine(InMemoryModel(checkpoint), layout, lambda i: start(i).attention, windows, options)
-    assert any(layer.after < layer.before for layer in layers)
-    assert export(checkpoint, layout, tmp_path / "out", merged=layers.__getitem__).self_test.passed
+    layers = refine_layers(InMemoryModel(checkpoint), layout, start, windows, options)
+    assert any(layer.after < layer.before for layer in map(layers, range(2)))
+    assert export(checkpoint, layout, tmp_path / "out", merged=layers).self_test.passed
 
 
 def test_older_names_and_flat_configurations_are_read(samples, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,13 +9,16 @@ from tiny_models import logits
 
 from fitness.perplexity import nll
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
-from grouper.refinement.refine import RefineOptions
-from grouper.regroup import Calibration, Regrouper
-from search import RunFolder, SearchOptions, evaluate, export_from_run, search
+from grouper.merging import MERGES
+from grouper.refinement.layer import RefineOptions
+from grouper.regroup import Regrouper
+from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search
 
-FEW = {"refine_tokens": 512, "window": 128, "tokens": 2048}
+FEW = {"window": 128, "tokens": 2048}
+REFINE = RefineOptions(tokens=512)
 
 
 def regrouper(model="demo") -> Regrouper:
@@ -56,48 +60,46 @@ def test_refinement_lowers_every_layers_error_and_the_loss_on_other_text(scope):
     layout = ragged_layout()
     held_out = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(ours.checkpoint), 128, 12)
     original = nll(ours.model.model, held_out)
-    plain = nll(ours.install(layout, ours.merged(layout, "spectral")), held_out)
-    merged = ours.refined(layout, "spectral", RefineOptions(scope, steps=20, batch_tokens=512))
+    with ours.model.installed(layout, ours.merged(layout, MERGES["spectral"])) as model:
+        plain = nll(model, held_out)
+    merged = ours.refined(layout, MERGES["spectral"], RefineOptions(scope, steps=20, batch_tokens=512, tokens=512))
     assert all(merged(layer).after < merged(layer).before for layer in range(6))
     assert bool(merged(0).others) == (scope == "block")
-    refined = nll(ours.install(layout, merged), held_out)
+    with ours.model.installed(layout, merged) as model:
+        refined = nll(model, held_out)
     assert original < refined < plain
-    ours.model.restore()
     assert nll(ours.model.model, held_out) == original, "the model in memory is the original again"
 
 
 def test_the_same_call_gives_the_same_weights_and_a_killed_one_goes_on(reader, tmp_path):
-    layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=3, batch_tokens=512)
+    layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=3, batch_tokens=512, tokens=512)
 
     class Killed(Exception):
         pass
 
-    def kill(layer, layers, step, steps, loss):
-        if layer == 2:
+    def kill(done, total, note):
+        if note.startswith("refining layer 2"):
             raise Killed
 
-    whole = weights(regrouper(reader).refined(layout, "spectral", options, tmp_path / "a"))
+    whole = weights(regrouper(reader).refined(layout, MERGES["spectral"], options, tmp_path / "a"))
     with pytest.raises(Killed):
-        regrouper(reader).refined(layout, "spectral", options, tmp_path / "b", kill)
+        regrouper(reader).refined(layout, MERGES["spectral"], options, tmp_path / "b", kill)
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["layer-000.safetensors", "layer-001.safetensors"]
     seen = set()
     resumed = weights(
-        regrouper(reader).refined(layout, "spectral", options, tmp_path / "b", lambda layer, *_: seen.add(layer))
+        regrouper(reader).refined(
+            layout, MERGES["spectral"], options, tmp_path / "b", lambda done, total, note: seen.add(note.split(",")[0])
+        )
     )
-    assert seen == {2} and all(torch.equal(a, b) for a, b in zip(whole, resumed))
+    assert seen == {"refining layer 2"} and all(torch.equal(a, b) for a, b in zip(whole, resumed))
 
 
 @pytest.mark.parametrize("scope", ["attention", "block"])
 def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, prompt, scope):
     lines = []
-    done = export_from_run(
-        small_run,
-        tmp_path / "out",
-        kv_ratio="1/4",
-        calibration=Calibration(TextSource("demo"), **FEW),
-        scope=scope,
-        tell=lines.append,
-    )
+    calibration, quarter = Calibration(TextSource("demo"), **FEW), Selection(kv_ratio="1/4")
+    refine = replace(REFINE, scope=scope)
+    done = export_from_run(small_run, tmp_path / "out", quarter, calibration, refine, tell=lines.append)
     assert done.self_test.passed and any("refining 3 layers" in line and "about" in line for line in lines)
     facts = json.loads((tmp_path / "out" / "grouper.json").read_text())
     assert facts["merge"] == "spectral+refine" and facts["refined"]["scope"] == scope
@@ -106,9 +108,7 @@ def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, promp
     same = torch.equal(Checkpoint.open(reader).tensor(mlp), Checkpoint.open(tmp_path / "out").tensor(mlp))
     assert same == (scope == "attention")
     assert torch.isfinite(logits(tmp_path / "out", prompt)).all()
-    export_from_run(
-        small_run, tmp_path / "bare", kv_ratio="1/4", calibration=Calibration(TextSource("demo"), **FEW), refine=False
-    )
+    export_from_run(small_run, tmp_path / "bare", quarter, calibration)
     assert json.loads((tmp_path / "bare" / "grouper.json").read_text())["merge"] == "spectral"
 
 
@@ -118,7 +118,7 @@ def test_evaluation_measures_other_merges_and_refinement_beside_the_runs_own(tex
     number = int(front.table[(front.table["kv_ratio"] == 0.25) & (front.table["deploy"] == "stock")].iloc[-1]["layout"])
     source = TextSource("demo", purpose="evaluation")
     options = {"layouts": f"0,{number}", "limit": 6, "window": 128}
-    for more in ({}, {"merge": "mean"}, {"refine": True, "refine_tokens": 1024}):
+    for more in ({}, {"merge": "mean"}, {"refine": RefineOptions(tokens=1024)}):
         front = evaluate(tmp_path / "run", source, **options, **more)
     measured = front.table[front.table["nll"].notna() & (front.table["layout"] == number)].set_index("merge")["nll"]
     assert measured["spectral+refine"] < measured["spectral"] < measured["mean"]
@@ -130,9 +130,9 @@ def test_evaluation_measures_other_merges_and_refinement_beside_the_runs_own(tex
 def test_refinement_without_text_or_with_an_unknown_scope_is_refused(tmp_path):
     search("demo", tmp_path / "run", SearchOptions(generations=2, population=16))
     with pytest.raises(GrouperError, match="searched without text"):
-        evaluate(tmp_path / "run", TextSource("demo", purpose="evaluation"), refine=True, limit=2)
+        evaluate(tmp_path / "run", TextSource("demo", purpose="evaluation"), refine=REFINE, limit=2)
     with pytest.raises(GrouperError, match="unknown scope"):
-        regrouper().refined(ragged_layout(), "spectral", RefineOptions("galaxy"))
+        regrouper().refined(ragged_layout(), MERGES["spectral"], RefineOptions("galaxy", tokens=512))
 
 
 def test_more_text_gets_more_steps():
@@ -141,9 +141,10 @@ def test_more_text_gets_more_steps():
 
 
 def test_streams_on_disk_give_the_same_weights(reader, monkeypatch):
-    layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=2, batch_tokens=512)
-    in_memory = weights(regrouper(reader).refined(layout, "spectral", options))
+    layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=2, batch_tokens=512, tokens=512)
+    in_memory = weights(regrouper(reader).refined(layout, MERGES["spectral"], options))
     monkeypatch.setattr("grouper.calibration.streams.free_memory", lambda: 0.0)
     assert all(
-        torch.equal(a, b) for a, b in zip(in_memory, weights(regrouper(reader).refined(layout, "spectral", options)))
+        torch.equal(a, b)
+        for a, b in zip(in_memory, weights(regrouper(reader).refined(layout, MERGES["spectral"], options)))
     )

@@ -1,0 +1,46 @@
+"""Grids of query groups and KV groups."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from random_tables import random_pairs
+from tiny_models import edit_weights, logits
+
+from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from search import SearchOptions, search
+from search.methods.gqkva import best_grid
+from search.options import GeneticOptions
+
+
+def test_the_grid_search_finds_the_best_grid():
+    queries, kv = random_pairs(0, 6, 60), random_pairs(1, 6, 60)
+    every = np.array(list(permutations(range(6))))
+    for columns in (2, 3):
+        least = (queries.errors(every // columns) + kv.errors(every % columns)).min()
+        place = best_grid(queries, kv, columns, np.random.default_rng(0), GeneticOptions())[None]
+        assert np.isclose((queries.errors(place // columns) + kv.errors(place % columns))[0], least)
+
+
+def test_a_planted_grid_goes_out_without_loss_and_with_fewer_queries(reader, tmp_path, prompt):
+    q, kv = [0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1, 0, 0]
+
+    def plant(tensors):
+        for layer in range(3):
+            for kind, labels in (("q", q), ("k", kv), ("v", kv)):
+                name = f"model.layers.{layer}.self_attn.{kind}_proj.weight"
+                heads = tensors[name].view(8, 16, -1)
+                tensors[name] = heads[[labels.index(g) for g in labels]].flatten(0, 1).contiguous()
+
+    folder = edit_weights(reader, tmp_path / "planted", plant)
+    layer = LayerLayout(Grouping.from_labels(kv), Grouping.from_labels(kv), Grouping.from_labels(q))
+    layout = HeadLayout((layer,) * 3, 8, 8, 16)
+    assert HeadLayout.from_json(layout.to_json()) == layout and layout.only_mean and layout.export_class == "ragged"
+    export(folder, layout, tmp_path / "out")
+    assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
+    assert Checkpoint.open(tmp_path / "out").tensors["model.layers.1.self_attn.q_proj.weight"].shape[0] == 4 * 16
+
+
+def test_gqkva_asks_for_a_multi_head_model(models, tmp_path):
+    with pytest.raises(GrouperError, match="multi-head"):
+        search(models("llama", heads=8, kv_heads=4), tmp_path / "run", SearchOptions(("gqkva",), "weight"))

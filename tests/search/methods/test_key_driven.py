@@ -1,0 +1,63 @@
+"""Queries dealt out by key norms."""
+
+import numpy as np
+import pytest
+import torch
+from random_tables import keyed_task
+
+from grouper import Checkpoint, GrouperError
+from grouper.calibration.moments import collect_moments
+from grouper.model.in_memory import InMemoryModel
+from search import SearchOptions, search
+from search.methods.key_driven import KeyDriven, allocate, key_norms
+from search.options import GeneticOptions
+
+
+@pytest.mark.parametrize(
+    "shares", [[1, 1, 1, 1], [0, 0, 0, 0], [100, 1, 1, 1], [0, 0, 0, 1e-30], [3, 2, 2, 1], [np.nan] * 4]
+)
+@pytest.mark.parametrize("queries", [4, 7, 16])
+def test_queries_are_dealt_out_whole_and_to_every_head(shares, queries):
+    sizes = allocate(np.array(shares, float), queries)
+    assert sum(sizes) == queries and min(sizes) >= 1 and len(sizes) == 4
+    if len(set(shares)) == 1 and queries % 4 == 0:
+        assert len(set(sizes)) == 1
+
+
+def test_more_key_norm_means_more_queries():
+    assert allocate(np.array([3.0, 2, 2, 1]), 16) == [6, 4, 4, 2]
+
+
+@pytest.mark.parametrize("shares", ["sum", "moving-average", "difference"])
+def test_layouts_keep_order_and_neighbours(shares):
+    found = KeyDriven(shares=shares).search_layer(keyed_task(), np.random.default_rng(0), GeneticOptions())
+    assert [c.kv_heads for c in found] == list(range(1, 8))
+    for c in found:
+        assert c.layout.k.reader_order == list(range(8))
+        assert [h for sources in c.layout.k.sources for h in sources] == list(range(8))
+
+
+def test_equal_keys_give_equal_shares():
+    task = keyed_task(keys=np.eye(8)[None].repeat(3, 0))
+    found = KeyDriven().search_layer(task, np.random.default_rng(0), GeneticOptions())
+    assert {c.kv_heads: c.layout.k.sizes for c in found}[4] == (2, 2, 2, 2)
+
+
+def test_key_norms_are_of_the_averaged_heads_on_each_window(reader):
+    model = InMemoryModel(Checkpoint.open(reader))
+    tokens = torch.randint(0, 4096, (3, 32), generator=torch.Generator().manual_seed(0))
+    moments = collect_moments(model, tokens)
+    seen = []
+    hook = model.layer(1).self_attn.k_proj.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    with torch.inference_mode():
+        model.model(tokens)
+    hook.remove()
+    k = seen[0].unflatten(-1, (8, 16))  # [windows, tokens, heads, d]
+    expected = torch.stack([k[:, :, :3].mean(2).flatten(1).norm(dim=1), k[:, :, 3:].mean(2).flatten(1).norm(dim=1)], 1)
+    assert np.allclose(key_norms(moments[1].keys.double().numpy(), [[0, 1, 2], [3, 4, 5, 6, 7]]), expected, rtol=1e-4)
+
+
+def test_key_driven_methods_ask_for_text(reader, tmp_path):
+    with pytest.raises(GrouperError, match="--text"):
+        search(reader, tmp_path / "run", SearchOptions(("kdgqa",)))
+    assert not (tmp_path / "run").exists()

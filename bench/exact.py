@@ -1,7 +1,10 @@
-"""The genetic search against the exact solver, layer by layer: python bench/exact.py [--model FOLDER] [--fitness weight,activation,spectral]
+"""The genetic search against the exact solver, layer by layer.
 
-Prints for every layer and fitness how many KV-head counts (any sizes) and divisors (equal sizes) the search solved to optimality, the largest
-excess of an error over the optimum, and both times. The exact spectral errors of 2^16 groups ask for a GPU.
+    python bench/exact.py [--model FOLDER] [--fitness weight,activation,spectral]
+
+Prints for every layer and fitness how many KV-head counts (any sizes) and divisors (equal sizes) the search solved to
+optimality, the largest excess of an error over the optimum, and both times. The exact spectral errors of 2^16 groups
+ask for a GPU.
 """
 
 import argparse
@@ -29,28 +32,24 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     regrouper = Regrouper(Checkpoint.open(args.model), Calibration(TextSource(args.calibration)), args.device)
-    print(
-        "| fitness | layer | any sizes | equal sizes | largest excess | search, s | exact, s |\n|" + " --- |" * 7,
-        flush=True,
-    )
+    print("| fitness | layer | any sizes | equal sizes | largest excess | search, s | exact, s |")
+    print("|" + " --- |" * 7, flush=True)
     for name in args.fitness.split(","):
         for layer in range(min(args.layers or 10**9, regrouper.architecture.layers)):
             attention = regrouper.architecture.read(regrouper.checkpoint, layer)
-            fitness = FITNESSES[name](attention, regrouper.moments[layer], device=args.device)
+            fitness = FITNESSES[name].tables(attention, regrouper.moments[layer], device=args.device)
             solved, excess, took = [], 0.0, [0.0, 0.0]
             for method, equal in ((any_sizes, False), (equal_sizes, True)):
                 began = time.perf_counter()
-                found = {c.kv_heads: c.error for c in method(fitness, np.random.default_rng(layer), GeneticOptions())}
+                found = {p.groups: p.error for p in method(fitness, np.random.default_rng(layer), GeneticOptions())}
                 middle = time.perf_counter()
-                optimum = {c.kv_heads: c.error for c in optimal_partitions(fitness, equal)}
+                optimum = {p.groups: p.error for p in optimal_partitions(fitness, equal)}
                 took = [took[0] + middle - began, took[1] + time.perf_counter() - middle]
                 over = [found[k] / optimum[k] - 1 for k in optimum if optimum[k] > 0]
                 solved.append(f"{sum(o < 1e-9 for o in over)} of {len(over)}")
                 excess = max(excess, *over)
-            print(
-                f"| {name} | {layer} | {' | '.join(solved)} | {excess:.2%} | {took[0]:.1f} | {took[1]:.1f} |",
-                flush=True,
-            )
+            cells = (name, layer, *solved, f"{excess:.2%}", *(f"{seconds:.1f}" for seconds in took))
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

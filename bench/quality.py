@@ -1,10 +1,11 @@
 """Nats per token over the original, method by method and merge by merge, at the same KV bytes.
 
-    python bench/quality.py                                            # the model in the box, on the GPU if there is one
-    python bench/quality.py --model FOLDER --calibration A.txt --evaluation B.txt --kv-heads 2,1
+    python bench/quality.py                                            # the model in the box, on the GPU if there is
+    one python bench/quality.py --model FOLDER --calibration A.txt --evaluation B.txt --kv-heads 2,1
 
-Calibration and evaluation text differ. "weight-sharing error" rows are the exact optimum of QCQA's own error with its mean merge, at a uniform
-count and with budgets per layer from the exact knapsack; the last lines compare spectral and refined with the better of them.
+Calibration and evaluation text differ. "weight-sharing error" rows are the exact optimum of QCQA's own error with its
+mean merge, at a uniform count and with budgets per layer from the exact knapsack; the last lines compare spectral and
+refined with the better of them.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from grouper import Checkpoint
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
+from grouper.refinement.layer import RefineOptions
 from grouper.regroup import Regrouper
 from search import ParetoFront, RunFolder, SearchOptions, search
 from search.methods.exact import LIMIT
@@ -32,8 +35,9 @@ SLOW = "asymgqa, steps by loss"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. run: the search that it comes from. methods: of its layouts; all that are no baseline if empty. which: "equal"
-    groups, "any" sizes with one count, or "budgets", any counts. calibrated: whether the merge sees text. refined: by --refine under this word."""
+    """A line of the table. run: the search that it comes from. methods: of its layouts; all that are no baseline if
+    empty. which: "equal" groups, "any" sizes with one count, or "budgets", any counts. calibrated: whether the merge
+    sees text. refined: by --refine under this word."""
 
     name: str
     run: str
@@ -110,9 +114,8 @@ def runs(model: InMemoryModel, text: dict, slow: bool) -> dict[str, SearchOption
 
 def best(front: ParetoFront, kv_ratio: float, row: Row) -> pd.Series | None:
     """The layout of lowest error at this KV ratio among the row's."""
-    table = front.table
-    rows = table[(table["kv_ratio"] - kv_ratio).abs() < 1e-6]
-    rows = rows[rows["method"].isin(row.methods)]
+    rows = front.found_by(*row.methods)
+    rows = rows[(rows["kv_ratio"] - kv_ratio).abs() < 1e-6]
     deploys = {"equal": ["stock"], "any": ["stock", "padded"], "budgets": ["stock", "padded", "ragged", "none"]}[
         row.which
     ]
@@ -145,7 +148,7 @@ def main() -> None:
     evaluation = windows(
         TextSource(args.evaluation, purpose="evaluation"), load_tokenizer(checkpoint), args.window, args.limit
     )
-    calibration = Calibration(TextSource(args.calibration), args.tokens, args.refine_tokens, args.window)
+    calibration = Calibration(TextSource(args.calibration), args.tokens, args.window)
     original = nll(model.model, evaluation)
     print(
         f"{args.model}: {original:.4f} nats per token on {evaluation.numel():,} tokens; calibrated on {args.tokens:,}",
@@ -180,11 +183,13 @@ def main() -> None:
                 began = time.time()
                 layout = RunFolder(Path(temporary) / row.run).layout(int(chosen["layout"]))
                 if row.refined:
-                    merged = calibrated.refined(layout, row.merge, calibrated.refine_options(args.scope))
+                    merged = calibrated.refined(
+                        layout, MERGES[row.merge], RefineOptions(args.scope, tokens=args.refine_tokens)
+                    )
                 else:
-                    merged = (calibrated if row.calibrated else uncalibrated).merged(layout, row.merge)
-                value = nll(calibrated.install(layout, merged), evaluation) - original
-                model.restore()
+                    merged = (calibrated if row.calibrated else uncalibrated).merged(layout, MERGES[row.merge])
+                with model.installed(layout, merged) as regrouped:
+                    value = nll(regrouped, evaluation) - original
                 found.setdefault(row.name, [None] * len(counts))[column] = value
                 print(f"  KV {count}/{heads} {row.name}: {value:+.4f} ({time.time() - began:.0f} s)", flush=True)
 
@@ -211,7 +216,8 @@ def summary(found: dict, counts: list[int], heads: int) -> None:
             least("spectral,", column, False),
             least("spectral,", column, True),
         )
-        line = f"KV {count}/{heads}: best weight-sharing error {weight:+.3f}, spectral {plain:+.3f} (1/{weight / plain:.1f})"
+        ours = f"spectral {plain:+.3f} (1/{weight / plain:.1f})"
+        line = f"KV {count}/{heads}: best weight-sharing error {weight:+.3f}, {ours}"
         print(line + ("" if refined is None else f", refined {refined:+.3f} (1/{weight / refined:.1f})"))
 
 

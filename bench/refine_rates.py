@@ -1,14 +1,15 @@
-"""Which learning rate for how many tokens: nats per token over the original after refinement, on calibration text held out from it.
+"""Which learning rate for how many tokens: nats per token over the original after refinement, on calibration text held
+out from it.
 
     python bench/refine_rates.py --kv-heads 4 --refine-tokens 32768,393216 --rates 0.01,0.02,0.04
     python bench/refine_rates.py --model FOLDER --calibration A.txt --kv-heads 1 --scopes attention,block
 
-Neighbouring heads share, merged spectrally. Evaluation text has no part in it: the defaults chosen here are later measured there.
+Neighbouring heads share, merged spectrally. Evaluation text has no part in it: the defaults chosen here are later
+measured there.
 """
 
 import argparse
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
+from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
+from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 
@@ -49,23 +52,21 @@ def main() -> None:
     a = model.architecture
     neighbours = np.sort(np.arange(a.kv_heads) % args.kv_heads)
     layout = HeadLayout.from_labels([neighbours] * a.layers, a.query_heads, a.head_dim)
-    start = regrouper.merged(layout, "spectral", before_refinement=True)
+    start = regrouper.merged(layout, MERGES["spectral"].before_refinement())
     kept = [start(layer) for layer in range(model.architecture.layers)]
-    print(
-        f"{args.model}, KV {args.kv_heads}/{model.architecture.kv_heads}: original {original:.4f} on {unseen.numel():,} tokens",
-        flush=True,
-    )
-    print("| tokens | scope | lr | nats over the original | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
+    of = f"{args.model}, KV {args.kv_heads}/{a.kv_heads}"
+    print(f"{of}: original {original:.4f} on {unseen.numel():,} tokens", flush=True)
+    print("| tokens | scope | lr | nats over the original | seconds |\n|" + " --- |" * 5, flush=True)
     for tokens in counts:
         part = seen[torch.linspace(0, len(seen) - 1, min(len(seen), tokens // args.window)).long()]
         for scope in args.scopes.split(","):
             for rate in map(float, args.rates.split(",")):
                 began = time.perf_counter()
-                options = replace(regrouper.refine_options(scope), lr=rate)
-                layers = refine_layers(model, layout, lambda l: kept[l].attention, part, options, device=args.device)
+                options = RefineOptions(scope, lr=rate)
+                layers = refine_layers(model, layout, kept.__getitem__, part, options, device=args.device)
                 seconds = time.perf_counter() - began
-                value = nll(regrouper.install(layout, layers.__getitem__), unseen) - original
-                model.restore()
+                with model.installed(layout, layers) as regrouped:
+                    value = nll(regrouped, unseen) - original
                 print(f"| {part.numel():,} | {scope} | {rate:g} | {value:+.4f} | {seconds:.0f} |", flush=True)
 
 

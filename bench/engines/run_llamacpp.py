@@ -1,4 +1,5 @@
-"""Greedy tokens by llama.cpp: python run_llamacpp.py FOLDER "1 2 3" COUNT [TEXT]; with TEXT, also how its tokenizer reads it."""
+"""Greedy tokens by llama.cpp: python run_llamacpp.py FOLDER "1 2 3" COUNT [TEXT]; with TEXT, also how its tokenizer
+reads it."""
 
 import json
 import sys

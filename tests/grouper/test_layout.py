@@ -51,7 +51,8 @@ def test_gqa_readers_are_the_queries_of_the_merged_heads():
 
 @pytest.mark.parametrize(
     ("rows", "deploy"),
-    [([[0, 0, 1, 1]] * 2, "stock"), ([[0, 0, 0, 1]] * 2, "padded"), ([[0, 0, 1, 1], [0, 0, 0, 1]], "padded"), ([[0] * 4, [0, 0, 1, 1]], "ragged")],
+    [([[0, 0, 1, 1]] * 2, "stock"), ([[0, 0, 0, 1]] * 2, "padded"), ([[0, 0, 1, 1], [0, 0, 0, 1]], "padded"), ([[0] * 4,
+    [0, 0, 1, 1]], "ragged")],
 )  # fmt: skip
 def test_deployment_classes(rows, deploy):
     assert HeadLayout.from_labels(rows, 4, 8).export_class == deploy

@@ -134,8 +134,10 @@ def test_another_search_into_the_same_folder_is_refused(run, models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": ("gradient",)}, "unknown method 'gradient'"), ({"fitness": "luck"}, "unknown fitness"), ({"paper": "x"}, "unknown paper"),
-        ({"kv_heads_multiple_of": 8}, "multiple of 8"), ({"kv_heads_multiple_of": 0}, "multiple of 0"), ({"kv_dtype": "int3"}, "unknown KV dtype"),
+        ({"method": ("gradient",)}, "unknown method 'gradient'"), ({"fitness": "luck"}, "unknown fitness"),
+        ({"paper": "x"}, "unknown paper"),
+        ({"kv_heads_multiple_of": 8}, "multiple of 8"), ({"kv_heads_multiple_of": 0}, "multiple of 0"),
+        ({"kv_dtype": "int3"}, "unknown KV dtype"),
         ({"population": 1}, "population of 1"), ({"stage2": "luck"}, "unknown stage 2"),
     ],
 )  # fmt: skip
@@ -218,7 +220,8 @@ def test_picking(run):
     front.table.loc[front.table["layout"] == stock.layout, "nll"] = 5.0
     assert pick(front, "mean", kv_ratio="0.25", deploy="any").layout == stock.layout, "measured nats decide over errors"
     for asked, message in (
-        ({"kv_ratio": "2"}, "out of range"), ({"kv_ratio": "0"}, "out of range"), ({"kv_ratio": "half"}, "expected a number, a fraction"),
+        ({"kv_ratio": "2"}, "out of range"), ({"kv_ratio": "0"}, "out of range"), ({"kv_ratio": "half"},
+        "expected a number, a fraction"),
         ({"kv_ratio": "0.05"}, "below one head a layer"), ({"kv_ratio": "0.98"}, "the nearest are"),
         ({"kv_bytes_per_token": 3}, "the smallest takes"),
         ({"layout": 10**6}, "no layout"), ({}, "one of --layout"), ({"layout": 1, "kv_ratio": "1"}, "one of --layout"),

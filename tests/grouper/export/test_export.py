@@ -35,7 +35,8 @@ def layout_of(folder, deploy: str) -> HeadLayout:
 
 
 def gathered(folder, layout, prompt, merge="mean"):
-    """The reference, written from the definition: every query head gets its group's merged K and V head by index, in the original class."""
+    """The reference, written from the definition: every query head gets its group's merged K and V head by index, in
+    the original class."""
     checkpoint = Checkpoint.open(folder)
     a = Architecture.of(checkpoint.config)
     config = AutoConfig.from_pretrained(folder)

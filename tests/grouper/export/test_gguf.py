@@ -140,7 +140,8 @@ def test_what_llama_cpp_cannot_hold_is_refused_by_name(reader, models, tmp_path)
     windowed = add_tokenizer(make_model(tmp_path / "windowed", "mistral", 8, 8, vocab_size=4096, sliding_window=16))
     for folder, layout, dtype, why in (
         (reader, queries, "float32", "query projections"), (reader, ragged(8, 8), "int4", "int4"),
-        (windowed, ragged(8, 8), "float32", "sliding window"), (models("llama"), ragged(8, 8), "float32", "tokenizer.json"),
+        (windowed, ragged(8, 8), "float32", "sliding window"), (models("llama"), ragged(8, 8), "float32",
+        "tokenizer.json"),
     ):  # fmt: skip
         with pytest.raises(GrouperError, match=why):
             export(folder, layout, tmp_path / "out", options=ExportOptions(format="gguf", dtype=dtype))

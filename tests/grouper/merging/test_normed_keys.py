@@ -48,7 +48,8 @@ def behind_norms(heads: torch.Tensor, gains: torch.Tensor, kind: str, x: torch.T
 
 
 def score_error(before: Attention, after: Attention, x: torch.Tensor) -> float:
-    """Phase-averaged squared change of scores between random tokens, over the squared scores: per plane q^H k, as complex numbers."""
+    """Phase-averaged squared change of scores between random tokens, over the squared scores: per plane q^H k, as
+    complex numbers."""
     a, b = before.planes.T
     queries, keys = x[:300], x[300:]
     changed = energy = 0.0

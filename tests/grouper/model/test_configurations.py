@@ -55,36 +55,49 @@ def test_checkpoints_as_they_come(samples, tmp_path, prompt, name, dtype):
 
 CONFIGURATIONS = {  # as released: (config.json's facts; layers, query heads, KV heads, head_dim, rotary_dim, context)
     "SmolLM2-135M": (
-        {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30,
+        {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "num_hidden_layers": 30,
          "max_position_embeddings": 8192}, (30, 9, 3, 64, 64, 8192)),
     "llama-13b": (
-        {"model_type": "llama", "hidden_size": 5120, "num_attention_heads": 40, "num_hidden_layers": 40, "max_position_embeddings": 2048},
+        {"model_type": "llama", "hidden_size": 5120, "num_attention_heads": 40, "num_hidden_layers": 40,
+        "max_position_embeddings": 2048},
         (40, 40, 40, 128, 128, 2048)),
     "OLMo-1B": (
-        {"model_type": "olmo", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 16, "max_position_embeddings": 2048},
+        {"model_type": "olmo", "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 16,
+        "max_position_embeddings": 2048},
         (16, 16, 16, 128, 128, 2048)),
     "pythia-70m": (
-        {"model_type": "gpt_neox", "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 6, "rotary_pct": 0.25,
+        {"model_type": "gpt_neox", "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 6,
+        "rotary_pct": 0.25,
          "max_position_embeddings": 2048}, (6, 8, 8, 64, 16, 2048)),
     "gpt-j-6b": (
         {"model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_layer": 28, "n_positions": 2048, "rotary_dim": 64},
         (28, 16, 16, 256, 64, 2048)),
     "falcon-40b": (
-        {"model_type": "falcon", "hidden_size": 8192, "n_head": 128, "n_head_kv": 8, "n_layer": 60, "new_decoder_architecture": True},
+        {"model_type": "falcon", "hidden_size": 8192, "n_head": 128, "n_head_kv": 8, "n_layer": 60,
+        "new_decoder_architecture": True},
         (60, 128, 8, 64, 64, 2048)),
-    "falcon-7b": ({"model_type": "falcon", "hidden_size": 4544, "n_head": 71, "n_layer": 32, "multi_query": True}, (32, 71, 1, 64, 64, 2048)),
-    "bloom-560m": ({"model_type": "bloom", "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}, (24, 16, 16, 64, 0, 0)),
-    "mpt-7b": ({"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048}, (32, 32, 32, 128, 0, 2048)),
-    "gpt2": ({"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024}, (12, 12, 12, 64, 0, 1024)),
+    "falcon-7b": ({"model_type": "falcon", "hidden_size": 4544, "n_head": 71, "n_layer": 32, "multi_query": True}, (32,
+    71, 1, 64, 64, 2048)),
+    "bloom-560m": ({"model_type": "bloom", "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}, (24, 16, 16, 64,
+    0, 0)),
+    "mpt-7b": ({"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048}, (32, 32, 32,
+    128, 0, 2048)),
+    "gpt2": ({"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024}, (12, 12, 12, 64,
+    0, 1024)),
     "phi-2": (
-        {"model_type": "phi", "hidden_size": 2560, "num_attention_heads": 32, "num_hidden_layers": 32, "partial_rotary_factor": 0.4,
+        {"model_type": "phi", "hidden_size": 2560, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "partial_rotary_factor": 0.4,
          "max_position_embeddings": 2048}, (32, 32, 32, 80, 32, 2048)),
     "Phi-4-mini": (
-        {"model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 24, "num_key_value_heads": 8, "num_hidden_layers": 32,
+        {"model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 24, "num_key_value_heads": 8,
+        "num_hidden_layers": 32,
          "partial_rotary_factor": 0.75, "max_position_embeddings": 131072}, (32, 24, 8, 128, 96, 131072)),
-    "llava-1.5-7b": ({"model_type": "llava", "text_config": {"model_type": "llama", "max_position_embeddings": 4096}}, (32, 32, 32, 128, 128, 4096)),
+    "llava-1.5-7b": ({"model_type": "llava", "text_config": {"model_type": "llama", "max_position_embeddings": 4096}},
+    (32, 32, 32, 128, 128, 4096)),
     "gemma-3-4b": (
-        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}},
+        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 2560,
+        "num_hidden_layers": 34, "sliding_window": 1024}},
         (34, 8, 4, 256, 256, 131072)),
 }  # fmt: skip
 

@@ -15,7 +15,8 @@ from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 
 TEXT = {
-    "vocab_size": 199, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "vocab_size": 199, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 8,
 }  # fmt: skip
 VISION = {
@@ -37,18 +38,22 @@ QWEN_VISION = {
     "intermediate_size": 32,
 }
 SAMPLES = {
-    "llava": {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": {**VISION, "model_type": "clip_vision_model"}},
+    "llava": {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": {**VISION,
+    "model_type": "clip_vision_model"}},
     "gemma3": {"text_config": {**TEXT, "sliding_window": 8}, "vision_config": VISION, "mm_tokens_per_image": 4},
     "qwen2_vl": {
         "text_config": TEXT | SECTIONS, **TOKENS,
         "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4},
     },
     "qwen2_5_vl": {"text_config": TEXT | SECTIONS, "vision_config": QWEN_VISION, **TOKENS},
-    "qwen3_vl": {"text_config": TEXT | SECTIONS, "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0]}, **TOKENS},
-    "mistral3": {"text_config": {**TEXT, "model_type": "mistral"}, "vision_config": {**VISION, "model_type": "pixtral", "head_dim": 16}},
+    "qwen3_vl": {"text_config": TEXT | SECTIONS, "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0]},
+    **TOKENS},
+    "mistral3": {"text_config": {**TEXT, "model_type": "mistral"}, "vision_config": {**VISION, "model_type": "pixtral",
+    "head_dim": 16}},
     "smolvlm": {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": VISION, "image_token_id": 198},
     "paligemma": {
-        "text_config": {**TEXT, "model_type": "gemma"}, "vision_config": {**VISION, "model_type": "siglip_vision_model", "projection_dim": 64},
+        "text_config": {**TEXT, "model_type": "gemma"}, "vision_config": {**VISION, "model_type": "siglip_vision_model",
+        "projection_dim": 64},
     },
 }  # fmt: skip
 

@@ -100,9 +100,9 @@ def inspect(
     """Heads, KV bytes and what can be done, from configuration and headers alone."""
     if families:
         from fitness import FITNESSES
-        from grouper.model.family_table import family_table, markdown
+        from grouper.model.family_table import family_rows, markdown
 
-        rows = family_table(FITNESSES)
+        rows = family_rows(FITNESSES)
 
         return _print_json([asdict(row) for row in rows]) if json_ else print(markdown(rows))
     if model is None:
@@ -280,9 +280,9 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = Path("grouper-demo"),
 ):
     """The whole job on the model in the box, in about a minute: no download, no GPU."""
-    from search.demo import demo as show
+    from search.demo import run_demo
 
-    show(output)
+    run_demo(output)
 
 
 def _print_front(front, as_json: bool, folder: Path) -> None:

@@ -60,10 +60,9 @@ class Attention:
             tensor = getattr(self, name)
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise GrouperError(f"attention has {name} of shape {list(tensor.shape)}: expected {list(shape)}")
-        if self.planes is not None and (self.planes.shape[1:] != (2,) or not 0 <= int(self.planes.max()) < d):
-            raise GrouperError(
-                f"attention has planes of shape {list(self.planes.shape)}: expected pairs of rows below {d}"
-            )
+        planes = self.planes
+        if planes is not None and (planes.shape[1:] != (2,) or int(planes.min()) < 0 or int(planes.max()) >= d):
+            raise GrouperError(f"attention has planes of shape {list(planes.shape)}: expected pairs of rows below {d}")
 
     @property
     def query_heads(self) -> int:

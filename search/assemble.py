@@ -39,7 +39,7 @@ class Layouts:
             before.also_found_by.append(method)
 
 
-def assemble(
+def assemble_layouts(
     found: list[dict[str, list[Candidate]]], architecture: Architecture, options: SearchOptions, methods: list[Method]
 ) -> list[Scored]:
     """Every layout of a run, the original first, then by falling KV bytes.

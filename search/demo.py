@@ -38,7 +38,7 @@ The same on a model of your own (a folder, or USER/NAME on the Hub), with text l
 """
 
 
-def demo(folder: Path = Path("grouper-demo")) -> None:
+def run_demo(folder: Path = Path("grouper-demo")) -> None:
     """Inspect, search, measure, refine, export, self-test and read a sample, in `folder`, which an earlier demo may
     have left."""
     began = time.perf_counter()

@@ -81,12 +81,7 @@ def export_from_run(
     check_exportable(checkpoint, chosen.layout, options)
     announce(chosen, tell)
     regrouper = Regrouper(checkpoint, calibration or settings.calibration(keep_calibration), device)
-    row = chosen.picked.row
-    origin = {
-        "method": row["method"], "fitness": settings.options.fitness, "error": float(row["error"]),
-        "layout": chosen.picked.layout, "search": settings.command, "export": command,
-        "measured": measured(folder.front(), chosen.picked.layout, chosen.label),
-    }  # fmt: skip
+    origin = origin_of(folder, chosen, command)
     with temporary_folder(output.absolute().parent) as temporary:
         if refine:
             refine = replace(refine, seed=settings.options.seed).for_device(device)
@@ -118,6 +113,16 @@ def choose_layout(folder: RunFolder, selection: Selection, refined: bool, set: t
         why = "regroups query heads too, which only averaging can follow"
         tell(f"layout {picked.layout} {why}: merged by {fitting.name}, not {merge.name}")
     return Chosen(picked, layout, fitting, f"{fitting.name}{suffix}")
+
+
+def origin_of(folder: RunFolder, chosen: Chosen, command: str | None) -> dict:
+    """Facts for grouper.json and the card: where the layout comes from, what it was found to lose."""
+    picked, settings = chosen.picked, folder.settings
+    return {
+        "method": picked.row["method"], "fitness": settings.options.fitness, "error": float(picked.row["error"]),
+        "layout": picked.layout, "search": settings.command, "export": command,
+        "measured": measured(folder.front(), picked.layout, chosen.label),
+    }  # fmt: skip
 
 
 def announce(chosen: Chosen, tell: Tell) -> None:

@@ -12,7 +12,7 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.outputs import write_text
 from grouper.progress import Progress, untold
 from grouper.regroup import Regrouper
-from search.assemble import assemble
+from search.assemble import assemble_layouts
 from search.methods.registry import methods_of, with_equal_groups
 from search.options import SearchOptions
 from search.pareto import ParetoFront, Scored
@@ -61,7 +61,7 @@ def search(
     started = time.perf_counter()
     found = search_layers(folder, regrouper, options, methods, jobs, progress)
     stage1 = time.perf_counter() - started
-    front = write_front(folder, assemble(found, architecture, options, methods), options, checkpoint.title)
+    front = write_front(folder, assemble_layouts(found, architecture, options, methods), options, checkpoint.title)
     timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
     folder.write_settings(replace(settings, timings=timings))
     return front

@@ -2,8 +2,8 @@
 [--classes stock,ragged]
 
 Tiny random models of every family (those of tests/family_samples.py, four times as wide), exported in each class,
-decode 16 tokens greedily in float32 in each engine; compared with the index-gather reference. A table in Markdown; what an
-engine said lies in logs beside the exports.
+decode 16 tokens greedily in float32 in each engine; compared with the index-gather reference. A table in Markdown; what
+an engine said lies in logs beside the exports.
 """
 
 import argparse

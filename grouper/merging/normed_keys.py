@@ -19,7 +19,7 @@ from grouper.merging.folding import complex_energy, energy, sizes, split
 from grouper.merging.spectral_layer import SpectralLayer
 
 
-def normed_keys(layer: SpectralLayer, layout: LayerLayout, rescale: bool) -> dict[str, Tensor | None]:
+def merge_normed_keys(layer: SpectralLayer, layout: LayerLayout, rescale: bool) -> dict[str, Tensor | None]:
     """The changed k, k_bias, k_norm and q_norm."""
     attention, across_heads = layer.attention, layer.attention.qk_norm == "all"
     q_norm = attention.q_norm.double().clone().to(layer.k.device)

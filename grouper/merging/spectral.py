@@ -31,7 +31,7 @@ from grouper.calibration.moments import InputMoments
 from grouper.layout import Groups, LayerLayout
 from grouper.merging.base import Merge
 from grouper.merging.folding import check_readers_are_sources, complex_energy, energy, split
-from grouper.merging.normed_keys import normed_keys
+from grouper.merging.normed_keys import merge_normed_keys
 from grouper.merging.spectral_layer import SpectralLayer
 
 
@@ -60,7 +60,7 @@ class Spectral(Merge):
         v, o = merged_values(layer, layout.v.sources)
         new_v, v_bias = split(v, attention.v_bias, attention.v)
         if attention.qk_norm is not None:
-            changed = normed_keys(layer, layout, self.rescale)
+            changed = merge_normed_keys(layer, layout, self.rescale)
         else:
             k, q = merged_keys(layer, layout.k.sources, self.rescale)
             new_q, q_bias = split(q.flatten(0, 1), attention.q_bias, attention.q)

@@ -31,7 +31,7 @@ class FamilyRow:
     classes: list[str]
 
 
-def family_table(fitnesses: Mapping[str, Exactness] | None = None) -> list[FamilyRow]:
+def family_rows(fitnesses: Mapping[str, Exactness] | None = None) -> list[FamilyRow]:
     """fitnesses: the registry of them, which this package does not know."""
     rows = [
         FamilyRow(

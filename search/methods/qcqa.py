@@ -20,7 +20,7 @@ from search.methods.task import LayerTask
 from search.optimise import operators
 from search.optimise.nsga2 import Report, evolve, unreported
 from search.optimise.partition import Partition, best_per_count
-from search.optimise.settle import POOL, settle
+from search.optimise.settle import POOL, settled
 from search.options import GeneticOptions
 
 
@@ -61,7 +61,7 @@ def any_sizes(
     found = _front(fitness, toolbox, start, genetic, rng, report, swaps_only=False)
     if genetic.memetic and fitness.surrogate is not fitness:
         # a surrogate may mislead across sizes: never worse than equal groups
-        found = settle(fitness, found + equal_sizes(fitness, rng, genetic, report))
+        found = settled(fitness, found + equal_sizes(fitness, rng, genetic, report))
     return found
 
 
@@ -107,7 +107,7 @@ def _front(
             pool[k] = _shortest(pool.get(k, []) + [Partition(rows[i], float(scores[i, 1])) for i in best])
     found = [p for k in sorted(pool) for p in pool[k]]
     if table is not fitness:
-        found = settle(fitness, found, swaps_only)
+        found = settled(fitness, found, swaps_only)
     return list(best_per_count(found).values())
 
 

@@ -10,7 +10,7 @@ POOL = 24  # partitions of each KV-head count that get an exact error
 TRIED = 16  # moves a step that get one, the most promising by pairs
 
 
-def settle(
+def settled(
     fitness: LayerFitness, partitions: list[Partition], swaps_only: bool = False, steps: int = 20
 ) -> list[Partition]:
     """Exact errors for the partitions, then for each KV-head count the best one improved by moves and swaps that exact

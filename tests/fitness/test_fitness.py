@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,12 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_layers import small_attention
 
-from fitness import FITNESSES, PairwiseFitness
+from fitness import FITNESSES, PairwiseFitness, calibrated_errors
 from fitness.activation import Activation
+from fitness.spectral import Spectral
 from fitness.weight import Weight
+from grouper import GrouperError
 from grouper.attention import Attention
 from grouper.calibration.moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
+from grouper.merging import MEAN, MERGES
 
 
 def by_definition(a: Attention, labels) -> float:
@@ -150,3 +155,66 @@ def test_sharing_queries_adds_their_own_error():
             )
             and error > 0.1
         )
+
+
+def grouped_attention(seed: int = 12) -> tuple[Attention, InputMoments]:
+    """8 query heads over 4 KV heads."""
+    from random_layers import random_attention, random_moments
+
+    return random_attention(seed), random_moments(seed)
+
+
+@pytest.mark.parametrize("fitness", [Weight(), Weight(normalised=False), Activation()])
+def test_the_error_of_any_layout_counts_kv_heads_not_their_readers(fitness):
+    a, inputs = grouped_attention()
+    labels = [0, 1, 0, 1]
+    score = fitness.tables(a, inputs).errors(np.array([labels]))[0]
+    assert np.isclose(fitness.error_of_any_layout(a, LayerLayout.from_labels(labels, 2), inputs), score, rtol=1e-9)
+
+
+def test_shared_queries_are_followed():
+    """The error with shared query projections is that of the same layer with each head's copy written out."""
+    a, (_, inputs) = small_attention(10, bias=False), moments()
+    a.planes = torch.tensor([[0, 2], [1, 3]])
+    kv, q = Grouping.from_labels([0, 0, 1, 1, 2, 2]), Grouping.from_labels([0, 1, 2, 0, 1, 2])
+    shared, plain = LayerLayout(kv, kv, q), LayerLayout.shared(kv)
+    merged = MEAN.merge(a, shared)
+    written_out = replace(merged, q=merged.q[[0, 1, 2, 0, 1, 2]])
+    expected = calibrated_errors(a, written_out, plain, inputs)
+    assert calibrated_errors(a, merged, shared, inputs) == pytest.approx(expected, rel=1e-12)
+    assert expected != pytest.approx(calibrated_errors(a, MEAN.merge(a, plain), plain, inputs), rel=1e-3)
+
+
+def test_the_reduced_error_of_v_is_exact_where_no_direction_is_left_out():
+    """With two rows a head, two directions of each are all there are."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(6, 2, 9, generator=generator) for _ in range(3))
+    a = Attention(q, k, v, torch.randn(9, 6, 2, generator=generator))
+    inputs = InputMoments.from_norm(torch.rand(9, generator=generator), None, 9)
+    groups = [(0, 1), (0, 2, 4), (1, 2, 3, 5), tuple(range(6))]
+    exact, reduced = (Spectral(exact_rows=rows).tables(a, inputs).group_errors(groups) for rows in (99, 1))
+    assert np.allclose(exact, reduced, rtol=1e-9) and (exact > 0.01).all()
+
+
+@pytest.mark.parametrize("fitness", FITNESSES.values(), ids=FITNESSES)
+def test_an_entry_says_what_it_is_and_knows_its_parts(fitness):
+    a, (_, inputs) = small_attention(11), moments()
+    assert fitness.paper and fitness.own_merge in MERGES and set(fitness.exact_in) <= {None, "head", "all"}
+    assert isinstance(fitness.pairs(a, inputs, "q"), PairwiseFitness)
+    for part in ("x", "", "kvq"):
+        with pytest.raises(GrouperError, match="unknown part"):
+            fitness.tables(a, inputs, part)
+    with pytest.raises(GrouperError, match="unknown part 'cuda'"):
+        fitness.tables(a, inputs, "cuda")
+
+
+@pytest.mark.parametrize("fitness", FITNESSES.values(), ids=FITNESSES)
+def test_a_fitness_is_the_error_of_its_own_merge(fitness):
+    """Zero for heads alone, names of groups do not matter, groups add up, and a head twice costs nothing to share."""
+    a, inputs = grouped_attention()
+    a.k[2], a.v[2], a.k_bias[2], a.v_bias[2] = a.k[0], a.v[0], a.k_bias[0], a.v_bias[0]
+    tables = fitness.tables(a, inputs)
+    alone, named, renamed = tables.errors(np.array([[0, 1, 2, 3], [0, 1, 1, 0], [5, 2, 2, 5]]))
+    assert alone == 0 and named == renamed > 0.01 and tables.heads == 4
+    assert np.isclose(tables.group_errors([(0, 3), (1, 2)]).sum(), named, rtol=1e-9)
+    assert tables.group_errors([(0, 2)])[0] == pytest.approx(0, abs=1e-9)

@@ -69,3 +69,16 @@ def test_what_is_no_layout_is_refused(text):
 
 def test_groups_of():
     assert groups_of([7, 3, 7]) == ((0, 2), (1,))
+
+
+def test_the_kv_ratio_is_of_the_kv_heads_that_came_in():
+    """8 query heads over 4 KV heads, 3 kept in one layer and 1 in the other."""
+    layout = HeadLayout.from_labels([[0, 1, 2, 2], [0, 0, 0, 0]], 8, 16)
+    assert layout.kv_ratio == (3 + 1) / (4 + 4) and layout.queries_per_kv_head == 2
+    assert layout.kv_bytes_per_token("float16") == 2 * (3 + 1) * 16 * 2
+    assert HeadLayout.ungrouped(2, 8, 4, 16).kv_ratio == 1
+
+
+def test_readers_one_group_after_the_other_and_labels_of_sources():
+    grouping = Grouping(((0, 5), (1, 2, 3, 4)), ((2,), (0, 1)))
+    assert grouping.reader_order == [0, 5, 1, 2, 3, 4] and grouping.labels.tolist() == [0, 0, 1]

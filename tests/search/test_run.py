@@ -203,32 +203,41 @@ def test_a_planted_model_is_regrouped_without_loss(planted, tmp_path, prompt):
     assert (logits(tmp_path / "out", prompt) - logits(folder, prompt)).abs().max() < 1e-4
 
 
-def test_picking(run):
-    front = RunFolder(run).front()
-    stock = pick(front, "mean", kv_ratio="0.25")
-    free = pick(front, "mean", kv_ratio="0.25", deploy="any")
-    assert stock.row["deploy"] == "stock" and free.row["error"] <= stock.row["error"]
-    assert (stock.others is not None) == (free.row["error"] < stock.row["error"])
-    assert (
-        pick(front, "mean", kv_bytes_per_token=int(free.row["kv_bytes_per_token"]), deploy="any").row["error"]
-        <= free.row["error"]
-    )
-    assert pick(front, "mean", kv_ratio="1/3", deploy="ragged").row["kv_ratio"] == pytest.approx(1 / 3)
-    baselines = set(front.table.loc[front.table["method"].isin(["neighbour", "random", "original"]), "layout"])
-    assert not {p.layout for p in (stock, free)} & baselines
-    front.table.loc[front.table["layout"] == free.layout, "nll"] = 9.0
-    front.table.loc[front.table["layout"] == stock.layout, "nll"] = 5.0
-    assert pick(front, "mean", kv_ratio="0.25", deploy="any").layout == stock.layout, "measured nats decide over errors"
-    for asked, message in (
-        ({"kv_ratio": "2"}, "out of range"), ({"kv_ratio": "0"}, "out of range"), ({"kv_ratio": "half"},
-        "expected a number, a fraction"),
-        ({"kv_ratio": "0.05"}, "below one head a layer"), ({"kv_ratio": "0.98"}, "the nearest are"),
-        ({"kv_bytes_per_token": 3}, "the smallest takes"),
-        ({"layout": 10**6}, "no layout"), ({}, "one of --layout"), ({"layout": 1, "kv_ratio": "1"}, "one of --layout"),
-        ({"kv_ratio": "0.25", "deploy": "tpu"}, "unknown deployment class"),
-    ):  # fmt: skip
-        with pytest.raises(GrouperError, match=message):
-            pick(front, "mean", **asked)
+def test_changed_text_is_noticed_where_a_run_would_go_on(reader, tmp_path):
+    text = tmp_path / "text.txt"
+    options = SearchOptions(fitness="weight", generations=2, population=16, text=str(text), tokens=256, window=64)
+    text.write_text("Four score and seven years ago our fathers brought forth. " * 60)
+    search(reader, tmp_path / "run", options)
+    search(reader, tmp_path / "run", options)
+    text.write_text("When in the course of human events it becomes necessary. " * 60)
+    with pytest.raises(GrouperError, match="another text_digest"):
+        search(reader, tmp_path / "run", options)
+
+
+def test_parameters_are_recorded_and_change_what_is_found(models, tmp_path):
+    folder, options = models("llama"), replace(QUICK, method=("asymgqa",))
+    plain = search(folder, tmp_path / "plain", options)
+    other = search(folder, tmp_path / "set", replace(options, set=("asymgqa.walks=1", "asymgqa.nearest=1")))
+    assert json.loads((tmp_path / "set" / "run.json").read_text())["set"] == ["asymgqa.walks=1", "asymgqa.nearest=1"]
+    assert not plain.same_layouts(other)
+    with pytest.raises(GrouperError, match="another set"):
+        search(folder, tmp_path / "plain", replace(options, set=("asymgqa.walks=2",)))
+    with pytest.raises(GrouperError, match="ward has no such parameter, it has none"):
+        search(folder, tmp_path / "none", replace(options, set=("ward.walks=2",)))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_of_an_older_version_goes_on(run, models, tmp_path):
+    """Before parameters and the column also_found_by."""
+    shutil.copytree(run, tmp_path / "a")
+    settings = json.loads((tmp_path / "a" / "run.json").read_text())
+    del settings["set"]
+    (tmp_path / "a" / "run.json").write_text(json.dumps(settings))
+    table = pd.read_csv(tmp_path / "a" / "pareto.csv").drop(columns="also_found_by")
+    table.to_csv(tmp_path / "a" / "pareto.csv", index=False)
+    assert RunFolder(tmp_path / "a").front().table["also_found_by"].eq("").all()
+    search(models("llama"), tmp_path / "a", QUICK, progress=lambda *_: pytest.fail("searched again"))
+    assert contents(tmp_path / "a")[0] == contents(run)[0]
 
 
 def test_measuring_a_real_model(demo_run, tmp_path):

@@ -12,7 +12,7 @@ from tiny_models import ROOT
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, export
 from grouper.model.families import REFUSED
-from grouper.model.family_table import family_table, markdown
+from grouper.model.family_table import family_rows, markdown
 from grouper.model.inspection import inspect
 
 OLD = {  # family: (names as checkpoints on the Hub have them, tensors that are no parameters)
@@ -148,4 +148,4 @@ def test_windows_hold_no_more_than_their_tokens(samples):
 
 
 def test_the_readme_has_the_table_that_the_command_prints():
-    assert markdown(family_table()) in (ROOT / "README.md").read_text()
+    assert markdown(family_rows()) in (ROOT / "README.md").read_text()

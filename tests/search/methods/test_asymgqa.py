@@ -29,3 +29,56 @@ def test_a_step_brings_a_head_to_one_of_its_nearest():
     row = np.array([0, 0, 1, 1])
     take_step(row, 0, nearest, np.random.default_rng(0), equal_groups=True)
     assert row[0] == row[3] and sorted(row.tolist()) == [0, 0, 1, 1]
+
+
+def judged_walk(method: AsymGQA, heads: int = 8, steps: int = 1500, seed: int = 0) -> list[float]:
+    """What each step of a judged walk leaves standing, where every grouping that is tried is worse than all before."""
+    scores = iter(range(10**6))
+    judge = lambda rows: np.array([float(next(scores)) for _ in rows])  # noqa: E731
+    told = []
+    tables = PairwiseFitness(np.ones((heads, heads)) - np.eye(heads))
+    method.walk(
+        tables, np.random.default_rng(seed), GeneticOptions(generations=steps), 3, lambda _s, b: told.append(b), judge
+    )
+    assert len(told) == steps
+    return told
+
+
+def test_a_worse_step_is_taken_one_time_in_ten_and_so_is_a_new_start():
+    """Every step is worse, so that the standing score changes only where one was taken all the same."""
+    for method in (AsymGQA(restart=0, judged_steps=1500), AsymGQA(accept_worse=0, judged_steps=1500)):
+        assert 0.07 < len(set(judged_walk(method))) / 1500 < 0.13
+    stubborn = AsymGQA(restart=0, accept_worse=0, judged_steps=1500)
+    assert set(judged_walk(stubborn)) == {0.0}
+    willing = AsymGQA(restart=0, accept_worse=1, judged_steps=1500)
+    assert judged_walk(willing) == [float(step) for step in range(1, 1501)]
+
+
+def test_a_better_step_is_always_taken():
+    scores = iter(range(10**6, 0, -1))
+    told = []
+    AsymGQA(restart=0, accept_worse=0, judged_steps=50).walk(
+        PairwiseFitness(np.ones((6, 6)) - np.eye(6)), np.random.default_rng(0), GeneticOptions(generations=50), 2,
+        lambda _step, best: told.append(best), lambda rows: np.array([float(next(scores)) for _ in rows]),
+    )  # fmt: skip
+    assert told == [10.0**6 - step for step in range(1, 51)]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_walks_go_by_distances_not_by_errors(equal, monkeypatch):
+    seen = []
+    monkeypatch.setattr("search.methods.asymgqa.take_step", lambda row, head, near, rng, equal: seen.append(near))
+    distance = np.abs(np.subtract.outer(np.arange(6.0), np.arange(6.0)))
+    pairs = 10 - distance
+    np.fill_diagonal(pairs, 0)
+    tables = PairwiseFitness(pairs, distance=distance)
+    AsymGQA(equal_groups=equal).walk(tables, np.random.default_rng(0), GeneticOptions(generations=1), 2)
+    assert seen[0].tolist() == [[1, 2, 3], [0, 2, 3], [1, 3, 0], [2, 4, 1], [3, 5, 2], [4, 3, 2]]
+
+
+def test_the_last_head_of_a_group_stays():
+    row = np.array([0, 1, 1, 1])
+    take_step(row, 0, np.array([[1], [0], [0], [0]]), np.random.default_rng(0), equal_groups=False)
+    assert row.tolist() == [0, 1, 1, 1]
+    take_step(row, 2, np.array([[1], [0], [0], [0]]), np.random.default_rng(0), equal_groups=False)
+    assert row.tolist() == [0, 1, 0, 1]

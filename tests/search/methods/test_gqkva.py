@@ -9,7 +9,7 @@ from tiny_models import edit_weights, logits
 
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from search import SearchOptions, search
-from search.methods.gqkva import best_grid
+from search.methods.gqkva import best_grid, grid_crossover, improved_grids
 from search.options import GeneticOptions
 
 
@@ -44,3 +44,32 @@ def test_a_planted_grid_goes_out_without_loss_and_with_fewer_queries(reader, tmp
 def test_gqkva_asks_for_a_multi_head_model(models, tmp_path):
     with pytest.raises(GrouperError, match="multi-head"):
         search(models("llama", heads=8, kv_heads=4), tmp_path / "run", SearchOptions(("gqkva",), "weight"))
+
+
+def test_no_swap_betters_an_improved_grid():
+    """Of both errors together: either alone would leave some."""
+    queries, kv = random_pairs(2, 6, 60), random_pairs(3, 6, 60)
+    places = np.random.default_rng(0).permuted(np.tile(np.arange(6), (12, 1)), axis=1)
+
+    def cost(rows: np.ndarray) -> np.ndarray:
+        return queries.errors(rows // 3) + kv.errors(rows % 3)
+
+    better = improved_grids(queries, kv, 3, places)
+    assert (cost(better) <= cost(places) + 1e-9).all() and (cost(better) < cost(places) - 1e-3).any()
+    for row in better:
+        for a in range(6):
+            for b in range(a):
+                swapped = row.copy()
+                swapped[a], swapped[b] = row[b], row[a]
+                assert cost(swapped[None])[0] >= cost(row[None])[0] - 1e-9
+
+
+def test_crossover_keeps_places_and_takes_the_second_parents_order():
+    rng = np.random.default_rng(1)
+    first, second = (rng.permuted(np.tile(np.arange(8), (50, 1)), axis=1) for _ in range(2))
+    children = grid_crossover(rng, first, second)
+    assert (np.sort(children, axis=1) == np.arange(8)).all()
+    for child, mother, father in zip(children, first, second):
+        moved = np.flatnonzero(child != mother)
+        assert (np.argsort(child[moved]) == np.argsort(father[moved])).all()
+    assert 0.2 < (children != first).mean() < 0.5

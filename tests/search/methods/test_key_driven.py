@@ -9,7 +9,7 @@ from grouper import Checkpoint, GrouperError
 from grouper.calibration.moments import collect_moments
 from grouper.model.in_memory import InMemoryModel
 from search import SearchOptions, search
-from search.methods.key_driven import KeyDriven, allocate, key_norms
+from search.methods.key_driven import SHARES, KeyDriven, allocate, key_norms
 from search.options import GeneticOptions
 
 
@@ -61,3 +61,38 @@ def test_key_driven_methods_ask_for_text(reader, tmp_path):
     with pytest.raises(GrouperError, match="--text"):
         search(reader, tmp_path / "run", SearchOptions(("kdgqa",)))
     assert not (tmp_path / "run").exists()
+
+
+def test_shares_are_what_the_paper_says():
+    """Two windows of three heads' norms. Sum: (4, 6, 9) less the least. Moving average: 0.9 of the second window and
+    0.1 of the first. Difference: what changed."""
+    norms = np.array([[1.0, 4.0, 2.0], [3.0, 2.0, 7.0]])
+    assert SHARES["sum"](norms).tolist() == [0, 2, 5]
+    assert SHARES["moving-average"](norms) == pytest.approx([2.8, 2.2, 6.5])
+    assert SHARES["difference"](norms).tolist() == [2, 2, 5]
+    three = np.array([[0.0], [10.0], [20.0]])
+    assert SHARES["moving-average"](three) == pytest.approx([(9 + 19) / 2])
+    for name in ("moving-average", "difference"):
+        assert SHARES[name](norms[:1]).tolist() == [1, 4, 2], "one window has none before it"
+
+
+def test_numbers_are_rounded_before_they_are_mended():
+    """1.6, 1.6 and 0.8 of 4 queries round to 2, 2 and 1; one comes off the first of the largest."""
+    assert allocate(np.array([2.0, 2.0, 1.0]), 4) == [1, 2, 1]
+    assert allocate(np.array([4.5, 4.4, 4.4]), 10) == [4, 3, 3], (
+        "3.4, 3.3, 3.3 round to 3, 3, 3; one goes to the smallest"
+    )
+
+
+def test_the_head_with_the_least_norm_gets_one_query():
+    """KV heads of norm 1, 1, 1 and 5: less the least, all shares are the last one's."""
+    keys = np.diag([1.0, 1, 1, 25])[None].repeat(2, 0)
+    found = KeyDriven().search_layer(keyed_task(4, keys), np.random.default_rng(0), GeneticOptions())
+    two = {c.kv_heads: c.layout.k for c in found}[2]
+    # the averaged pairs have norms sqrt(2) / 2 and sqrt(26) / 2
+    assert two.sizes == (1, 3) and two.sources == ((0, 1), (2, 3))
+
+
+def test_shares_of_no_known_kind_are_refused():
+    with pytest.raises(GrouperError, match="shares by 'luck'"):
+        KeyDriven(shares="luck")

@@ -31,3 +31,19 @@ def test_the_papers_stage_2_finds_the_binary_front():
         options, [2] * 4, 8, np.random.default_rng(0), GeneticOptions(generations=40, patience=0, memetic=False)
     )
     assert front == [(2, 2, 2, 2), (2, 2, 8, 2), (2, 8, 8, 2), (2, 8, 8, 8), (8, 8, 8, 8)]
+
+
+def test_the_papers_front_is_of_all_that_was_ever_evaluated(monkeypatch):
+    """The best was born first and did not survive."""
+    best, worse = np.array([[1, 1, 0], [0, 0, 0]]), np.array([[0, 1, 0], [1, 1, 1]])
+    scores = {(1, 1, 0): (4.0, 1.0), (0, 0, 0): (9.0, 0.0), (0, 1, 0): (6.0, 3.0), (1, 1, 1): (3.0, 5.0)}
+
+    def generations(*_arguments):
+        for rows in (best, worse):
+            yield rows, np.array([scores[tuple(row)] for row in rows.tolist()])
+
+    monkeypatch.setattr("search.optimise.budget.evolve", generations)
+    options = [{1: 0.5, 3: 0.0}] * 3
+    assert binary_nsga2(options, [1] * 3, 3, np.random.default_rng(0), GeneticOptions(population=4)) == [
+        (1, 1, 1), (1, 1, 3), (3, 3, 3),
+    ]  # fmt: skip

@@ -1,0 +1,134 @@
+"""One layer under refinement: what it is fitted on, how its loss weighs tokens, how fast each part moves."""
+
+import numpy as np
+import pytest
+import torch
+
+from grouper import Checkpoint, HeadLayout
+from grouper.attention import MergedLayer
+from grouper.calibration.streams import first_inputs
+from grouper.merging import MEAN
+from grouper.model.in_memory import InMemoryModel
+from grouper.refinement.layer import LayerWorker, RefineOptions, relative
+from grouper.refinement.refine import refine_layers
+from grouper.refinement.saved import SavedLayers, save_layer
+
+LAYOUT = HeadLayout.from_labels([np.arange(8) % 4] * 3, 8, 16)
+TOKENS = torch.randint(2, 4000, (8, 32), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model(reader) -> InMemoryModel:
+    return InMemoryModel(Checkpoint.open(reader))
+
+
+def merged(model: InMemoryModel, layer: int) -> MergedLayer:
+    attention = model.architecture.read(model.checkpoint, layer)
+    return MergedLayer(MEAN.merge(attention, LAYOUT.layers[layer]))
+
+
+def worker(model: InMemoryModel, layer: int, options: RefineOptions) -> tuple[LayerWorker, torch.Tensor]:
+    stream, arguments = first_inputs(model, TOKENS, "cpu")
+    return LayerWorker(model, layer, LAYOUT.layers[layer], arguments[layer], "cpu", options.for_device("cpu")), stream
+
+
+def test_every_token_weighs_the_same_whatever_its_size():
+    stream = torch.tensor([[[2.0, 0.0], [0.0, 1000.0]]])
+    difference = torch.tensor([[[1.0, 0.0], [0.0, 300.0]]])
+    assert relative(difference, stream).item() == pytest.approx((1 / 4 + 0.09) / 2)
+
+
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_one_step_moves_each_tensor_by_its_share_of_its_own_size(model, scope):
+    """Adam's first step is the learning rate itself: in a block, MLP and norms take 0.3 of attention's."""
+    options = RefineOptions(scope, steps=1, lr=0.01, batch_tokens=128)
+    work, stream = worker(model, 0, options)
+    start = merged(model, 0).attention
+    work.set(MergedLayer(start))
+    shared, others = work.trained(start)
+    before = {n: t.detach().clone() for n, t in {**shared, **others}.items()}
+    work.descend(start, shared, others, stream, stream, 1, lambda step, loss: None)
+    assert bool(others) == (scope == "block") and {"q", "k", "v", "o"} == set(shared)
+    for name, tensor in {**shared, **others}.items():
+        size = before[name].square().mean().sqrt().item()
+        share = 0.01 if name in shared else 0.003
+        assert (tensor.detach() - before[name]).abs().max().item() == pytest.approx(share * size, rel=1e-3), name
+    if others:
+        assert any("mlp" in n for n in others) and any("norm" in n for n in others)
+
+
+def test_the_rate_falls_to_nothing(model):
+    """Linearly: the second of two steps goes half as far as the first."""
+    moved = []
+    for steps in (1, 2):
+        work, stream = worker(model, 0, RefineOptions("attention", steps=steps, lr=1e-6, batch_tokens=10**6))
+        start = merged(model, 0).attention
+        work.set(MergedLayer(start))
+        shared, others = work.trained(start)
+        v = shared["v"].detach().clone()
+        work.descend(start, shared, others, stream, stream, steps, lambda step, loss: None)
+        moved.append((shared["v"].detach() - v).abs().median().item())
+    assert moved[1] == pytest.approx(1.5 * moved[0], rel=0.05), "gradients hardly change in so small a step"
+
+
+def test_a_layer_is_fitted_on_the_regrouped_stream(model):
+    """Layer 0 is damaged, so that the streams into layer 1 differ: fitted on what it will really get, it does better
+    there than fitted on the original's stream."""
+    options = RefineOptions("attention", steps=60, batch_tokens=256)
+    work, original = worker(model, 0, options)
+    damaged = merged(model, 0)
+    damaged.attention.o = damaged.attention.o * 3
+    work.set(damaged)
+    regrouped = original.clone()
+    work.advance(original, regrouped)
+    losses = {}
+    for name, stream in (("regrouped", regrouped), ("original", original)):
+        fitting, _ = worker(model, 1, options)
+        fitting.fit(merged(model, 1).attention, original, stream, 60)
+        losses[name] = fitting.error(original, regrouped)
+    assert losses["regrouped"] < 0.9 * losses["original"]
+
+
+def test_refinement_hands_every_layer_the_stream_that_the_layers_before_it_give(model, monkeypatch):
+    """In the whole procedure, too: what `fit` gets at layer 1 is the output of layer 0 as it was refined."""
+    seen = []
+    fit = LayerWorker.fit
+
+    def spy(self, start, original, regrouped, steps, tell):
+        seen.append((original.clone(), regrouped.clone()))
+        return fit(self, start, original, regrouped, steps, tell)
+
+    monkeypatch.setattr(LayerWorker, "fit", spy)
+    options = RefineOptions("attention", steps=2, batch_tokens=256)
+    done = refine_layers(model, LAYOUT, lambda layer: merged(model, layer), TOKENS, options)
+    assert torch.equal(*seen[0]) and not torch.equal(*seen[1])
+    captured = []
+    with model.installed({0: LAYOUT.layers[0]}, done):
+        hook = model.layer(1).register_forward_pre_hook(lambda _m, args: captured.append(args[0]))
+        model.decoder(input_ids=TOKENS, use_cache=False)
+        hook.remove()
+    assert torch.allclose(seen[1][1], captured[0], atol=1e-4) and not torch.allclose(seen[1][0], captured[0], atol=1e-2)
+
+
+def test_a_layer_that_training_does_not_improve_stays_as_merged(model):
+    work, stream = worker(model, 0, RefineOptions("block", steps=3, lr=50.0, batch_tokens=256))
+    start = merged(model, 0).attention
+    done = work.fit(start, stream, stream, 3)
+    assert torch.equal(done.attention.k, start.k) and not done.others and done.after == done.before > 0
+
+
+def test_layers_on_disk_are_made_once_and_read_to_the_bit(model, tmp_path):
+    made = []
+
+    def make(layer: int) -> MergedLayer:
+        made.append(layer)
+        return merged(model, layer)
+
+    saved = SavedLayers(tmp_path / "layers", make)
+    first, again = saved(1), saved(1)
+    assert made == [1] and 1 in saved and 0 not in saved
+    for name, tensor in vars(first.attention).items():
+        other = getattr(again.attention, name)
+        assert tensor is other or torch.equal(tensor, other), name
+    save_layer(saved.path(2), MergedLayer(first.attention, {"mlp.up_proj.weight": torch.ones(2)}, 0.5, 0.25))
+    assert saved.errors(2) == (0.5, 0.25) and torch.equal(saved(2).others["mlp.up_proj.weight"], torch.ones(2))

@@ -1,0 +1,48 @@
+"""Shapes are checked when a layer is made."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from random_layers import G, H, random_attention
+
+from grouper import GrouperError, LayerLayout
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        ("q", (8, 6)), ("k", (4, 5, 20)), ("v", (4, 6, 21)), ("o", (20, 8, 5)), ("q_bias", (8, 5)), ("k_bias", (5, 6)),
+        ("v_bias", (4, 1)), ("o_bias", (8,)), ("q_norm", (4, 6)), ("k_norm", (4, 5)),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_by_name(field, shape):
+    with pytest.raises(GrouperError, match=rf"attention has .*{field[0]}"):
+        replace(random_attention(), **{field: torch.zeros(shape)})
+
+
+def test_planes_are_pairs_of_rows():
+    for planes in (torch.tensor([[0, 6]]), torch.tensor([[0, 1, 2]]), torch.tensor([[-1, 2]])):
+        with pytest.raises(GrouperError, match="planes"):
+            replace(random_attention(), planes=planes)
+
+
+def test_readers_of_a_kv_head_are_neighbours():
+    attention = random_attention()
+    assert attention.queries_per_kv_head == H // G == 2
+    assert [attention.readers_of(kv) for kv in range(G)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert attention.head_read.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_expanding_gives_every_query_head_its_own_copy():
+    attention = random_attention()
+    layout = LayerLayout.from_labels([0, 1, 0, 1], 2)
+    merged = replace(
+        attention, k=attention.k[:2], k_bias=attention.k_bias[:2], v=attention.v[:2], v_bias=attention.v_bias[:2]
+    )
+    whole = merged.expanded(layout)
+    for head, group in enumerate([0, 0, 1, 1, 0, 0, 1, 1]):
+        assert torch.equal(whole.k[head], attention.k[group]) and torch.equal(
+            whole.v_bias[head], attention.v_bias[group]
+        )
+    assert whole.q is merged.q

@@ -1,0 +1,51 @@
+"""From pairs to the exact error, where pairs mislead."""
+
+import numpy as np
+from random_tables import random_pairs
+
+from fitness import PairwiseFitness
+from search.optimise.partition import Partition, best_per_count
+from search.optimise.settle import settled
+
+
+class Misled:
+    """Searches go by one table, the truth is another."""
+
+    def __init__(self, seed: int, heads: int):
+        self.heads, self.truth = heads, random_pairs(seed, heads, 20)
+        noise = random_pairs(seed + 1, heads, 20).pairs
+        self.surrogate = PairwiseFitness(self.truth.pairs + noise)
+
+    def errors(self, labels):
+        return self.truth.errors(labels)
+
+
+def test_errors_are_exact_and_moves_that_help_are_made():
+    fitness = Misled(0, 7)
+    start = [
+        Partition(np.array(row), 99.0) for row in ([0, 1, 2, 0, 1, 2, 0], [0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2, 2])
+    ]
+    found = {p.groups: p for p in settled(fitness, start)}
+    assert set(found) == {2, 3}
+    for k, p in found.items():
+        assert p.error == fitness.errors(p.labels[None])[0]
+        before = min(fitness.errors(s.labels[None])[0] for s in start if s.groups == k)
+        assert p.error < before, "these starts are no optima"
+        for head in range(7):  # few enough neighbours that all of them were tried
+            for group in range(k):
+                row = p.labels.copy()
+                row[head] = group
+                if len(set(row.tolist())) == k:
+                    assert fitness.errors(row[None])[0] >= p.error * (1 - 1e-9)
+
+
+def test_swaps_alone_keep_sizes():
+    fitness = Misled(3, 6)
+    p = settled(fitness, [Partition(np.array([0, 0, 0, 1, 1, 1]), 0.0)], swaps_only=True)[0]
+    assert p.equal_groups and p.error < fitness.errors(np.array([[0, 0, 0, 1, 1, 1]]))[0]
+
+
+def test_the_best_of_each_count_is_the_cheapest_and_ties_go_to_smaller_labels():
+    rows = [([0, 1, 1], 2.0), ([0, 0, 1], 1.0), ([0, 1, 0], 1.0), ([0, 0, 0], 5.0)]
+    best = best_per_count([Partition(np.array(row), error) for row, error in rows])
+    assert {k: (p.labels.tolist(), p.error) for k, p in best.items()} == {1: ([0, 0, 0], 5.0), 2: ([0, 0, 1], 1.0)}

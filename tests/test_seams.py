@@ -1,0 +1,136 @@
+"""What holds the parts together: imports one way, names that find their modules, examples that run."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+from tiny_models import ROOT
+
+import fitness
+import grouper
+import search
+
+ORDER = ["grouper", "fitness", "search", "cli"]
+PACKAGES = (grouper, fitness, search)
+MODULES = sorted(
+    module.name
+    for package in PACKAGES
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if ".modeling_ragged" not in module.name  # templates, which travel with a model
+)
+FILES = [ROOT / "cli.py", *(p for name in ORDER[:3] for p in (ROOT / name).rglob("*.py"))]
+
+
+def imports_at_the_top(path) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def module_of(path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_one_way(path):
+    """cli -> search -> fitness -> grouper, wherever in a file they stand."""
+    own = ORDER.index(module_of(path).split(".")[0])
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = (
+            node.module
+            if isinstance(node, ast.ImportFrom)
+            else node.names[0].name
+            if isinstance(node, ast.Import)
+            else ""
+        )
+        top = (name or "").split(".")[0]
+        assert top not in ORDER or ORDER.index(top) <= own, f"{module_of(path)} imports {name}"
+
+
+def test_there_is_no_import_circle():
+    ours = {module_of(path): path for path in FILES}
+    edges = {name: {i for i in imports_at_the_top(path) if i in ours and i != name} for name, path in ours.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_found_by_its_name(name):
+    """No function hides a module of its own name."""
+    parent, _, last = name.rpartition(".")
+    module = importlib.import_module(name)
+    assert getattr(importlib.import_module(parent), last) is module
+    assert not callable(getattr(module, last, None)), f"{name} has a function of its own name"
+
+
+def test_every_module_can_be_the_first_to_be_imported():
+    script = """
+import importlib, os, sys
+import torch, transformers  # once, for all
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        importlib.import_module(name)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+    subprocess.run([sys.executable, "-c", script, "cli", *MODULES], check=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["grouper", "fitness", "search", *MODULES])
+def test_doctests(name):
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def test_public_names_are_where_the_readme_shows_them():
+    for package in PACKAGES:
+        for name in package.__all__:
+            assert getattr(importlib.import_module(package.__name__), name) is not None
+    with pytest.raises(ImportError, match="luck"):
+        exec("from grouper import luck")
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    """As it stands, but for fewer tokens and generations."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = next(block for block in blocks if "import" in block and "search(" in block)
+    short = script.replace('text="demo")', 'text="demo", tokens=2048, window=128, generations=2, population=16)')
+    short = short.replace("limit=8", "limit=2, window=64, layouts='0'").replace(
+        "RefineOptions()", "RefineOptions(tokens=512)"
+    )
+    short = short.replace('TextSource("demo"))', 'TextSource("demo"), tokens=2048, window=128)')
+    assert short != script
+    monkeypatch.chdir(tmp_path)
+    exec(compile(short, "README.md", "exec"), {})
+    assert (tmp_path / "regrouped" / "model.safetensors").is_file() and (tmp_path / "bare" / "config.json").is_file()
+
+
+def test_no_function_is_longer_than_one_reads_at_a_glance():
+    """50 lines, docstrings aside."""
+    for path in FILES:
+        if path.name.startswith("modeling_") or path.name == "cli.py":  # a command's options are a table
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                text = ast.get_docstring(node, clean=False) or ""
+                lines = node.end_lineno - node.lineno + 1 - (text.count("\n") + 1 if text else 0)
+                assert lines <= 50, f"{module_of(path)}.{node.name} has {lines} lines"

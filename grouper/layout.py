@@ -70,9 +70,9 @@ class Grouping:
         pairs = sorted(
             (tuple(sorted(map(int, r))), tuple(sorted(map(int, s)))) for r, s in zip(self.readers, self.sources)
         )
-        heads = sorted(chain.from_iterable(r for r, _ in pairs))
-        if heads != list(range(len(heads))):
-            raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {heads}")
+        read = sorted(chain.from_iterable(r for r, _ in pairs))
+        if read != list(range(len(read))):
+            raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {read}")
         object.__setattr__(self, "readers", tuple(r for r, _ in pairs))
         object.__setattr__(self, "sources", tuple(s for _, s in pairs))
 
@@ -96,16 +96,16 @@ class Grouping:
     def group_of(self) -> np.ndarray:
         """[query_heads]: the KV head that each query head reads."""
         labels = np.empty(sum(self.sizes), np.int64)
-        for g, heads in enumerate(self.readers):
-            labels[list(heads)] = g
+        for g, readers in enumerate(self.readers):
+            labels[list(readers)] = g
         return labels
 
     @cached_property
     def labels(self) -> np.ndarray:
         """[original KV heads], canonical: the KV head that each one is merged into, where each goes into one."""
         labels = np.empty(sum(map(len, self.sources)), np.int64)
-        for g, heads in enumerate(self.sources):
-            labels[list(heads)] = g
+        for g, sources in enumerate(self.sources):
+            labels[list(sources)] = g
         return canonical_labels(labels)
 
     @property

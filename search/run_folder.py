@@ -126,6 +126,6 @@ def _layout_of(row: dict[str, str], queries_per_kv_head: int) -> LayerLayout:
         return LayerLayout.from_data(json.loads(row["layout"]))
     groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
     labels = np.empty(sum(map(len, groups)), np.int16)
-    for g, heads in enumerate(groups):
-        labels[heads] = g
+    for g, members in enumerate(groups):
+        labels[members] = g
     return LayerLayout.from_labels(labels.tolist(), queries_per_kv_head)

@@ -32,10 +32,8 @@ class Exact(Method):
 
     def check(self, architecture: Architecture) -> None:
         if architecture.kv_heads > LIMIT:
-            raise GrouperError(
-                f"the exact method takes up to {LIMIT} KV heads, this model has {architecture.kv_heads}: use "
-                "qcqa-ac,qcqa-ec"
-            )
+            has = f"this model has {architecture.kv_heads}"
+            raise GrouperError(f"the exact method takes up to {LIMIT} KV heads, {has}: use qcqa-ac,qcqa-ec")
 
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported

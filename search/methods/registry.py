@@ -52,7 +52,8 @@ def with_equal_groups(options: SearchOptions) -> SearchOptions:
     known = [METHODS[name] for name in options.method if name in METHODS]
     if options.paper or any(method.gives_equal_groups for method in known):
         return options
-    return replace(options, method=(*options.method, "qcqa-ec"))
+    first = next(name for name, method in METHODS.items() if method.gives_equal_groups)
+    return replace(options, method=(*options.method, first))
 
 
 def methods_of(options: SearchOptions, architecture: Architecture) -> list[Method]:

@@ -71,11 +71,11 @@ def binary_nsga2(
     bit flips with probability 1 / layers. Returns the front's choices, by ascending total.
     """
     layers = len(options)
-    heads = np.array(chosen)
+    counts = np.array(chosen)
     errors = np.array([layer[k] for layer, k in zip(options, chosen)])
 
     def evaluate(bits: np.ndarray) -> np.ndarray:
-        return np.stack([(bits * heads + (1 - bits) * kv_heads).sum(1), bits @ errors], axis=1).astype(float)
+        return np.stack([(bits * counts + (1 - bits) * kv_heads).sum(1), bits @ errors], axis=1).astype(float)
 
     def mate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         cut = np.sort(rng.integers(0, layers + 1, (len(first), 2)), axis=1)
@@ -96,5 +96,5 @@ def binary_nsga2(
         scores.append(values)
     rows, values = np.concatenate(found), np.concatenate(scores)
     kept = moocore.is_nondominated(values)
-    front = sorted({tuple(np.where(bits, heads, kv_heads).tolist()) for bits in rows[kept]}, key=sum)
+    front = sorted({tuple(np.where(bits, counts, kv_heads).tolist()) for bits in rows[kept]}, key=sum)
     return front

@@ -121,12 +121,12 @@ def end(layer, inputs, output):
 class RaggedAttention(LlamaAttention):
     def __init__(self, config, layer_idx):
         groups = config.kv_groups[layer_idx]
-        heads = {"num_attention_heads": sum(groups), "num_key_value_heads": len(groups)}
+        counts = {"num_attention_heads": sum(groups), "num_key_value_heads": len(groups)}
         sized = copy.deepcopy(config)
-        for name, count in heads.items():
+        for name, count in counts.items():
             setattr(sized, name, count)
         super().__init__(sized, layer_idx)
-        self.config = LayerConfig(config, **heads)
+        self.config = LayerConfig(config, **counts)
         self.register_forward_pre_hook(begin)
         self.register_forward_hook(end, always_call=True)
         self.num_key_value_groups = max(groups)

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-real lint clean
+.PHONY: demo test test-real lint mutants clean
 
 demo: $(READY)
 	$(BIN)/grouper demo
@@ -20,6 +20,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Changes the code line by line and lists what the tests do not notice: hours, for people, not for CI.
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -27,4 +32,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) grouper-demo build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) grouper-demo build *.egg-info .pytest_cache .ruff_cache mutants

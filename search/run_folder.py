@@ -20,7 +20,12 @@ MARKER = "run.json"
 
 @dataclass(frozen=True)
 class RunFolder:
+    """The folder of one run; `path` may be given as a string."""
+
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
 
     @classmethod
     def start(cls, path: Path, settings: RunSettings, overwrite: bool) -> "RunFolder":

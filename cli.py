@@ -93,6 +93,8 @@ def inspect(
     ] = False,
     revision: Revision = None,
     context: Annotated[int | None, typer.Option(help="Tokens of context to size the cache for.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences to size the cache for.")] = 1,
+    card: Annotated[str | None, typer.Option(help="Memory of a card, like 80GB: how many sequences fit?")] = None,
     kv_dtype: KvDtype = SEARCH.kv_dtype,
     json_: Json = False,
     config: Config = None,
@@ -109,9 +111,11 @@ def inspect(
         raise typer.BadParameter("give a MODEL, or --families")
     from grouper.model.checkpoint import Checkpoint
     from grouper.model.inspection import inspect as look
+    from grouper.model.memory import parsed_bytes
     from search.console import inspection
 
-    found = look(Checkpoint.open(model, revision), kv_dtype, context)
+    memory = None if card is None else parsed_bytes(card, "--card")
+    found = look(Checkpoint.open(model, revision), kv_dtype, context, batch, memory)
     if json_:
         _print_json(found.to_data())
     else:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from grouper.errors import GrouperError
+from grouper.kv_cache import bytes_of
 
 Groups = tuple[tuple[int, ...], ...]
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
 FORMAT = 1
 
 
@@ -285,14 +285,3 @@ class HeadLayout:
             return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GrouperError(f"not a Grouper layout: {type(error).__name__} {error}") from error
-
-
-def bytes_of(dtype: str) -> int:
-    """Bytes of one number in the KV cache. Raises GrouperError for a dtype that no cache is kept in.
-
-    >>> bytes_of("bfloat16")
-    2
-    """
-    if dtype not in BYTES:
-        raise GrouperError(f"unknown KV dtype {dtype!r}: expected one of {', '.join(BYTES)}")
-    return BYTES[dtype]

@@ -1,20 +1,24 @@
 """What people see in a terminal: tables, bars, summaries. All on stderr but for what a command answers with."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from grouper.export import Exported
-from grouper.export.formats import FORMATS
-from grouper.model.inspection import Inspection
 from grouper.progress import Progress
-from search.methods.registry import ORIGINAL, baselines, not_found
-from search.pareto import ParetoFront
+
+if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `grouper inspect` answers at once
+    import pandas as pd
+
+    from grouper.export import Exported
+    from grouper.model.inspection import Inspection
+    from search.pareto import ParetoFront
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
@@ -50,6 +54,8 @@ def _bars() -> Bars:
 
 def closing_table(front: ParetoFront, folder: str) -> None:
     """The original, the baselines and a spread of the front, by falling KV bytes."""
+    from search.methods.registry import ORIGINAL, baselines
+
     table = front.table
     measured = table["nll"].notna().any()
     by = ["kv_bytes_per_token", "nll", "error"] if measured else ["kv_bytes_per_token", "error"]
@@ -74,6 +80,10 @@ def closing_table(front: ParetoFront, folder: str) -> None:
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:
     """The stock layouts, some along the front, and what everybody does at the same sizes."""
+    import pandas as pd
+
+    from search.methods.registry import not_found
+
     base = table[table["method"].isin(not_found())]
     found = table.drop(base.index)
     stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_bytes_per_token")
@@ -108,10 +118,30 @@ def inspection(found: Inspection) -> None:
     ):
         view.add_row(name, str(value))
     OUT.print(view)
+    OUT.print(_savings(found))
+
+
+def _savings(found: Inspection) -> Table:
+    """What fewer KV heads would save, at the context, batch and card that were asked about."""
+    many = f"{found.batch} x {found.context:,} tokens" if found.batch > 1 else f"{found.context:,} tokens"
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in (
+        "KV heads",
+        "KV cache",
+        many,
+        *([f"largest batch on {found.card / 1e9:g} GB"] if found.card else []),
+    ):
+        view.add_column(heading, justify="right")
+    for s in found.savings:
+        fits = [f"{s.largest_batch:,}"] if found.card else []
+        view.add_row(str(s.kv_heads), f"{s.kv_ratio:.1%}", f"{s.kv_bytes / 2**30:,.3f} GiB", *fits)
+    return view
 
 
 def exported_summary(exported: Exported) -> None:
     """On stdout: what was written and how to load it."""
+    from grouper.export.formats import FORMATS
+
     before, after = exported.kv_bytes_per_token
     OUT.print(f"wrote {exported.folder}, class {exported.export_class}", soft_wrap=True)
     if exported.note:

@@ -8,7 +8,7 @@ from typing import Any
 from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
 from grouper.calibration.source import TextSource, is_demo
 from grouper.errors import GrouperError
-from grouper.layout import bytes_of
+from grouper.kv_cache import bytes_of
 
 STAGES_2 = ("knapsack", "nsga2", "none")
 ACCEPTANCES = ("fitness", "loss")

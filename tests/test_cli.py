@@ -6,6 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 
 def grouper(*arguments, cwd=None):
@@ -27,6 +28,36 @@ def test_search_evaluate_export(models, tmp_path):
     done = grouper("export", run, "-o", tmp_path / "out", "--kv-ratio", "1/4")
     assert done.returncode == 0 and "self-test" in done.stdout and "the lowest error" in done.stderr
     assert json.loads((tmp_path / "out" / "grouper.json").read_text())["export"].startswith("grouper export")
+
+
+def test_parameters_of_entries_and_shares_as_people_write_them(models, tmp_path):
+    run = tmp_path / "run"
+    small = ("--generations", 3, "--population", 16)
+    walk = ("--method", "asymgqa", "--fitness", "weight", "--set", "asymgqa.walks=3", "--set", "asymgqa.nearest=2")
+    done = grouper("search", models("llama"), "-o", run, *small, *walk)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "run.json").read_text())["set"] == ["asymgqa.walks=3", "asymgqa.nearest=2"]
+    again = grouper("search", models("llama"), "-o", run, *small, *walk[:-1], "asymgqa.nearest=3")
+    assert again.returncode == 1 and "a run with another set" in again.stderr
+    wanted = ("--kv-ratio", "50%", "--deploy", "padded", "--no-refine")
+    for padding, code in (("900%", 0), ("ten", 1)):
+        done = grouper("export", run, "-o", tmp_path / padding, *wanted, "--max-padding", padding)
+        assert done.returncode == code, done.stderr
+    assert "--max-padding 'ten'" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_inspect_says_what_fewer_kv_heads_save(models):
+    model = models("qwen2", heads=8, kv_heads=8)
+    wanted = ("--context", 1000, "--batch", 3, "--card", "100MB", "--kv-dtype", "float16", "--json")
+    found = json.loads(grouper("inspect", model, *wanted).stdout)
+    layers, head_dim = found["layers"], found["head_dim"]
+    weights = sum(t.nbytes for t in load_file(model / "model.safetensors").values())
+    one = 2 * 2 * 8 * head_dim * layers * 1000  # K and V, two bytes a number
+    assert [(s["kv_heads"], s["kv_bytes"]) for s in found["savings"]] == [
+        (8, 3 * one), (4, 3 * one // 2), (2, 3 * one // 4), (1, 3 * one // 8)
+    ]  # fmt: skip
+    fits = [s["largest_batch"] for s in found["savings"][:2]]
+    assert fits == [(90_000_000 - weights) // one, (90_000_000 - weights) // (one // 2)]
 
 
 def test_inspect(models):

@@ -1,4 +1,5 @@
-"""Which class an export gets: what a family has at all, what a layout gets in it, and why not another one."""
+"""Which class an export gets: what a layout gets in its family (`Family.export_classes` lists what there is), and why
+not another one."""
 
 from grouper.errors import GrouperError
 from grouper.export.hf.export_class import ExportClass
@@ -8,19 +9,9 @@ from grouper.export.hf.stock import Stock
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.families import Family
 
 CLASSES: dict[str, ExportClass] = {c.name: c for c in (Stock(), Padded(), Ragged())}
 ASKED = (*CLASSES, "any")  # what --deploy takes
-
-
-def open_classes(family: Family, as_phi: bool, nested: bool = False) -> list[str]:
-    """The classes that models of this family can be exported as. nested: a decoder inside a larger model."""
-    if nested:
-        return ["stock"]
-    if as_phi:
-        return ["stock", "ragged"]
-    return [*(["stock"] if family.stock else []), *(["padded"] if family.padded else []), "ragged"]
 
 
 def class_for(

@@ -83,7 +83,7 @@ def export_model(
         export_class, note = form.write(job, folder, facts, progress)
         report = Exported(
             str(output), options.format, export_class,
-            kv_bytes_per_token=kv_bytes(layout), weight_bytes=(stored_bytes(checkpoint), form.weight_bytes(folder)),
+            kv_bytes_per_token=kv_bytes(layout), weight_bytes=(checkpoint.nbytes, form.weight_bytes(folder)),
             engines=form.engines(job.architecture, export_class), self_test=form.verify(job, folder), note=note,
             loader=form.loader(job.architecture),
         )  # fmt: skip
@@ -102,10 +102,6 @@ def kv_bytes(layout: HeadLayout) -> tuple[int, int]:
     """KV bytes per token, before and after."""
     before = HeadLayout.ungrouped(len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
     return before.kv_bytes_per_token(), layout.kv_bytes_per_token()
-
-
-def stored_bytes(checkpoint: Checkpoint) -> int:
-    return sum(t.nbytes for t in checkpoint.tensors.values())
 
 
 def _write_facts(folder: Path, job: Job, facts: dict, report: Exported) -> None:

@@ -3,14 +3,13 @@
 Sizes, and how its tensors are read, named and written.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from grouper.attention import Attention
 from grouper.errors import GrouperError
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import (
@@ -22,6 +21,12 @@ from grouper.model.configuration import (
     unrotated_layers,
 )
 from grouper.model.families import Family
+
+if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
+    import torch
+    from torch import Tensor
+
+    from grouper.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Architecture:
     as_phi: bool = False
 
     @classmethod
-    def of(cls, config: dict) -> "Architecture":
+    def of(cls, config: dict) -> Architecture:
         """Raises GrouperError for what is not supported, by name and with the reason."""
         text = decoder_config(config)
         family = family_of(config)
@@ -97,6 +102,8 @@ class Architecture:
     @cached_property
     def planes(self) -> Tensor:
         """[rotary_dim / 2, 2]: the two rows of head_dim that RoPE rotates together."""
+        import torch
+
         half = self.rotary_dim // 2
         if self.family.rope == "interleaved":
             return torch.arange(self.rotary_dim).view(half, 2)
@@ -133,6 +140,8 @@ class Architecture:
 
     def read(self, checkpoint: Checkpoint, layer: int) -> Attention:
         """The layer's weights in float32. Raises GrouperError for missing, misshapen or non-finite tensors."""
+        from grouper.attention import Attention
+
         prefix, f = self.prefix(checkpoint, layer), self.family
 
         def weight(module: str) -> Tensor:
@@ -242,6 +251,8 @@ class Architecture:
 
     def _fuse(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Heads of one fused projection in its order: [heads, d, ...]."""
+        import torch
+
         if self.family.fused == "stacked":
             return torch.cat([q, k, v])
         grouped = q.unflatten(0, (len(k), len(q) // len(k)))

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
 from grouper.model.safetensors_header import TensorInfo, read_header
 from grouper.model.sources import LocalSource, Source, open_source
+
+if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper inspect` answers at once
+    import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -102,6 +102,15 @@ class Checkpoint:
             found.update(read_header(file, lambda a, b, f=file: self.source.read(f, a, b), self.source.size(file)))
         return found
 
+    @property
+    def parameters(self) -> int:
+        return sum(info.elements for info in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors as stored."""
+        return sum(info.nbytes for info in self.tensors.values())
+
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
@@ -112,8 +121,11 @@ class Checkpoint:
             self._before[layer] = decoder_prefix(self.tensors, layer, otherwise="model.")
         return self._before[layer]
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> "torch.Tensor":
         """One tensor as stored, on the CPU. Raises GrouperError where it is missing or cannot be read."""
+        import torch
+        from safetensors import SafetensorError
+
         if name not in self.tensors:
             raise GrouperError(f"{self.name} has no tensor {name}: is the checkpoint complete?")
         info = self.tensors[name]
@@ -130,8 +142,10 @@ class Checkpoint:
                 f"{info.file} of {self.name} is truncated or corrupt ({error}): download it again"
             ) from error
 
-    def finite(self, name: str) -> torch.Tensor:
+    def finite(self, name: str) -> "torch.Tensor":
         """`tensor` in float32, refused if it holds NaN or infinity."""
+        import torch
+
         tensor = self.tensor(name).float()
         if not torch.isfinite(tensor).all():
             raise GrouperError(f"{name} of {self.name} holds NaN or infinity: the weights are damaged")
@@ -168,7 +182,7 @@ class Checkpoint:
         if named:
             return named
         largest = max(self.tensors.values(), key=lambda info: info.nbytes)
-        return str(largest.torch_dtype).removeprefix("torch.")
+        return largest.dtype_name
 
 
 def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str:
@@ -181,17 +195,21 @@ def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str
 
 @lru_cache(maxsize=8)
 def _opened(path: str, _modified: int):
+    from safetensors import safe_open
+
     return safe_open(path, framework="pt")
 
 
 def write_shards(
-    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = 2 * 1024**3
+    folder: Path, tensors: Iterable[tuple[str, "torch.Tensor"]], shard_bytes: int = 2 * 1024**3
 ) -> Iterator[str]:
     """Write tensors as safetensors shards with an index, yielding each name; holds one shard in memory.
 
     The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
     model.safetensors.
     """
+    from safetensors.torch import save_file
+
     weight_map: dict[str, int] = {}
     shard: dict[str, torch.Tensor] = {}
     written = held = total = 0

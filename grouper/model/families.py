@@ -64,6 +64,14 @@ class Family:
         """The module that holds the projections, within a layer."""
         return self.q.rpartition(".")[0]
 
+    def export_classes(self, as_phi: bool, nested: bool = False) -> list[str]:
+        """The classes that models of this family can be exported as. nested: a decoder inside a larger model."""
+        if nested:
+            return ["stock"]
+        if as_phi:
+            return ["stock", "ragged"]
+        return [*(["stock"] if self.stock else []), *(["padded"] if self.padded else []), "ragged"]
+
     @property
     def causal_lm(self) -> str:
         return self.head_class or f"{self.classes}ForCausalLM"

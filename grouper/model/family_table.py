@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from grouper.export.classes import open_classes
 from grouper.merging import MERGES
 from grouper.model.families import DIVIDES, FAMILIES, REFUSED, Family
 
@@ -68,7 +67,7 @@ def note(family: Family) -> str:
 
 def classes(family: Family) -> list[str]:
     """The classes of exports, with the class of transformers that carries them where that is another one."""
-    found = open_classes(family, family.as_phi is not None)
+    found = family.export_classes(family.as_phi is not None)
     if family.as_phi:
         when = "" if family.as_phi == "always" else f", with {family.as_phi}"
         return [f"{name} (as Phi{when})" if name == "stock" else name for name in found]

@@ -53,7 +53,7 @@ class InMemoryModel:
     @staticmethod
     def fits(checkpoint: Checkpoint, device: str, dtype: torch.dtype = torch.float32) -> bool:
         """Whether the whole model has room on the device, with a fifth to spare."""
-        needed = dtype.itemsize * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+        needed = dtype.itemsize * checkpoint.parameters
         return 1.2 * needed < min(free_memory(), torch.cuda.mem_get_info(device)[0] if "cuda" in device else math.inf)
 
     def layer(self, layer: int) -> nn.Module:

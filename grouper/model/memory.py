@@ -1,9 +1,25 @@
-"""How much memory there is to work with."""
+"""How much memory there is to work with, and amounts of it as people write them."""
+
+import re
 
 import psutil
-import torch
+
+from grouper.errors import GrouperError
 
 SHARE = 0.75  # of what is free; the rest is for activations and sums
+
+
+def parsed_bytes(text: str, what: str) -> int:
+    """An amount of memory in bytes. Raises GrouperError.
+
+    >>> parsed_bytes("8GB", "--memory"), parsed_bytes("1.5 GiB", "--memory"), parsed_bytes("4096", "--memory")
+    (8000000000, 1610612736, 4096)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)
+    if not found:
+        raise GrouperError(f"{what} {text!r}: expected an amount like 8GB or 512MiB")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(unit.lower()) if unit else 0))
 
 
 def free_memory() -> float:
@@ -16,4 +32,6 @@ def memory_limits(device: str) -> dict[int | str, int]:
     limits: dict[int | str, int] = {"cpu": int(free_memory() * SHARE)}
     if "cuda" not in device:
         return limits
+    import torch
+
     return {torch.device(device).index or 0: int(torch.cuda.mem_get_info(device)[0] * SHARE), **limits}

@@ -10,14 +10,17 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-
-import torch
+from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {  # torch's name, bytes of a number
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }  # fmt: skip
 LARGEST_HEADER = 100_000_000  # bytes, the library's own limit
 
@@ -35,12 +38,23 @@ class TensorInfo:
         return self.stop - self.start
 
     @property
-    def torch_dtype(self) -> torch.dtype:
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def dtype_name(self) -> str:
+        """As torch calls it. Raises GrouperError for what torch has no numbers for."""
         if self.dtype not in DTYPES:
             raise GrouperError(
                 f"{self.file} holds tensors of type {self.dtype}: dequantise the model to bfloat16 first"
             )
-        return DTYPES[self.dtype]
+        return DTYPES[self.dtype][0]
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        import torch  # headers alone need none of it: `grouper inspect` answers at once
+
+        return getattr(torch, self.dtype_name)
 
 
 def read_header(file: str, read: Callable[[int, int], bytes], size: int) -> dict[str, TensorInfo]:
@@ -71,6 +85,6 @@ def read_header(file: str, read: Callable[[int, int], bytes], size: int) -> dict
     for name, info in tensors.items():
         if not 8 + length <= info.start <= info.stop <= size:
             raise corrupt(f"{name} ends at byte {info.stop} of {size}")
-        if info.dtype in DTYPES and info.nbytes != prod(info.shape) * DTYPES[info.dtype].itemsize:
+        if info.dtype in DTYPES and info.nbytes != info.elements * DTYPES[info.dtype][1]:
             raise corrupt(f"{name} has {info.nbytes} bytes for shape {list(info.shape)}")
     return tensors

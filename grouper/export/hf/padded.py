@@ -7,7 +7,6 @@ a Mistral, which is the same model without that check; Qwen2, which serving engi
 Llama with biases where the heads divide hidden_size.
 """
 
-import math
 from dataclasses import replace
 
 import torch
@@ -80,7 +79,7 @@ def overhead(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLay
     """Weights that padding adds, as a share of the model's."""
     a = architecture
     extra = 2 * a.hidden_size * a.head_dim * (padded_heads(layout) - a.query_heads) * a.layers
-    return extra / sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    return extra / checkpoint.parameters
 
 
 def _as_llama(config: dict) -> bool:

@@ -64,7 +64,7 @@ class HuggingFace(Format):
         return run_self_test(job.checkpoint, folder, job.layout, job.merged)
 
     def weight_bytes(self, folder: Path) -> int:
-        return sum(t.nbytes for t in Checkpoint.open(folder).tensors.values())
+        return Checkpoint.open(folder).nbytes
 
     def engines(self, architecture: Architecture, export_class: str) -> list[str]:
         return engines_for(architecture, export_class)

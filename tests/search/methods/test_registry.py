@@ -25,6 +25,13 @@ def run(reader, text, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_an_entry_says_what_it_is(name):
+    entry = METHODS[name]
+    assert entry.name == name and entry.paper
+    assert hash(entry) == hash(METHODS[name]) and type(entry)(name=name).name == name, "its fields have defaults"
+
+
 def test_all_methods_share_one_csv(run):
     table = RunFolder(run).front().table
     assert set(table["method"]) >= {*METHODS, "original"} - {"exact", "qcqa-ac"}, (

@@ -1,0 +1,39 @@
+"""How large a KV cache is, and how many sequences fit a card."""
+
+from dataclasses import dataclass
+
+from grouper.errors import GrouperError
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
+USABLE = 0.9  # of a card's memory, as serving engines take by default; the rest is for activations
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of one number in the KV cache. Raises GrouperError for a dtype that no cache is kept in.
+
+    >>> bytes_of("bfloat16")
+    2
+    """
+    if dtype not in BYTES:
+        raise GrouperError(f"unknown KV dtype {dtype!r}: expected one of {', '.join(BYTES)}")
+    return BYTES[dtype]
+
+
+def largest_batch(card: int, weights: int, cache_of_one: int) -> int:
+    """How many sequences fit beside the weights in 90% of a card's memory; all in bytes.
+
+    >>> largest_batch(80 * 10**9, weights=14 * 10**9, cache_of_one=2 * 10**9)
+    29
+    """
+    return max(0, int((USABLE * card - weights) // cache_of_one))
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The cache of `batch` sequences with so many KV heads in every layer, in bytes, and the largest batch on the card
+    that was asked about."""
+
+    kv_heads: int
+    kv_ratio: float
+    kv_bytes: int
+    largest_batch: int | None = None

@@ -76,6 +76,9 @@ Tokens = Annotated[int, typer.Option(help="Tokens of text to calibrate on.")]
 Window = Annotated[int, typer.Option(help="Tokens of a window.")]
 Merge = Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")]
 Keep = Annotated[Path | None, typer.Option(help="Folder where what was calibrated is kept and looked for.")]
+Memory = Annotated[
+    str | None, typer.Option(help="What a model may take, like 8GB; a larger one is streamed. Half of what is free.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Scope = Annotated[
     str | None, typer.Option(help="What refinement trains: attention (default on a CPU) or block (on a GPU).")
@@ -146,8 +149,9 @@ def search(
     generations: Annotated[int, typer.Option(help="Of the genetic search, at most.")] = SEARCH.generations,
     set_: Assignments = None,
     seed: int = SEARCH.seed,
-    jobs: Annotated[int, typer.Option(help="Layers searched at a time.")] = 1,
+    jobs: Annotated[str, typer.Option(help="Layers searched at a time; auto: what cores and memory hold.")] = "auto",
     device: Device = "auto",
+    memory: Memory = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -165,7 +169,7 @@ def search(
     )  # fmt: skip
     with bar("searching") as progress:
         front = run_search(
-            model, output, options, revision=revision, jobs=jobs, device=_device(device),
+            model, output, options, revision=revision, jobs=jobs, device=_device(device), memory=_bytes(memory),
             keep_calibration=keep_calibration, overwrite=overwrite, progress=progress, command=_command(),
         )  # fmt: skip
     closing_table(front, str(output))
@@ -189,6 +193,7 @@ def evaluate(
     window: Window = SEARCH.window,
     limit: Annotated[int | None, typer.Option(help="Windows at most, spread over the text.")] = None,
     device: Device = "auto",
+    memory: Memory = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for computing.")] = "float32",
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -207,7 +212,8 @@ def evaluate(
     with bar("measuring") as progress:
         front = measure(
             run, source, merge=merge, refine=options, layouts=layouts, window=window, limit=limit,
-            device=_device(device), dtype=_dtype(dtype), keep_calibration=keep_calibration, set=tuple(set_ or ()),
+            device=_device(device), memory=_bytes(memory), dtype=_dtype(dtype),
+            keep_calibration=keep_calibration, set=tuple(set_ or ()),
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
     closing_table(front, str(run))
@@ -245,6 +251,7 @@ def export(
     window: Window = SEARCH.window,
     keep_calibration: Keep = None,
     device: Device = "auto",
+    memory: Memory = None,
     overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
@@ -270,7 +277,8 @@ def export(
             run, output, Selection(layout, kv_ratio, kv_bytes_per_token, deploy, merge), calibration,
             RefineOptions(scope, tokens=refine_tokens) if refine and calibration else None,
             ExportOptions(format=format_, dtype=dtype, max_padding=padding, overwrite=overwrite), destination,
-            device=_device(device), keep_calibration=keep_calibration, set=tuple(set_ or ()), command=_command(),
+            device=_device(device), memory=_bytes(memory), keep_calibration=keep_calibration,
+            set=tuple(set_ or ()), command=_command(),
             tell=lambda line: say.print(line, soft_wrap=True), progress=progress,
         )  # fmt: skip
     if json_:
@@ -319,6 +327,12 @@ def _device(name: str) -> str:
     return name
 
 
+def _bytes(memory: str | None) -> int | None:
+    from grouper.model.memory import parsed_bytes
+
+    return None if memory is None else parsed_bytes(memory, "--memory")
+
+
 def _dtype(name: str) -> str:
     if name not in ("float32", "bfloat16", "float16", "float64"):
         from grouper.errors import GrouperError
@@ -332,9 +346,10 @@ def main() -> None:
     for name, value in {
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # libraries' own bars and notes would bury ours
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for a busy core sleep: spinning, they fight for it
     }.items():
-        os.environ.setdefault(name, value)  # libraries' own bars and notes would bury ours
+        os.environ.setdefault(name, value)
     try:
         app()
     except KeyboardInterrupt:

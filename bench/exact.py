@@ -37,7 +37,7 @@ def main() -> None:
     for name in args.fitness.split(","):
         for layer in range(min(args.layers or 10**9, regrouper.architecture.layers)):
             attention = regrouper.architecture.read(regrouper.checkpoint, layer)
-            fitness = FITNESSES[name].tables(attention, regrouper.moments[layer], device=args.device)
+            fitness = FITNESSES[name].tables(attention, regrouper.moments_of(layer), device=args.device)
             solved, excess, took = [], 0.0, [0.0, 0.0]
             for method, equal in ((any_sizes, False), (equal_sizes, True)):
                 began = time.perf_counter()

@@ -64,7 +64,7 @@ def main() -> None:
         model = InMemoryModel(checkpoint, args.device)
         tokens = torch.randint(0, 1000, (args.tokens // 512, 512), generator=torch.Generator().manual_seed(0))
         print("| one layer | seconds | peak GPU GiB |\n| --- | --- | --- |")
-        moments = timed(f"moments, {args.tokens:,} tokens", lambda: collect_moments(model, tokens))[0]
+        moments = timed(f"moments, {args.tokens:,} tokens", lambda: next(collect_moments(model, tokens)))
         attention = model.architecture.read(checkpoint, 0)
         fitness = timed("tables", lambda: FITNESSES["spectral"].tables(attention, moments, device=args.device))
         equal = timed("search, equal sizes", lambda: equal_sizes(fitness, np.random.default_rng(0), GeneticOptions()))

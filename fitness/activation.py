@@ -14,7 +14,7 @@ from fitness.base import Fitness, kinds_of
 from fitness.pairwise import PairwiseFitness
 from fitness.weight import changes, cosine_distance, gram
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
 

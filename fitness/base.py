@@ -9,7 +9,7 @@ import numpy as np
 
 from fitness.pairwise import PairwiseFitness
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.registry import Entry
@@ -21,11 +21,13 @@ class LayerFitness(Protocol):
     """One layer, scored from tables made once; never touches the weights again.
 
     heads: KV heads of the layer before regrouping (G). surrogate: an error that follows from pairs of heads and group
-    sizes alone, by which searches choose their moves; the fitness itself where it is of that form.
+    sizes alone, by which searches choose their moves. screen: a cheaper form of the error, by which they choose among
+    what they found. Both are the fitness itself where it is of that form, or cheap.
     """
 
     heads: int
     surrogate: PairwiseFitness
+    screen: "LayerFitness"
 
     def group_errors(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
         """[n]: the error of each group of heads (ascending tuples) merged into one; 0 for one head alone."""

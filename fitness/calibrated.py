@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, scored
 
@@ -18,16 +18,14 @@ def calibrated_errors(
     before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments
 ) -> tuple[float, float]:
     """(K error, V error), relative. before: the layer as it came; merged: with the layout's heads."""
-    after, second_moment = merged.expanded(layout), inputs.second_moment
-    mean = second_moment[:, -1]
-    centred = second_moment - torch.outer(mean, mean) / mean[-1].clamp_min(1e-12)
-    was, now = scored(before, second_moment), scored(merged, second_moment)
+    after = merged.expanded(layout)
+    was, now = scored(before, inputs), scored(merged, inputs)
     new_q = torch.arange(len(before.q)) if layout.q is None else torch.from_numpy(layout.q.group_of)
     new_k, kv = torch.from_numpy(layout.k.group_of), before.head_read
     q, k = (was[0], now[0][new_q]), (was[1][kv], now[1][new_k])  # [H, d, D + 1] before and after
     v = (augmented(before.v, before.v_bias)[kv], augmented(after.v, after.v_bias))
     o = tuple(a.o.double().permute(1, 2, 0) for a in (before, after))  # [H, d, D]
-    v_error, v_energy = _product_change(o, v, None, second_moment)
+    v_error, v_energy = _product_change(o, v, None, inputs)
     k_error = k_energy = 0.0
     d = before.head_dim
     rotary = [] if before.planes is None else before.planes.flatten().tolist()
@@ -35,24 +33,25 @@ def calibrated_errors(
         a, b = before.planes.T
         weight = 0.5 if len(rotary) < d else 1.0
         planes = [[torch.complex(x[:, a], x[:, b])[:, :, None] for x in pair] for pair in (q, k)]  # [H, P, 1, D + 1]
-        error, energy = _product_change(*planes, second_moment, second_moment)
+        error, energy = _product_change(*planes, inputs, inputs)
         k_error, k_energy = weight * error, weight * energy
     unrotated = [i for i in range(d) if i not in set(rotary)]
     if unrotated:
-        error, energy = _product_change(
-            *(tuple(x[:, unrotated] for x in pair) for pair in (q, k)), second_moment, centred
-        )
+        rows = (tuple(x[:, unrotated] for x in pair) for pair in (q, k))
+        error, energy = _product_change(*rows, inputs, inputs.centred())
         k_error, k_energy = k_error + error, k_energy + energy
     return k_error / max(k_energy, 1e-300), v_error / max(v_energy, 1e-300)
 
 
-def _product_change(left: tuple, right: tuple, metric: Tensor | None, second_moment: Tensor) -> tuple[float, float]:
+def _product_change(
+    left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], metric: InputMoments | None, inputs: InputMoments
+) -> tuple[float, float]:
     """left [..., f, X] and right [..., f, Y], before and after. Returns |A^H B - A'^H B'|^2 and |A^H B|^2, summed, X
-    measured by `metric` (identity if None) and Y by `second_moment`."""
+    measured by `metric` (identity if None) and Y by `inputs`."""
 
     def inner(i: int, j: int) -> float:
-        x = left[i] if metric is None else left[i] @ metric.to(left[i].dtype)
-        y = right[i] @ second_moment.to(right[i].dtype)
+        x = left[i] if metric is None else metric.times(left[i])
+        y = inputs.times(right[i])
         over_x = x @ left[j].mH  # [..., f, f]
         over_y = y @ right[j].mH
         return float((over_x.conj() * over_y).sum().real)

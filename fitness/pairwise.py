@@ -32,6 +32,10 @@ class PairwiseFitness:
     def surrogate(self) -> "PairwiseFitness":
         return self
 
+    @property
+    def screen(self) -> "PairwiseFitness":
+        return self
+
     @classmethod
     def from_gram(cls, gram: np.ndarray, scale: float = 1.0, distance: np.ndarray | None = None) -> "PairwiseFitness":
         """gram: [G, G] inner products of the heads. Errors are divided by `scale`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fitness.base import Fitness, kinds_of
 from fitness.pairwise import PairwiseFitness
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
 from grouper.merging.folding import augmented

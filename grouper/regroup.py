@@ -9,14 +9,16 @@ from torch import Tensor
 
 from grouper.attention import MergedLayer
 from grouper.calibration.calibration import Calibration
-from grouper.calibration.moments import InputMoments, collect_moments, load_moments, save_moments
+from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.moments import KeptMoments, collect_moments
 from grouper.calibration.text import digest, load_tokenizer, spread, windows
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.in_memory import InMemoryModel
+from grouper.model.layers import Layers
+from grouper.model.open_model import open_model
 from grouper.progress import Progress, untold
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
@@ -26,23 +28,30 @@ Merged = Callable[[int], MergedLayer]  # a layer's weights, when asked for
 
 
 class Regrouper:
-    """One model's merges. Moments are collected once; merges of a layer are kept while its layout stays the same."""
+    """One model's merges. Moments are collected once; merges of a layer are kept while its layout stays the same.
+    memory: bytes that a model may take; what is larger is streamed from disk."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         calibration: Calibration | None = None,
         device: str = "cpu",
-        model: InMemoryModel | None = None,
+        memory: int | None = None,
     ):
-        self.checkpoint, self.calibration, self.device = checkpoint, calibration, device
+        self.checkpoint, self.calibration, self.device, self.memory = checkpoint, calibration, device, memory
         self.architecture = Architecture.of(checkpoint.config)
-        self._model = model
         self._kept: dict[tuple, MergedLayer] = {}
+        self._moments: KeptMoments | None = None
+        self._temporary: tempfile.TemporaryDirectory | None = None
 
     @cached_property
-    def model(self) -> InMemoryModel:
-        return self._model or InMemoryModel(self.checkpoint, self.device)
+    def model(self) -> Layers:
+        return open_model(self.checkpoint, self.device, self.memory)
+
+    def release(self) -> None:
+        """Forget what takes memory; it is made again if it is asked for."""
+        vars(self).pop("model", None)
+        self._kept.clear()
 
     # Text
 
@@ -69,40 +78,34 @@ class Regrouper:
 
     # Moments
 
-    @cached_property
-    def moments(self) -> list[InputMoments]:
-        """Per layer: from calibration text, or without it from the norms' weights."""
-        a = self.architecture
+    def moments_of(self, layer: int) -> InputMoments:
+        """From calibration text, or without it from the norm's weights."""
         if self.calibration is None:
-            norms = (a.norm(self.checkpoint, layer) for layer in range(a.layers))
-            return [InputMoments.from_norm(gain, bias, a.hidden_size) for gain, bias in norms]
-        tokens = self.windows(self.calibration.tokens)
-        kept = None
-        if self.calibration.keep is not None:
-            name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}.safetensors"
-            kept = self.calibration.keep / name
-            if kept.is_file():
-                return load_moments(kept)
-        moments = self._collect(tokens)
-        if kept is not None:
-            save_moments(kept, moments)
-        return moments
+            return self.architecture.input_moments(self.checkpoint, layer)
+        return self.kept_moments()[layer]
 
-    def _collect(self, tokens: Tensor) -> list[InputMoments]:
-        loaded = self._model is not None or "model" in vars(self)
-        if not loaded and not InMemoryModel.fits(self.checkpoint, self.device):
-            with tempfile.TemporaryDirectory(prefix="grouper-offload-") as folder:
-                return collect_moments(InMemoryModel(self.checkpoint, self.device, offload=Path(folder)), tokens)
-        return collect_moments(self.model, tokens)
+    def kept_moments(self, progress: Progress = untold) -> KeptMoments:
+        """Of the calibration text, collected unless they are there: in the folder where they are to be kept, or in a
+        temporary one."""
+        if self._moments is None:
+            tokens = self.windows(self.calibration.tokens)
+            name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
+            folder = self.calibration.keep
+            if folder is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="grouper-moments-")
+                folder = Path(self._temporary.name)
+            moments = KeptMoments(folder / name, self.architecture.layers)
+            if not moments.complete:
+                moments.keep(collect_moments(self.model, tokens, progress))
+            self._moments = moments
+        return self._moments
 
     # Weights
 
     def merged(self, layout: HeadLayout, merge: Merge, folder: Path | None = None) -> Merged:
         """Layer by layer when asked for. folder: where merged layers are kept instead of in memory."""
 
-        def made(layer: int) -> MergedLayer:
-            attention = self.architecture.read(self.checkpoint, layer)
-            return MergedLayer(merge.merge(attention, layout.layers[layer], self.moments[layer]))
+        made = self._made(layout, merge)
 
         def kept(layer: int) -> MergedLayer:
             key = (layer, layout.layers[layer], merge)
@@ -114,10 +117,17 @@ class Regrouper:
 
         return kept if folder is None else SavedLayers(folder, made)
 
+    def _made(self, layout: HeadLayout, merge: Merge) -> Merged:
+        def made(layer: int) -> MergedLayer:
+            attention = self.architecture.read(self.checkpoint, layer)
+            return MergedLayer(merge.merge(attention, layout.layers[layer], self.moments_of(layer)))
+
+        return made
+
     def estimate(self, layout: HeadLayout, merge: Merge, options: RefineOptions) -> float:
         """Seconds that `refined` will take."""
         options = options.for_device(self.device)
-        start = self.merged(layout, merge.before_refinement())
+        start = self._made(layout, merge.before_refinement())
         return estimate_seconds(self.model, layout, start, self.windows(options.tokens), options, self.device)
 
     def refined(
@@ -130,7 +140,7 @@ class Regrouper:
     ) -> Merged:
         """Merge and refine. folder: see grouper.refinement.refine."""
         options = (options or RefineOptions()).for_device(self.device)
-        start = self.merged(layout, merge.before_refinement())
+        start = self._made(layout, merge.before_refinement())
         tokens = self.windows(options.tokens)
         return refine_layers(
             self.model, layout, start, tokens, options, device=self.device, folder=folder, progress=progress

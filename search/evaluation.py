@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fitness.perplexity import nll
+from fitness.perplexity import nll, streamed_nll
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, load_tokenizer, windows
 from grouper.errors import GrouperError
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.model.in_memory import InMemoryModel
-from grouper.outputs import write_text
+from grouper.outputs import temporary_folder, write_text
 from grouper.progress import Progress, untold
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
@@ -41,6 +42,7 @@ def evaluate(
     limit: int | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    memory: int | None = None,
     keep_calibration: str | Path | None = None,
     set: tuple[str, ...] = (),
     overwrite: bool = False,
@@ -54,7 +56,7 @@ def evaluate(
     along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
     that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
     the run's. What is measured already is not measured again. Raises GrouperError where the run was measured on other
-    text, or refined otherwise.
+    text, or refined otherwise. memory: bytes that the model may take; a larger one is streamed, in float32.
     """
     folder = RunFolder.open(Path(run))
     front, settings = folder.front(), folder.settings
@@ -72,8 +74,9 @@ def evaluate(
     measuring.check(folder, front, refine, overwrite)
     wanted = add_rows(front, numbers, folder, chosen_merge, "+refine" if refine else "")
     todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
-    model = InMemoryModel(checkpoint, device, getattr(torch, dtype)) if todo else None
-    regrouper = Regrouper(checkpoint, calibration, device, model)
+    regrouper = Regrouper(checkpoint, calibration, device, memory)
+    if todo and dtype != "float32":
+        regrouper.model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
     for done, index in enumerate(todo, 1):
         row = front.table.loc[index]
         layout = folder.layout(int(row["layout"]))
@@ -93,11 +96,18 @@ def measured_nll(
     regrouper: Regrouper, original: bool, layout, merge: Merge, refine: RefineOptions | None, tokens
 ) -> float:
     """Nats per token of the model as it came, or under this layout, merged and perhaps refined."""
+    model = regrouper.model
     if original:
-        return nll(regrouper.model.model, tokens)
-    merged = regrouper.refined(layout, merge, refine) if refine else regrouper.merged(layout, merge)
-    with regrouper.model.installed(layout, merged) as model:
-        return nll(model, tokens)
+        return nll(model.model, tokens) if isinstance(model, InMemoryModel) else streamed_nll(model, tokens)
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        if refine:
+            merged = regrouper.refined(layout, merge, refine, folder)
+        else:
+            merged = regrouper.merged(layout, merge, None if isinstance(model, InMemoryModel) else folder)
+        if not isinstance(model, InMemoryModel):
+            return streamed_nll(model, tokens, layout, merged)
+        with model.installed(layout, merged) as installed:
+            return nll(installed, tokens)
 
 
 def choose(front: ParetoFront, layouts: str) -> list[int]:

@@ -53,6 +53,7 @@ def export_from_run(
     destination: Destination | None = None,
     *,
     device: str = "cpu",
+    memory: int | None = None,
     keep_calibration: str | Path | None = None,
     set: tuple[str, ...] = (),
     command: str | None = None,
@@ -64,7 +65,8 @@ def export_from_run(
     calibration: text for the merge, the run's own unless given. refine: refine on `calibration`, in the folder
     OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the Hub the
     folder goes, too; one that the same command wrote before is pushed as it is. set: parameters of merges, over the
-    run's. command: what was typed, for the record. `tell` gets a line or two. Raises GrouperError.
+    run's. memory: bytes that the model may take while it is calibrated or refined; a larger one is streamed. command:
+    what was typed, for the record. `tell` gets a line or two. Raises GrouperError.
     """
     options, output = options or ExportOptions(), Path(output)
     if destination:
@@ -80,7 +82,7 @@ def export_from_run(
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
     announce(chosen, tell)
-    regrouper = Regrouper(checkpoint, calibration or settings.calibration(keep_calibration), device)
+    regrouper = Regrouper(checkpoint, calibration or settings.calibration(keep_calibration), device, memory)
     origin = origin_of(folder, chosen, command)
     with temporary_folder(output.absolute().parent) as temporary:
         if refine:

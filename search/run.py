@@ -13,6 +13,7 @@ from grouper.outputs import write_text
 from grouper.progress import Progress, untold
 from grouper.regroup import Regrouper
 from search.assemble import assemble_layouts
+from search.jobs import parsed_jobs
 from search.methods.registry import methods_of, with_equal_groups
 from search.options import SearchOptions
 from search.pareto import ParetoFront, Scored
@@ -28,8 +29,9 @@ def search(
     options: SearchOptions | None = None,
     *,
     revision: str | None = None,
-    jobs: int = 1,
+    jobs: str | int = "auto",
     device: str = "cpu",
+    memory: int | None = None,
     keep_calibration: str | PathLike | None = None,
     overwrite: bool = False,
     progress: Progress = untold,
@@ -38,7 +40,8 @@ def search(
     """Search groupings of `model`'s KV heads and write the run to the folder `output`.
 
     Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
-    layouts. jobs: layers searched at a time. keep_calibration: a folder where what was calibrated is kept, and looked
+    layouts. jobs: layers searched at a time, or "auto". memory: bytes that the model may take while it is calibrated; a
+    larger one is streamed. keep_calibration: a folder where what was calibrated is kept, and looked
     for, for this model, text and tokens. command: what was typed, for the record. Raises GrouperError for what cannot
     be searched, before anything is written.
     """
@@ -47,8 +50,9 @@ def search(
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
     methods = methods_of(options, architecture)
+    jobs = parsed_jobs(str(jobs), architecture, device)
     calibration = options.calibration(keep_calibration)
-    regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device)
+    regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory)
     text_digest = None
     if calibration:  # a text that is too short is refused before anything is written
         text_digest = digest(regrouper.windows(options.tokens))

@@ -1,15 +1,22 @@
 """Stage 1: every method on every layer, written when a layer is done, so that a killed run goes on where it stopped."""
 
 import zlib
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 
 from fitness import FITNESSES, Fitness
+from grouper.calibration.input_moments import InputMoments
+from grouper.errors import GrouperError
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
 from grouper.progress import Progress, untold
 from grouper.regroup import Regrouper
+from search.jobs import one_thread
 from search.methods.candidate import Candidate
 from search.methods.judge import MergedLoss
 from search.methods.method import Method
@@ -21,6 +28,63 @@ from search.run_folder import RunFolder
 Found = dict[str, list[Candidate]]  # by method
 
 
+@dataclass(frozen=True)
+class LayerSearch:
+    """What a process needs to search any layer of one model: called with a layer, reads its attention weights, makes
+    its tables and runs every method. moments: a file with the layer's, where there is text."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    fitness: Fitness
+    methods: list[Method]
+    options: SearchOptions
+    device: str
+
+    def __call__(self, layer: int, moments: Path | None = None, report: "LayerReport | None" = None) -> Found:
+        with one_thread(self.device):
+            inputs = None if moments is None else InputMoments.load(moments)
+            return self.search(self.task(layer, inputs), layer, report)
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.fitness.needs_moments or any(m.needs_weights for m in self.methods)
+
+    def task(self, layer: int, inputs: InputMoments | None = None) -> LayerTask:
+        """The tables of one layer, and what its methods need besides. inputs: what enters it; without, where something
+        asks, what the norm's weights say."""
+        attention = self.architecture.read(self.checkpoint, layer)
+        if inputs is None and self.needs_moments:
+            inputs = self.architecture.input_moments(self.checkpoint, layer)
+        task = LayerTask(
+            self.fitness, self.fitness.tables(attention, inputs, device=self.device), attention.queries_per_kv_head
+        )
+        for part in sorted({part for m in self.methods for part in m.parts}):
+            if part in ("k", "v"):
+                task.parts[part] = self.fitness.tables(attention, inputs, part=part, device=self.device)
+            elif part in ("q", "pairs"):  # what pairs of heads say, whatever the fitness
+                task.parts[part] = self.fitness.pairs(attention, inputs, "q" if part == "q" else "kv")
+            else:
+                raise GrouperError(f"a method asks for tables of {part!r}: expected k, v, q or pairs")
+        if any(m.needs_weights for m in self.methods):
+            task.attention, task.inputs = attention, inputs
+        return task
+
+    def search(self, task: LayerTask, layer: int, report: "LayerReport | None" = None) -> Found:
+        """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends
+        on what ran before."""
+        found = {}
+        for method in self.methods:
+            rng = np.random.default_rng([self.options.seed, layer, zlib.crc32(method.name.encode())])
+            tell: Report = unreported
+            if report is not None:
+                tell = lambda generation, best, name=method.name: report(name, generation, best)  # noqa: E731
+            found[method.name] = method.search_layer(task, rng, self.options.genetic, tell)
+        return found
+
+
+LayerReport = Callable[[str, int, float], None]  # method, generation, best error
+
+
 def search_layers(
     folder: RunFolder,
     regrouper: Regrouper,
@@ -29,11 +93,13 @@ def search_layers(
     jobs: int = 1,
     progress: Progress = untold,
 ) -> list[Found]:
-    """Per layer, what each method found; read back where the layer is done. jobs: layers searched at a time, by
-    processes of their own; no more than one layer's tables wait beside theirs."""
+    """Per layer, what each method found; read back where the layer is done. jobs: layers searched at a time, each by a
+    process that reads it, makes its tables and searches; no other tables wait."""
     a = regrouper.architecture
     found = [folder.read_layer(layer, a.queries_per_kv_head) for layer in range(a.layers)]
     todo = [layer for layer, done in enumerate(found) if done is None]
+    fitness = FITNESSES.configured(options.set)[options.fitness]
+    work = LayerSearch(regrouper.checkpoint, a, fitness, methods, options, regrouper.device)
 
     def keep(layer: int, of_layer: Found) -> None:
         found[layer] = of_layer
@@ -41,36 +107,46 @@ def search_layers(
         progress(sum(f is not None for f in found), a.layers, f"layer {layer} is done")
 
     if options.acceptance == "loss" and any(m.judged for m in methods):
-        with MergedLoss(regrouper) as judge:
-            for layer in todo:  # a layer is judged with those before it, so they come in turn
-                task = layer_task(regrouper, layer, options, methods)
-                judged = [m.name for m in methods if m.judged]
-                task.judges = {name: judge.judge(layer, [found[i][name] for i in range(layer)]) for name in judged}
-                keep(layer, search_layer(task, layer, options, methods, _reporting(found, layer, progress)))
+        _judged_in_turn(work, regrouper, found, todo, keep, progress)
         return found
-    with ProcessPoolExecutor(jobs, get_context("spawn")) if jobs > 1 and len(todo) > 1 else nullcontext() as pool:
-        running: dict[Future, int] = {}
+    moments: Callable[[int], Path | None] = lambda layer: None  # noqa: E731
+    if todo and work.needs_moments and regrouper.calibration is not None:
+        moments = regrouper.kept_moments(progress).path
+        regrouper.release()  # the model has said what it had to
+    if jobs == 1 or len(todo) < 2:
         for layer in todo:
-            task = layer_task(regrouper, layer, options, methods)
-            if pool is None:
-                keep(layer, search_layer(task, layer, options, methods, _reporting(found, layer, progress)))
-                continue
-            running[pool.submit(search_layer, task, layer, options, methods)] = layer
-            if len(running) > jobs:
-                _collect(running, keep)
-        while running:
-            _collect(running, keep)
+            keep(layer, work(layer, moments(layer), _reporting(found, layer, progress)))
+        return found
+    with ProcessPoolExecutor(min(jobs, len(todo)), get_context("spawn")) as pool:
+        running: dict[Future, int] = {pool.submit(work, layer, moments(layer)): layer for layer in todo}
+        try:
+            while running:
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    keep(running.pop(done), done.result())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     return found
 
 
-def _collect(running: dict[Future, int], keep) -> None:
-    """Wait until a layer is done."""
-    for done in wait(running, return_when=FIRST_COMPLETED).done:
-        keep(running.pop(done), done.result())
+def _judged_in_turn(
+    work: LayerSearch,
+    regrouper: Regrouper,
+    found: list[Found | None],
+    todo: list[int],
+    keep: Callable[[int, Found], None],
+    progress: Progress,
+) -> None:
+    """Steps are judged by the merged model's loss: a layer with those before it."""
+    with MergedLoss(regrouper) as judge:
+        for layer in todo:
+            task = work.task(layer, regrouper.moments_of(layer))
+            judged = [m.name for m in work.methods if m.judged]
+            task.judges = {name: judge.judge(layer, [found[i][name] for i in range(layer)]) for name in judged}
+            keep(layer, work.search(task, layer, _reporting(found, layer, progress)))
 
 
-def _reporting(found: list[Found | None], layer: int, progress: Progress):
-    """What tells of one layer: called with method, generation and best error."""
+def _reporting(found: list[Found | None], layer: int, progress: Progress) -> LayerReport:
+    """What tells of one layer."""
     done = sum(f is not None for f in found)
 
     def report(method: str, generation: int, best: float) -> None:
@@ -78,35 +154,3 @@ def _reporting(found: list[Found | None], layer: int, progress: Progress):
         progress(done, len(found), note)
 
     return report
-
-
-def layer_task(regrouper: Regrouper, layer: int, options: SearchOptions, methods: list[Method]) -> LayerTask:
-    """The tables of one layer, and what its methods need besides: reads its attention weights and norm, nothing
-    else."""
-    fitness: Fitness = FITNESSES.configured(options.set)[options.fitness]
-    attention = regrouper.architecture.read(regrouper.checkpoint, layer)
-    needs_weights = any(m.needs_weights for m in methods)
-    inputs = regrouper.moments[layer] if fitness.needs_moments or needs_weights else None
-    tables = fitness.tables(attention, inputs, device=regrouper.device)
-    task = LayerTask(fitness, tables, attention.queries_per_kv_head)
-    for part in {part for m in methods for part in m.parts}:
-        if part in ("k", "v"):
-            task.parts[part] = fitness.tables(attention, inputs, part=part, device=regrouper.device)
-        else:  # what pairs of heads say, whatever the fitness
-            task.parts[part] = fitness.pairs(attention, inputs, "q" if part == "q" else "kv")
-    if needs_weights:
-        task.attention, task.inputs = attention, inputs
-    return task
-
-
-def search_layer(task: LayerTask, layer: int, options: SearchOptions, methods: list[Method], report=None) -> Found:
-    """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends on
-    what ran before."""
-    found = {}
-    for method in methods:
-        rng = np.random.default_rng([options.seed, layer, zlib.crc32(method.name.encode())])
-        tell: Report = unreported
-        if report is not None:
-            tell = lambda generation, best, name=method.name: report(name, generation, best)  # noqa: E731
-        found[method.name] = method.search_layer(task, rng, options.genetic, tell)
-    return found

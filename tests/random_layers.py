@@ -4,7 +4,7 @@ import torch
 
 from grouper import LayerLayout
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 
 H, G, d, D = 8, 4, 6, 20
 ROTARY = {"rope": d, "partial": 4, "none": 0}

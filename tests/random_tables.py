@@ -5,7 +5,7 @@ import torch
 from random_layers import small_attention
 
 from fitness import FITNESSES, PairwiseFitness
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from search.methods.task import LayerTask
 from search.optimise.partition import Partition
 

@@ -1,59 +1,113 @@
-"""The residual stream of a model over text: where it is kept, and what enters the first layer."""
+"""The residual stream of a model over text: what enters the first layer, where it is kept, how it passes a layer, and
+what the model makes of it behind the last one."""
 
 import math
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from grouper.model.in_memory import InMemoryModel
+from grouper.model.layers import Layers
 from grouper.model.memory import free_memory
 
 Arguments = tuple[tuple, dict]  # positional and by name
+NOT_OURS = ("past_key_values", "layer_past", "use_cache", "hidden_states")
+
+
+class _Enough(Exception):
+    """What was looked for is known."""
 
 
 @torch.no_grad()
-def first_inputs(model: InMemoryModel, windows: Tensor, device: str) -> tuple[Tensor, list[Arguments]]:
+def first_inputs(model: Layers, windows: Tensor, device: str) -> tuple[Tensor, list[Arguments]]:
     """What enters the first layer [n, tokens, D] in float32, and the arguments that each layer gets beside it, for one
-    window."""
+    window. No layer but the first is run."""
     arguments: list[Arguments] = []
-    hooks = []
 
-    def keep(_module, inputs, kwargs) -> None:
-        kwargs = {
-            k: v for k, v in kwargs.items() if k not in ("past_key_values", "layer_past", "use_cache", "hidden_states")
-        }
+    def keep(_layer: int, inputs: tuple, kwargs: dict) -> Tensor:
+        kept = {k: moved(v, device) for k, v in kwargs.items() if k not in NOT_OURS}
         positional = inputs if "hidden_states" in kwargs else inputs[1:]
-        arguments.append((moved(tuple(positional), device), {k: moved(v, device) for k, v in kwargs.items()}))
+        arguments.append((moved(tuple(positional), device), kept))
+        return stream_of(inputs, kwargs)
 
-    for layer in range(model.architecture.layers):
-        hooks.append(model.layer(layer).register_forward_pre_hook(keep, with_kwargs=True))
-    try:
+    with stubs(model, keep):
         model.decoder(input_ids=windows[:1].to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-    class Enough(Exception):
-        pass
-
     stream = room((*windows.shape, model.architecture.hidden_size), device)
     done = 0
 
-    def stop(_module, inputs, kwargs):
-        stream[done : done + len(batch)] = (inputs[0] if inputs else kwargs["hidden_states"]).to(stream)
-        raise Enough
+    def stop(_layer: int, inputs: tuple, kwargs: dict) -> Tensor:
+        stream[done : done + len(batch)] = stream_of(inputs, kwargs).to(stream)
+        raise _Enough
 
-    hook = model.layer(0).register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with stubs(model, stop):
         for batch in windows.split(64):
-            with suppress(Enough):
+            with suppress(_Enough):
                 model.decoder(input_ids=batch.to(model.device), use_cache=False)
             done += len(batch)
-    finally:
-        hook.remove()
     return stream, arguments
+
+
+def stream_of(inputs: tuple, kwargs: dict) -> Tensor:
+    return inputs[0] if inputs else kwargs["hidden_states"]
+
+
+@contextmanager
+def stubs(model: Layers, call: Callable[[int, tuple, dict], Tensor]) -> Iterator[None]:
+    """Every layer is replaced by `call`(layer, inputs, kwargs), which returns the stream behind it."""
+    layers = [model.layer(i) for i in range(model.architecture.layers)]
+    wraps = _gives_tuples(model)
+
+    def stub(layer: int):
+        def forward(*inputs, **kwargs):
+            stream = call(layer, inputs, kwargs)
+            return (stream,) if wraps else stream
+
+        return forward
+
+    try:
+        for i, module in enumerate(layers):
+            module.forward = stub(i)
+        yield
+    finally:
+        for module in layers:
+            vars(module).pop("forward", None)
+
+
+def _gives_tuples(model: Layers) -> bool:
+    """Whether this class's layers return tuples that begin with the stream: found out once, on two tokens."""
+    if "gives_tuples" not in vars(model):
+        found = []
+        hook = model.layer(0).register_forward_hook(lambda _module, _inputs, output: _stop(found, output))
+        try:
+            with model.loaded(0), suppress(_Enough):
+                model.decoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+        finally:
+            hook.remove()
+        model.gives_tuples = isinstance(found[0], tuple)
+    return model.gives_tuples
+
+
+def _stop(found: list, output) -> None:
+    found.append(output)
+    raise _Enough
+
+
+def run_layer(module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
+    """The stream [windows, tokens, D] behind the layer."""
+    positional, named = arguments
+    if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [H, 1, tokens] of one window
+        named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
+    output = module(stream, *positional, **named)
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.inference_mode()
+def logits_behind(model: Layers, stream: Tensor, windows: Tensor) -> Tensor:
+    """What the model's last norm and head make of the stream behind the last layer. windows: the tokens it is of."""
+    with stubs(model, lambda _layer, _inputs, _kwargs: stream.to(model.device)):
+        return model.model(input_ids=windows.to(model.device), use_cache=False).logits
 
 
 def moved(value, device):

@@ -21,7 +21,6 @@ from grouper.export.format import TOLERANCE, SelfTest
 from grouper.export.hf import ragged
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.stock import grouped_order
-from grouper.export.one_layer import cut
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
@@ -29,6 +28,7 @@ from grouper.model.configuration import decoder_config
 from grouper.model.families import FAMILIES
 from grouper.model.in_memory import InMemoryModel, in_double
 from grouper.model.memory import free_memory
+from grouper.model.one_layer import cut
 
 PROMPT, GENERATED = 48, 16  # tokens
 Merged = Callable[[int], MergedLayer]

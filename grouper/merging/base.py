@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.registry import Entry
 

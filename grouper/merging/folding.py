@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
+from grouper.calibration.input_moments import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 
@@ -28,28 +29,30 @@ def split(weights: Tensor, bias: Tensor | None, like: Tensor) -> tuple[Tensor, T
     return weights[..., :-1].to(like), None if bias is None else weights[..., -1].to(like)
 
 
-def energy(weights: Tensor, second_moment: Tensor) -> Tensor:
-    """weights [..., d, D + 1], second_moment [D + 1, D + 1]. Returns [...]: E |W x|^2."""
-    return (weights @ second_moment * weights).sum((-2, -1))
+def energy(weights: Tensor, inputs: InputMoments) -> Tensor:
+    """weights [..., d, D + 1], real or complex. Returns [...]: E |W x|^2."""
+    return row_energy(weights, inputs).sum(-1)
 
 
-def complex_energy(weights: Tensor, second_moment: Tensor) -> Tensor:
-    """weights [..., P, D + 1], complex. Returns [...]: E |W x|^2."""
-    return (weights @ second_moment.to(weights.dtype) * weights.conj()).sum((-2, -1)).real
+def row_energy(weights: Tensor, inputs: InputMoments) -> Tensor:
+    """weights [..., D + 1], real or complex. Returns [...]: E |w x|^2 of each row."""
+    if weights.is_complex():
+        return row_energy(weights.real, inputs) + row_energy(weights.imag, inputs)
+    return (inputs.times(weights) * weights).sum(-1)
 
 
-def scored(attention: Attention, second_moment: Tensor) -> tuple[Tensor, Tensor]:
+def scored(attention: Attention, inputs: InputMoments) -> tuple[Tensor, Tensor]:
     """q [H, d, D + 1] and k [G, d, D + 1], biases included, as RoPE and the scores get them: behind norms on q and k,
-    if there are some, with their gains, and divided by the mean size that text (`second_moment`) gives them."""
+    if there are some, with their gains, and divided by the mean size that text (`inputs`) gives them."""
     q, k = augmented(attention.q, attention.q_bias), augmented(attention.k, attention.k_bias)
     kind = attention.qk_norm
     if kind is None:
         return q, k
-    q = attention.q_norm.double()[..., None] * q / sizes(q, second_moment, kind)
-    return q, attention.k_norm.double()[..., None] * k / sizes(k, second_moment, kind)
+    q = attention.q_norm.double()[..., None] * q / sizes(q, inputs, kind)
+    return q, attention.k_norm.double()[..., None] * k / sizes(k, inputs, kind)
 
 
-def sizes(weights: Tensor, second_moment: Tensor, qk_norm: str) -> Tensor:
+def sizes(weights: Tensor, inputs: InputMoments, qk_norm: str) -> Tensor:
     """[heads, 1, 1]: the root mean square that the norm divides each head [d, D + 1] by, over text."""
-    square = energy(weights, second_moment) / weights.shape[1]
+    square = energy(weights, inputs) / weights.shape[1]
     return (square.mean().expand(len(square)) if qk_norm == "all" else square).clamp_min(1e-30).sqrt()[:, None, None]

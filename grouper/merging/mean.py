@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
 from grouper.merging.base import Merge
 

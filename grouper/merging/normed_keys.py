@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from grouper.layout import LayerLayout
-from grouper.merging.folding import complex_energy, energy, sizes, split
+from grouper.merging.folding import energy, sizes, split
 from grouper.merging.spectral_layer import SpectralLayer
 
 
@@ -24,7 +24,7 @@ def merge_normed_keys(layer: SpectralLayer, layout: LayerLayout, rescale: bool) 
     attention, across_heads = layer.attention, layer.attention.qk_norm == "all"
     q_norm = attention.q_norm.double().clone().to(layer.k.device)
     gains = attention.k_norm.double().to(layer.k.device)
-    raw_size = sizes(layer.raw_k, layer.second_moment, attention.qk_norm)  # [G, 1, 1]
+    raw_size = sizes(layer.raw_k, layer.inputs, attention.qk_norm)  # [G, 1, 1]
     keys, new_gains = [], []
     for sources in map(list, layout.k.sources):
         if len(sources) == 1:
@@ -41,7 +41,7 @@ def merge_normed_keys(layer: SpectralLayer, layout: LayerLayout, rescale: bool) 
                 q_norm[attention.readers_of(source)] *= _both_rows(layer, factor)
     k, gain = torch.stack(keys), torch.stack(new_gains)
     if across_heads:
-        gain = gain * sizes(k, layer.second_moment, "all")[:, 0] / raw_size[0, 0]
+        gain = gain * sizes(k, layer.inputs, "all")[:, 0] / raw_size[0, 0]
     new_k, k_bias = split(k, attention.k_bias, attention.k)
     return {"k": new_k, "k_bias": k_bias, "k_norm": gain.to(attention.k_norm), "q_norm": q_norm.to(attention.q_norm)}
 
@@ -56,8 +56,8 @@ def _before_the_gain(layer: SpectralLayer, kappa: Tensor, gain: Tensor) -> Tenso
 
 def _rescaled(layer: SpectralLayer, sources: list[int], kappa: Tensor, c: Tensor) -> Tensor:
     """[S, P]: the real factors, each head's made to keep its K energy."""
-    seen = complex_energy(c[..., None] * kappa, layer.second_moment)
-    own = energy(layer.k[sources], layer.second_moment)
+    seen = energy(c[..., None] * kappa, layer.inputs)
+    own = energy(layer.k[sources], layer.inputs)
     return c.real * torch.where(seen > 0, (own / seen.clamp_min(1e-300)).sqrt(), 1.0)[:, None]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
 from grouper.merging.base import Merge
 from grouper.merging.folding import augmented, check_readers_are_sources, split

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import Groups, LayerLayout
 from grouper.merging.base import Merge
 from grouper.merging.folding import augmented

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import Groups, LayerLayout
 from grouper.merging.base import Merge
-from grouper.merging.folding import check_readers_are_sources, complex_energy, energy, split
+from grouper.merging.folding import check_readers_are_sources, energy, split
 from grouper.merging.normed_keys import merge_normed_keys
 from grouper.merging.spectral_layer import SpectralLayer
 
@@ -100,7 +100,7 @@ def merged_keys(layer: SpectralLayer, groups: Groups, rescale: bool) -> tuple[Te
             shared[a], shared[b] = kappa.real, kappa.imag
             turned = torch.complex(rows[:, :, a], rows[:, :, b]) * c.conj()[:, None, :, None]
             rows[:, :, a], rows[:, :, b] = turned.real, turned.imag
-            seen += complex_energy(c[..., None] * kappa, layer.second_moment)
+            seen += energy(c[..., None] * kappa, layer.inputs)
         if len(layer.unrotated):
             unrotated, fold = layer.shared_unrotated(sources)
             shared[layer.unrotated] = unrotated

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
-from grouper.merging.folding import augmented, energy, scored
+from grouper.calibration.input_moments import InputMoments
+from grouper.merging.folding import augmented, energy, row_energy, scored
+from grouper.merging.leading import leading
 
 TINY = 1e-12  # of the largest eigenvalue: directions below carry rounding
 
@@ -29,22 +30,20 @@ class SpectralTables:
 
 
 class SpectralLayer:
-    """The factors of one layer, in the symbols of grouper.merging.spectral."""
+    """The factors of one layer, in the symbols of grouper.merging.spectral; float64."""
 
     def __init__(self, attention: Attention, inputs: InputMoments, device: str | torch.device = "cpu"):
-        self.attention = attention
-        self.second_moment = inputs.second_moment.to(device, torch.float64)
-        mean = self.second_moment[:, -1]  # the last input is the constant 1
-        self.centred = self.second_moment - torch.outer(mean, mean) / mean[-1].clamp_min(TINY)
+        self.attention, self.inputs = attention, inputs.to(device)
+        self.centred = self.inputs.centred()
         self.kv_heads, self.d = attention.kv_heads, attention.head_dim
         self.queries = attention.queries_per_kv_head
-        self.raw_k = augmented(attention.k, attention.k_bias).to(device)  # [G, d, D + 1]
-        q, k = scored(attention, inputs.second_moment.double())
-        self.k = k.to(device)  # [G, d, D + 1]
-        self.q = q.to(device).unflatten(0, (self.kv_heads, self.queries))  # [G, queries, d, D + 1]
-        self.v = augmented(attention.v, attention.v_bias).to(device)
-        o = attention.o.to(self.v).unflatten(1, (self.kv_heads, self.queries))  # [D, G, queries, d]
-        self.o = o.permute(1, 2, 0, 3).contiguous()  # [G, queries, D, d]
+        attention = attention.to(device)
+        self.raw_k = augmented(attention.k, attention.k_bias)  # [G, d, D + 1]
+        q, self.k = scored(attention, self.inputs)  # k: [G, d, D + 1]
+        self.q = q.unflatten(0, (self.kv_heads, self.queries))  # [G, queries, d, D + 1]
+        self.v = augmented(attention.v, attention.v_bias)
+        o = attention.o.double().unflatten(1, (self.kv_heads, self.queries))  # [D, G, queries, d]
+        self.o = o.permute(1, 2, 0, 3)  # [G, queries, D, d]
         rotary = set() if attention.planes is None else set(attention.planes.flatten().tolist())
         self.planes = attention.planes.to(device) if rotary else None
         rows = [i for i in range(self.d) if i not in rotary]
@@ -57,13 +56,12 @@ class SpectralLayer:
         if self.planes is not None:
             a, b = self.planes.T
             self.kappa = torch.complex(self.k[:, a], self.k[:, b])  # [G, P, D + 1]
-            q = torch.complex(self.q[:, :, a], self.q[:, :, b])  # [G, queries, P, D + 1]
-            per_query = (q @ self.second_moment.to(q.dtype) * q.conj()).sum(-1).real
-            self.q_energy = per_query.sum(1).clamp_min(0)  # [G, P]
+            rows = row_energy(self.q, self.inputs).sum(1)  # [G, d]
+            self.q_energy = (rows[:, a] + rows[:, b]).clamp_min(0)  # [G, P]
             self.b = self.q_energy.sqrt()[..., None] * self.kappa
         if len(self.unrotated):
             q = self.q[:, :, self.unrotated]
-            gram = torch.einsum("gqfx,xy,gqey->gfe", q, self.second_moment, q)
+            gram = torch.einsum("gqfx,gqex->gfe", self.inputs.times(q), q)
             values, vectors = torch.linalg.eigh(gram)
             keep = values > TINY * values[:, -1:].clamp_min(1e-300)
             root = torch.where(keep, values, 0).sqrt()
@@ -72,20 +70,20 @@ class SpectralLayer:
             self.a_k = root[:, :, None] * vectors.transpose(1, 2) @ self.k[:, self.unrotated]  # [G, f, D + 1], L^T W_K
 
     def tables(self) -> SpectralTables:
-        v = self.a_v.flatten(0, 1)
         planes = unrotated = None
         if self.planes is not None:
             planes = self._plane_gram(self.b.transpose(0, 1))
         if len(self.unrotated):
-            a = self.a_k.flatten(0, 1)
-            unrotated = a @ self.centred @ a.T
+            unrotated = gram_of(self.a_k.flatten(0, 1), self.centred)
         partial = self.planes is not None and len(self.unrotated) > 0
         fixed = self.q_energy.sqrt() if self.attention.qk_norm == "head" else None
-        return SpectralTables(v @ self.second_moment @ v.T, planes, unrotated, 0.5 if partial else 1.0, fixed)
+        return SpectralTables(
+            gram_of(self.a_v.flatten(0, 1), self.inputs), planes, unrotated, 0.5 if partial else 1.0, fixed
+        )
 
     def _plane_gram(self, b: Tensor) -> Tensor:
         """b [P, S, D + 1] -> [P, S, S]: Hermitian; real where a norm across heads leaves only real factors free."""
-        gram = b @ self.second_moment.to(b.dtype) @ b.conj().transpose(1, 2)
+        gram = self.inputs.times(b) @ b.mH
         return gram.real if self.attention.qk_norm == "all" else gram
 
     def key_energy(self, sources: list[int]) -> Tensor:
@@ -93,7 +91,7 @@ class SpectralLayer:
         k = self.k[sources]
         total = k.new_zeros(len(sources))
         if self.planes is not None:
-            total += energy(k[:, self.planes.flatten()], self.second_moment)
+            total += energy(k[:, self.planes.flatten()], self.inputs)
         if len(self.unrotated):
             total += energy(k[:, self.unrotated], self.centred)
         return total
@@ -101,7 +99,7 @@ class SpectralLayer:
     def shared_v(self, sources: list[int]) -> tuple[Tensor, Tensor]:
         """The shared V head [d, D + 1] and the readers' O' [S, queries, D, d]."""
         a = self.a_v[sources].flatten(0, 1)
-        u = leading(a @ self.second_moment @ a.T, self.d)  # [S d, d]
+        u = leading(gram_of(a, self.inputs), self.d)  # [S d, d]
         shared = u.T @ a
         o = self.o_basis[sources] @ u.unflatten(0, (len(sources), self.d))  # [S, queries D, d]
         size = shared.square().sum(1)
@@ -132,7 +130,7 @@ class SpectralLayer:
         """The shared unrotated K rows [f, D + 1] and the matrices [S, f, f] that q's rows are multiplied with."""
         a = self.a_k[sources].flatten(0, 1)
         f = len(self.unrotated)
-        u = leading(a @ self.centred @ a.T, f)
+        u = leading(gram_of(a, self.centred), f)
         shared = u.T @ a
         size = shared.square().sum(1).sqrt()
         wanted = self.k[sources][:, self.unrotated].square().sum((1, 2)).mean().div(f).sqrt()
@@ -142,13 +140,16 @@ class SpectralLayer:
         return shared * scale[:, None], fold / scale[None, :, None]
 
 
-def leading(gram: Tensor, count: int) -> Tensor:
-    """The `count` leading eigenvectors [X, count] of a symmetric matrix, strongest first, each one's largest entry
-    positive."""
-    _, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-    u = vectors[:, -count:].flip(1)
-    signs = torch.gather(u, 0, u.abs().argmax(0, keepdim=True)).sign()
-    return u * torch.where(signs == 0, 1.0, signs)
+def gram_of(rows: Tensor, inputs: InputMoments) -> Tensor:
+    """rows [X, D + 1]. Returns rows C rows^T [X, X], symmetric; what mirrors is computed once."""
+    seen, half = inputs.times(rows), len(rows) // 2
+    gram = rows.new_empty(len(rows), len(rows))
+    corner = seen[:half] @ rows[half:].T
+    gram[:half, half:], gram[half:, :half] = corner, corner.T
+    for part in (slice(half), slice(half, None)):
+        block = seen[part] @ rows[part].T
+        gram[part, part] = (block + block.T) / 2
+    return gram
 
 
 def weighted_mean(kappa: Tensor, weight: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.merging.base import Merge

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
     from torch import Tensor
 
     from grouper.attention import Attention
+    from grouper.calibration.input_moments import InputMoments
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,12 @@ class Architecture:
                 )
                 return gain, checkpoint.finite(bias) if bias in checkpoint else None
         return None, None
+
+    def input_moments(self, checkpoint: Checkpoint, layer: int) -> InputMoments:
+        """What the norm before the projections says of their inputs, without text."""
+        from grouper.calibration.input_moments import InputMoments
+
+        return InputMoments.from_norm(*self.norm(checkpoint, layer), self.hidden_size)
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
         """What the layer's projections are kept in."""

@@ -5,10 +5,8 @@ Weights go in expanded, one K and one V head per query head, so any layout runs 
 part. Never save such a model: write layouts with `export`.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -18,60 +16,28 @@ from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.configuration import decoder_config
-from grouper.model.memory import free_memory, memory_limits
+from grouper.model.layers import Layers
 
 
-class InMemoryModel:
+class InMemoryModel(Layers):
     """`model` is the transformers model; `installed` lets layers compute with other weights for a while."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        offload: Path | None = None,
-    ):
-        """offload: a folder for what fits neither the GPU nor main memory: accelerate then places the model, in its
-        stored dtype, and fetches layers as they are needed. Such a model is for looking, not for `installed`.
-        """
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32):
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         self.checkpoint = checkpoint.local()
         self.architecture = Architecture.of(checkpoint.config)
         self.device, self.dtype = device, dtype
         load = (AutoModelForImageTextToText if self.architecture.nested else AutoModelForCausalLM).from_pretrained
-        if offload is None:
-            options = in_double(checkpoint.config) if dtype == torch.float64 else {}
-            self.model = load(self.checkpoint.folder, dtype=dtype, use_safetensors=True, **options).to(device)
-        else:
-            place = {"device_map": "auto", "max_memory": memory_limits(device), "offload_folder": offload}
-            self.model = load(self.checkpoint.folder, dtype="auto", use_safetensors=True, **place)
+        options = in_double(checkpoint.config) if dtype == torch.float64 else {}
+        self.model = load(self.checkpoint.folder, dtype=dtype, use_safetensors=True, **options).to(device)
         self.model.eval().requires_grad_(False)
         names = (name for name, _ in self.model.named_parameters())
         self.prefix = decoder_prefix(names, self.architecture.family.layer.format(layer=0))
 
-    @staticmethod
-    def fits(checkpoint: Checkpoint, device: str, dtype: torch.dtype = torch.float32) -> bool:
-        """Whether the whole model has room on the device, with a fifth to spare."""
-        needed = dtype.itemsize * checkpoint.parameters
-        return 1.2 * needed < min(free_memory(), torch.cuda.mem_get_info(device)[0] if "cuda" in device else math.inf)
-
-    def layer(self, layer: int) -> nn.Module:
-        return self.model.get_submodule(self.prefix + self.architecture.family.layer.format(layer=layer).rstrip("."))
-
-    @property
-    def decoder(self) -> nn.Module:
-        """What turns tokens into the last layer's output."""
-        return self.model.get_submodule(self.prefix.rstrip(".")) if self.prefix else self.model
-
-    def query_projection(self, layer: int) -> nn.Module:
-        """The module whose input is what enters q, k and v."""
-        return self.layer(layer).get_submodule(self.architecture.family.q)
-
-    def key_projection(self, layer: int) -> nn.Module:
-        """The module that gives k, among others where projections are fused."""
-        family = self.architecture.family
-        return self.layer(layer).get_submodule(family.q if family.fused else family.k)
+    @contextmanager
+    def loaded(self, layer: int) -> Iterator[nn.Module]:
+        yield self.layer(layer)
 
     @contextmanager
     def installed(
@@ -83,27 +49,28 @@ class InMemoryModel:
         be nested; each one restores what it found.
         """
         layers = dict(enumerate(layout.layers)) if isinstance(layout, HeadLayout) else layout
-        found: list[Callable[[], None]] = []
-        try:
+        with ExitStack() as stack:
             for layer, layer_layout in layers.items():
-                self._install(layer, merged(layer), layer_layout, found)
+                block = self.layer(layer)
+                stack.enter_context(exchanged(self, block, merged(layer), layer_layout))
             yield self.model
-        finally:
-            for restore in reversed(found):
-                restore()
 
-    def _install(self, layer: int, merged: MergedLayer, layout: LayerLayout, found: list[Callable[[], None]]) -> None:
-        """found: gets what restores the layer."""
-        block, path = self.layer(layer), self.architecture.family.attention
-        attention = block.get_submodule(path)
-        found.append(lambda: block.set_submodule(path, attention))
-        block.set_submodule(path, expanded_attention(self.architecture, attention, layout, self.device, self.dtype))
-        for name, tensor in expanded_tensors(self.architecture, merged.attention, layout).items():
-            block.get_parameter(name).data = tensor.to(self.device, self.dtype).contiguous()
-        for name, tensor in merged.others.items():
-            parameter = block.get_parameter(name)
-            found.append(lambda parameter=parameter, data=parameter.data: setattr(parameter, "data", data))
-            parameter.data = tensor.to(self.device, self.dtype)
+
+@contextmanager
+def exchanged(model: Layers, block: nn.Module, merged: MergedLayer, layout: LayerLayout) -> Iterator[nn.Module]:
+    """A layer of the model, computing with these weights until the block ends."""
+    a, path = model.architecture, model.architecture.family.attention
+    attention = block.get_submodule(path)
+    before = {name: block.get_parameter(name).data for name in merged.others}
+    try:
+        block.set_submodule(path, expanded_attention(a, attention, layout, model.device, model.dtype))
+        for name, tensor in (expanded_tensors(a, merged.attention, layout) | merged.others).items():
+            block.get_parameter(name).data = tensor.to(model.device, model.dtype).contiguous()
+        yield block
+    finally:
+        block.set_submodule(path, attention)
+        for name, data in before.items():
+            block.get_parameter(name).data = data
 
 
 def expanded_attention(

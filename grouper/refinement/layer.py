@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from grouper.attention import Attention, MergedLayer
-from grouper.calibration.streams import Arguments
+from grouper.calibration.streams import Arguments, run_layer
 from grouper.layout import LayerLayout
-from grouper.model.in_memory import InMemoryModel, expanded_attention, expanded_tensors
+from grouper.model.in_memory import expanded_attention, expanded_tensors
+from grouper.model.layers import Layers
 from grouper.refinement.saved import WEIGHTS
 
 SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's step by default: bench/refine_rates.py prints what is best
@@ -61,7 +62,7 @@ class LayerWorker:
 
     def __init__(
         self,
-        model: InMemoryModel,
+        model: Layers,
         layer: int,
         layout: LayerLayout,
         arguments: Arguments,
@@ -70,7 +71,8 @@ class LayerWorker:
     ):
         self.architecture, self.layout, self.arguments = model.architecture, layout, arguments
         self.options, self.device = options, device
-        self.original = copy.deepcopy(model.layer(layer)).to(device, torch.float32)
+        with model.loaded(layer) as module:
+            self.original = copy.deepcopy(module).to(device, torch.float32)
         self.regrouped = copy.deepcopy(self.original)
         path = self.architecture.family.attention
         attention = self.regrouped.get_submodule(path)
@@ -94,11 +96,7 @@ class LayerWorker:
     # Streams
 
     def block(self, module: nn.Module, stream: Tensor) -> Tensor:
-        positional, named = self.arguments
-        if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [H, 1, tokens] of one window
-            named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
-        output = module(stream, *positional, **named)
-        return output[0] if isinstance(output, tuple) else output
+        return run_layer(module, stream, self.arguments)
 
     def after_attention(self, module: nn.Module, stream: Tensor) -> Tensor:
         """The stream plus what attention adds to it; the rest of the layer is not run."""

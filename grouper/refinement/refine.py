@@ -24,7 +24,7 @@ from grouper.attention import MergedLayer
 from grouper.calibration.streams import first_inputs, room
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
-from grouper.model.in_memory import InMemoryModel
+from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
 from grouper.refinement.layer import SCOPES, LayerWorker, RefineOptions
 from grouper.refinement.saved import SavedLayers, save_layer
@@ -33,7 +33,7 @@ Merged = Callable[[int], MergedLayer]
 
 
 def refine_layers(
-    model: InMemoryModel,
+    model: Layers,
     layout: HeadLayout,
     merged: Merged,
     windows: Tensor,
@@ -78,7 +78,7 @@ def refine_layers(
 
 
 def estimate_seconds(
-    model: InMemoryModel, layout: HeadLayout, merged: Merged, windows: Tensor, options: RefineOptions, device: str
+    model: Layers, layout: HeadLayout, merged: Merged, windows: Tensor, options: RefineOptions, device: str
 ) -> float:
     """What `refine_layers` will take, from a few steps on the first layer."""
     few = windows[: max(1, options.batch_tokens // windows.shape[1])]

@@ -6,8 +6,10 @@ import numpy as np
 
 from fitness.perplexity import nll
 from grouper.attention import MergedLayer
+from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
+from grouper.model.in_memory import InMemoryModel
 from grouper.regroup import Regrouper
 from search.methods.candidate import Candidate
 from search.methods.task import Judge
@@ -22,7 +24,10 @@ class MergedLoss:
     """
 
     def __init__(self, regrouper: Regrouper):
-        self.regrouper, self.model, self.architecture = regrouper, regrouper.model, regrouper.architecture
+        self.regrouper, self.architecture = regrouper, regrouper.architecture
+        if not isinstance(regrouper.model, InMemoryModel):
+            raise GrouperError("steps are judged by a whole model's loss, and memory does not hold it: see --memory")
+        self.model = regrouper.model
         self.windows = regrouper.held_out(HELD_OUT)
         self._before = ExitStack()
         self._installed: tuple | None = None  # whose layers, and their KV-head count, `_before` holds

@@ -61,7 +61,8 @@ def any_sizes(
     found = _front(fitness, toolbox, start, genetic, rng, report, swaps_only=False)
     if genetic.memetic and fitness.surrogate is not fitness:
         # a surrogate may mislead across sizes: never worse than equal groups
-        found = settled(fitness, found + equal_sizes(fitness, rng, genetic, report))
+        found += equal_sizes(fitness, rng, genetic, report)
+        found = list(best_per_count(found + settled(fitness, found)).values())
     return found
 
 

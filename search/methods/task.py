@@ -7,7 +7,7 @@ import numpy as np
 
 from fitness import Fitness, LayerFitness
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from search.methods.candidate import Candidate
 from search.optimise.partition import Partition

@@ -6,43 +6,65 @@ from fitness import LayerFitness, PairwiseFitness
 from search.optimise.operators import move_deltas
 from search.optimise.partition import Partition, best_per_count
 
-POOL = 24  # partitions of each KV-head count that get an exact error
-TRIED = 16  # moves a step that get one, the most promising by pairs
+POOL = 24  # partitions of each KV-head count that are screened
+TRIED = 16  # moves a step that are, the most promising by pairs
+FINALISTS = 3  # of each count that get an exact error, the best by the screen
 
 
 def settled(
     fitness: LayerFitness, partitions: list[Partition], swaps_only: bool = False, steps: int = 20
 ) -> list[Partition]:
-    """Exact errors for the partitions, then for each KV-head count the best one improved by moves and swaps that exact
-    errors confirm."""
-    errors = fitness.errors(np.array([c.labels for c in partitions]))
-    best = best_per_count([Partition(c.labels, float(e)) for c, e in zip(partitions, errors)])
-    for groups, partition in best.items():
+    """For each KV-head count the best partition found, with its exact error: the fitness's screen scores all, improves
+    its best one by moves and swaps, and names the finalists."""
+    screen = fitness.screen
+    screened = _scored(screen, [p.labels for p in partitions])
+    for partition in best_per_count(screened).values():
         for _ in range(steps):
             rows = _neighbours(fitness.surrogate, partition.labels, swaps_only)
             if not len(rows):
                 break
-            errors = fitness.errors(rows)
-            i = int(errors.argmin())
-            if not errors[i] < partition.error * (1 - 1e-9):
+            tried = _scored(screen, rows)
+            screened += tried
+            better = min(tried, key=lambda p: p.error)
+            if not better.error < partition.error * (1 - 1e-9):
                 break
-            partition = Partition(rows[i], float(errors[i]))
-        best[groups] = partition
-    return list(best.values())
+            partition = better
+    if screen is fitness:
+        return list(best_per_count(screened).values())
+    finalists = _finalists(screened)
+    return list(best_per_count(_scored(fitness, finalists)).values())
+
+
+def _scored(fitness: LayerFitness, rows) -> list[Partition]:
+    errors = fitness.errors(np.array(rows))
+    return [Partition(row, float(error)) for row, error in zip(rows, errors)]
+
+
+def _finalists(screened: list[Partition]) -> list[np.ndarray]:
+    """The labels of the best few of each count, each once."""
+    by_count: dict[int, dict[bytes, Partition]] = {}
+    for p in sorted(screened, key=lambda p: (p.error, p.labels.tolist())):
+        best = by_count.setdefault(p.groups, {})
+        if len(best) < FINALISTS:
+            best.setdefault(p.labels.tobytes(), p)
+    return [p.labels for best in by_count.values() for p in best.values()]
 
 
 def _neighbours(surrogate: PairwiseFitness, labels: np.ndarray, swaps_only: bool) -> np.ndarray:
     """[<= TRIED, G]: the groupings one move or swap away that promise most by pairs."""
+    heads = len(labels)
     moves, swaps = (d[0] for d in move_deltas(surrogate, labels[None]))
-    swaps[np.tril_indices(len(labels))] = np.inf
-    options = [] if swaps_only else [(moves[h, g], h, g, True) for h, g in zip(*np.nonzero(np.isfinite(moves)))]
-    options += [(swaps[a, b], a, b, False) for a, b in zip(*np.nonzero(np.isfinite(swaps)))]
-    rows = []
-    for _, a, b, is_move in sorted(options)[:TRIED]:
-        row = labels.copy()
-        if is_move:
-            row[a] = b
-        else:
-            row[a], row[b] = labels[b], labels[a]
-        rows.append(row)
-    return np.array(rows, labels.dtype).reshape(-1, len(labels))
+    swaps[np.tril_indices(heads)] = np.inf
+    if swaps_only:
+        moves[:] = np.inf
+    flat = np.concatenate([moves.ravel(), swaps.ravel()])
+    chosen = np.argsort(flat, kind="stable")[:TRIED]
+    chosen = chosen[np.isfinite(flat[chosen])]
+    rows = np.repeat(labels[None], len(chosen), axis=0)
+    is_move, index = chosen < moves.size, np.arange(len(chosen))
+    head, group = np.divmod(chosen, moves.shape[1])
+    a, b = np.divmod(chosen - moves.size, heads)
+    rows[index[is_move], head[is_move]] = group[is_move]
+    s = ~is_move
+    rows[index[s], a[s]], rows[index[s], b[s]] = labels[b[s]], labels[a[s]]
+    return rows

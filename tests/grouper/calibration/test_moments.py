@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from random_layers import random_moments
 
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.calibration import Calibration
-from grouper.calibration.moments import InputMoments, load_moments, save_moments
+from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.moments import KeptMoments
 from grouper.calibration.source import TextSource
-from grouper.model.in_memory import InMemoryModel
 from grouper.regroup import Regrouper
 
 
@@ -29,39 +30,48 @@ def test_a_dataset_calibrates_like_a_file(reader, text, tmp_path):
 
 
 def test_kept_calibration_is_used_again_and_only_for_the_same_text(reader, text, tmp_path, monkeypatch):
-    def calibrated(tokens: int) -> list[InputMoments]:
-        return Regrouper(
-            Checkpoint.open(reader), Calibration(TextSource(str(text)), tokens, window=128, keep=tmp_path / "kept")
-        ).moments
+    def calibrated(tokens: int) -> KeptMoments:
+        calibration = Calibration(TextSource(str(text)), tokens, window=128, keep=tmp_path / "kept")
+        return Regrouper(Checkpoint.open(reader), calibration).kept_moments()
 
     first, other = calibrated(2048), calibrated(1024)
-    assert len(list((tmp_path / "kept").iterdir())) == 2 and not torch.equal(
-        first[0].second_moment, other[0].second_moment
-    )
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert not torch.equal(first[0].second_moment, other[0].second_moment)
     monkeypatch.setattr("grouper.regroup.collect_moments", None)  # no second pass
     again = calibrated(2048)
-    for a, b in zip(first, again):
-        assert torch.equal(a.second_moment, b.second_moment) and torch.equal(a.keys, b.keys) and a.tokens == b.tokens
-    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    assert len(again) == 3 and again.folder == first.folder
+    (again.path(1)).write_bytes(b"nothing")
     with pytest.raises(GrouperError, match="no kept calibration"):
-        load_moments(tmp_path / "bad.safetensors")
-    save_moments(tmp_path / "good.safetensors", first)
-    assert torch.equal(load_moments(tmp_path / "good.safetensors")[2].second_moment, first[2].second_moment)
+        again[1]
+    with pytest.raises(IndexError):
+        again[3]
 
 
-def test_a_model_that_does_not_fit_is_calibrated_through_offload(reader, text, monkeypatch):
-    calibration = Calibration(TextSource(str(text)), 1024, window=128)
-    whole = Regrouper(Checkpoint.open(reader), calibration).moments
-    for module in ("memory", "in_memory"):  # less than the weights: accelerate puts some on disk
-        monkeypatch.setattr(f"grouper.model.{module}.free_memory", lambda: 1.5e6)
-    placed = []
-    init = InMemoryModel.__init__
-    monkeypatch.setattr(
-        InMemoryModel, "__init__", lambda self, *a, **k: init(self, *a, **k) or placed.append(self.model.hf_device_map)
-    )
-    offloaded = Regrouper(Checkpoint.open(reader), calibration).moments
-    assert "disk" in placed[0].values()
-    for a, b in zip(whole, offloaded):
-        assert torch.allclose(a.second_moment, b.second_moment, rtol=1e-4, atol=1e-5) and torch.allclose(
-            a.keys, b.keys, rtol=1e-3
-        )
+def test_moments_are_kept_to_the_bit_and_not_before_all_are_there(tmp_path):
+    moments = [random_moments(0), random_moments(1)]
+    moments = [InputMoments(m.second_moment.float().double(), 7, torch.rand(2, 4, 4)) for m in moments]
+
+    def broken():
+        yield moments[0]
+        raise RuntimeError("killed")
+
+    kept = KeptMoments(tmp_path / "kept", 2)
+    with pytest.raises(RuntimeError):
+        kept.keep(broken())
+    assert not kept.complete and not kept.folder.exists()
+    assert kept.keep(moments).complete
+    for a, b in zip(kept, moments, strict=True):
+        assert torch.equal(a.second_moment, b.second_moment) and torch.equal(a.keys, b.keys) and a.tokens == b.tokens
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("bias", [None, torch.tensor([2.0, -1.0, 0.5])])
+def test_products_with_what_a_norm_says_are_those_with_the_matrix_written_out(bias):
+    inputs = InputMoments.from_norm(torch.tensor([1.0, 3.0, 0.2]), bias, 3)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5, 2, 4, generator=generator, dtype=torch.float64)
+    turned = torch.complex(rows, rows.flip(0))
+    written_out = InputMoments(inputs.second_moment)
+    for a, b in ((inputs, written_out), (inputs.centred(), written_out.centred())):
+        assert torch.allclose(a.times(rows), b.times(rows)) and torch.allclose(a.times(turned), b.times(turned))
+        assert torch.allclose(a.second_moment, b.second_moment)

@@ -11,7 +11,7 @@ import fitness
 from fitness import FITNESSES
 from grouper import LayerLayout
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.merging import MERGES
 from grouper.merging.spectral import Spectral
 

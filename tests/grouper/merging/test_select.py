@@ -6,7 +6,7 @@ import torch
 
 from grouper import Grouping, LayerLayout
 from grouper.attention import Attention
-from grouper.calibration.moments import InputMoments
+from grouper.calibration.input_moments import InputMoments
 from grouper.merging.select import Select
 
 ALL_IN_ONE = LayerLayout.from_labels([0, 0, 0])

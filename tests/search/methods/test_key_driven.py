@@ -46,7 +46,7 @@ def test_equal_keys_give_equal_shares():
 def test_key_norms_are_of_the_averaged_heads_on_each_window(reader):
     model = InMemoryModel(Checkpoint.open(reader))
     tokens = torch.randint(0, 4096, (3, 32), generator=torch.Generator().manual_seed(0))
-    moments = collect_moments(model, tokens)
+    moments = list(collect_moments(model, tokens))
     seen = []
     hook = model.layer(1).self_attn.k_proj.register_forward_hook(lambda _m, _i, out: seen.append(out))
     with torch.inference_mode():

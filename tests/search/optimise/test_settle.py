@@ -16,8 +16,40 @@ class Misled:
         noise = random_pairs(seed + 1, heads, 20).pairs
         self.surrogate = PairwiseFitness(self.truth.pairs + noise)
 
+    @property
+    def screen(self):
+        return self
+
     def errors(self, labels):
         return self.truth.errors(labels)
+
+
+class Screened(Misled):
+    """A screen of its own, which is wrong by little."""
+
+    def __init__(self, seed: int, heads: int):
+        super().__init__(seed, heads)
+        self.exactly_scored: list[bytes] = []
+        off = np.random.default_rng(seed).normal(size=(heads, heads))
+        self._screen = PairwiseFitness(self.truth.pairs * (1 + 0.02 * np.abs(off + off.T)))
+
+    @property
+    def screen(self):
+        return self._screen
+
+    def errors(self, labels):
+        self.exactly_scored += [row.tobytes() for row in np.atleast_2d(labels)]
+        return super().errors(labels)
+
+
+def test_the_best_few_by_the_screen_get_an_exact_error_and_the_best_of_those_wins():
+    fitness = Screened(1, 7)
+    start = [Partition(np.roll([0, 0, 0, 0, 1, 1, 1], shift), 0.0) for shift in range(7)]
+    (found,) = settled(fitness, start)
+    assert len(fitness.exactly_scored) == len(set(fitness.exactly_scored)) == 3
+    rows = np.array([np.frombuffer(row, found.labels.dtype) for row in fitness.exactly_scored])
+    assert found.error == fitness.truth.errors(rows).min()
+    assert fitness.screen.errors(rows).max() <= fitness.screen.errors(np.array([p.labels for p in start])).min()
 
 
 def test_errors_are_exact_and_moves_that_help_are_made():

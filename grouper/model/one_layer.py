@@ -1,4 +1,4 @@
-"""A model of one layer cut from a larger one: what the self-test compares where whole models do not fit in memory."""
+"""A model of one layer, cut from a larger one."""
 
 import json
 import shutil

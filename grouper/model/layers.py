@@ -1,0 +1,43 @@
+"""What a transformers model is to those who walk it layer by layer, in memory or streamed from disk."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+
+
+class Layers(ABC):
+    """model: the transformers model, perhaps without its layers' weights. prefix: of the decoder's names in it. device,
+    dtype: of what `loaded` gives."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    model: nn.Module
+    prefix: str
+    device: str
+    dtype: torch.dtype
+
+    @abstractmethod
+    def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
+        """The layer with its weights, until the block ends. Layers come fastest in their order."""
+
+    def layer(self, layer: int) -> nn.Module:
+        return self.model.get_submodule(self.prefix + self.architecture.family.layer.format(layer=layer).rstrip("."))
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What turns tokens into the last layer's output."""
+        return self.model.get_submodule(self.prefix.rstrip(".")) if self.prefix else self.model
+
+    def query_projection(self, layer: int) -> nn.Module:
+        """The module whose input is what enters q, k and v."""
+        return self.layer(layer).get_submodule(self.architecture.family.q)
+
+    def key_projection(self, layer: int) -> nn.Module:
+        """The module that gives k, among others where projections are fused."""
+        family = self.architecture.family
+        return self.layer(layer).get_submodule(family.q if family.fused else family.k)

@@ -1,0 +1,18 @@
+"""Whether a model is taken into memory or streamed from disk."""
+
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.in_memory import InMemoryModel
+from grouper.model.layers import Layers
+from grouper.model.memory import free_memory
+from grouper.model.streamed import StreamedModel
+
+
+def open_model(checkpoint: Checkpoint, device: str = "cpu", memory: int | None = None) -> Layers:
+    """In memory, in float32, where it fits `memory` (bytes; half of what is free unless given) and the GPU with a fifth
+    to spare, else layer by layer from disk."""
+    room = free_memory() / 2 if memory is None else memory
+    if "cuda" in device:
+        import torch
+
+        room = min(room, torch.cuda.mem_get_info(device)[0] / 1.2)
+    return InMemoryModel(checkpoint, device) if 4 * checkpoint.parameters <= room else StreamedModel(checkpoint, device)

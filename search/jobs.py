@@ -1,0 +1,53 @@
+"""How many layers are searched at a time, and with how many threads each."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from grouper.errors import GrouperError
+from grouper.model.architecture import Architecture
+from grouper.model.memory import free_memory
+
+WORTH_A_PROCESS = 5e7  # numbers in all q projections: below, starting processes takes longer than the search
+COPIES = 12  # of a layer's q in float64 that its factors and tables take together
+ON_A_GPU = 6  # processes that keep one busy
+
+
+def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:
+    """ "auto", or a number from 1 on. auto: one process a core, as many as memory holds; on a GPU, as many as keep it
+    busy; one where the model is small. Raises GrouperError."""
+    if text != "auto":
+        if not text.isdecimal() or int(text) < 1:
+            raise GrouperError(f"--jobs {text}: expected auto, or a number from 1 on")
+        return int(text)
+    a = architecture
+    q = a.query_heads * a.head_dim * a.hidden_size
+    if q * a.layers < WORTH_A_PROCESS:
+        return 1
+    held = free_memory() / 2
+    most = cores()
+    if "cuda" in device:
+        import torch
+
+        held, most = torch.cuda.mem_get_info(device)[0] * 0.8, min(most, ON_A_GPU)
+    return max(1, min(most, a.layers, int(held // (COPIES * 8 * q))))
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """On a CPU, a layer is searched by one thread: sums then come out the same whatever the number of cores and jobs,
+    small eigenproblems gain nothing from more, and processes side by side do not fight for cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    if "cuda" not in device:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,60 @@
+"""Leading sums and subspaces of large matrices against full decompositions."""
+
+import pytest
+import torch
+
+from grouper.merging import leading as module
+from grouper.merging.leading import beyond_leading, leading
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every matrix of the tests counts as large."""
+    monkeypatch.setattr(module, "DENSE", {"cpu": 1})
+
+
+def gram(spectrum: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(len(spectrum), len(spectrum), generator=generator, dtype=torch.float64))[0]
+    return basis * spectrum @ basis.T
+
+
+FLAT = torch.linspace(2, 1, 160, dtype=torch.float64)
+FALLING = torch.logspace(0, -4, 160, dtype=torch.float64)
+STEEP = torch.logspace(6, -6, 160, dtype=torch.float64)  # as massive activations make them
+STEPS = torch.tensor([9.0] * 12 + [3.0] * 20 + [1.0] * 128, dtype=torch.float64)  # the edge lies within equal ones
+
+
+@pytest.mark.parametrize("spectrum", [FLAT, FALLING, STEEP, STEPS], ids=["flat", "falling", "steep", "steps"])
+def test_what_the_leading_ones_leave_is_that_of_the_full_decomposition(large, spectrum):
+    both = torch.stack([gram(spectrum), gram(spectrum.flip(0) * 7, seed=1)])
+    expected = spectrum.sort(descending=True)[0][16:].sum().item()
+    assert beyond_leading(both, 16).tolist() == pytest.approx([expected, 7 * expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("spectrum", [FALLING, STEEP], ids=["falling", "steep"])
+def test_the_leading_vectors_are_eigenvectors_strongest_first(large, spectrum):
+    u = leading(gram(spectrum), 16)
+    _, vectors = torch.linalg.eigh(gram(spectrum))
+    assert torch.allclose(u.T @ u, torch.eye(16, dtype=torch.float64), atol=1e-10)
+    assert torch.allclose((u[:, :8] * vectors[:, -8:].flip(1)).sum(0).abs(), torch.ones(8).double(), atol=1e-4)
+    assert (u.gather(0, u.abs().argmax(0, keepdim=True)) > 0).all()
+    held = (u * (gram(spectrum) @ u)).sum().item()
+    assert spectrum.sum().item() - held == pytest.approx(spectrum[16:].sum().item(), rel=1e-4)
+
+
+def test_nothing_is_left_of_a_matrix_of_low_rank(large):
+    spectrum = torch.cat([torch.linspace(3, 1, 16), torch.zeros(144)]).double()
+    assert beyond_leading(gram(spectrum)[None], 16).item() == pytest.approx(0, abs=1e-12 * spectrum.sum().item())
+    assert beyond_leading(torch.zeros(1, 160, 160, dtype=torch.float64), 16).item() == 0
+
+
+def test_a_start_that_is_right_already_takes_one_round(large, monkeypatch):
+    rounds, improved = [], module._improved
+    monkeypatch.setattr(module, "_improved", lambda *a: rounds.append(0) or improved(*a))
+    matrix = gram(FALLING)
+    start = torch.linalg.eigh(matrix)[1][:, -24:].flip(1)
+    beyond_leading(matrix[None], 16, start[None])
+    assert len(rounds) == 1
+    beyond_leading(matrix[None], 16)
+    assert len(rounds) > 2

@@ -18,7 +18,7 @@ from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.layers import Layers
-from grouper.model.open_model import open_model
+from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers

@@ -16,7 +16,7 @@ FLOOR = 1e-15  # of the trace: an error below is rounding
 ROUNDS = 40
 
 
-def leading(gram: Tensor, count: int) -> Tensor:
+def leading_vectors(gram: Tensor, count: int) -> Tensor:
     """gram [X, X]. Its `count` leading eigenvectors [X, count], strongest first, each one's largest entry positive."""
     if _is_small(gram, count):
         u = torch.linalg.eigh((gram + gram.mT) / 2)[1][:, -count:].flip(1)

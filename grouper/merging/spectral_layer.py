@@ -8,7 +8,7 @@ from torch import Tensor
 from grouper.attention import Attention
 from grouper.calibration.input_moments import InputMoments
 from grouper.merging.folding import augmented, energy, row_energy, scored
-from grouper.merging.leading import leading
+from grouper.merging.leading import leading_vectors
 
 TINY = 1e-12  # of the largest eigenvalue: directions below carry rounding
 
@@ -99,7 +99,7 @@ class SpectralLayer:
     def shared_v(self, sources: list[int]) -> tuple[Tensor, Tensor]:
         """The shared V head [d, D + 1] and the readers' O' [S, queries, D, d]."""
         a = self.a_v[sources].flatten(0, 1)
-        u = leading(gram_of(a, self.inputs), self.d)  # [S d, d]
+        u = leading_vectors(gram_of(a, self.inputs), self.d)  # [S d, d]
         shared = u.T @ a
         o = self.o_basis[sources] @ u.unflatten(0, (len(sources), self.d))  # [S, queries D, d]
         size = shared.square().sum(1)
@@ -130,7 +130,7 @@ class SpectralLayer:
         """The shared unrotated K rows [f, D + 1] and the matrices [S, f, f] that q's rows are multiplied with."""
         a = self.a_k[sources].flatten(0, 1)
         f = len(self.unrotated)
-        u = leading(gram_of(a, self.centred), f)
+        u = leading_vectors(gram_of(a, self.centred), f)
         shared = u.T @ a
         size = shared.square().sum(1).sqrt()
         wanted = self.k[sources][:, self.unrotated].square().sum((1, 2)).mean().div(f).sqrt()

@@ -14,6 +14,7 @@ from grouper.calibration.streams import Arguments, run_layer
 from grouper.layout import LayerLayout
 from grouper.model.in_memory import expanded_attention, expanded_tensors
 from grouper.model.layers import Layers
+from grouper.refinement.descent import Descent
 from grouper.refinement.saved import WEIGHTS
 
 SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's step by default: bench/refine_rates.py prints what is best
@@ -78,9 +79,13 @@ class LayerWorker:
         attention = self.regrouped.get_submodule(path)
         attention = expanded_attention(self.architecture, attention, layout, device, torch.float32)
         self.regrouped.set_submodule(path, attention)
-        self.autocast = torch.autocast("cuda", torch.bfloat16) if "cuda" in str(device) else nullcontext()
         stored = model.architecture.prefix(model.checkpoint, layer)
         self.trainable = {n for n, _ in self.regrouped.named_parameters() if f"{stored}{n}" in model.checkpoint}
+
+    def autocast(self):
+        """bfloat16 on a GPU. Casts are not kept: a captured step must make its own."""
+        gpu = "cuda" in str(self.device)
+        return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if gpu else nullcontext()
 
     # Weights
 
@@ -95,9 +100,6 @@ class LayerWorker:
 
     # Streams
 
-    def block(self, module: nn.Module, stream: Tensor) -> Tensor:
-        return run_layer(module, stream, self.arguments)
-
     def after_attention(self, module: nn.Module, stream: Tensor) -> Tensor:
         """The stream plus what attention adds to it; the rest of the layer is not run."""
         family = self.architecture.family
@@ -110,60 +112,75 @@ class LayerWorker:
         hook = module.get_submodule(family.adds or family.o).register_forward_hook(stop)
         try:
             with suppress(_Enough):
-                self.block(module, stream)
+                run_layer(module, stream, self.arguments)
         finally:
             hook.remove()
         return stream + self.architecture.multiplier * added[0]
 
     def output(self, module: nn.Module, stream: Tensor) -> Tensor:
-        return (self.block if self.options.scope == "block" else self.after_attention)(module, stream)
+        """What is matched."""
+        if self.options.scope == "block":
+            return run_layer(module, stream, self.arguments)
+        return self.after_attention(module, stream)
 
     def batches(self, stream: Tensor) -> Iterator[slice]:
         size = max(1, self.options.batch_tokens // stream.shape[1])
         return (slice(i, i + size) for i in range(0, len(stream), size))
 
     @torch.no_grad()
-    def advance(self, original: Tensor, regrouped: Tensor) -> None:
-        """Both streams to the next layer, in place."""
-        for part in self.batches(original):
-            for module, stream in ((self.original, original), (self.regrouped, regrouped)):
-                with self.autocast:
-                    stream[part] = self.block(module, stream[part].to(self.device)).to(stream)
+    def advance(self, module: nn.Module, stream: Tensor) -> None:
+        """A stream to the next layer, in place."""
+        for part in self.batches(stream):
+            with self.autocast():
+                stream[part] = run_layer(module, stream[part].to(self.device), self.arguments).to(stream)
 
     @torch.no_grad()
-    def error(self, original: Tensor, regrouped: Tensor) -> float:
-        """The regrouped stream's error behind the layer over what the original's layer adds, on at most 16 batches."""
-        wrong = added = 0.0
-        for part in list(self.batches(original))[:MEASURED]:
+    def set_targets(self, original: Tensor, wanted: Tensor) -> None:
+        """Fill `wanted` [n, tokens, D] with what the original layer makes of its stream, once for all steps. It may be
+        `original` itself, which in scope "block" then is at the next layer."""
+        self.added = 0.0
+        for number, part in enumerate(self.batches(original)):
             came = original[part].to(self.device)
-            with self.autocast:
-                wanted = self.output(self.original, came).float()
+            with self.autocast():
+                output = self.output(self.original, came).float()
+            if number < MEASURED:
+                self.added += relative(output - came, output).item()
+            if number == 0:
+                self.scale = relative(output - came, output).clamp_min(1e-12)
+            wanted[part] = output.to(wanted)
+
+    @torch.no_grad()
+    def error(self, wanted: Tensor, regrouped: Tensor) -> float:
+        """The regrouped stream's error behind the layer over what the original's layer adds, on at most 16 batches."""
+        wrong = 0.0
+        for part in list(self.batches(wanted))[:MEASURED]:
+            with self.autocast():
                 got = self.output(self.regrouped, regrouped[part].to(self.device)).float()
-            wrong += relative(got - wanted, wanted).item()
-            added += relative(wanted - came, wanted).item()
-        return wrong / max(added, 1e-30)
+            target = wanted[part].to(self.device)
+            wrong += relative(got - target, target).item()
+        return wrong / max(self.added, 1e-30)
 
     # Fitting
 
     def fit(
         self,
         start: Attention,
-        original: Tensor,
+        wanted: Tensor,
         regrouped: Tensor,
         steps: int,
         tell: Callable[[int, float], None] = lambda step, loss: None,
     ) -> MergedLayer:
-        """The layer's weights after `steps` steps from `start`, or `start` where they do not help. original, regrouped:
-        the streams that enter the layer, [n, tokens, D]."""
+        """The layer's weights after `steps` steps from `start`, or `start` where they do not help. wanted: what
+        `set_targets` filled. regrouped: the stream that enters the layer, [n, tokens, D]."""
         attention = start.to(self.device, torch.float32)
         self.set(MergedLayer(attention))
-        before = self.error(original, regrouped)
+        before = self.error(wanted, regrouped)
         shared, others = self.trained(attention)
-        self.descend(attention, shared, others, original, regrouped, steps, tell)
+        self.descend(attention, shared, others, wanted, regrouped, steps, tell)
         fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
         done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
         self.set(done)
-        done.after = self.error(original, regrouped)
+        done.after = self.error(wanted, regrouped)
         if not done.after < before:  # a layer that was right already, or steps too large for it: as it was
             done = MergedLayer(attention, {}, before, before)
             untouched = {n: p for n, p in self.original.named_parameters() if n in others}
@@ -190,36 +207,26 @@ class LayerWorker:
         attention: Attention,
         shared: dict[str, Tensor],
         others: dict[str, Tensor],
-        original: Tensor,
+        wanted: Tensor,
         regrouped: Tensor,
         steps: int,
         tell: Callable[[int, float], None],
     ) -> None:
         """Adam on `shared` and `others`, in place."""
         rate = self.options.rate
-        groups = [_group(t, rate) for t in shared.values()] + [_group(t, rate * REST) for t in others.values()]
-        optimizer = torch.optim.Adam([g for g in groups if g["lr"] > 0], betas=(0.9, 0.95))
-        peak = [g["lr"] for g in optimizer.param_groups]
-        size = min(len(original), max(1, self.options.batch_tokens // original.shape[1]))
-        order = _order(len(original), size, steps, self.options.seed)
-        with torch.no_grad():
-            came = original[order[0]].to(self.device)
-            wanted = self.output(self.original, came).float()
-            scale = relative(wanted - came, wanted).clamp_min(1e-12)
-        for step, rows in enumerate(order):
-            for group, lr in zip(optimizer.param_groups, peak):
-                group["lr"] = lr * (1 - step / steps)
-            with torch.no_grad(), self.autocast:
-                wanted = self.output(self.original, original[rows].to(self.device)).float()
-            given = regrouped[rows].to(self.device)
+        rates = [(t, rate * _size(t)) for t in shared.values()]
+        rates += [(t, rate * REST * _size(t)) for t in others.values()]
+        forward = _Forward(self)
+
+        def loss(given: Tensor, target: Tensor) -> Tensor:
             state = {**self.tensors(replace(attention, **shared)), **others}
-            with self.autocast:
-                got = functional_call(_Forward(self), {f"module.{n}": t for n, t in state.items()}, (given,))
-            loss = relative(got.float() - wanted, wanted) / scale
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            tell(step + 1, loss.item())
+            with self.autocast():
+                got = functional_call(forward, {f"module.{n}": t for n, t in state.items()}, (given,))
+            return relative(got.float() - target, target) / self.scale
+
+        size = min(len(wanted), max(1, self.options.batch_tokens // wanted.shape[1]))
+        order = _order(len(wanted), size, steps, self.options.seed)
+        Descent(rates, loss, regrouped, wanted, order, self.device).run(tell)
 
 
 class _Enough(Exception):
@@ -243,13 +250,14 @@ def relative(difference: Tensor, stream: Tensor) -> Tensor:
     return (difference.square().sum(-1) / stream.square().sum(-1).clamp_min(1e-12)).mean()
 
 
-def _group(tensor: Tensor, lr: float) -> dict:
-    return {"params": [tensor], "lr": lr * float(tensor.detach().square().mean().sqrt())}
+def _size(tensor: Tensor) -> float:
+    """Root mean square."""
+    return float(tensor.detach().square().mean().sqrt())
 
 
-def _order(n: int, size: int, steps: int, seed: int) -> list[Tensor]:
-    """For each step the windows it sees: shuffled passes over all of them."""
+def _order(n: int, size: int, steps: int, seed: int) -> Tensor:
+    """[steps, size]: for each step the windows it sees, shuffled passes over all of them."""
     generator = torch.Generator().manual_seed(seed)
     passes = -(-steps * size // n)
     flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])
-    return list(flat[: steps * size].view(steps, size))
+    return flat[: steps * size].view(steps, size)

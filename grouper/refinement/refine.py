@@ -14,7 +14,6 @@ as they are.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,10 +25,11 @@ from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
-from grouper.refinement.layer import SCOPES, LayerWorker, RefineOptions
+from grouper.refinement.layer import MEASURED, SCOPES, LayerWorker, RefineOptions
 from grouper.refinement.saved import SavedLayers, save_layer
 
 Merged = Callable[[int], MergedLayer]
+ESTIMATED = 8  # steps that a time is estimated from
 
 
 def refine_layers(
@@ -56,44 +56,70 @@ def refine_layers(
     steps, layers = options.steps_for(windows.numel()), len(layout.layers)
     original, arguments = first_inputs(model, windows, device)
     regrouped = room(original.shape, device).copy_(original)
+    # in scope "block" what is wanted behind a layer is the original's next stream
+    wanted = original if options.scope == "block" else room(original.shape, device)
     in_memory: dict[int, MergedLayer] = {}
     saved = None if folder is None else SavedLayers(folder)
     with deterministic():
         for layer, layer_layout in enumerate(layout.layers):
             worker = LayerWorker(model, layer, layer_layout, arguments[layer], device, options)
-            if saved is not None and layer in saved:
+            known = saved is not None and layer in saved
+            if known:
                 worker.set(saved(layer))
             else:
 
                 def tell(step: int, loss: float, layer: int = layer) -> None:
                     progress(layer * steps + step, layers * steps, f"refining layer {layer}, error {loss:.4f}")
 
-                done = worker.fit(merged(layer).attention, original, regrouped, steps, tell)
+                worker.set_targets(original, wanted)
+                done = worker.fit(merged(layer).attention, wanted, regrouped, steps, tell)
                 if saved is None:
                     in_memory[layer] = done
                 else:
                     save_layer(saved.path(layer), done)
-            worker.advance(original, regrouped)
+            if known or wanted is not original:
+                worker.advance(worker.original, original)
+            worker.advance(worker.regrouped, regrouped)
     return in_memory.__getitem__ if saved is None else saved
 
 
 def estimate_seconds(
     model: Layers, layout: HeadLayout, merged: Merged, windows: Tensor, options: RefineOptions, device: str
 ) -> float:
-    """What `refine_layers` will take, from a few steps on the first layer."""
+    """What `refine_layers` will take: steps and passes of the first layer on batches of their real size, after some
+    that warm the device up."""
+    options = options.for_device(device)
     few = windows[: max(1, options.batch_tokens // windows.shape[1])]
+    batches = -(-len(windows) // len(few))
+    began = time.perf_counter()
     original, arguments = first_inputs(model, few, device)
-    worker = LayerWorker(model, 0, layout.layers[0], arguments[0], device, replace(options, steps=1))
+    worker = LayerWorker(model, 0, layout.layers[0], arguments[0], device, options)
     start = merged(0).attention
-    worker.fit(start, original, original, 1)
+    set_up = time.perf_counter() - began
+    wanted, took = torch.empty_like(original), {}
+    worker.set_targets(original, wanted)
+    with deterministic():
+        for steps in (ESTIMATED // 2, ESTIMATED // 2, ESTIMATED):  # the first warms up; the others' difference is bare
+            took[steps] = _seconds(lambda steps=steps: worker.fit(start, wanted, original, steps), device)
+    step = max(took[ESTIMATED] - took[ESTIMATED // 2], 0) / (ESTIMATED // 2)
+    once = max(took[ESTIMATED // 2] - step * (ESTIMATED // 2), 0)  # errors before and after, on up to 16 batches
+    forward = _seconds(lambda: worker.advance(worker.regrouped, original), device)
+    passes = 2 if options.scope == "block" else 3
+    measured = 2 * forward * (min(batches, MEASURED) - 1)
+    per_layer = set_up + once + measured + step * options.steps_for(windows.numel()) + passes * forward * batches
+    return len(layout.layers) * per_layer
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    def wait() -> None:
+        if "cuda" in str(device):
+            torch.cuda.synchronize()
+
+    wait()
     began = time.perf_counter()
-    worker.fit(start, original, original, 3)
-    fit = (time.perf_counter() - began) / 3
-    began = time.perf_counter()
-    worker.advance(original, original.clone())
-    forward = (time.perf_counter() - began) * 2  # streams before and after, for the errors told
-    steps = options.steps_for(windows.numel())
-    return len(layout.layers) * (fit * steps + forward * windows.numel() / few.numel())
+    call()
+    wait()
+    return time.perf_counter() - began
 
 
 @contextmanager

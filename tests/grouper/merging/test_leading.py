@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grouper.merging import leading as module
-from grouper.merging.leading import beyond_leading, leading
+from grouper.merging.leading import beyond_leading, leading_vectors
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_what_the_leading_ones_leave_is_that_of_the_full_decomposition(large, sp
 
 @pytest.mark.parametrize("spectrum", [FALLING, STEEP], ids=["falling", "steep"])
 def test_the_leading_vectors_are_eigenvectors_strongest_first(large, spectrum):
-    u = leading(gram(spectrum), 16)
+    u = leading_vectors(gram(spectrum), 16)
     _, vectors = torch.linalg.eigh(gram(spectrum))
     assert torch.allclose(u.T @ u, torch.eye(16, dtype=torch.float64), atol=1e-10)
     assert torch.allclose((u[:, :8] * vectors[:, -8:].flip(1)).sum(0).abs(), torch.ones(8).double(), atol=1e-4)

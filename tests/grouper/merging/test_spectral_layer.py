@@ -5,7 +5,7 @@ import torch
 from random_layers import LABELS, ROTARY, G, H, d, random_attention, random_moments, with_bias
 
 from grouper import LayerLayout
-from grouper.merging.leading import leading
+from grouper.merging.leading import leading_vectors
 from grouper.merging.spectral import Spectral
 from grouper.merging.spectral_layer import SpectralLayer, weighted_mean
 
@@ -42,7 +42,7 @@ def test_unrotated_rows_keep_the_heads_mean_size():
     shared, _ = layer.shared_unrotated([1, 3])
     wanted = attention.k[[1, 3]].square().sum((1, 2)).mean() / d
     with_constant = layer.a_k[[1, 3]].flatten(0, 1)
-    u = leading(layer.centred.times(with_constant) @ with_constant.T, d)
+    u = leading_vectors(layer.centred.times(with_constant) @ with_constant.T, d)
     removed = (u.T @ with_constant)[:, -1].square() / (u.T @ with_constant).square().sum(1)
     assert torch.allclose(shared.square().sum(1), wanted * (1 - removed), rtol=1e-6)
     assert (shared[:, -1] == 0).all(), "a constant key shifts all scores alike"
@@ -50,7 +50,7 @@ def test_unrotated_rows_keep_the_heads_mean_size():
 
 def test_leading_directions_come_strongest_first_largest_entry_positive():
     gram = torch.diag(torch.tensor([1.0, 5.0, 3.0, 0.0])).double()
-    assert leading(gram, 2).tolist() == [[0, 0], [1, 0], [0, 1], [0, 0]]
+    assert leading_vectors(gram, 2).tolist() == [[0, 0], [1, 0], [0, 1], [0, 0]]
 
 
 def test_the_weighted_mean_of_planes():

@@ -9,7 +9,7 @@ from grouper import Checkpoint, HeadLayout
 from grouper.calibration.moments import collect_moments
 from grouper.merging import MEAN
 from grouper.model.in_memory import InMemoryModel
-from grouper.model.open_model import open_model
+from grouper.model.opening import open_model
 from grouper.model.streamed import StreamedModel
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import refine_layers

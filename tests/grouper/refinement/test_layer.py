@@ -32,6 +32,12 @@ def worker(model: InMemoryModel, layer: int, options: RefineOptions) -> tuple[La
     return LayerWorker(model, layer, LAYOUT.layers[layer], arguments[layer], "cpu", options.for_device("cpu")), stream
 
 
+def targets(work: LayerWorker, original: torch.Tensor) -> torch.Tensor:
+    wanted = torch.empty_like(original)
+    work.set_targets(original, wanted)
+    return wanted
+
+
 def test_every_token_weighs_the_same_whatever_its_size():
     stream = torch.tensor([[[2.0, 0.0], [0.0, 1000.0]]])
     difference = torch.tensor([[[1.0, 0.0], [0.0, 300.0]]])
@@ -47,7 +53,7 @@ def test_one_step_moves_each_tensor_by_its_share_of_its_own_size(model, scope):
     work.set(MergedLayer(start))
     shared, others = work.trained(start)
     before = {n: t.detach().clone() for n, t in {**shared, **others}.items()}
-    work.descend(start, shared, others, stream, stream, 1, lambda step, loss: None)
+    work.descend(start, shared, others, targets(work, stream), stream, 1, lambda step, loss: None)
     assert bool(others) == (scope == "block") and {"q", "k", "v", "o"} == set(shared)
     for name, tensor in {**shared, **others}.items():
         size = before[name].square().mean().sqrt().item()
@@ -66,7 +72,7 @@ def test_the_rate_falls_to_nothing(model):
         work.set(MergedLayer(start))
         shared, others = work.trained(start)
         v = shared["v"].detach().clone()
-        work.descend(start, shared, others, stream, stream, steps, lambda step, loss: None)
+        work.descend(start, shared, others, targets(work, stream), stream, steps, lambda step, loss: None)
         moved.append((shared["v"].detach() - v).abs().median().item())
     assert moved[1] == pytest.approx(1.5 * moved[0], rel=0.05), "gradients hardly change in so small a step"
 
@@ -80,12 +86,14 @@ def test_a_layer_is_fitted_on_the_regrouped_stream(model):
     damaged.attention.o = damaged.attention.o * 3
     work.set(damaged)
     regrouped = original.clone()
-    work.advance(original, regrouped)
+    work.advance(work.original, original)
+    work.advance(work.regrouped, regrouped)
     losses = {}
     for name, stream in (("regrouped", regrouped), ("original", original)):
         fitting, _ = worker(model, 1, options)
-        fitting.fit(merged(model, 1).attention, original, stream, 60)
-        losses[name] = fitting.error(original, regrouped)
+        wanted = targets(fitting, original)
+        fitting.fit(merged(model, 1).attention, wanted, stream, 60)
+        losses[name] = fitting.error(wanted, regrouped)
     assert losses["regrouped"] < 0.9 * losses["original"]
 
 
@@ -94,26 +102,32 @@ def test_refinement_hands_every_layer_the_stream_that_the_layers_before_it_give(
     seen = []
     fit = LayerWorker.fit
 
-    def spy(self, start, original, regrouped, steps, tell):
-        seen.append((original.clone(), regrouped.clone()))
-        return fit(self, start, original, regrouped, steps, tell)
+    def spy(self, start, wanted, regrouped, steps, tell):
+        seen.append((wanted.clone(), regrouped.clone()))
+        return fit(self, start, wanted, regrouped, steps, tell)
 
     monkeypatch.setattr(LayerWorker, "fit", spy)
     options = RefineOptions("attention", steps=2, batch_tokens=256)
     done = refine_layers(model, LAYOUT, lambda layer: merged(model, layer), TOKENS, options)
-    assert torch.equal(*seen[0]) and not torch.equal(*seen[1])
+    stream, _ = first_inputs(model, TOKENS, "cpu")
+    assert torch.equal(seen[0][1], stream)
     captured = []
     with model.installed({0: LAYOUT.layers[0]}, done):
         hook = model.layer(1).register_forward_pre_hook(lambda _m, args: captured.append(args[0]))
         model.decoder(input_ids=TOKENS, use_cache=False)
         hook.remove()
-    assert torch.allclose(seen[1][1], captured[0], atol=1e-4) and not torch.allclose(seen[1][0], captured[0], atol=1e-2)
+    assert torch.allclose(seen[1][1], captured[0], atol=1e-4)
+    hook = model.layer(1).self_attn.register_forward_hook(lambda _m, _i, output: captured.append(output[0]))
+    block_in = model.layer(1).register_forward_pre_hook(lambda _m, args: captured.append(args[0]))
+    model.decoder(input_ids=TOKENS, use_cache=False)
+    hook.remove(), block_in.remove()
+    assert torch.allclose(seen[1][0], captured[1] + captured[2], atol=1e-4), "the original's own stream is the target"
 
 
 def test_a_layer_that_training_does_not_improve_stays_as_merged(model):
     work, stream = worker(model, 0, RefineOptions("block", steps=3, lr=50.0, batch_tokens=256))
     start = merged(model, 0).attention
-    done = work.fit(start, stream, stream, 3)
+    done = work.fit(start, targets(work, stream), stream, 3)
     assert torch.equal(done.attention.k, start.k) and not done.others and done.after == done.before > 0
 
 
@@ -132,3 +146,21 @@ def test_layers_on_disk_are_made_once_and_read_to_the_bit(model, tmp_path):
         assert tensor is other or torch.equal(tensor, other), name
     save_layer(saved.path(2), MergedLayer(first.attention, {"mlp.up_proj.weight": torch.ones(2)}, 0.5, 0.25))
     assert saved.errors(2) == (0.5, 0.25) and torch.equal(saved(2).others["mlp.up_proj.weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_targets_are_what_the_original_layer_gives(model, scope):
+    work, stream = worker(model, 0, RefineOptions(scope, batch_tokens=64))
+    with torch.no_grad():
+        block = model.layer(0)
+        added = block.self_attn(block.input_layernorm(stream), *work.arguments[0], **work.arguments[1])[0]
+        behind = stream + added
+        expected = behind + block.mlp(block.post_attention_layernorm(behind)) if scope == "block" else behind
+    assert torch.allclose(targets(work, stream), expected, atol=1e-5)
+    assert work.added == pytest.approx(
+        sum(relative((expected - stream)[i : i + 2], expected[i : i + 2]).item() for i in range(0, 8, 2)), rel=1e-4
+    )
+    if scope == "block":
+        in_place = stream.clone()
+        work.set_targets(in_place, in_place)
+        assert torch.equal(in_place, targets(work, stream))

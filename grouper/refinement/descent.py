@@ -1,0 +1,72 @@
+"""Adam on one layer's tensors, as fast as the device goes: on a GPU a whole step is one CUDA graph, where it can be."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # steps that run one by one before they are captured
+TOLD = 16  # steps between two losses that are read back from a GPU, each of which waits for it
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of what goes in and what is wanted, [windows, tokens, D] each
+
+
+class Descent:
+    """Steps of Adam on `rates`' tensors; each moves by its own rate, falling linearly to nothing.
+
+    loss: of a batch. wanted, given: [n, tokens, D], on any device. order: for each step the windows it sees.
+    """
+
+    def __init__(
+        self, rates: list[tuple[Tensor, float]], loss: Loss, given: Tensor, wanted: Tensor, order: Tensor, device: str
+    ):
+        self.loss_of, self.given, self.wanted, self.order, self.device = loss, given, wanted, order, device
+        self.gpu = "cuda" in str(device)
+        groups = [{"params": [t], "lr": torch.tensor(r, device=device) if self.gpu else r} for t, r in rates if r > 0]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True, capturable=self.gpu)
+        self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        shape = (order.shape[1], *given.shape[1:])
+        self.batch = [torch.empty(shape, device=device) for _ in range(2)]
+        self.loss = torch.zeros((), device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.can_capture = self.gpu
+
+    def run(self, tell: Callable[[int, float], None]) -> None:
+        steps = len(self.order)
+        for step, rows in enumerate(self.order):
+            self._set_rates(1 - step / steps)
+            for batch, source in zip(self.batch, (self.given, self.wanted)):
+                batch.copy_(source[rows.to(source.device)], non_blocking=True)
+            if self.graph is not None:
+                self.graph.replay()
+            else:
+                self._step()
+                if self.can_capture and step + 1 == WARM_UP:
+                    self._capture()
+            if not self.gpu or (step + 1) % TOLD == 0 or step + 1 == steps:
+                tell(step + 1, self.loss.item())
+
+    def _set_rates(self, share: float) -> None:
+        for group, peak in zip(self.optimizer.param_groups, self.peaks):
+            if self.gpu:
+                group["lr"].fill_(peak * share)
+            else:
+                group["lr"] = peak * share
+
+    def _step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=self.graph is None and not self.gpu)
+        loss = self.loss_of(*self.batch)
+        loss.backward()
+        self.optimizer.step()
+        self.loss.copy_(loss.detach())
+
+    def _capture(self) -> None:
+        """The step as one graph; layers that look at their own numbers on the way (experts) go on step by step."""
+        self.can_capture = False
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with suppress(RuntimeError), torch.cuda.graph(graph):
+            self._step()
+            self.graph = graph
+        torch.cuda.synchronize()

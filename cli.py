@@ -347,7 +347,6 @@ def main() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # libraries' own bars and notes would bury ours
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for a busy core sleep: spinning, they fight for it
     }.items():
         os.environ.setdefault(name, value)
     try:

@@ -1,5 +1,5 @@
-"""Llama-shaped checkpoints of any size, for measuring time and memory: random q, k, v, o and norms, everything else a
-hole in a sparse file that reads as zeros and takes no disk.
+"""Llama-shaped checkpoints of any size, for measuring time and memory: random embedding, q, k, v, o and norms,
+everything else a hole in a sparse file that reads as zeros and takes no disk; the tokenizer of the model in the box.
 
     python bench/shapes.py 7b FOLDER          # or 1b, 13b, 70b, or demo-sized `tiny`
     python bench/shapes.py 70b FOLDER --layers 2
@@ -11,11 +11,14 @@ for.
 
 import argparse
 import json
+import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from grouper.model.checkpoint import DEMO
 
 SHARD_BYTES = 4 * 2**30
 
@@ -35,7 +38,8 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(4, 256, 8, 8, 512, 500),
+    "tiny": Shape(4, 256, 8, 8, 512, 4096),
+    "30m": Shape(8, 512, 16, 16, 1408, 4096),
     "1b": Shape(22, 2048, 32, 32, 5632),
     "7b": Shape(32, 4096, 32, 32, 11_008),
     "13b": Shape(40, 5120, 40, 40, 13_824),
@@ -84,6 +88,8 @@ def make(shape: Shape, folder: Path, whole: bool = False) -> Path:
         "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    for file in DEMO.glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
     return folder
 
 
@@ -99,7 +105,7 @@ def write_shard(path: Path, held: dict[str, tuple[int, ...]], shape: Shape, whol
         file.write(struct.pack("<Q", len(text)) + text)
         begin = file.tell()
         for name, of in held.items():
-            if whole or "self_attn" in name or "norm" in name:
+            if whole or any(part in name for part in ("embed", "self_attn", "norm")):
                 file.seek(begin + header[name]["data_offsets"][0])
                 weights = random_weights(name, of, shape)
                 file.write(weights.view(torch.uint8).numpy().data)

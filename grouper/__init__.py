@@ -5,7 +5,13 @@
 16
 """
 
+import os
+
 from grouper.lazy import lazily
+
+# Threads of torch that wait for one another sleep instead of spinning: on a busy machine, spinning ones fight for the
+# cores that the others need, and small eigenproblems become thirty times slower. It counts if torch comes later.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MODULES = {
     "Architecture": "grouper.model.architecture",

@@ -25,6 +25,7 @@ from grouper.merging import MEAN
 from grouper.merging.leading import beyond_leading
 from grouper.merging.spectral_layer import SpectralLayer, SpectralTables
 
+PLANES = 8  # of all groups that are decomposed at a time: more need gigabytes of room on a GPU
 SIZES = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of groups that the surrogate learns from
 
 
@@ -107,7 +108,7 @@ class SpectralFitness(ByGroup):
         if t.planes is not None:
             sub = t.planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
             if t.fixed is None:
-                values = torch.linalg.eigvalsh(sub)
+                values = torch.cat([torch.linalg.eigvalsh(part) for part in sub.split(PLANES)])
                 k += t.plane_weight * values[..., :-1].clamp_min(0).sum((0, 2))
             else:
                 k += t.plane_weight * _of_mean(sub, t.fixed.T[:, index]).sum(0)

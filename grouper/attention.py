@@ -15,12 +15,13 @@ Symbols, here and in every other module:
 """
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from grouper.errors import GrouperError
-from grouper.layout import LayerLayout
+from grouper.layout import Grouping, LayerLayout
 
 
 @dataclass
@@ -96,17 +97,22 @@ class Attention:
 
         Where a norm spans all K heads, that holds only before it: see grouper.model.in_memory.
         """
-        index = {"k": torch.from_numpy(layout.k.group_of), "v": torch.from_numpy(layout.v.group_of)}
-        if layout.q is not None:
-            index["q"] = torch.from_numpy(layout.q.group_of)
+        groupings = {"k": layout.k, "v": layout.v} | ({} if layout.q is None else {"q": layout.q})
+        index = {part: readers_index(grouping, self.o.device) for part, grouping in groupings.items()}
         parts = {n: i for part, i in index.items() for n in (part, f"{part}_bias", f"{part}_norm") if hasattr(self, n)}
-        taken = {n: getattr(self, n)[i.to(self.o.device)] for n, i in parts.items() if getattr(self, n) is not None}
+        taken = {n: getattr(self, n)[i] for n, i in parts.items() if getattr(self, n) is not None}
         return replace(self, **taken)
 
     def to(self, *args, **kwargs) -> "Attention":
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
         tensors = {name: t for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"}
         return replace(self, **{name: t.to(*args, **kwargs) for name, t in tensors.items()})
+
+
+@lru_cache(maxsize=64)
+def readers_index(grouping: Grouping, device: torch.device) -> Tensor:
+    """[H]: the head that each attention output reads, on the device; made once, for a copy would stall a GPU."""
+    return torch.from_numpy(grouping.group_of).to(device)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from grouper.attention import MergedLayer
@@ -52,6 +53,8 @@ class Regrouper:
         """Forget what takes memory; it is made again if it is asked for."""
         vars(self).pop("model", None)
         self._kept.clear()
+        if "cuda" in self.device:
+            torch.cuda.empty_cache()
 
     # Text
 

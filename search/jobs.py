@@ -9,8 +9,8 @@ from grouper.model.architecture import Architecture
 from grouper.model.memory import free_memory
 
 WORTH_A_PROCESS = 5e7  # numbers in all q projections: below, starting processes takes longer than the search
-COPIES = 12  # of a layer's q in float64 that its factors and tables take together
-ON_A_GPU = 6  # processes that keep one busy
+COPIES = 20  # of a layer's q in float64 that its factors and tables take together
+ON_A_GPU = 12  # processes that keep one busy
 
 
 def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:

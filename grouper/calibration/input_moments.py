@@ -41,7 +41,8 @@ class InputMoments:
         """weights [..., D + 1], real or complex -> weights @ second_moment."""
         if weights.is_complex():
             return torch.complex(self.times(weights.real), self.times(weights.imag))
-        return weights @ self.second_moment
+        flat = weights.reshape(-1, weights.shape[-1])  # one product: a batch of them copies the matrix for each
+        return (flat @ self.second_moment).view(weights.shape)
 
     def centred(self) -> "InputMoments":
         """Of inputs less their mean: what is the same for all tokens is gone. The last input is the constant 1."""

@@ -117,10 +117,10 @@ def moved(value, device):
 
 
 def room(shape: tuple[int, ...], device: str) -> Tensor:
-    """Uninitialised float32: on the GPU where a tenth of its free memory is enough, in main memory where a third is,
+    """Uninitialised float32: on the GPU where a quarter of its free memory is enough, in main memory where a third is,
     else on disk."""
     elements = math.prod(shape)
-    if "cuda" in str(device) and 4 * elements < torch.cuda.mem_get_info()[0] / 10:
+    if "cuda" in str(device) and 4 * elements < torch.cuda.mem_get_info()[0] / 4:
         return torch.empty(shape, device=device)
     if 4 * elements < free_memory() / 3:
         return torch.empty(shape)

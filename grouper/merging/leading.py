@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 DENSE = {"cpu": 2048, "cuda": 512}  # rows up to which a full decomposition is the faster way
+ON_CPU = 256  # rows up to which a CPU's core does what a GPU does, and there are more cores than GPUs
+TOGETHER = 32  # matrices that a GPU decomposes at a time: more need gigabytes of room, and are no faster
 ACCURACY = 1e-5  # of the error, tr M less the sum
 FLOOR = 1e-15  # of the trace: an error below is rounding
 ROUNDS = 40
@@ -30,7 +32,10 @@ def beyond_leading(gram: Tensor, count: int, start: Tensor | None = None) -> Ten
     """gram [n, X, X]. Returns [n]: each trace less its `count` largest eigenvalues; zero up to rounding where there are
     no others. Right to 1e-4 of itself, and mostly far better. start: [n, X, anything] near the leading subspaces."""
     if _is_small(gram, count):
-        return torch.linalg.eigvalsh(gram)[:, :-count].clamp_min(0).sum(1)
+        if gram.is_cuda and gram.shape[-1] <= ON_CPU:
+            return beyond_leading(gram.cpu(), count).to(gram.device)
+        parts = [torch.linalg.eigvalsh(part) for part in gram.split(TOGETHER)]
+        return torch.cat(parts)[:, :-count].clamp_min(0).sum(1)
     start = _random(gram, count) if start is None else torch.cat([start, _random(gram, count)], -1)
     sums, _ = krylov(gram, count, start[..., : _width(count)])
     return (_trace(gram) - sums).clamp_min(0)

@@ -30,7 +30,8 @@ class InMemoryModel(Layers):
         self.device, self.dtype = device, dtype
         load = (AutoModelForImageTextToText if self.architecture.nested else AutoModelForCausalLM).from_pretrained
         options = in_double(checkpoint.config) if dtype == torch.float64 else {}
-        self.model = load(self.checkpoint.folder, dtype=dtype, use_safetensors=True, **options).to(device)
+        options |= {"device_map": {"": device}} if "cuda" in device else {}
+        self.model = load(self.checkpoint.folder, dtype=dtype, use_safetensors=True, **options)
         self.model.eval().requires_grad_(False)
         names = (name for name, _ in self.model.named_parameters())
         self.prefix = decoder_prefix(names, self.architecture.family.layer.format(layer=0))

@@ -91,11 +91,15 @@ def estimate_seconds(
     options = options.for_device(device)
     few = windows[: max(1, options.batch_tokens // windows.shape[1])]
     batches = -(-len(windows) // len(few))
-    began = time.perf_counter()
     original, arguments = first_inputs(model, few, device)
-    worker = LayerWorker(model, 0, layout.layers[0], arguments[0], device, options)
     start = merged(0).attention
-    set_up = time.perf_counter() - began
+
+    def worker_of_a_layer() -> LayerWorker:
+        merged(0)
+        return LayerWorker(model, 0, layout.layers[0], arguments[0], device, options)
+
+    worker = worker_of_a_layer()
+    set_up = _seconds(worker_of_a_layer, device)
     wanted, took = torch.empty_like(original), {}
     worker.set_targets(original, wanted)
     with deterministic():

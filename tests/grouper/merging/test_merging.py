@@ -198,7 +198,7 @@ def test_a_planted_model_in_disguise_is_found_and_exported_without_loss(models, 
 def test_moments_are_what_enters_the_projections():
     model = InMemoryModel(Checkpoint.open("demo"))
     tokens = torch.randint(0, 4096, (3, 40), generator=torch.Generator().manual_seed(0))
-    moments = collect_moments(model, tokens)
+    moments = list(collect_moments(model, tokens))
     seen = []
     hook = model.query_projection(2).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():

@@ -39,14 +39,13 @@ def cores() -> int:
 
 
 @contextmanager
-def one_thread(device: str) -> Iterator[None]:
-    """On a CPU, a layer is searched by one thread: sums then come out the same whatever the number of cores and jobs,
-    small eigenproblems gain nothing from more, and processes side by side do not fight for cores."""
+def one_thread() -> Iterator[None]:
+    """A layer is searched by one thread: sums then come out the same whatever the number of cores and jobs, small
+    eigenproblems gain nothing from more, and processes side by side do not fight for cores."""
     import torch
 
     before = torch.get_num_threads()
-    if "cuda" not in device:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

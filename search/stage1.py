@@ -41,7 +41,7 @@ class LayerSearch:
     device: str
 
     def __call__(self, layer: int, moments: Path | None = None, report: "LayerReport | None" = None) -> Found:
-        with one_thread(self.device):
+        with one_thread():
             inputs = None if moments is None else InputMoments.load(moments)
             return self.search(self.task(layer, inputs), layer, report)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 DENSE = {"cpu": 2048, "cuda": 512}  # rows up to which a full decomposition is the faster way
-ON_CPU = 256  # rows up to which a CPU's core does what a GPU does, and there are more cores than GPUs
+ON_CPU = 768  # rows up to which a core decomposes about as fast as a GPU does, and there are more cores than GPUs
 TOGETHER = 32  # matrices that a GPU decomposes at a time: more need gigabytes of room, and are no faster
 ACCURACY = 1e-5  # of the error, tr M less the sum
 FLOOR = 1e-15  # of the trace: an error below is rounding
@@ -72,8 +72,15 @@ def _improved(gram: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         newest = torch.linalg.qr(torch.cat([basis, newest], -1))[0][..., -width:]
         basis, image = torch.cat([basis, newest], -1), torch.cat([image, gram @ newest], -1)
     small = basis.mT @ image
-    values, turns = torch.linalg.eigh((small + small.mT) / 2)
+    values, turns = _eigh((small + small.mT) / 2)
     return values[:, -count:].clamp_min(0).sum(1), basis @ turns[..., -x.shape[-1] :].flip(-1)
+
+
+def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    if gram.is_cuda and gram.shape[-1] <= ON_CPU:
+        values, vectors = torch.linalg.eigh(gram.cpu())
+        return values.to(gram.device), vectors.to(gram.device)
+    return torch.linalg.eigh(gram)
 
 
 def _width(count: int) -> int:

@@ -68,7 +68,8 @@ Config = Annotated[
     typer.Option("--config", callback=_from_config, is_eager=True, help="YAML file with any options of this command."),
 ]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME.FIELD=VALUE", help="A parameter of a method or merge.")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME.FIELD=VALUE", help="A parameter of a method, fitness or merge."),
 ]
 Text = Annotated[str | None, typer.Option(help="Plain text, JSONL with `text` or chat `messages`, or `demo`.")]
 Dataset = Annotated[str | None, typer.Option(help="NAME[:split] of a dataset (needs kv-grouper[datasets]).")]
@@ -129,7 +130,10 @@ def inspect(
 def search(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run; the same command goes on there.")],
-    method: Annotated[str, typer.Option(help="Ways to find groupings, separated by commas.")] = ",".join(SEARCH.method),
+    method: Annotated[
+        str,
+        typer.Option(help="Ways to find groupings, separated by commas; qcqa-ec joins where none finds equal groups."),
+    ] = ",".join(SEARCH.method),
     fitness: Annotated[str, typer.Option(help="What a grouping costs.")] = SEARCH.fitness,
     text: Text = None,
     dataset: Dataset = None,
@@ -240,7 +244,7 @@ def export(
     commit_message: Annotated[str | None, typer.Option(help="Of the push.")] = None,
     format_: Annotated[
         str, typer.Option("--format", help="hf (for transformers and vLLM) or gguf (llama.cpp).")
-    ] = "hf",
+    ] = EXPORT.format,
     dtype: Annotated[str | None, typer.Option(help="Of a GGUF: float32, float16, bfloat16; else the model's.")] = None,
     max_padding: Annotated[
         str, typer.Option(help="Weights that a padded export may add; beyond it, ragged.")

@@ -51,6 +51,7 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
 @contextmanager
 def temporary_folder(inside: Path) -> Iterator[Path]:
     """A folder for what work needs for a while, on the disk where its output will lie."""
+    inside.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=".working-", dir=inside))
     try:
         yield path

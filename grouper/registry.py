@@ -48,11 +48,16 @@ class Registry(Mapping[str, E], Generic[E]):
         return len(self._entries)
 
     def add(self, entry: E) -> E:
-        """Raises GrouperError where the name is taken, or could not be asked for on a command line."""
+        """Raises GrouperError where the name is taken, or the name or a parameter could not be given on a command line:
+        parameters are numbers, words, true or false."""
         if entry.name in self._entries:
             raise GrouperError(f"there is a {self.kind} {entry.name!r} already: choose another name")
         if not entry.name or set(entry.name) & set(".,=+; "):
             raise GrouperError(f"a {self.kind} cannot be called {entry.name!r}: use letters, digits and hyphens")
+        for parameter, default in entry.parameters.items():
+            if not isinstance(default, bool | int | float | str):
+                kind = type(default).__name__
+                raise GrouperError(f"{entry.name}.{parameter} is a {kind}: expected a number, a word, true or false")
         self._entries[entry.name] = entry
         return entry
 

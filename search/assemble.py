@@ -54,7 +54,7 @@ def assemble_layouts(
     counts = architecture.uniform_counts(options.kv_heads_multiple_of)
     allowed = {*counts, architecture.kv_heads}
     for method in sorted(methods, key=lambda m: not m.baseline):  # baselines first, else in their order
-        every = [[c for c in layer[method.name] if c.counts <= allowed] for layer in found]
+        every = [[c for c in layer.get(method.name, []) if c.counts <= allowed] for layer in found]
         if method.aligned:
             for picks in zip(*every):
                 layouts.add(method.name, picks)

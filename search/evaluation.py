@@ -29,6 +29,7 @@ from search.run_folder import RunFolder
 MOST_BASELINES = 12  # rows; where there are more, those with equal groups are measured
 SPREAD = 12  # layouts along the front that are measured by default
 WINDOW = 512  # tokens
+REFINED = "+refine"  # how the column `merge` ends where a layout was refined
 
 
 def evaluate(
@@ -72,7 +73,7 @@ def evaluate(
     refine = refine and refine.for_device(device)
     measuring = Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set)
     measuring.check(folder, front, refine, overwrite)
-    wanted = add_rows(front, numbers, folder, chosen_merge, "+refine" if refine else "")
+    wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
     todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
     regrouper = Regrouper(checkpoint, calibration, device, memory)
     if todo and dtype != "float32":
@@ -194,3 +195,20 @@ class Measuring:
         refinement = refinement or refined_before
         data = {**self.to_data(), **({"refinement": refinement} if refinement else {})}
         write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def comparable(
+    folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, set: tuple[str, ...]
+) -> ParetoFront:
+    """The front without measurements that were made with other parameters of merges, or of layouts that were refined
+    otherwise, than what is to be exported. refine: filled in by device."""
+    path = folder.path / "evaluation.json"
+    made = json.loads(path.read_text()) if path.is_file() else {}
+    table = front.table.copy()
+    other = table["nll"].notna() & (tuple(made.get("set", ())) != set)
+    if refine is not None and made.get("refinement") != {"scope": refine.scope, "tokens": refine.tokens}:
+        other |= table["merge"].str.endswith(REFINED)
+    table.loc[other & (table["method"] != ORIGINAL), ["nll", "perplexity"]] = np.nan
+    front = ParetoFront(table)
+    front.mark()
+    return front

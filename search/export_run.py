@@ -21,6 +21,7 @@ from grouper.progress import Progress, untold
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Merged, Regrouper
+from search.evaluation import REFINED, comparable
 from search.methods.registry import ORIGINAL
 from search.pareto import COLUMNS, ParetoFront
 from search.picking import Picked, Selection, pick
@@ -35,8 +36,9 @@ def silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Chosen:
-    """label: as pareto.csv's `merge` has it ("spectral+refine")."""
+    """front: with what was measured of just such merges. label: as pareto.csv's `merge` has it ("spectral+refine")."""
 
+    front: ParetoFront
     picked: Picked
     layout: HeadLayout
     merge: Merge
@@ -72,13 +74,13 @@ def export_from_run(
     if destination:
         destination.check()
     folder = RunFolder.open(Path(run))
-    refine = refine if calibration else None
-    chosen = choose_layout(folder, selection, refine is not None, set, tell)
+    settings = folder.settings
+    refine = replace(refine, seed=settings.options.seed).for_device(device) if refine and calibration else None
+    chosen = choose_layout(folder, selection, refine, set, tell)
     if destination and not options.overwrite and (written := already_written(output, chosen.layout, command)):
         tell(f"{output} is written already")
         return push(written, destination)
     refuse_existing(output, MARKER, options.overwrite)
-    settings = folder.settings
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
     announce(chosen, tell)
@@ -86,7 +88,6 @@ def export_from_run(
     origin = origin_of(folder, chosen, command)
     with temporary_folder(output.absolute().parent) as temporary:
         if refine:
-            refine = replace(refine, seed=settings.options.seed).for_device(device)
             kept = kept_refinement(regrouper, chosen, refine, output)
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
         else:
@@ -102,19 +103,21 @@ def export_from_run(
     return push(exported, destination)
 
 
-def choose_layout(folder: RunFolder, selection: Selection, refined: bool, set: tuple[str, ...], tell: Tell) -> Chosen:
+def choose_layout(
+    folder: RunFolder, selection: Selection, refine: RefineOptions | None, set: tuple[str, ...], tell: Tell
+) -> Chosen:
     """Act one: the layout, and the merge that suits it."""
-    front, settings = folder.front(), folder.settings
+    front, settings = comparable(folder, folder.front(), refine, set), folder.settings
     check_assignments(set, MERGES)
     merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
-    suffix = "+refine" if refined else ""
+    suffix = REFINED if refine else ""
     picked = pick(front, f"{merge.name}{suffix}", selection)
     layout = folder.layout(picked.layout)
     fitting = merge_for(layout, merge)
     if fitting.name != merge.name:
         why = "regroups query heads too, which only averaging can follow"
         tell(f"layout {picked.layout} {why}: merged by {fitting.name}, not {merge.name}")
-    return Chosen(picked, layout, fitting, f"{fitting.name}{suffix}")
+    return Chosen(front, picked, layout, fitting, f"{fitting.name}{suffix}")
 
 
 def origin_of(folder: RunFolder, chosen: Chosen, command: str | None) -> dict:
@@ -123,7 +126,7 @@ def origin_of(folder: RunFolder, chosen: Chosen, command: str | None) -> dict:
     return {
         "method": picked.row["method"], "fitness": settings.options.fitness, "error": float(picked.row["error"]),
         "layout": picked.layout, "search": settings.command, "export": command,
-        "measured": measured(folder.front(), picked.layout, chosen.label),
+        "parameters": chosen.merge.parameters, "measured": measured(chosen.front, picked.layout, chosen.label),
     }  # fmt: skip
 
 

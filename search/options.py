@@ -1,7 +1,7 @@
 """What a search may be told: its options, the published recipes, and how long the genetic search runs."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,14 @@ class SearchOptions:
         source = TextSource(self.text, self.dataset)
         return Calibration(source, self.tokens, self.window, None if keep is None else Path(keep))
 
+    def _check_not_the_recipes(self, recipe: dict[str, Any]) -> None:
+        """Raise GrouperError where something else than the recipe's was asked for."""
+        for field in (f for f in fields(self) if f.name in recipe and f.name != "set"):
+            asked = getattr(self, field.name)
+            if asked not in (field.default, recipe[field.name]):
+                says = f"--paper {self.paper} says {field.name} {recipe[field.name]}, you say {asked}"
+                raise GrouperError(f"{says}: leave one of them out")
+
     def resolved(self) -> "SearchOptions":
         """With the paper's recipe applied and the text's whole path. Raises GrouperError for values that make no sense;
         names of methods are for the registry to check."""
@@ -96,6 +104,7 @@ class SearchOptions:
             asked = f"{self.tokens} tokens in windows of {self.window}"
             raise GrouperError(f"{asked}: expected at least one window of 2 tokens or more")
         recipe = RECIPES.get(self.paper, {})
+        self._check_not_the_recipes(recipe)
         recipe = {**recipe, "set": tuple(dict.fromkeys((*recipe.get("set", ()), *self.set)))}
         options = replace(self, **{"method": tuple(dict.fromkeys(self.method)), **recipe})
         if options.text and not is_demo(options.text):  # the run may be used from elsewhere

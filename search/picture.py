@@ -1,5 +1,6 @@
 """The picture of a front: KV cache against what it costs, the methods and the baselines in one frame."""
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +33,7 @@ def draw(front: ParetoFront, path: Path, title: str) -> None:
             best = rows[rows[column] == rows.groupby("kv_ratio")[column].transform("min")]
             label = f"{method}, {merge}" if several_merges else method
             axes.plot(best["kv_ratio"], best[column], "o-", ms=3.5, lw=1.4, color=colour, label=label, zorder=3)
-        for method, marker in zip(baselines(), "sx^v"):
+        for method, marker in zip(baselines(), cycle("sx^v")):
             rows = table[table["method"] == method]
             for merge in sorted(rows["merge"].unique()):
                 some = rows[rows["merge"] == merge].sort_values("kv_ratio")

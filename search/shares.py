@@ -7,7 +7,8 @@ from grouper.errors import GrouperError
 
 
 def parsed_share(text: str, what: str, most: float = math.inf) -> float:
-    """A number, a fraction or a percentage, more than 0 (or 0, where there is no `most`). Raises GrouperError.
+    """A number, a fraction or a percentage, above 0 and at most `most`. Without `most`, 0 is allowed too, and what is
+    above 1 only as a percentage, for "10" may mean ten per cent or ten times. Raises GrouperError.
 
     >>> parsed_share("1/2", "KV ratio"), parsed_share("50%", "KV ratio"), parsed_share("0.5", "KV ratio")
     (0.5, 0.5, 0.5)
@@ -19,6 +20,8 @@ def parsed_share(text: str, what: str, most: float = math.inf) -> float:
         raise GrouperError(
             f"{what} {text!r}: expected a number, a fraction like 1/3 or a percentage like 33%"
         ) from error
+    if most == math.inf and share > 1 and not percent:
+        raise GrouperError(f"{what} {text}: is {text}% meant? expected a share like 0.1, or a percentage like 10%")
     if share < 0 or share > most or (share == 0 and most < math.inf):
         bounds = "0 or more" if most == math.inf else f"more than 0 and at most {most:g}"
         raise GrouperError(f"{what} {text} is out of range: expected {bounds}")

@@ -23,13 +23,11 @@ class _Enough(Exception):
 @torch.no_grad()
 def first_inputs(model: Layers, windows: Tensor, device: str) -> tuple[Tensor, list[Arguments]]:
     """What enters the first layer [n, tokens, D] in float32, and the arguments that each layer gets beside it, for one
-    window. No layer but the first is run."""
+    window. No layer is run."""
     arguments: list[Arguments] = []
 
     def keep(_layer: int, inputs: tuple, kwargs: dict) -> Tensor:
-        kept = {k: moved(v, device) for k, v in kwargs.items() if k not in NOT_OURS}
-        positional = inputs if "hidden_states" in kwargs else inputs[1:]
-        arguments.append((moved(tuple(positional), device), kept))
+        arguments.append(_arguments(inputs, kwargs, device))
         return stream_of(inputs, kwargs)
 
     with stubs(model, keep):
@@ -76,22 +74,53 @@ def stubs(model: Layers, call: Callable[[int, tuple, dict], Tensor]) -> Iterator
 
 
 def _gives_tuples(model: Layers) -> bool:
-    """Whether this class's layers return tuples that begin with the stream: found out once, on two tokens."""
+    """Whether this class's layers return tuples that begin with the stream. Found out once, without running one: from a
+    bare stream [1, 2, D] in its place, the model takes the first row."""
     if "gives_tuples" not in vars(model):
-        found = []
-        hook = model.layer(0).register_forward_hook(lambda _module, _inputs, output: _stop(found, output))
+        came: list[int] = []
+
+        def stub(*inputs, **kwargs) -> Tensor:
+            came.append(stream_of(inputs, kwargs).ndim)
+            if len(came) == 2:
+                raise _Enough
+            return stream_of(inputs, kwargs)
+
+        layers = [model.layer(i) for i in range(model.architecture.layers)]
         try:
-            with model.loaded(0), suppress(_Enough):
-                model.decoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+            for module in layers:
+                module.forward = stub
+            with suppress(_Enough):
+                came.append(model.decoder(inputs_embeds=_embedded(model, 2), use_cache=False)[0].ndim)
         finally:
-            hook.remove()
-        model.gives_tuples = isinstance(found[0], tuple)
+            for module in layers:
+                vars(module).pop("forward", None)
+        model.gives_tuples = came[1] < 3
     return model.gives_tuples
 
 
-def _stop(found: list, output) -> None:
-    found.append(output)
-    raise _Enough
+@torch.no_grad()
+def stub_arguments(model: Layers, tokens: int) -> list[Arguments]:
+    """The arguments that each layer gets beside a stream [1, tokens, D]; no layer is run, nothing is embedded."""
+    arguments: list[Arguments] = []
+
+    def keep(_layer: int, inputs: tuple, kwargs: dict) -> Tensor:
+        arguments.append(_arguments(inputs, kwargs, model.device))
+        return stream_of(inputs, kwargs)
+
+    with stubs(model, keep):
+        model.decoder(inputs_embeds=_embedded(model, tokens), use_cache=False)
+    return arguments
+
+
+def _embedded(model: Layers, tokens: int) -> Tensor:
+    """What tokens may look like behind the embedding: zeros, as wide as that is."""
+    width = model.model.get_input_embeddings().embedding_dim
+    return torch.zeros(1, tokens, width, dtype=model.dtype, device=model.device)
+
+
+def _arguments(inputs: tuple, kwargs: dict, device: str) -> Arguments:
+    kept = {k: moved(v, device) for k, v in kwargs.items() if k not in NOT_OURS}
+    return moved(tuple(inputs if "hidden_states" in kwargs else inputs[1:]), device), kept
 
 
 def run_layer(module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:

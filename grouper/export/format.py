@@ -35,12 +35,13 @@ class Job:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """largest_difference: of a logit, or of a weight where no tokens were generated. same_tokens: greedy ones, of so
-    many `tokens`."""
+    """largest_difference: of a logit, of attention's output over its size, or of a weight. same_tokens: greedy ones, of
+    so many `tokens`, where some were generated. told: what was compared, where that is something else than logits."""
 
     largest_difference: float
     same_tokens: int
     tokens: int
+    told: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -48,8 +49,8 @@ class SelfTest:
 
     @property
     def summary(self) -> str:
-        if not self.tokens:
-            return "the file read back is the merge, head by head"
+        if self.told:
+            return self.told
         agree = f"{self.same_tokens} of {self.tokens} greedy tokens agree"
         return f"logits differ by {self.largest_difference:.1g}, {agree}"
 

@@ -21,6 +21,7 @@ from grouper.export.format import TOLERANCE, SelfTest
 from grouper.export.hf import ragged
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.stock import grouped_order
+from grouper.export.part_test import run_part_test
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
@@ -31,25 +32,30 @@ from grouper.model.memory import free_memory
 from grouper.model.one_layer import cut
 
 PROMPT, GENERATED = 48, 16  # tokens
+MEMORY = 4e9  # bytes that whole models may take
 Merged = Callable[[int], MergedLayer]
 
 
 def run_self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> SelfTest:
     """merged(layer): the weights that were to be written, heads in the layout's order.
 
-    Whole models are compared where two of them fit in memory, else one layer after the other, each with the model's
-    embedding and head. Raises GrouperError if the exported model does not compute what the merged weights say.
+    Whole models are compared where two of them fit in 4 GB; else layer by layer, attention computed and everything else
+    compared (models that go out as Phi: one layer after the other, each with the model's embedding and head). Raises
+    GrouperError if the exported model does not compute what the merged weights say.
     """
-    copies = 3 if Architecture.of(original.config).as_phi else 2
-    if copies * 8 * original.parameters < free_memory():
+    folded = Architecture.of(original.config).as_phi
+    if (3 if folded else 2) * 8 * original.parameters < min(MEMORY, free_memory()):
         with gathered_reference(original, layout, merged) as reference:
             result = _compare(exported, reference, as_phi(original, layout, merged))
-    else:
+    elif folded:
         result = _layer_by_layer(original, exported, layout, merged)
+    else:
+        result = run_part_test(original, exported, layout, merged)
     if not result.passed:
-        logits = f"logits differ by {result.largest_difference:.2g} (at most {TOLERANCE:g} expected)"
-        tokens = f"{result.same_tokens} of {GENERATED} greedy tokens agree"
-        raise GrouperError(f"the exported model failed its self-test: {logits}, {tokens}; nothing was written")
+        raise GrouperError(
+            f"the exported model failed its self-test: {result.summary} (at most {TOLERANCE:g} expected); "
+            "nothing was written"
+        )
     return result
 
 

@@ -55,7 +55,7 @@ class Spectral(Merge):
         self, attention: Attention, layout: LayerLayout, inputs: InputMoments, device: str | torch.device = "cpu"
     ) -> Attention:
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
-        check_readers_are_sources(attention, layout, "spectral")
+        check_readers_are_sources(attention, layout, self.name)
         layer = SpectralLayer(attention, inputs, device)
         v, o = merged_values(layer, layout.v.sources)
         new_v, v_bias = split(v, attention.v_bias, attention.v)

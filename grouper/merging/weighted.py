@@ -53,7 +53,7 @@ class Weighted(Merge):
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments) -> Attention:
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
-        check_readers_are_sources(attention, layout, "weighted")
+        check_readers_are_sources(attention, layout, self.name)
         second_moment = inputs.second_moment
         k, v = augmented(attention.k, attention.k_bias), augmented(attention.v, attention.v_bias)
         o = attention.o.double().unflatten(1, (attention.kv_heads, -1))  # [D, G, queries, d]

@@ -7,7 +7,7 @@ layer by layer over a residual stream (grouper.calibration.streams), by the same
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -20,35 +20,84 @@ from grouper.model.one_layer import of_layer
 State = dict[str, torch.Tensor]
 
 
-class StreamedModel(Layers):
-    """`model`: the skeleton. Layers come in float32."""
+class Skeleton(Layers):
+    """`model`: of the checkpoint's class, without weights. architecture: how the original of that model names its
+    tensors, which an exported one goes on doing. own_code: whether the folder's modelling file is ours to run."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, own_code: bool = False, device: str = "cpu"):
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-        self.checkpoint = checkpoint.local()
-        self.architecture = Architecture.of(checkpoint.config)
+        self.checkpoint, self.architecture = checkpoint.local(), architecture
         self.device, self.dtype = device, torch.float32
-        auto = AutoModelForImageTextToText if self.architecture.nested else AutoModelForCausalLM
-        config = AutoConfig.from_pretrained(self.checkpoint.folder)
+        auto = AutoModelForImageTextToText if architecture.nested else AutoModelForCausalLM
+        config = AutoConfig.from_pretrained(self.checkpoint.folder, trust_remote_code=own_code)
         with init_empty_weights(include_buffers=False):
-            self.model = auto.from_config(config, dtype=self.dtype).eval()
+            self.model = auto.from_config(config, dtype=self.dtype, trust_remote_code=own_code).eval()
+        self.model.requires_grad_(False)
         self.prefix = decoder_prefix((n for n, _ in self.model.named_parameters()), self.layer_name(0))
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="layers")
-        self._ahead: tuple[int, Future] | None = None
-        self._fill_what_stands_around()
 
     def layer_name(self, layer: int) -> str:
         return self.architecture.family.layer.format(layer=layer)
+
+    def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
+        return self.attention_loaded(layer)
+
+    def attention_loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
+        """The layer with the weights of its attention and its norms alone."""
+        here, inside = self.architecture.prefix(self.checkpoint, layer), f"{self.architecture.family.attention}."
+        wanted = {n: p for n, p in self.layer(layer).named_parameters() if p.ndim < 2 or n.startswith(inside)}
+        return self.filled(layer, {n: self.checkpoint.tensor(here + n).to(self.dtype) for n in wanted})
+
+    def fill_positions(self) -> None:
+        """What stands around the layers, embedding and head aside, for they are large: positions, norms."""
+        stem = self.architecture.prefix(self.checkpoint, 0).removesuffix(self.layer_name(0))
+        large = {id(m.weight) for m in (self.model.get_input_embeddings(), self.model.get_output_embeddings()) if m}
+        for name, parameter in list(self.model.named_parameters()):
+            stored = stem + name.removeprefix(self.prefix)
+            if stored in self.checkpoint and id(parameter) not in large and not name.startswith(self.layers_begin):
+                self._set(name, self.checkpoint.tensor(stored).to(self.dtype))
+
+    @property
+    def layers_begin(self) -> str:
+        """How the names of the layers' parameters begin."""
+        return self.prefix + self.layer_name(0).removesuffix("0.")
+
+    def _set(self, name: str, tensor: torch.Tensor) -> None:
+        owner, _, last = name.rpartition(".")
+        parameter = nn.Parameter(tensor.to(self.device), requires_grad=False)
+        self.model.get_submodule(owner)._parameters[last] = parameter
+
+    @contextmanager
+    def filled(self, layer: int, state: State) -> Iterator[nn.Module]:
+        """The layer with these weights until the block ends."""
+        module = self.layer(layer)
+        places = {n: (module.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in state}
+        empty = {name: owner._parameters[last] for name, (owner, last) in places.items()}
+        try:
+            for name, (owner, last) in places.items():
+                owner._parameters[last] = nn.Parameter(state[name].to(self.device), requires_grad=False)
+            yield module
+        finally:
+            for name, (owner, last) in places.items():
+                owner._parameters[last] = empty[name]
+
+
+class StreamedModel(Skeleton):
+    """A skeleton whose layers come whole, in float32, and around which everything is in memory."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
+        super().__init__(checkpoint, Architecture.of(checkpoint.config), device=device)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="layers")
+        self._ahead: tuple[int, Future] | None = None
+        self._fill_what_stands_around()
 
     def _fill_what_stands_around(self) -> None:
         """Everything but the layers, through transformers' own loading, which knows renamed and tied tensors."""
         around = dict(self._one_layer(0, around=True).named_parameters())
         for name, parameter in list(self.model.named_parameters()):
-            if parameter.is_meta and name in around and not name.startswith(self.prefix + self.layer_name(0)):
-                owner, _, last = name.rpartition(".")
-                self.model.get_submodule(owner)._parameters[last] = around[name].to(self.device).requires_grad_(False)
+            if parameter.is_meta and name in around and not name.startswith(self.layers_begin):
+                self._set(name, around[name].detach())
         self.model.tie_weights()
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
@@ -71,32 +120,26 @@ class StreamedModel(Layers):
 
     def _state(self, layer: int) -> State:
         """The layer's tensors in float32, by their names in the module."""
-        here, wanted = self.architecture.prefix(self.checkpoint, layer), dict(self.layer(layer).named_parameters())
-        if all(here + name in self.checkpoint for name in wanted):
-            return {name: self.checkpoint.tensor(here + name).to(self.dtype) for name in wanted}
-        one = self._one_layer(layer)  # a class that stacks or renames what checkpoints hold
-        module = one.get_submodule(self.prefix + self.layer_name(0).rstrip("."))
-        return {name: parameter.detach() for name, parameter in module.named_parameters()}
+        here = self.architecture.prefix(self.checkpoint, layer)
+        return {n: self.checkpoint.tensor(here + n).to(self.dtype) for n, _ in self.layer(layer).named_parameters()}
+
+    def _is_stored_so(self, layer: int) -> bool:
+        """Whether checkpoints hold the layer's tensors under the names that the module has; not where a class stacks or
+        renames them."""
+        here = self.architecture.prefix(self.checkpoint, layer)
+        return all(here + name in self.checkpoint for name, _ in self.layer(layer).named_parameters())
 
     def _read(self, layer: int) -> State:
-        """From the reader if it was sent for this layer; then it is sent for the next."""
+        """From the reader if it was sent for this layer; then it is sent for the next. transformers' own loading stays
+        in this thread: it changes torch's modules while it works."""
+        if not self._is_stored_so(layer):
+            module = self._one_layer(layer).get_submodule(self.prefix + self.layer_name(0).rstrip("."))
+            return {name: parameter.detach() for name, parameter in module.named_parameters()}
         ahead, self._ahead = self._ahead, None
         state = ahead[1].result() if ahead and ahead[0] == layer else self._state(layer)
-        if layer + 1 < self.architecture.layers:
+        if layer + 1 < self.architecture.layers and self._is_stored_so(layer + 1):
             self._ahead = layer + 1, self._reader.submit(self._state, layer + 1)
         return state
 
-    @contextmanager
-    def loaded(self, layer: int) -> Iterator[nn.Module]:
-        module = self.layer(layer)
-        places = {name: (module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
-                  for name, _ in module.named_parameters()}  # fmt: skip
-        empty = {name: owner._parameters[last] for name, (owner, last) in places.items()}
-        try:
-            for name, tensor in self._read(layer).items():
-                owner, last = places[name]
-                owner._parameters[last] = nn.Parameter(tensor.to(self.device), requires_grad=False)
-            yield module
-        finally:
-            for name, (owner, last) in places.items():
-                owner._parameters[last] = empty[name]
+    def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
+        return self.filled(layer, self._read(layer))

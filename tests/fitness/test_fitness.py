@@ -219,3 +219,19 @@ def test_a_fitness_is_the_error_of_its_own_merge(fitness):
     assert alone == 0 and named == renamed > 0.01 and tables.heads == 4
     assert np.isclose(tables.group_errors([(0, 3), (1, 2)]).sum(), named, rtol=1e-9)
     assert tables.group_errors([(0, 2)])[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_shared_queries_are_followed_in_any_order():
+    a = small_attention(10, bias=False)
+    a.planes = torch.tensor([[0, 2], [1, 3]])
+    inputs = InputMoments.from_norm(torch.rand(12, generator=torch.Generator().manual_seed(0)), None, 12)
+    order = [0, 1, 2, 2, 0, 1]
+    kv, q = Grouping.from_labels([0, 0, 1, 1, 2, 2]), Grouping.from_labels(order)
+    merged = MEAN.merge(a, LayerLayout(kv, kv, q))
+    expected = calibrated_errors(a, replace(merged, q=merged.q[order]), LayerLayout.shared(kv), inputs)
+    assert calibrated_errors(a, merged, LayerLayout(kv, kv, q), inputs) == pytest.approx(expected, rel=1e-12)
+
+
+def test_heads_that_differ_by_rounding_cost_nothing():
+    near = 1 - 2**-52
+    assert PairwiseFitness.from_gram(np.array([[1, near], [near, 1]])).group_errors([(0, 1)])[0] == 0

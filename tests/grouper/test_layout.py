@@ -82,3 +82,26 @@ def test_the_kv_ratio_is_of_the_kv_heads_that_came_in():
 def test_readers_one_group_after_the_other_and_labels_of_sources():
     grouping = Grouping(((0, 5), (1, 2, 3, 4)), ((2,), (0, 1)))
     assert grouping.reader_order == [0, 5, 1, 2, 3, 4] and grouping.labels.tolist() == [0, 0, 1]
+
+
+def test_query_heads_that_change_their_v_head_leave_averaging_alone():
+    k, v = Grouping.from_labels([0, 0, 1, 1]), Grouping(((0, 2), (1, 3)), ((0, 1), (2, 3)))
+    layer = LayerLayout(k, v)
+    assert not layer.keeps_readers(1) and HeadLayout((layer,), 4, 4, 8).only_mean
+
+
+def test_a_source_just_beyond_the_models_heads_is_refused():
+    beyond = LayerLayout.shared(Grouping(((0, 1), (2, 3)), ((0, 1), (2, 4))))
+    with pytest.raises(GrouperError, match="beyond the model's 4"):
+        HeadLayout((beyond,), 4, 4, 8)
+
+
+def test_groups_are_equal_only_where_queries_are_not_shared():
+    kv = Grouping.from_labels([0, 0, 1, 1])
+    assert LayerLayout.shared(kv).equal_groups
+    assert not LayerLayout(kv, kv, Grouping.from_labels([0, 1, 0, 1])).equal_groups
+
+
+def test_k_and_v_grouped_differently_in_equal_numbers_are_no_export():
+    layer = LayerLayout(Grouping.from_labels([0, 0, 1, 1]), Grouping.from_labels([0, 1, 0, 1]))
+    assert not layer.is_shared and HeadLayout((layer,), 4, 4, 8).export_class == "none"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from random_tables import random_pairs, task_of
 
-from grouper import Architecture, LayerLayout
+from grouper import Architecture, Grouping, LayerLayout
 from search.assemble import assemble_layouts, budgets
 from search.methods.candidate import Candidate, best_per_size
 from search.methods.registry import METHODS
@@ -63,3 +63,25 @@ def test_counts_that_are_not_asked_for_are_left_out(found):
     options = SearchOptions(method=("exact",), fitness="weight", kv_heads_multiple_of=2)
     scored = assemble_layouts(found, ARCHITECTURE, options, [METHODS["exact"]])
     assert {k for s in scored for k in s.layout.kv_heads} == {"2", "4"}
+
+
+def test_both_k_and_v_keep_to_the_multiples_asked_for():
+    two, three = Grouping.from_labels([0, 0, 1, 1]), Grouping.from_labels([0, 0, 1, 2])
+    found = [{"separate": [Candidate(LayerLayout(two, three), 1.0), Candidate(LayerLayout.shared(two), 2.0)]}] * 3
+    options = SearchOptions(method=("separate",), fitness="weight", kv_heads_multiple_of=2)
+    layouts = assemble_layouts(found, ARCHITECTURE, options, [METHODS["separate"]])
+    assert {count for scored in layouts for count in scored.layout.kv_heads} == {"2", "4"}
+
+
+def test_the_best_equal_groups_stand_beside_the_best_of_any_size():
+    rows = (([0, 0, 0, 1], 1.0), ([0, 0, 1, 1], 2.0))
+    found = [{"exact": [Candidate(LayerLayout.from_labels(row), error) for row, error in rows]}] * 3
+    options = SearchOptions(method=("exact",), fitness="weight", stage2="none")
+    layouts = assemble_layouts(found, ARCHITECTURE, options, [METHODS["exact"]])
+    assert [(s.layout.export_class, s.error) for s in layouts] == [("stock", 0.0), ("padded", 3.0), ("stock", 6.0)]
+
+
+def test_a_method_that_found_nothing_in_a_layer_leaves_no_layout_behind():
+    options = SearchOptions(method=("exact",), fitness="weight")
+    found = [{"exact": []}, {}, {"exact": []}]
+    assert [s.method for s in assemble_layouts(found, ARCHITECTURE, options, [METHODS["exact"]])] == ["original"]

@@ -4,7 +4,9 @@ import importlib
 import json
 import re
 
+import numpy as np
 import pytest
+from random_layers import small_attention
 from tiny_models import ROOT, add_tokenizer, make_model
 
 from fitness import FITNESSES
@@ -20,16 +22,26 @@ def new(tmp_path, monkeypatch):
     """The module, its entries in the registries while a test runs."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
     (tmp_path / "module").mkdir()
-    (tmp_path / "module" / "newcomers.py").write_text("\n\n".join(blocks))
+    names = ("trimmed", "angle", "strided")  # each example is a whole file
+    for name, block in zip(names, blocks, strict=True):
+        (tmp_path / "module" / f"{name}.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path / "module")
-    module = importlib.import_module("newcomers")
-    entries = [(MERGES, module.Trimmed()), (FITNESSES, module.Angle()), (METHODS, module.Strided())]
+    trimmed, angle, strided = map(importlib.import_module, names)
+    entries = [(MERGES, trimmed.Trimmed()), (FITNESSES, angle.Angle()), (METHODS, strided.Strided())]
     for registry, entry in entries:
         registry.add(entry)
-    yield module
+    yield entries
     for registry, entry in entries:
         registry.remove(entry.name)
-    del importlib.sys.modules["newcomers"]
+    for name in names:
+        del importlib.sys.modules[name]
+
+
+def test_the_fitness_of_the_docs_keeps_what_every_fitness_promises(new):
+    attention, labels = small_attention(0), np.array([[0, 1, 1, 0, 2, 2]])
+    fitness = FITNESSES["angle"]
+    whole, k, v = (fitness.tables(attention, None, part).errors(labels)[0] for part in ("kv", "k", "v"))
+    assert np.isclose(whole, k + v) and fitness.tables(attention).errors(np.arange(6)[None])[0] == 0
 
 
 @pytest.mark.parametrize(("family", "kv_heads"), [("llama", 8), ("qwen2", 4), ("qwen3", 8)])
@@ -75,6 +87,20 @@ def test_measurements_with_other_parameters_are_not_mixed(new, text, reader, tmp
         evaluate(tmp_path / "run", TextSource(str(text)), **options)
     with pytest.raises(GrouperError, match="there is no merge 'strided'"):
         evaluate(tmp_path / "run", TextSource(str(text)), set=("strided.shifts=2",), **options)
+
+
+def test_an_export_shows_what_was_measured_of_just_such_a_merge(new, text, reader, tmp_path):
+    front = search(reader, tmp_path / "run", SearchOptions(("strided",), "angle", generations=2, population=16))
+    number = int(front.found_by("strided").iloc[0]["layout"])
+    options = {"merge": "trimmed", "layouts": f"0,{number}", "window": 64, "limit": 2}
+    evaluate(tmp_path / "run", TextSource(str(text)), set=("trimmed.trim=2",), **options)
+    for trim, shown in ((2, True), (0, False)):
+        out = tmp_path / f"trimmed-{trim}"
+        loose = ExportOptions(max_padding=9.0)
+        wanted = Selection(number, merge="trimmed")
+        export_from_run(tmp_path / "run", out, wanted, options=loose, set=(f"trimmed.trim={trim}",))
+        facts = json.loads((out / "grouper.json").read_text())
+        assert bool(facts["measured"]) == shown and facts["parameters"] == {"trim": trim}
 
 
 def test_once_gone_they_are_unknown(models, tmp_path):

@@ -1,6 +1,7 @@
 """The front and its CSV by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from grouper import GrouperError, HeadLayout
@@ -48,3 +49,12 @@ def test_a_front_survives_its_csv(front, tmp_path):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     with pytest.raises(GrouperError, match="cannot read"):
         ParetoFront.read(tmp_path / "bad.csv")
+
+
+def test_equal_points_are_both_on_the_front_and_rows_of_other_merges_change_no_layout():
+    rows = (("original", [0, 1, 2, 3], 0.0), ("a", [0, 0, 1, 1], 1.0), ("b", [0, 1, 0, 1], 1.0))
+    scored = [Scored(HeadLayout.from_labels([row], 4, 8), name, error, "mean") for name, row, error in rows]
+    front = ParetoFront.of(scored, "bfloat16")
+    assert front.table["on_front"].tolist() == [1, 1, 1]
+    other = front.table.iloc[1:].assign(merge="spectral", nll=3.0)
+    assert ParetoFront(pd.concat([front.table, other], ignore_index=True)).same_layouts(front)

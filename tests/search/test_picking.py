@@ -67,6 +67,17 @@ def test_what_is_no_ratio_is_refused(text):
 
 
 def test_padding_may_be_nothing_or_more_than_all():
-    assert [parsed_share(text, "--max-padding") for text in ("0", "10%", "0.10", "9")] == [0, 0.1, 0.1, 9]
+    assert [parsed_share(text, "--max-padding") for text in ("0", "10%", "0.10", "900%")] == [0, 0.1, 0.1, 9]
+    with pytest.raises(GrouperError, match="--max-padding 10: is 10% meant"):
+        parsed_share("10", "--max-padding")
     with pytest.raises(GrouperError, match="--max-padding -1 is out of range: expected 0 or more"):
         parsed_share("-1", "--max-padding")
+
+
+def test_only_what_was_measured_for_this_merge_counts():
+    rows = (("original", [0, 1, 2, 3], 0.0), ("a", [0, 0, 1, 1], 1.0), ("b", [0, 1, 0, 1], 2.0))
+    scored = [Scored(HeadLayout.from_labels([row], 4, 8), name, error, "mean") for name, row, error in rows]
+    front = ParetoFront.of(scored, "bfloat16")
+    front.table.loc[[1, 2], "nll"] = [3.0, 2.0]
+    front.table.loc[2, "merge"] = "spectral"
+    assert pick(front, "mean", kv_ratio="1/2").layout == 1

@@ -48,4 +48,4 @@ def check_file(path: Path, layout: HeadLayout, merged: Callable[[int], MergedLay
         raise GrouperError(
             f"the GGUF that was written differs from the merge by {largest:.2g}; nothing was kept: please report this"
         )
-    return SelfTest(largest, 0, 0)
+    return SelfTest(largest, 0, 0, "the file read back is the merge, head by head")

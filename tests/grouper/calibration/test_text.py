@@ -25,3 +25,11 @@ def test_what_is_held_out_was_not_calibrated_on(reader, text):
     greedy = Regrouper(Checkpoint.open(reader), Calibration(TextSource(str(text)), 10**9, 128))
     with pytest.raises(GrouperError, match="no text left to judge merges on"):
         greedy.held_out(1024)
+
+
+def test_what_is_held_out_is_spread_over_the_rest():
+    """Moments see windows 0 and 9; of the eight others, two: the first and the last."""
+    regrouper = Regrouper.__new__(Regrouper)
+    regrouper.calibration = Calibration(TextSource("demo"), 8, 4)
+    vars(regrouper)["every_window"] = torch.arange(40).view(10, 4)
+    assert regrouper.held_out(8)[:, 0].tolist() == [4, 32]

@@ -13,6 +13,7 @@ from grouper import LayerLayout
 from grouper.attention import Attention
 from grouper.calibration.input_moments import InputMoments
 from grouper.merging import MERGES
+from grouper.merging.folding import energy, scored
 from grouper.merging.spectral import Spectral
 
 LAYOUT = LayerLayout.from_labels(LABELS, H // G)
@@ -136,3 +137,18 @@ def test_gains_of_opposite_sign_do_not_blow_a_row_up(sign):
             score_error(attention, MERGES["spectral"].before_refinement().merge(attention, LAYOUT, inputs), x)
         )
     assert errors[1] < 1.2 * errors[0]
+
+
+def test_across_heads_rescaling_restores_each_heads_k_energy():
+    attention, (_, inputs) = normed_attention("all"), tokens_and_moments()
+    plain, scaled = (Spectral(rescale=r).merge(attention, LAYOUT, inputs) for r in (False, True))
+    own = energy(scored(attention, inputs)[1], inputs)
+    a, b = attention.planes.T
+    for h in range(H):
+        factor = scaled.q_norm[h] / plain.q_norm[h]
+        assert torch.allclose(factor, factor[0].expand_as(factor))
+        c = (plain.q_norm[h] / attention.q_norm[h])[a]
+        shared = scored(plain, inputs)[1][LAYOUT.k.group_of[h]]
+        kappa = c[:, None] * torch.complex(shared[a], shared[b])
+        seen = (kappa @ inputs.second_moment.to(kappa.dtype) * kappa.conj()).sum().real
+        assert (factor[0] ** 2 * seen).item() == pytest.approx(own[h // 2].item(), rel=1e-6)

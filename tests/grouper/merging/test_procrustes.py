@@ -64,3 +64,17 @@ def test_values_are_rotated_to_agree_on_text():
             assert torch.allclose(rotations[kv] @ rotations[kv].T, torch.eye(d).double(), atol=1e-6)
         u, _, vh = torch.linalg.svd(v[first] @ inputs.second_moment @ v[second].T)
         assert torch.allclose(rotations[first].T @ rotations[second], u @ vh, atol=1e-5)
+
+
+def test_rotations_are_iterated_until_each_head_is_aligned_with_the_mean():
+    attention, inputs = random_attention(23, bias=False), random_moments(23)
+    c, merge = root(inputs.second_moment), Procrustes()
+    v = with_bias(attention.v, None) @ c
+    rotations = merge.aligned(v)
+    u, _, vh = torch.linalg.svd((rotations @ v).mean(0) @ v.transpose(1, 2))
+    assert (u @ vh - rotations).abs().max() < 1e-3
+    k = with_bias(attention.k, None) @ c
+    planes = torch.complex(k[:, : d // 2], k[:, d // 2 :])
+    turns = merge.aligned_planes(planes)
+    inner = ((turns[..., None] * planes).mean(0) * planes.conj()).sum(-1)
+    assert (inner / inner.abs() - turns).abs().max() < 1e-3

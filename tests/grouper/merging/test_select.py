@@ -45,3 +45,22 @@ def test_k_and_v_choose_for_themselves_where_they_are_grouped_apart():
     k, v = Grouping.from_labels([0, 0, 0]), Grouping(((0, 1), (2,)), ((0, 1, 2), (2,)))
     merged = Select().merge(attention, LayerLayout(k, v))
     assert torch.equal(merged.k, attention.k[1:2]) and torch.equal(merged.v, attention.v[[0, 2]])
+
+
+def of_directions(k: list[float], v: list[float]) -> Attention:
+    """One row a head, in these directions."""
+    k, v = (torch.tensor([at(degrees, 1.0) for degrees in heads]).double()[:, None] for heads in (k, v))
+    return Attention(torch.ones(len(k), 1, 2).double(), k, v, torch.ones(2, len(k), 1).double())
+
+
+def test_v_has_a_say_in_which_head_stays():
+    """By K alone the second head is the medoid; with V, of which it is the stranger, the first."""
+    attention = of_directions([0, 30, 80], [90, 0, 90])
+    merged = Select().merge(attention, ALL_IN_ONE)
+    assert torch.equal(merged.k, attention.k[:1]) and torch.equal(merged.v, attention.v[:1])
+
+
+def test_the_medoid_has_the_least_sum_of_distances_not_the_least_largest_one():
+    directions = [0, 0, 0, 100, 60]
+    attention = of_directions(directions, directions)
+    assert torch.equal(Select().merge(attention, LayerLayout.from_labels([0] * 5)).k, attention.k[:1])

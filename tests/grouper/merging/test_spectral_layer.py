@@ -58,3 +58,34 @@ def test_the_weighted_mean_of_planes():
     kappa = torch.tensor([[[2.0], [6.0]], [[10.0], [8.0]]], dtype=torch.complex128)  # [S, P, X]
     weight = torch.tensor([[1.0, 0.0], [3.0, 0.0]]).double()
     assert weighted_mean(kappa, weight).flatten().tolist() == [8, 7]
+
+
+def test_an_unrotated_shared_key_has_no_bias():
+    """A constant added to all keys shifts all scores alike."""
+    attention, inputs = random_attention(43, ROTARY["none"]), random_moments(43)
+    assert (attention.k_bias.abs() > 0).all() and (Spectral().merge(attention, LAYOUT, inputs).k_bias == 0).all()
+
+
+@pytest.mark.parametrize("rotary", [ROTARY["none"], ROTARY["partial"]])
+def test_rescaling_restores_each_heads_k_energy_unrotated_rows_included(rotary):
+    """The shared head as head h sees it: through the matrix and the factors that its query was multiplied with."""
+    attention, inputs = random_attention(3, rotary, bias=False), random_moments(3)
+    plain, scaled = (Spectral(rescale=r).merge(attention, LAYOUT, inputs) for r in (False, True))
+    second, free = inputs.second_moment, slice(rotary, d)
+    centred = second - torch.outer(second[:, -1], second[:, -1])
+    k = with_bias(attention.k, None)
+    own = (k[:, free] @ centred * k[:, free]).sum((1, 2)) + (k[:, :rotary] @ second * k[:, :rotary]).sum((1, 2))
+    for h in range(H):
+        factor = (scaled.q[h] / plain.q[h]).flatten()
+        assert torch.allclose(factor, factor[0].expand_as(factor))
+        shared = with_bias(plain.k, None)[LAYOUT.k.group_of[h]]
+        fold = torch.linalg.lstsq(attention.q[h, free].T, plain.q[h, free].T).solution.T
+        rows = fold.T @ shared[free]
+        seen = (rows @ centred * rows).sum()
+        if rotary:
+            a, b = attention.planes.T
+            before, after = (torch.complex(x.q[h, a], x.q[h, b]) for x in (attention, plain))
+            c = ((after * before.conj()).sum(-1) / before.abs().square().sum(-1)).conj()
+            kappa = c[:, None] * torch.complex(shared[a], shared[b])
+            seen = seen + (kappa @ second.to(kappa.dtype) * kappa.conj()).sum().real
+        assert (factor[0] ** 2 * seen).item() == pytest.approx(own[h // 2].item(), rel=1e-6)

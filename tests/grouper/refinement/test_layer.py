@@ -1,15 +1,19 @@
 """One layer under refinement: what it is fitted on, how its loss weighs tokens, how fast each part moves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from random_layers import random_attention
+from tiny_models import make_model
 
 from grouper import Checkpoint, HeadLayout
 from grouper.attention import MergedLayer
-from grouper.calibration.streams import first_inputs
+from grouper.calibration.streams import first_inputs, run_layer
 from grouper.merging import MEAN
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.layer import LayerWorker, RefineOptions, relative
+from grouper.refinement.layer import LayerWorker, RefineOptions, _order, relative
 from grouper.refinement.refine import refine_layers
 from grouper.refinement.saved import SavedLayers, save_layer
 
@@ -27,8 +31,10 @@ def merged(model: InMemoryModel, layer: int) -> MergedLayer:
     return MergedLayer(MEAN.merge(attention, LAYOUT.layers[layer]))
 
 
-def worker(model: InMemoryModel, layer: int, options: RefineOptions) -> tuple[LayerWorker, torch.Tensor]:
-    stream, arguments = first_inputs(model, TOKENS, "cpu")
+def worker(
+    model: InMemoryModel, layer: int, options: RefineOptions, tokens: torch.Tensor = TOKENS
+) -> tuple[LayerWorker, torch.Tensor]:
+    stream, arguments = first_inputs(model, tokens, "cpu")
     return LayerWorker(model, layer, LAYOUT.layers[layer], arguments[layer], "cpu", options.for_device("cpu")), stream
 
 
@@ -164,3 +170,48 @@ def test_targets_are_what_the_original_layer_gives(model, scope):
         in_place = stream.clone()
         work.set_targets(in_place, in_place)
         assert torch.equal(in_place, targets(work, stream))
+
+
+def test_a_layer_that_adds_nothing_has_an_error_of_one(model):
+    """The error is over what the original's layer adds to the stream."""
+    work, stream = worker(model, 0, RefineOptions("attention", batch_tokens=256))
+    start = merged(model, 0).attention
+    work.set(MergedLayer(replace(start, o=torch.zeros_like(start.o))))
+    assert work.error(targets(work, stream), stream.clone()) == pytest.approx(1, rel=1e-6)
+
+
+def test_every_pass_sees_all_windows_in_an_order_of_the_seed():
+    one, other = (_order(6, 2, 3, seed).flatten().tolist() for seed in (0, 1))
+    assert sorted(one) == sorted(other) == list(range(6)) and one != other
+
+
+def test_what_is_not_given_is_filled_in_by_device():
+    options = [RefineOptions().for_device(device) for device in ("cpu", "cuda:1")]
+    found = [(o.scope, o.batch_tokens, o.tokens) for o in options]
+    assert found == [("attention", 1024, 16_384), ("block", 4096, 393_216)]
+
+
+def test_what_attention_adds_is_scaled_as_the_model_scales_it(tmp_path):
+    folder = make_model(tmp_path / "granite", "granite", residual_multiplier=0.5)
+    work, stream = worker(InMemoryModel(Checkpoint.open(folder)), 0, RefineOptions("attention"), TOKENS % 199)
+    assert work.architecture.multiplier == 0.5
+    seen = []
+    hook = work.original.post_attention_layernorm.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        run_layer(work.original, stream, work.arguments)
+        behind = work.after_attention(work.original, stream)
+    hook.remove()
+    assert torch.allclose(behind, seen[0], atol=1e-6)
+
+
+def test_biases_are_trained(model):
+    work, _ = worker(model, 0, RefineOptions("attention"))
+    assert set(work.trained(random_attention(0))[0]) == {"q", "k", "v", "o", "q_bias", "k_bias", "v_bias"}
+
+
+def test_a_block_that_training_did_not_improve_goes_on_with_the_originals_weights(model):
+    work, stream = worker(model, 0, RefineOptions("block", steps=3, lr=50.0, batch_tokens=256))
+    work.fit(merged(model, 0).attention, targets(work, stream), stream, 3)
+    for name, parameter in work.original.named_parameters():
+        if "mlp" in name or "norm" in name:
+            assert torch.equal(parameter, work.regrouped.get_parameter(name)), name

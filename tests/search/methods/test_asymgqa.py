@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from random_tables import same_groups, task_of
+from random_tables import random_pairs, same_groups, task_of
 
 from fitness import PairwiseFitness
 from search.methods.asymgqa import AsymGQA, take_step
@@ -82,3 +82,19 @@ def test_the_last_head_of_a_group_stays():
     assert row.tolist() == [0, 1, 1, 1]
     take_step(row, 2, np.array([[1], [0], [0], [0]]), np.random.default_rng(0), equal_groups=False)
     assert row.tolist() == [0, 1, 0, 1]
+
+
+def test_the_judge_steers_and_the_fitness_says_what_was_found():
+    tables = random_pairs(0, 6)
+    judge = lambda rows: np.full(len(rows), -7.0)  # noqa: E731
+    found = AsymGQA().walk(tables, np.random.default_rng(0), GeneticOptions(generations=3), 2, judge=judge)
+    assert found.error == tables.errors(found.labels[None])[0] > 0
+
+
+def test_a_step_goes_to_any_of_the_nearest_heads():
+    reached = set()
+    for seed in range(60):
+        row = np.array([0, 0, 1, 2, 3])
+        take_step(row, 0, np.array([[2, 3, 4]] * 5), np.random.default_rng(seed), False)
+        reached.add(int(row[0]))
+    assert reached == {1, 2, 3}

@@ -21,3 +21,8 @@ def test_the_exact_solver_against_every_partition(heads, equal):
             best[k] = min(best.get(k, np.inf), fitness.errors(np.array([labels]))[0])
     found = errors(optimal_partitions(fitness, equal))
     assert found.keys() == best.keys() and all(np.isclose(found[k], best[k], rtol=1e-12) for k in best)
+
+
+def test_equal_groups_have_the_size_that_their_number_asks_for():
+    found = optimal_partitions(random_pairs(5, 8), equal=True)
+    assert {p.groups: np.bincount(p.labels).tolist() for p in found} == {1: [8], 2: [4, 4], 4: [2, 2, 2, 2]}

@@ -9,6 +9,7 @@ from tiny_models import edit_weights, logits
 
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from search import SearchOptions, search
+from search.methods import gqkva
 from search.methods.gqkva import best_grid, grid_crossover, improved_grids
 from search.options import GeneticOptions
 
@@ -73,3 +74,15 @@ def test_crossover_keeps_places_and_takes_the_second_parents_order():
         moved = np.flatnonzero(child != mother)
         assert (np.argsort(child[moved]) == np.argsort(father[moved])).all()
     assert 0.2 < (children != first).mean() < 0.5
+
+
+def test_the_best_grid_of_all_generations_is_kept(monkeypatch):
+    grids = np.array([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
+
+    def generations(*_):
+        yield grids[:1], np.array([[2.0, 1.0]])
+        yield grids[1:], np.array([[2.0, 3.0]])
+
+    monkeypatch.setattr(gqkva, "evolve", generations)
+    found = best_grid(random_pairs(0, 6), random_pairs(1, 6), 2, np.random.default_rng(0), GeneticOptions())
+    assert found.tolist() == [0, 1, 2, 3, 4, 5]

@@ -47,3 +47,7 @@ def test_the_papers_front_is_of_all_that_was_ever_evaluated(monkeypatch):
     assert binary_nsga2(options, [1] * 3, 3, np.random.default_rng(0), GeneticOptions(population=4)) == [
         (1, 1, 1), (1, 1, 3), (3, 3, 3),
     ]  # fmt: skip
+
+
+def test_more_heads_for_the_same_error_are_not_on_the_front():
+    assert knapsack([{1: 1.0, 2: 1.0}]) == [(1,)]

@@ -56,3 +56,28 @@ def test_it_stops_when_the_front_stands_still_and_reports_every_generation():
         assert [generation for generation, _ in told] == list(range(1, generations + 1))
         assert len(yielded) == 1, "nothing new was born"
         assert all(best == -5 for _, best in told)
+
+
+def walking(step: int) -> base.Toolbox:
+    """Individuals are numbers, their own error; every child is a parent moved by `step`."""
+    toolbox = base.Toolbox()
+    toolbox.register("evaluate", lambda rows: np.stack([rows[:, 0], rows[:, 0]], 1).astype(float))
+    toolbox.register("mate", lambda first, second: first)
+    toolbox.register("mutate", lambda rows: rows + step)
+    return toolbox
+
+
+def test_patience_counts_anew_after_every_better_front():
+    told = []
+    options, start = GeneticOptions(6, 20, patience=3), np.arange(6)[:, None]
+    list(
+        evolve(walking(-1), start, options, np.random.default_rng(0), lambda generation, best: told.append(generation))
+    )
+    assert told == list(range(1, 21)), "every generation is better than the one before"
+
+
+def test_parents_that_no_child_beats_survive():
+    told = []
+    options, start = GeneticOptions(6, 10, patience=0), np.arange(6)[:, None]
+    list(evolve(walking(1), start, options, np.random.default_rng(0), lambda generation, best: told.append(best)))
+    assert told == [0.0] * 10

@@ -14,6 +14,7 @@ from search.optimise.operators import (
     order_crossover,
     random_labels,
     swap_mutate,
+    two_point,
 )
 
 
@@ -54,3 +55,34 @@ def test_operators_give_canonical_partitions():
     for rows in (swap_mutate(rng, equal), order_crossover(rng, equal, swap_mutate(rng, equal))):
         assert (np.apply_along_axis(lambda row: np.bincount(row, minlength=3), 1, rows) == 3).all()
     assert random_labels(rng, 3, 9, np.array([2, 5, 8])).max(1).tolist() == [1, 4, 7]
+
+
+def test_crossover_keeps_groups_whole():
+    """The first parent is one group: a child has all of it, or groups as the second does; half of them each."""
+    first, second = np.zeros((200, 9), int), np.tile(np.arange(9) % 3, (200, 1))
+    children = crossover(np.random.default_rng(0), first, second)
+    whole = (children == 0).all(1)
+    assert (whole | (children == second).all(1)).all() and 60 < whole.sum() < 140
+
+
+def test_mutation_joins_groups_now_and_then():
+    """A quarter of mutations join two heads' groups; of two equal groups half of those are different ones."""
+    children = mutate(np.random.default_rng(0), np.tile(np.array([0, 0, 0, 1, 1, 1]), (2000, 1)))
+    assert 0.09 < (children.max(1) == 0).mean() < 0.16
+
+
+def test_the_plain_crossover_happens_with_its_probability():
+    first, second = np.zeros((2000, 9), int), np.tile(np.arange(9), (2000, 1))
+    assert (two_point(np.random.default_rng(0), first, second, probability=0) == 0).all()
+    assert (two_point(np.random.default_rng(0), first, second, probability=1) > 0).any(1).mean() > 0.5
+
+
+def test_improvement_ends_where_no_move_and_no_swap_helps():
+    tables = random_pairs(3, 10)
+    better = improve(tables, random_labels(np.random.default_rng(1), 50, 10))
+    assert all(deltas.min() > -1e-9 for deltas in move_deltas(tables, better))
+
+
+def test_order_crossover_keeps_the_first_parents_number_of_groups():
+    first, second = np.tile(np.arange(12) // 6, (20, 1)), np.tile(np.arange(12) // 3, (20, 1))
+    assert (order_crossover(np.random.default_rng(0), first, second).max(1) == 1).all()

@@ -81,3 +81,9 @@ def test_the_best_of_each_count_is_the_cheapest_and_ties_go_to_smaller_labels():
     rows = [([0, 1, 1], 2.0), ([0, 0, 1], 1.0), ([0, 1, 0], 1.0), ([0, 0, 0], 5.0)]
     best = best_per_count([Partition(np.array(row), error) for row, error in rows])
     assert {k: (p.labels.tolist(), p.error) for k, p in best.items()} == {1: ([0, 0, 0], 5.0), 2: ([0, 0, 1], 1.0)}
+
+
+def test_where_nothing_can_be_moved_the_error_is_exact_all_the_same():
+    fitness = Misled(0, 4)
+    (found,) = settled(fitness, [Partition(np.zeros(4, int), 99.0)])
+    assert found.error == fitness.errors(np.zeros((1, 4), int))[0]

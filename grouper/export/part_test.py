@@ -1,0 +1,107 @@
+"""The self-test of models that are not to be held in memory: layer by layer, attention computed, everything else
+compared.
+
+Of each layer, the exported class's own attention and the original class's, with one K and V head per query head
+gathered by index from the merged weights, get the same random stream; what they give must agree. Every other tensor
+must be the original's, or what refinement left of it, to the bit. Computed in float32: one attention does not amplify
+rounding.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from grouper.attention import MergedLayer
+from grouper.calibration.streams import stub_arguments
+from grouper.errors import GrouperError
+from grouper.export.format import SelfTest
+from grouper.export.hf import ragged
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.in_memory import exchanged
+from grouper.model.streamed import Skeleton
+
+TOKENS = 48
+
+
+def run_part_test(
+    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer]
+) -> SelfTest:
+    """merged(layer): the weights that were to be written, heads in the layout's order. Raises GrouperError where a
+    tensor beside attention is not the one that was to be written."""
+    a, written = Architecture.of(original.config), Checkpoint.open(exported)
+    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
+    ours, theirs = Skeleton(written, a, own_code), Skeleton(original, a)
+    for skeleton in (ours, theirs):
+        skeleton.fill_positions()
+    stream = torch.randn(1, TOKENS, a.hidden_size, generator=torch.Generator().manual_seed(0))
+    arguments = [stub_arguments(skeleton, TOKENS) for skeleton in (ours, theirs)]
+    compare_around(original, written, a)
+    worst = 0.0
+    for layer, layer_layout in enumerate(layout.layers):
+        done, dtype = merged(layer), a.stored_dtype(original, layer)
+        stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
+        compare_beside_attention(original, written, a, layer, done)
+        with ours.attention_loaded(layer) as block:
+            got = attention_output(block, a, stream, arguments[0][layer])
+        with theirs.attention_loaded(layer) as block, exchanged(theirs, block, stored, layer_layout):
+            wanted = attention_output(block, a, stream, arguments[1][layer])
+        worst = max(worst, float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)))
+    told = f"layer by layer, attention differs by {worst:.1g} of its size, all other tensors are as they were to be"
+    return SelfTest(worst, 0, 0, told)
+
+
+@torch.no_grad()
+def attention_output(block: nn.Module, a: Architecture, stream: Tensor, arguments: tuple[tuple, dict]) -> Tensor:
+    """What the layer's attention makes of a stream; the rest of the layer is not run, and has no weights."""
+    found: list[Tensor] = []
+
+    def stop(_module, _inputs, output) -> None:
+        found.append(output)
+        raise _Enough
+
+    module = block.get_submodule(a.family.attention)
+    last = a.family.o.rpartition(".")[2]
+    hook = getattr(module, last if hasattr(module, last) else ragged.PROJECTIONS[3]).register_forward_hook(stop)
+    try:
+        with suppress(_Enough):
+            block(stream, *arguments[0], **arguments[1])
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def compare_around(original: Checkpoint, written: Checkpoint, a: Architecture) -> None:
+    """What stands around the layers is the original's."""
+    layers = tuple(a.prefix(original, layer) for layer in range(a.layers))
+    for name in (n for n in original.tensors if not n.startswith(layers)):
+        same_tensor(written, name, original.tensor(name))
+
+
+def compare_beside_attention(
+    original: Checkpoint, written: Checkpoint, a: Architecture, layer: int, done: MergedLayer
+) -> None:
+    """A layer's other tensors are the original's, or what refinement left of them."""
+    prefix = a.prefix(original, layer)
+    attention = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
+    for name in (n for n in original.tensors if n.startswith(prefix)):
+        inner = name.removeprefix(prefix)
+        if inner not in attention:
+            refined = done.others.get(inner)
+            wanted = original.tensor(name) if refined is None else refined.to(original.tensors[name].torch_dtype)
+            same_tensor(written, name, wanted)
+
+
+def same_tensor(written: Checkpoint, name: str, wanted: Tensor) -> None:
+    if name not in written or not torch.equal(written.tensor(name), wanted):
+        raise GrouperError(
+            f"the exported model failed its self-test: {name} is not what was to be written; nothing was written"
+        )
+
+
+class _Enough(Exception):
+    """What attention gives is known."""

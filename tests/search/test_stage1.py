@@ -1,0 +1,68 @@
+"""Layers, each with chance and tables of its own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from random_tables import random_pairs, task_of
+
+from fitness import FITNESSES
+from grouper import Checkpoint, GrouperError
+from grouper.model.architecture import Architecture
+from search.jobs import parsed_jobs
+from search.methods.baselines import Random
+from search.methods.method import Method
+from search.methods.registry import METHODS
+from search.optimise.partition import Partition
+from search.options import SearchOptions
+from search.stage1 import LayerSearch
+
+
+def searching(model, *methods: Method) -> LayerSearch:
+    checkpoint = Checkpoint.open(model)
+    architecture = Architecture.of(checkpoint.config)
+    return LayerSearch(checkpoint, architecture, FITNESSES["weight"], list(methods), SearchOptions(), "cpu")
+
+
+def test_every_layer_and_every_method_has_chance_of_its_own(reader):
+    task = task_of(random_pairs(0, 12))
+    found = [
+        [c.layout for c in searching(reader, Random(name)).search(task, layer)[name]]
+        for layer, name in ((0, "a"), (1, "a"), (0, "b"), (0, "a"))
+    ]
+    assert found[0] == found[3] and found[0] != found[1] and found[0] != found[2]
+
+
+def test_tables_of_queries_are_those_of_queries(reader):
+    work = searching(reader, METHODS["gqkva"])
+    task, attention = work.task(0), work.architecture.read(work.checkpoint, 0)
+    assert np.allclose(task.parts["q"].pairs, FITNESSES["weight"].tables(attention, None, "q").pairs)
+    assert not np.allclose(task.parts["q"].pairs, task.parts["pairs"].pairs)
+
+
+def test_a_part_that_there_is_not_is_refused(reader):
+    class Mistyped(Random):
+        parts = ("vk",)
+
+    with pytest.raises(GrouperError, match="tables of 'vk'"):
+        searching(reader, Mistyped("mistyped")).task(0)
+
+
+def test_candidates_take_the_query_heads_along():
+    task = replace(task_of(random_pairs(0, 2)), queries_per_kv_head=2)
+    (candidate,) = task.candidates([Partition(np.array([0, 1]), 0.0)])
+    assert candidate.layout.k.readers == ((0, 1), (2, 3))
+
+
+def test_jobs_are_a_number_or_what_cores_and_memory_hold(monkeypatch):
+    small = Architecture.of({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4,
+                             "num_hidden_layers": 2})  # fmt: skip
+    large = replace(small, layers=32, query_heads=32, head_dim=128, hidden_size=4096)
+    monkeypatch.setattr("search.jobs.cores", lambda: 8)
+    monkeypatch.setattr("search.jobs.free_memory", lambda: 1e12)
+    assert parsed_jobs("auto", small, "cpu") == 1 and parsed_jobs("auto", large, "cpu") == 8
+    monkeypatch.setattr("search.jobs.free_memory", lambda: 13e9)
+    assert parsed_jobs("auto", large, "cpu") == 2 and parsed_jobs("3", small, "cpu") == 3
+    for wrong in ("0", "-1", "many", "1.5"):
+        with pytest.raises(GrouperError, match="expected auto, or a number"):
+            parsed_jobs(wrong, small, "cpu")

@@ -61,8 +61,7 @@ class Fitness(Entry, ABC):
 
     @abstractmethod
     def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None) -> float:
-        """The error under the mean merge of a layout that no table scores: query heads read heads that theirs are not
-        merged into, or share a projection."""
+        """The error, merged by the mean, of layouts where a query head changes its KV head or shares a projection."""
 
 
 def kinds_of(part: str, allowed: Sequence[str] = tuple(PARTS)) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from grouper.attention import MergedLayer
+from grouper.attention import Merged
 from grouper.calibration.streams import first_inputs, logits_behind, run_layer
 from grouper.layout import HeadLayout
 from grouper.model.in_memory import exchanged
@@ -30,7 +30,7 @@ def streamed_nll(
     model: Layers,
     windows: Tensor,
     layout: HeadLayout | None = None,
-    merged: Callable[[int], MergedLayer] | None = None,
+    merged: Merged | None = None,
 ) -> float:
     """The same, layer by layer: of the model as it came, or under a layout with these merged weights. One layer is in
     memory at a time."""

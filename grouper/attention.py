@@ -14,6 +14,7 @@ Symbols, here and in every other module:
     n   candidates scored at once
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -128,3 +129,6 @@ class MergedLayer:
     others: dict[str, Tensor] = field(default_factory=dict)
     before: float = float("nan")
     after: float = float("nan")
+
+
+Merged = Callable[[int], MergedLayer]  # a layer's weights, when asked for

@@ -102,7 +102,7 @@ class Grouping:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """[original KV heads], canonical: the KV head that each one is merged into, where each goes into one."""
+        """[original KV heads], canonical: the new KV head that each goes into, where each goes into exactly one."""
         labels = np.empty(sum(map(len, self.sources)), np.int64)
         for g, sources in enumerate(self.sources):
             labels[list(sources)] = g

@@ -1,14 +1,13 @@
 """From a layout to weights: calibrate once, merge layers, refine them. What export and evaluation share."""
 
 import tempfile
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from grouper.attention import MergedLayer
+from grouper.attention import Merged, MergedLayer
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.moments import KeptMoments, collect_moments
@@ -24,8 +23,6 @@ from grouper.progress import Progress, untold
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import SavedLayers
-
-Merged = Callable[[int], MergedLayer]  # a layer's weights, when asked for
 
 
 class Regrouper:

@@ -21,7 +21,6 @@ from search.methods.candidate import Candidate
 from search.methods.judge import MergedLoss
 from search.methods.method import Method
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.options import SearchOptions
 from search.run_folder import RunFolder
 
@@ -40,7 +39,7 @@ class LayerSearch:
     options: SearchOptions
     device: str
 
-    def __call__(self, layer: int, moments: Path | None = None, report: "LayerReport | None" = None) -> Found:
+    def __call__(self, layer: int, moments: Path | None = None, report: Progress = untold) -> Found:
         with one_thread():
             inputs = None if moments is None else InputMoments.load(moments)
             return self.search(self.task(layer, inputs), layer, report)
@@ -69,20 +68,15 @@ class LayerSearch:
             task.attention, task.inputs = attention, inputs
         return task
 
-    def search(self, task: LayerTask, layer: int, report: "LayerReport | None" = None) -> Found:
+    def search(self, task: LayerTask, layer: int, report: Progress = untold) -> Found:
         """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends
         on what ran before."""
         found = {}
         for method in self.methods:
             rng = np.random.default_rng([self.options.seed, layer, zlib.crc32(method.name.encode())])
-            tell: Report = unreported
-            if report is not None:
-                tell = lambda generation, best, name=method.name: report(name, generation, best)  # noqa: E731
+            tell = lambda done, total, note, name=method.name: report(done, total, f"{name}, {note}")  # noqa: E731
             found[method.name] = method.search_layer(task, rng, self.options.genetic, tell)
         return found
-
-
-LayerReport = Callable[[str, int, float], None]  # method, generation, best error
 
 
 def search_layers(
@@ -145,12 +139,11 @@ def _judged_in_turn(
             keep(layer, work.search(task, layer, _reporting(found, layer, progress)))
 
 
-def _reporting(found: list[Found | None], layer: int, progress: Progress) -> LayerReport:
-    """What tells of one layer."""
+def _reporting(found: list[Found | None], layer: int, progress: Progress) -> Progress:
+    """What tells of one layer: layers are what is counted."""
     done = sum(f is not None for f in found)
 
-    def report(method: str, generation: int, best: float) -> None:
-        note = f"layer {layer}, {method}, generation {generation}, best error {best:.4g}"
-        progress(done, len(found), note)
+    def report(_done: int, _total: int, note: str) -> None:
+        progress(done, len(found), f"layer {layer}, {note}")
 
     return report

@@ -17,8 +17,8 @@ ASKED = (*CLASSES, "any")  # what --deploy takes
 def class_for(
     checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
 ) -> tuple[ExportClass, str | None]:
-    """The class that this layout is written as, and why it is not the one that the layout by itself allows: what no
-    stock class takes goes out as ragged. Raises GrouperError where nothing takes it."""
+    """The class to write, and a note if it is not the layout's own: what that one refuses goes out as ragged. Raises
+    GrouperError where nothing takes it."""
     wanted, ragged = CLASSES[layout.export_class], CLASSES["ragged"]
     why = wanted.refusal(checkpoint, architecture, layout, max_padding)
     if why is None:

@@ -1,13 +1,12 @@
 """What a format of exports is, and what an export is asked for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from grouper.attention import MergedLayer
+from grouper.attention import Merged
 from grouper.errors import GrouperError
 from grouper.export.options import ExportOptions
 from grouper.layout import HeadLayout
@@ -25,7 +24,7 @@ class Job:
 
     checkpoint: Checkpoint
     layout: HeadLayout
-    merged: Callable[[int], MergedLayer]
+    merged: Merged
     options: ExportOptions
 
     @cached_property

@@ -7,14 +7,13 @@ must be the original's, or what refinement left of it, to the bit. Computed in f
 rounding.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from grouper.attention import MergedLayer
+from grouper.attention import Merged, MergedLayer
 from grouper.calibration.streams import stub_arguments
 from grouper.errors import GrouperError
 from grouper.export.format import SelfTest
@@ -28,9 +27,7 @@ from grouper.model.streamed import Skeleton
 TOKENS = 48
 
 
-def run_part_test(
-    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer]
-) -> SelfTest:
+def run_part_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> SelfTest:
     """merged(layer): the weights that were to be written, heads in the layout's order. Raises GrouperError where a
     tensor beside attention is not the one that was to be written."""
     a, written = Architecture.of(original.config), Checkpoint.open(exported)

@@ -7,7 +7,7 @@ float64: in float32 a merged real model can amplify rounding itself beyond the t
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from grouper.attention import MergedLayer
+from grouper.attention import Merged, MergedLayer
 from grouper.errors import GrouperError
 from grouper.export.format import TOLERANCE, SelfTest
 from grouper.export.hf import ragged
@@ -33,7 +33,6 @@ from grouper.model.one_layer import cut
 
 PROMPT, GENERATED = 48, 16  # tokens
 MEMORY = 4e9  # bytes that whole models may take
-Merged = Callable[[int], MergedLayer]
 
 
 def run_self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> SelfTest:
@@ -83,8 +82,8 @@ def as_phi(original: Checkpoint, layout: HeadLayout, merged: Merged) -> dict[str
 
 
 def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTest:
-    """unrounded: what the exported tensors must be the rounding of, where they were folded, and what is compared in
-    their place."""
+    """unrounded: folded tensors before rounding. The files must hold them rounded; logits are compared with them
+    unrounded."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = json.loads((exported / "config.json").read_text())

@@ -10,8 +10,8 @@ from grouper.layout import LayerLayout
 
 
 def check_readers_are_sources(attention: Attention, layout: LayerLayout, merge: str) -> None:
-    """A change of basis folds into a query head only if it has its own projection and its shared head is made, among
-    others, of the head it read before. Raises GrouperError otherwise."""
+    """Raises GrouperError unless every query head keeps its own projection and reads the merge of the KV head it read
+    before: only then does a change of basis fold into it."""
     if not layout.keeps_readers(attention.queries_per_kv_head):
         raise GrouperError(
             f"the {merge} merge needs query heads to stay with the KV head they read; for this layout use --merge mean"

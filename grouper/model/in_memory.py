@@ -5,13 +5,13 @@ Weights go in expanded, one K and one V head per query head, so any layout runs 
 part. Never save such a model: write layouts with `export`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
-from grouper.attention import Attention, MergedLayer
+from grouper.attention import Attention, Merged, MergedLayer
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
@@ -41,9 +41,7 @@ class InMemoryModel(Layers):
         yield self.layer(layer)
 
     @contextmanager
-    def installed(
-        self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Callable[[int], MergedLayer]
-    ) -> Iterator[nn.Module]:
+    def installed(self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Merged) -> Iterator[nn.Module]:
         """The transformers model, computing with these weights until the block ends.
 
         layout: of the whole model, or of some layers by their numbers. merged(layer): that layer's weights. Blocks may

@@ -6,6 +6,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from grouper.progress import Progress
+
 WARM_UP = 3  # steps that run one by one before they are captured
 TOLD = 16  # steps between two losses that are read back from a GPU, each of which waits for it
 
@@ -32,7 +34,7 @@ class Descent:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.can_capture = self.gpu
 
-    def run(self, tell: Callable[[int, float], None]) -> None:
+    def run(self, tell: Progress) -> None:
         steps = len(self.order)
         for step, rows in enumerate(self.order):
             self._set_rates(1 - step / steps)
@@ -45,7 +47,7 @@ class Descent:
                 if self.can_capture and step + 1 == WARM_UP:
                     self._capture()
             if not self.gpu or (step + 1) % TOLD == 0 or step + 1 == steps:
-                tell(step + 1, self.loss.item())
+                tell(step + 1, steps, f"error {self.loss.item():.4f}")
 
     def _set_rates(self, share: float) -> None:
         for group, peak in zip(self.optimizer.param_groups, self.peaks):

@@ -1,7 +1,7 @@
 """One layer under refinement: what goes in, what is matched, what is trained."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from grouper.calibration.streams import Arguments, run_layer
 from grouper.layout import LayerLayout
 from grouper.model.in_memory import expanded_attention, expanded_tensors
 from grouper.model.layers import Layers
+from grouper.progress import Progress, untold
 from grouper.refinement.descent import Descent
 from grouper.refinement.saved import WEIGHTS
 
@@ -168,7 +169,7 @@ class LayerWorker:
         wanted: Tensor,
         regrouped: Tensor,
         steps: int,
-        tell: Callable[[int, float], None] = lambda step, loss: None,
+        tell: Progress = untold,
     ) -> MergedLayer:
         """The layer's weights after `steps` steps from `start`, or `start` where they do not help. wanted: what
         `set_targets` filled. regrouped: the stream that enters the layer, [n, tokens, D]."""
@@ -210,7 +211,7 @@ class LayerWorker:
         wanted: Tensor,
         regrouped: Tensor,
         steps: int,
-        tell: Callable[[int, float], None],
+        tell: Progress,
     ) -> None:
         """Adam on `shared` and `others`, in place."""
         rate = self.options.rate

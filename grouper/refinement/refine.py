@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper.attention import MergedLayer
+from grouper.attention import Merged, MergedLayer
 from grouper.calibration.streams import first_inputs, room
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
@@ -28,7 +28,6 @@ from grouper.progress import Progress, untold
 from grouper.refinement.layer import MEASURED, SCOPES, LayerWorker, RefineOptions
 from grouper.refinement.saved import SavedLayers, save_layer
 
-Merged = Callable[[int], MergedLayer]
 ESTIMATED = 8  # steps that a time is estimated from
 
 
@@ -68,8 +67,8 @@ def refine_layers(
                 worker.set(saved(layer))
             else:
 
-                def tell(step: int, loss: float, layer: int = layer) -> None:
-                    progress(layer * steps + step, layers * steps, f"refining layer {layer}, error {loss:.4f}")
+                def tell(step: int, _steps: int, note: str, layer: int = layer) -> None:
+                    progress(layer * steps + step, layers * steps, f"refining layer {layer}, {note}")
 
                 worker.set_targets(original, wanted)
                 done = worker.fit(merged(layer).attention, wanted, regrouped, steps, tell)

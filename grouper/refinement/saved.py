@@ -1,12 +1,11 @@
 """Merged and refined layers on disk, one file each: so that none stays in memory, and a killed refinement goes on."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from grouper.attention import Attention, MergedLayer
+from grouper.attention import Attention, Merged, MergedLayer
 from grouper.outputs import write_file
 
 WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "planes")
@@ -16,7 +15,7 @@ KINDS = ("attention.", "others.")  # how tensors in a file begin
 class SavedLayers:
     """Called with a layer's number, gives its weights: from the folder, or from `make`, which is asked once."""
 
-    def __init__(self, folder: Path, make: Callable[[int], MergedLayer] | None = None):
+    def __init__(self, folder: Path, make: Merged | None = None):
         self.folder, self.make = folder, make
 
     def path(self, layer: int) -> Path:

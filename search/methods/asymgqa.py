@@ -19,10 +19,10 @@ import numpy as np
 
 from fitness import LayerFitness
 from grouper.layout import canonical_labels
+from grouper.progress import Progress, untold
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import Judge, LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.optimise.operators import random_labels
 from search.optimise.partition import Partition, best_per_count
 from search.options import GeneticOptions
@@ -50,7 +50,7 @@ class AsymGQA(Method):
         return self.equal_groups
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """One grouping for every number of KV heads; equal groups for those that divide the heads."""
         heads, judge = task.tables.heads, task.judges.get(self.name)
@@ -63,7 +63,7 @@ class AsymGQA(Method):
         rng: np.random.Generator,
         genetic: GeneticOptions,
         groups: int,
-        report: Report = unreported,
+        report: Progress = untold,
         judge: Judge | None = None,
     ) -> Partition:
         """The best partition into so many groups that was met."""
@@ -84,7 +84,7 @@ class AsymGQA(Method):
             found += [Partition(row, float(score)) for row, score in zip(tried, tried_scores)]
             keep = (tried_scores < scores) | anew | (rng.random(walks) < self.accept_worse)
             rows[keep], scores[keep] = tried[keep], tried_scores[keep]
-            report(step + 1, float(scores.min()))
+            report(step + 1, steps, f"step {step + 1} towards {groups} KV heads, best {scores.min():.4g}")
         best = best_per_count(found)[groups].labels
         return Partition(best, float(fitness.errors(best[None])[0]))
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from grouper.layout import canonical_labels
+from grouper.progress import Progress, untold
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.optimise.operators import random_labels
 from search.optimise.partition import Partition
 from search.options import GeneticOptions
@@ -22,7 +22,7 @@ class Neighbour(Method):
     baseline = True
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """Consecutive heads share, for every number of KV heads; where that does not divide the heads, the first groups
         are one larger."""
@@ -39,7 +39,7 @@ class Random(Method):
     baseline = True
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """One random grouping for every number of KV heads; equal groups where the number divides the heads."""
         heads = task.tables.heads

@@ -11,10 +11,10 @@ import numpy as np
 from fitness import LayerFitness
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
+from grouper.progress import Progress, untold
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.optimise.partition import Partition
 from search.options import GeneticOptions
 
@@ -36,7 +36,7 @@ class Exact(Method):
             raise GrouperError(f"the exact method takes up to {LIMIT} KV heads, {has}: use qcqa-ac,qcqa-ec")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """Both optima, groups of any size and equal groups, for every number of KV heads."""
         return task.candidates(optimal_partitions(task.tables) + optimal_partitions(task.tables, equal=True))

@@ -17,11 +17,12 @@ from fitness import PairwiseFitness
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
 from grouper.model.architecture import Architecture
+from grouper.progress import Progress, untold
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.qcqa import equal_sizes
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, evolve, unreported
+from search.optimise.nsga2 import evolve
 from search.optimise.operators import move_deltas
 from search.options import GeneticOptions
 
@@ -42,7 +43,7 @@ class GQKVA(Method):
             raise GrouperError(f"the {self.name} method takes multi-head models; {has}")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between;
         MQKVA. In this order, so that the same place of every layer makes a layout of the model."""
@@ -71,7 +72,7 @@ def best_grid(
     columns: int,
     rng: np.random.Generator,
     genetic: GeneticOptions,
-    report: Report = unreported,
+    report: Progress = untold,
 ) -> np.ndarray:
     """[H]: each head's place on a grid of H / columns rows; row place // columns, column place % columns."""
     heads = kv.heads

@@ -18,11 +18,11 @@ import numpy as np
 
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
+from grouper.progress import Progress, untold
 from search.methods.baselines import neighbour_groups
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.options import GeneticOptions
 
 
@@ -62,7 +62,7 @@ class KeyDriven(Method):
             raise GrouperError(f"shares by {self.shares!r}: expected one of {', '.join(SHARES)}")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """One layout for every number of KV heads."""
         keys, found = task.inputs.keys.double().numpy(), []

@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from grouper.model.architecture import Architecture
+from grouper.progress import Progress, untold
 from grouper.registry import Entry
 from search.methods.candidate import Candidate
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.options import GeneticOptions
 
 
@@ -20,8 +20,8 @@ class Method(Entry, ABC):
 
     budgets: its fronts go through stage 2. baseline: to be compared with, exported only by number. parts: tables that
     it needs besides the fitness's own: of "k" or "v" alone, of "q", or what "pairs" of KV heads say. needs_weights: it
-    needs the layer's weights and inputs. needs_text: it needs calibration text. aligned: the candidates at the same
-    place of every layer make a layout, whatever their size. judged: its steps may be judged by the merged model's loss.
+    needs the layer's weights and inputs. needs_text: it needs calibration text. aligned: candidate i of every layer
+    together make one layout. judged: its steps may be judged by the merged model's loss.
     """
 
     paper: ClassVar[str]
@@ -44,6 +44,6 @@ class Method(Entry, ABC):
 
     @abstractmethod
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """Layouts of one layer, at best one for every number of KV heads. All chance comes from `rng`."""

@@ -14,11 +14,12 @@ from deap import base
 
 from fitness import LayerFitness
 from grouper.layout import canonical_labels
+from grouper.progress import Progress, untold
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
 from search.optimise import operators
-from search.optimise.nsga2 import Report, evolve, unreported
+from search.optimise.nsga2 import evolve
 from search.optimise.partition import Partition, best_per_count
 from search.optimise.settle import POOL, settled
 from search.options import GeneticOptions
@@ -37,14 +38,14 @@ class QCQA(Method):
         return self.equal_groups
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         search = equal_sizes if self.equal_groups else any_sizes
         return task.candidates(search(task.tables, rng, genetic, report))
 
 
 def any_sizes(
-    fitness: LayerFitness, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    fitness: LayerFitness, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
 ) -> list[Partition]:
     """The best partition found for each number of groups, groups of any size."""
     heads = fitness.heads
@@ -67,7 +68,7 @@ def any_sizes(
 
 
 def equal_sizes(
-    fitness: LayerFitness, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+    fitness: LayerFitness, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
 ) -> list[Partition]:
     """The best partition found for each divisor of the head count, groups of equal size."""
     heads = fitness.heads
@@ -88,7 +89,7 @@ def _front(
     start: np.ndarray,
     genetic: GeneticOptions,
     rng: np.random.Generator,
-    report: Report,
+    report: Progress,
     swaps_only: bool,
 ) -> list[Partition]:
     """Evolve on what pairs say, settle on the exact error."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from grouper.layout import Grouping, LayerLayout
+from grouper.progress import Progress, untold
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.qcqa import any_sizes
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.optimise.partition import Partition
 from search.options import GeneticOptions
 
@@ -26,7 +26,7 @@ class Separate(Method):
     parts = ("k", "v")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """For every number of K heads plus V heads, the best of all its splits among the groupings found for each."""
         heads = task.tables.heads

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitness import PairwiseFitness
+from grouper.progress import Progress, untold
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
-from search.optimise.nsga2 import Report, unreported
 from search.optimise.operators import agglomerate
 from search.optimise.partition import Partition
 from search.options import GeneticOptions
@@ -25,7 +25,7 @@ class Ward(Method):
     paper = "AsymGQA, arXiv 2406.14963"
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Report = unreported
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """One grouping for every number of KV heads, groups of any size; nested, and without chance."""
         rows = agglomerate(PairwiseFitness(task.tables.surrogate.distance))

@@ -11,7 +11,8 @@ import moocore
 import numpy as np
 from deap import base
 
-from search.optimise.nsga2 import Report, evolve, unreported
+from grouper.progress import Progress, untold
+from search.optimise.nsga2 import evolve
 from search.options import GeneticOptions
 
 Options = Sequence[dict[int, float]]  # per layer: KV heads -> error of the layer's best grouping with so many
@@ -62,7 +63,7 @@ def binary_nsga2(
     kv_heads: int,
     rng: np.random.Generator,
     genetic: GeneticOptions,
-    report: Report = unreported,
+    report: Progress = untold,
 ) -> list[tuple[int, ...]]:
     """QCQA's stage 2: a bit a layer, 1 for the layer's chosen grouping, 0 for the layer as it came; NSGA-II on (KV
     heads, summed error).

@@ -1,18 +1,13 @@
 """NSGA-II (Deb et al. 2002) on array populations: DEAP's toolbox, moocore's ranks, one numpy Generator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import moocore
 import numpy as np
 from deap import base
 
+from grouper.progress import Progress, untold
 from search.options import GeneticOptions
-
-Report = Callable[[int, float], None]  # generation, best error
-
-
-def unreported(generation: int, best: float) -> None:
-    """Report to nobody."""
 
 
 def crowding(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:
@@ -35,7 +30,7 @@ def evolve(
     population: np.ndarray,
     genetic: GeneticOptions,
     rng: np.random.Generator,
-    report: Report = unreported,
+    report: Progress = untold,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Evolve `population` [n, genes].
 
@@ -63,7 +58,8 @@ def evolve(
             yield fresh, fresh_scores
             parents, scores = np.concatenate([parents, fresh]), np.concatenate([scores, fresh_scores])
             parents, scores = _survivors(parents, scores, genetic.population)
-        report(generation, float(scores[:, 1].min()))
+        note = f"generation {generation}, best error {scores[:, 1].min():.4g}"
+        report(generation, genetic.generations, note)
         now = _front(scores)
         stale = stale + 1 if now == front else 0
         front = now

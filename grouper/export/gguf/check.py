@@ -1,20 +1,19 @@
 """The last step of a GGUF export: read the file back as llama.cpp lays it out, and compare every query head's weights
 with the merge's."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from grouper.attention import MergedLayer
+from grouper.attention import Merged
 from grouper.errors import GrouperError
 from grouper.export.format import SelfTest
 from grouper.layout import HeadLayout
 
 
-def check_file(path: Path, layout: HeadLayout, merged: Callable[[int], MergedLayer], dtype: str) -> SelfTest:
+def check_file(path: Path, layout: HeadLayout, merged: Merged, dtype: str) -> SelfTest:
     """The largest difference from the merged weights rounded to `dtype`, which must be none. Raises GrouperError."""
     from gguf import GGUFReader, quants
 

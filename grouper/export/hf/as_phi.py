@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention, MergedLayer
+from grouper.attention import Attention, Merged, MergedLayer
 from grouper.model.architecture import Architecture, separate_tensors
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
@@ -70,7 +70,7 @@ def phi_config(config: dict, a: Architecture) -> dict:
 def phi_tensors(
     checkpoint: Checkpoint,
     a: Architecture,
-    merged: Callable[[int], MergedLayer],
+    merged: Merged,
     arranged: Callable[[MergedLayer, int], Attention],
     rounded: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:

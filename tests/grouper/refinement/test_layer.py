@@ -13,6 +13,7 @@ from grouper.attention import MergedLayer
 from grouper.calibration.streams import first_inputs, run_layer
 from grouper.merging import MEAN
 from grouper.model.in_memory import InMemoryModel
+from grouper.progress import untold
 from grouper.refinement.layer import LayerWorker, RefineOptions, _order, relative
 from grouper.refinement.refine import refine_layers
 from grouper.refinement.saved import SavedLayers, save_layer
@@ -59,7 +60,7 @@ def test_one_step_moves_each_tensor_by_its_share_of_its_own_size(model, scope):
     work.set(MergedLayer(start))
     shared, others = work.trained(start)
     before = {n: t.detach().clone() for n, t in {**shared, **others}.items()}
-    work.descend(start, shared, others, targets(work, stream), stream, 1, lambda step, loss: None)
+    work.descend(start, shared, others, targets(work, stream), stream, 1, untold)
     assert bool(others) == (scope == "block") and {"q", "k", "v", "o"} == set(shared)
     for name, tensor in {**shared, **others}.items():
         size = before[name].square().mean().sqrt().item()
@@ -78,7 +79,7 @@ def test_the_rate_falls_to_nothing(model):
         work.set(MergedLayer(start))
         shared, others = work.trained(start)
         v = shared["v"].detach().clone()
-        work.descend(start, shared, others, targets(work, stream), stream, steps, lambda step, loss: None)
+        work.descend(start, shared, others, targets(work, stream), stream, steps, untold)
         moved.append((shared["v"].detach() - v).abs().median().item())
     assert moved[1] == pytest.approx(1.5 * moved[0], rel=0.05), "gradients hardly change in so small a step"
 

@@ -38,7 +38,12 @@ def judged_walk(method: AsymGQA, heads: int = 8, steps: int = 1500, seed: int = 
     told = []
     tables = PairwiseFitness(np.ones((heads, heads)) - np.eye(heads))
     method.walk(
-        tables, np.random.default_rng(seed), GeneticOptions(generations=steps), 3, lambda _s, b: told.append(b), judge
+        tables,
+        np.random.default_rng(seed),
+        GeneticOptions(generations=steps),
+        3,
+        lambda _done, _total, note: told.append(float(note.split()[-1])),
+        judge,
     )
     assert len(told) == steps
     return told
@@ -59,7 +64,7 @@ def test_a_better_step_is_always_taken():
     told = []
     AsymGQA(restart=0, accept_worse=0, judged_steps=50).walk(
         PairwiseFitness(np.ones((6, 6)) - np.eye(6)), np.random.default_rng(0), GeneticOptions(generations=50), 2,
-        lambda _step, best: told.append(best), lambda rows: np.array([float(next(scores)) for _ in rows]),
+        lambda _done, _total, note: told.append(float(note.split()[-1])), lambda rows: np.array([float(next(scores)) for _ in rows]),
     )  # fmt: skip
     assert told == [10.0**6 - step for step in range(1, 51)]
 

@@ -49,13 +49,13 @@ def toolbox_of(evaluate) -> base.Toolbox:
 def test_it_stops_when_the_front_stands_still_and_reports_every_generation():
     toolbox = toolbox_of(lambda rows: np.stack([rows[:, 0], -rows[:, 0]], 1).astype(float))
     for patience, generations in ((3, 3), (0, 20)):
-        told: list[tuple[int, float]] = []
+        told: list[tuple[int, int, str]] = []
         options = GeneticOptions(population=6, generations=20, patience=patience)
         report = lambda *a, told=told: told.append(a)  # noqa: E731
         yielded = list(evolve(toolbox, np.arange(6)[:, None], options, np.random.default_rng(0), report))
-        assert [generation for generation, _ in told] == list(range(1, generations + 1))
+        assert [generation for generation, _, _ in told] == list(range(1, generations + 1))
         assert len(yielded) == 1, "nothing new was born"
-        assert all(best == -5 for _, best in told)
+        assert all(total == 20 and note.endswith("best error -5") for _, total, note in told)
 
 
 def walking(step: int) -> base.Toolbox:
@@ -70,14 +70,12 @@ def walking(step: int) -> base.Toolbox:
 def test_patience_counts_anew_after_every_better_front():
     told = []
     options, start = GeneticOptions(6, 20, patience=3), np.arange(6)[:, None]
-    list(
-        evolve(walking(-1), start, options, np.random.default_rng(0), lambda generation, best: told.append(generation))
-    )
+    list(evolve(walking(-1), start, options, np.random.default_rng(0), lambda number, *_: told.append(number)))
     assert told == list(range(1, 21)), "every generation is better than the one before"
 
 
 def test_parents_that_no_child_beats_survive():
     told = []
     options, start = GeneticOptions(6, 10, patience=0), np.arange(6)[:, None]
-    list(evolve(walking(1), start, options, np.random.default_rng(0), lambda generation, best: told.append(best)))
-    assert told == [0.0] * 10
+    list(evolve(walking(1), start, options, np.random.default_rng(0), lambda _done, _total, note: told.append(note)))
+    assert len(told) == 10 and all(note.endswith("best error 0") for note in told)

@@ -84,7 +84,7 @@ class AsymGQA(Method):
             found += [Partition(row, float(score)) for row, score in zip(tried, tried_scores)]
             keep = (tried_scores < scores) | anew | (rng.random(walks) < self.accept_worse)
             rows[keep], scores[keep] = tried[keep], tried_scores[keep]
-            report(step + 1, steps, f"step {step + 1} towards {groups} KV heads, best {scores.min():.4g}")
+            report(step + 1, steps, f"step {step + 1} towards {groups} KV heads, best {scores.min():.6g}")
         best = best_per_count(found)[groups].labels
         return Partition(best, float(fitness.errors(best[None])[0]))
 

@@ -9,6 +9,11 @@ from search.methods.asymgqa import AsymGQA, take_step
 from search.options import GeneticOptions
 
 
+def noting(told: list[float]):
+    """A progress that notes the best error told."""
+    return lambda _done, _total, note: told.append(float(note.split()[-1]))
+
+
 @pytest.mark.parametrize("equal", [False, True])
 def test_walks_find_planted_groups_and_keep_sizes(equal):
     rng = np.random.default_rng(4)
@@ -42,7 +47,7 @@ def judged_walk(method: AsymGQA, heads: int = 8, steps: int = 1500, seed: int = 
         np.random.default_rng(seed),
         GeneticOptions(generations=steps),
         3,
-        lambda _done, _total, note: told.append(float(note.split()[-1])),
+        noting(told),
         judge,
     )
     assert len(told) == steps
@@ -64,7 +69,7 @@ def test_a_better_step_is_always_taken():
     told = []
     AsymGQA(restart=0, accept_worse=0, judged_steps=50).walk(
         PairwiseFitness(np.ones((6, 6)) - np.eye(6)), np.random.default_rng(0), GeneticOptions(generations=50), 2,
-        lambda _done, _total, note: told.append(float(note.split()[-1])), lambda rows: np.array([float(next(scores)) for _ in rows]),
+        noting(told), lambda rows: np.array([float(next(scores)) for _ in rows]),
     )  # fmt: skip
     assert told == [10.0**6 - step for step in range(1, 51)]
 

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-real lint mutants clean
+.PHONY: demo test test-real lint bench mutants clean
 
 demo: $(READY)
 	$(BIN)/grouper demo
@@ -19,6 +19,13 @@ test-real: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Prints what searches, exports, refinement and the peers of the genetic search take here: half an hour on 2 cores.
+bench: $(READY)
+	PYTHONPATH=. $(BIN)/python bench/search_scale.py
+	PYTHONPATH=. $(BIN)/python bench/export_scale.py
+	PYTHONPATH=. $(BIN)/python bench/refinement.py --shape 7b --layers 2 --tokens 2048 --memory 1GB --scope attention
+	PYTHONPATH=. $(BIN)/python bench/peers.py
 
 # Changes the code line by line and lists what the tests do not notice: hours, for people, not for CI.
 mutants: $(READY)

@@ -235,3 +235,19 @@ def test_shared_queries_are_followed_in_any_order():
 def test_heads_that_differ_by_rounding_cost_nothing():
     near = 1 - 2**-52
     assert PairwiseFitness.from_gram(np.array([[1, near], [near, 1]])).group_errors([(0, 1)])[0] == 0
+
+
+def test_the_screen_sees_each_head_in_its_own_leading_directions():
+    """Three of six directions a head: what the group's best six directions within those leave of its energy."""
+    from random_layers import random_attention, random_moments
+
+    exact = Spectral(screen_rows=12).tables(random_attention(1), random_moments(1), "v")
+    d, heads, table = 6, 4, exact.tables.v
+    assert exact.screen.kept(heads) == 3
+    basis = torch.zeros(heads * d, heads * 3, dtype=torch.float64)
+    for h in range(heads):
+        own = slice(h * d, (h + 1) * d)
+        basis[own, 3 * h : 3 * h + 3] = torch.linalg.eigh(table[own, own])[1][:, -3:]
+    held = torch.linalg.eigvalsh(basis.T @ table @ basis)[-d:].sum()
+    expected = float((table.trace() - held) / table.trace())
+    assert np.isclose(exact.screen.group_errors([(0, 1, 2, 3)])[0], expected, rtol=1e-6)

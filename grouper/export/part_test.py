@@ -7,6 +7,7 @@ must be the original's, or what refinement left of it, to the bit. Computed in f
 rounding.
 """
 
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,9 +48,15 @@ def run_part_test(original: Checkpoint, exported: Path, layout: HeadLayout, merg
             got = attention_output(block, a, stream, arguments[0][layer])
         with theirs.attention_loaded(layer) as block, exchanged(theirs, block, stored, layer_layout):
             wanted = attention_output(block, a, stream, arguments[1][layer])
-        worst = max(worst, float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)))
+        worst = max(worst, difference(got, wanted))
     told = f"layer by layer, attention differs by {worst:.1g} of its size, all other tensors are as they were to be"
     return SelfTest(worst, 0, 0, told)
+
+
+def difference(got: Tensor, wanted: Tensor) -> float:
+    """The largest, over the largest number wanted; infinite where one is not finite, for NaN would pass for small."""
+    found = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    return found if math.isfinite(found) else math.inf
 
 
 @torch.no_grad()

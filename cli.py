@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from grouper.export.options import ExportOptions
-from search.options import SearchOptions
+from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 
 # What needs torch is imported where it is used: `grouper --help` answers at once.
 
@@ -192,13 +192,13 @@ def evaluate(
     keep_calibration: Keep = None,
     layouts: Annotated[
         str, typer.Option(help="spread (baselines, stock, 12 along the front), all, or 3,17.")
-    ] = "spread",
+    ] = MEASURED,
     set_: Assignments = None,
     window: Window = SEARCH.window,
     limit: Annotated[int | None, typer.Option(help="Windows at most, spread over the text.")] = None,
     device: Device = "auto",
     memory: Memory = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for computing.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for computing.")] = COMPUTING,
     overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
@@ -293,7 +293,7 @@ def export(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = Path("grouper-demo"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = DEMO_FOLDER,
 ):
     """The whole job on the model in the box, in about a minute: no download, no GPU."""
     from search.demo import run_demo

@@ -18,7 +18,7 @@ from grouper.refinement.layer import RefineOptions
 from search.console import ERR, OUT, bar, closing_table, exported_summary, inspection
 from search.evaluation import evaluate
 from search.export_run import export_from_run
-from search.options import SearchOptions
+from search.options import DEMO_FOLDER, SearchOptions
 from search.pareto import ParetoFront
 from search.picking import Selection
 from search.run import search
@@ -38,7 +38,7 @@ The same on a model of your own (a folder, or USER/NAME on the Hub), with text l
 """
 
 
-def run_demo(folder: Path = Path("grouper-demo")) -> None:
+def run_demo(folder: Path = DEMO_FOLDER) -> None:
     """Inspect, search, measure, refine, export, self-test and read a sample, in `folder`, which an earlier demo may
     have left."""
     began = time.perf_counter()

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from fitness.perplexity import nll, streamed_nll
+from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, load_tokenizer, windows
 from grouper.errors import GrouperError
@@ -22,13 +23,13 @@ from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
 from search.methods.registry import ORIGINAL, not_found
+from search.options import COMPUTING, MEASURED
 from search.pareto import ParetoFront
 from search.picture import draw
 from search.run_folder import RunFolder
 
 MOST_BASELINES = 12  # rows; where there are more, those with equal groups are measured
 SPREAD = 12  # layouts along the front that are measured by default
-WINDOW = 512  # tokens
 REFINED = "+refine"  # how the column `merge` ends where a layout was refined
 
 
@@ -38,11 +39,11 @@ def evaluate(
     *,
     merge: str | None = None,
     refine: RefineOptions | None = None,
-    layouts: str = "spread",
+    layouts: str = MEASURED,
     window: int = WINDOW,
     limit: int | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str = COMPUTING,
     memory: int | None = None,
     keep_calibration: str | Path | None = None,
     set: tuple[str, ...] = (),
@@ -76,7 +77,7 @@ def evaluate(
     wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
     todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
     regrouper = Regrouper(checkpoint, calibration, device, memory)
-    if todo and dtype != "float32":
+    if todo and dtype != COMPUTING:
         regrouper.model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
     for done, index in enumerate(todo, 1):
         row = front.table.loc[index]
@@ -116,7 +117,7 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
     table = front.table.drop_duplicates("layout")
     if layouts == "all":
         return table["layout"].tolist()
-    if layouts != "spread":
+    if layouts != MEASURED:
         try:
             numbers = [int(n) for n in layouts.split(",")]
         except ValueError as error:

@@ -12,6 +12,10 @@ from grouper.kv_cache import bytes_of
 
 STAGES_2 = ("knapsack", "nsga2", "none")
 ACCEPTANCES = ("fitness", "loss")
+# What the other commands do unless told.
+MEASURED = "spread"  # layouts that `evaluate` measures: the baselines, the best stock ones and 12 along the front
+COMPUTING = "float32"
+DEMO_FOLDER = Path("grouper-demo")
 # What a published recipe fixes; with one, the genetic search is the plain one and does not stop early.
 RECIPES: dict[str, dict[str, Any]] = {
     "qcqa": {"fitness": "weight", "stage2": "nsga2", "set": ("weight.normalised=false",)},

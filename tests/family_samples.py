@@ -43,7 +43,7 @@ SAMPLES = {
     "llama-biased": ("llama", {**MHA, "hidden_size": 96, "attention_bias": True, "mlp_bias": True}),
     "mistral": ("mistral", {**WIDE, "sliding_window": 8}),
     "mixtral": ("mixtral", {**GQA, "num_local_experts": 4}),
-    "qwen2": ("qwen2", GQA),
+    "qwen2": ("qwen2", {**GQA, "hidden_size": 96}),
     "qwen2-windows": ("qwen2", {**GQA, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen2_moe": ("qwen2_moe", {**GQA, **MOE}),
     "qwen3": ("qwen3", WIDE),

@@ -61,24 +61,26 @@ class Architecture:
         family = family_of(config)
         model_type = family.model_type
         try:
-            heads, hidden, layers = (
+            query_heads, hidden, layers = (
                 setting(text, key) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
             )
-            head_dim = text.get("head_dim") or family.head_dim or hidden // heads
-            kv_heads = setting(text, "num_key_value_heads", None) or heads
+            head_dim = text.get("head_dim") or family.head_dim or hidden // query_heads
+            kv_heads = setting(text, "num_key_value_heads", None) or query_heads
             if model_type == "falcon":
-                one = 1 if text.get("multi_query", True) else heads
+                one = 1 if text.get("multi_query", True) else query_heads
                 kv_heads = kv_heads if text.get("new_decoder_architecture") else one
         except (TypeError, ZeroDivisionError) as error:
             raise GrouperError(f"config.json has sizes that are no numbers ({error})") from error
-        if not all(isinstance(n, int) and n > 0 for n in (heads, kv_heads, head_dim, hidden, layers)):
-            sizes = f"{heads} heads, {kv_heads} KV heads, {layers} layers"
+        if not all(isinstance(n, int) and n > 0 for n in (query_heads, kv_heads, head_dim, hidden, layers)):
+            sizes = f"{query_heads} heads, {kv_heads} KV heads, {layers} layers"
             raise GrouperError(f"config.json has sizes that are no positive numbers: {sizes}")
-        if heads % kv_heads:
-            raise GrouperError(f"{heads} query heads are no multiple of {kv_heads} KV heads: is config.json right?")
+        if query_heads % kv_heads:
+            raise GrouperError(
+                f"{query_heads} query heads are no multiple of {kv_heads} KV heads: is config.json right?"
+            )
         position = "alibi" if text.get("alibi") else family.position
         return cls(
-            family, layers, heads, kv_heads, head_dim, hidden,
+            family, layers, query_heads, kv_heads, head_dim, hidden,
             rotary_dim=rotary_dim(text, family, head_dim) if position == "rope" else 0,
             context=setting(text, "max_position_embeddings", None) or 0,
             position=position, unrotated=unrotated_layers(text, layers), windows=sliding_windows(text, layers),

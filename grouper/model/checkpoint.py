@@ -200,9 +200,7 @@ def _opened(path: str, _modified: int):
     return safe_open(path, framework="pt")
 
 
-def write_shards(
-    folder: Path, tensors: Iterable[tuple[str, "torch.Tensor"]], shard_bytes: int = 2 * 1024**3
-) -> Iterator[str]:
+def write_shards(folder: Path, tensors: Iterable[tuple[str, "torch.Tensor"]], shard_bytes: int) -> Iterator[str]:
     """Write tensors as safetensors shards with an index, yielding each name; holds one shard in memory.
 
     The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is

@@ -64,13 +64,15 @@ class Family:
         """The module that holds the projections, within a layer."""
         return self.q.rpartition(".")[0]
 
-    def export_classes(self, as_phi: bool, nested: bool = False) -> list[str]:
-        """The classes that models of this family can be exported as. nested: a decoder inside a larger model."""
+    def export_classes(self, as_phi: bool, nested: bool = False, windowed: bool = False) -> list[str]:
+        """The classes that models of this family can be exported as; a layout may still be refused one of them, for its
+        padding say. nested: a decoder inside a larger model. windowed: some layers attend within a window."""
         if nested:
             return ["stock"]
         if as_phi:
             return ["stock", "ragged"]
-        return [*(["stock"] if self.stock else []), *(["padded"] if self.padded else []), "ragged"]
+        padded = self.padded and not (windowed and self.padded == "llama")  # Llama knows no windows
+        return [*(["stock"] if self.stock else []), *(["padded"] if padded else []), "ragged"]
 
     @property
     def causal_lm(self) -> str:

@@ -65,7 +65,8 @@ def inspect(
         rope = f"{a.family.rope}-split pairs" if a.family.rope == "half" else "interleaved pairs"
         rope += "" if a.rotary_dim == a.head_dim else f" on {a.rotary_dim} of {a.head_dim}"
         rope += f", none in {len(a.unrotated)} layers" if a.unrotated else ""
-    classes = [] if a.kv_heads == 1 else a.family.export_classes(a.as_phi, a.nested)
+    windowed = any(window is not None for window in a.windows)
+    classes = [] if a.kv_heads == 1 else a.family.export_classes(a.as_phi, a.nested, windowed)
     return Inspection(
         model=checkpoint.name, family=a.family.model_type,
         parameters=checkpoint.parameters,

@@ -47,16 +47,16 @@ class GQKVA(Method):
     ) -> list[Candidate]:
         """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between;
         MQKVA. In this order, so that the same place of every layer makes a layout of the model."""
-        heads = task.attention.query_heads
+        query_heads = task.attention.query_heads
         queries, kv = task.parts["q"], task.parts["pairs"]
-        divisors = [k for k in range(1, heads + 1) if heads % k == 0]
+        divisors = [k for k in range(1, query_heads + 1) if query_heads % k == 0]
         layouts = []
         for columns in reversed(divisors):
             place = best_grid(queries, kv, columns, rng, genetic, report)
             layouts.append(grid_layout(place // columns, place % columns))
         grouped = {p.groups: p.labels for p in equal_sizes(queries, rng, genetic, report)}
-        layouts += [grid_layout(grouped[rows], np.arange(heads)) for rows in divisors[1:-1]]
-        layouts.append(grid_layout(np.zeros(heads, int), np.zeros(heads, int)))
+        layouts += [grid_layout(grouped[rows], np.arange(query_heads)) for rows in divisors[1:-1]]
+        layouts.append(grid_layout(np.zeros(query_heads, int), np.zeros(query_heads, int)))
         return [Candidate(layout, task.layout_error(layout)) for layout in layouts]
 
 
@@ -75,9 +75,9 @@ def best_grid(
     report: Progress = untold,
 ) -> np.ndarray:
     """[H]: each head's place on a grid of H / columns rows; row place // columns, column place % columns."""
-    heads = kv.heads
-    if columns in (1, heads):
-        return np.arange(heads)
+    query_heads = kv.heads
+    if columns in (1, query_heads):
+        return np.arange(query_heads)
 
     def evaluate(places: np.ndarray) -> np.ndarray:
         errors = queries.errors(places // columns) + kv.errors(places % columns)
@@ -86,7 +86,7 @@ def best_grid(
     def swap(places: np.ndarray) -> np.ndarray:
         out = places.copy()
         rows = np.arange(len(places))
-        a, b = rng.integers(0, heads, (2, len(places)))
+        a, b = rng.integers(0, query_heads, (2, len(places)))
         out[rows, a], out[rows, b] = places[rows, b], places[rows, a]
         return out
 
@@ -96,7 +96,7 @@ def best_grid(
     toolbox.register("mutate", swap)
     if genetic.memetic:
         toolbox.register("improve", lambda places: improved_grids(queries, kv, columns, places))
-    start = rng.permuted(np.tile(np.arange(heads), (genetic.population, 1)), axis=1)
+    start = rng.permuted(np.tile(np.arange(query_heads), (genetic.population, 1)), axis=1)
     best, least = None, np.inf
     for places, scores in evolve(toolbox, start, genetic, rng, report):
         i = int(scores[:, 1].argmin())
@@ -108,15 +108,14 @@ def best_grid(
 def grid_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """[n, H] places: the first parent's grids, with a random half of their places filled in the second parent's
     order."""
-    heads = first.shape[1]
+    query_heads = first.shape[1]
     chosen = rng.random(first.shape) < 0.5
-    mine = np.sort(np.where(chosen, first, heads), axis=1)  # the chosen heads' places, ascending
-    order = np.argsort(
-        np.where(chosen, second, heads), axis=1, kind="stable"
-    )  # the chosen heads, as the second has them
+    mine = np.sort(np.where(chosen, first, query_heads), axis=1)  # the chosen heads' places, ascending
+    # the chosen heads, in the order that the second has them
+    order = np.argsort(np.where(chosen, second, query_heads), axis=1, kind="stable")
     child = first.copy()
     index = np.arange(len(first))[:, None]
-    child[index, order] = np.where(mine < heads, mine, np.take_along_axis(first, order, 1))
+    child[index, order] = np.where(mine < query_heads, mine, np.take_along_axis(first, order, 1))
     return child
 
 

@@ -26,7 +26,7 @@ class Padded(ExportClass):
     def refusal(
         self, checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
     ) -> str | None:
-        share, heads = overhead(checkpoint, architecture, layout), padded_heads(layout)
+        share, query_heads = overhead(checkpoint, architecture, layout), padded_heads(layout)
         config, family, carrier = checkpoint.config, architecture.family, architecture.family.padded
         as_llama, size = _as_llama(config), architecture.hidden_size
         if carrier is None or architecture.nested:
@@ -37,11 +37,11 @@ class Padded(ExportClass):
             return f"{largest}, more than --max-padding {max_padding:.0%}"
         if carrier == "mistral" and config.get("mlp_bias") and not as_llama:
             return "a padded Llama goes out as a Mistral, which has no MLP biases"
-        if (as_llama or carrier == DIVIDES) and size % heads:
+        if (as_llama or carrier == DIVIDES) and size % query_heads:
             carried = (
                 f"padded {family.model_type} with biases goes out as a Llama, which" if as_llama else family.model_type
             )
-            return f"a {carried} wants hidden_size {size} to divide by {heads} heads"
+            return f"a {carried} wants hidden_size {size} to divide by {query_heads} heads"
         if carrier == "llama" and config.get("use_sliding_window"):
             return "a padded Qwen2 goes out as a Llama, which has no sliding window"
         return None

@@ -121,7 +121,11 @@ def test_fused_projections_are_split_in_every_usual_order(fused, transposed, tmp
         "model.layers.0.qkv.bias": weight[:, 0],
         "model.layers.0.o.weight": torch.randn(hidden, heads * d),
     }
-    list(write_shards(tmp_path, [(n, (t.T if transposed and t.ndim == 2 else t).clone()) for n, t in tensors.items()]))
+    list(
+        write_shards(
+            tmp_path, [(n, (t.T if transposed and t.ndim == 2 else t).clone()) for n, t in tensors.items()], 10**9
+        )
+    )
     (tmp_path / "config.json").write_text("{}")
     read = architecture.read(Checkpoint.open(tmp_path), 0)
     assert torch.equal(read.q, q) and torch.equal(read.k, k) and torch.equal(read.v, v)

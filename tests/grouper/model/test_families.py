@@ -16,9 +16,11 @@ from family_samples import (
 
 from grouper import Architecture, Checkpoint, export
 from grouper.calibration.moments import collect_moments
+from grouper.export.classes import CLASSES
 from grouper.merging.folding import augmented
 from grouper.model.families import FAMILIES
 from grouper.model.in_memory import InMemoryModel
+from grouper.model.inspection import inspect
 
 
 def test_every_family_has_a_sample():
@@ -35,6 +37,20 @@ def test_the_identity_grouping_is_the_original(samples, tmp_path, prompt, name, 
 def test_half_the_heads_are_the_index_gather_reference_and_generate(samples, tmp_path, prompt, name):
     rows = {"stock": EQUAL, "padded": UNEQUAL, "ragged": RAGGED}
     check_reference(samples(name), tmp_path, prompt, {kind: layout_for(samples(name), r) for kind, r in rows.items()})
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_inspect_says_what_exports_there_are(samples, name):
+    """What the table of families says without a layout is what the classes answer to some layout."""
+    checkpoint = Checkpoint.open(samples(name))
+    a = Architecture.of(checkpoint.config)
+    layouts = [layout_for(samples(name), rows) for rows in (EQUAL, UNEQUAL, RAGGED)]
+    takes = [
+        kind
+        for (kind, export_class), layout in zip(CLASSES.items(), layouts)
+        if export_class.refusal(checkpoint, a, layout, max_padding=1.0) is None
+    ]
+    assert inspect(checkpoint).export_classes == takes
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -321,9 +321,10 @@ def _device(name: str) -> str:
     import torch
 
     from grouper.errors import GrouperError
+    from grouper.ranks import own_gpu
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return own_gpu() if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -353,6 +354,9 @@ def main() -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # libraries' own bars and notes would bury ours
     }.items():
         os.environ.setdefault(name, value)
+    rank = os.environ.get("RANK") or "0"
+    if rank != "0":  # of several processes the first one speaks, the others when they fail
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         app()
     except KeyboardInterrupt:
@@ -360,10 +364,15 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         from grouper.errors import GrouperError
+        from grouper.ranks import FirstFailed
 
         if not isinstance(error, GrouperError | OSError):
             raise
-        print(f"grouper: {error}", file=sys.stderr)
+        if not isinstance(error, FirstFailed):
+            print(
+                f"grouper: {error}" if rank == "0" else f"grouper, rank {rank}: {error}",
+                file=sys.stderr if rank == "0" else sys.__stderr__,
+            )
         sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 """From a layout to weights: calibrate once, merge layers, refine them. What export and evaluation share."""
 
 import tempfile
+from collections import deque
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.model.layers import Layers
 from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
+from grouper.ranks import ALONE, Ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import SavedLayers
@@ -27,7 +29,7 @@ from grouper.refinement.saved import SavedLayers
 
 class Regrouper:
     """One model's merges. Moments are collected once; merges of a layer are kept while its layout stays the same.
-    memory: bytes that a model may take; what is larger is streamed from disk."""
+    memory: bytes that a model may take; what is larger is streamed from disk. ranks: with whom text is shared."""
 
     def __init__(
         self,
@@ -35,8 +37,10 @@ class Regrouper:
         calibration: Calibration | None = None,
         device: str = "cpu",
         memory: int | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.checkpoint, self.calibration, self.device, self.memory = checkpoint, calibration, device, memory
+        self.ranks = ranks
         self.architecture = Architecture.of(checkpoint.config)
         self._kept: dict[tuple, MergedLayer] = {}
         self._moments: KeptMoments | None = None
@@ -86,7 +90,7 @@ class Regrouper:
 
     def kept_moments(self, progress: Progress = untold) -> KeptMoments:
         """Of the calibration text, collected unless they are there: in the folder where they are to be kept, or in a
-        temporary one."""
+        temporary one. Of several ranks all have to ask at the same time, the first time."""
         if self._moments is None:
             tokens = self.windows(self.calibration.tokens)
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
@@ -95,15 +99,21 @@ class Regrouper:
                 self._temporary = tempfile.TemporaryDirectory(prefix="grouper-moments-")
                 folder = Path(self._temporary.name)
             moments = KeptMoments(folder / name, self.architecture.layers)
-            if not moments.complete:
-                moments.keep(collect_moments(self.model, tokens, progress))
+            if not self.ranks.first_does(lambda: moments.complete):
+                collected = collect_moments(self.model, tokens, progress, self.ranks)
+                if self.ranks.first or self._temporary:
+                    moments.keep(collected)
+                else:
+                    deque(collected, maxlen=0)  # the first rank keeps them for all
+            self.ranks.wait()
             self._moments = moments
         return self._moments
 
     # Weights
 
     def merged(self, layout: HeadLayout, merge: Merge, folder: Path | None = None) -> Merged:
-        """Layer by layer when asked for. folder: where merged layers are kept instead of in memory."""
+        """Layer by layer when asked for. folder: where layers that are dear to merge are kept instead of in memory; the
+        others are merged again."""
 
         made = self._made(layout, merge)
 
@@ -115,7 +125,9 @@ class Regrouper:
                 self._kept[key] = made(layer)
             return self._kept[key]
 
-        return kept if folder is None else SavedLayers(folder, made)
+        if folder is None:
+            return kept
+        return SavedLayers(folder, made) if merge.dear else made
 
     def _made(self, layout: HeadLayout, merge: Merge) -> Merged:
         def made(layer: int) -> MergedLayer:
@@ -125,10 +137,10 @@ class Regrouper:
         return made
 
     def estimate(self, layout: HeadLayout, merge: Merge, options: RefineOptions) -> float:
-        """Seconds that `refined` will take."""
+        """Seconds that `refined` will take, shared by all ranks."""
         options = options.for_device(self.device)
-        start = self._made(layout, merge.before_refinement())
-        return estimate_seconds(self.model, layout, start, self.windows(options.tokens), options, self.device)
+        start, tokens = self._made(layout, merge.before_refinement()), self.windows(options.tokens)
+        return estimate_seconds(self.model, layout, start, tokens, options, self.device, self.ranks)
 
     def refined(
         self,
@@ -137,11 +149,13 @@ class Regrouper:
         options: RefineOptions | None = None,
         folder: Path | None = None,
         progress: Progress = untold,
+        ranks: Ranks = ALONE,
     ) -> Merged:
-        """Merge and refine. folder: see grouper.refinement.refine."""
+        """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""
         options = (options or RefineOptions()).for_device(self.device)
         start = self._made(layout, merge.before_refinement())
         tokens = self.windows(options.tokens)
         return refine_layers(
-            self.model, layout, start, tokens, options, device=self.device, folder=folder, progress=progress
-        )
+            self.model, layout, start, tokens, options,
+            device=self.device, folder=folder, progress=progress, ranks=ranks,
+        )  # fmt: skip

@@ -3,22 +3,26 @@
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from fitness.perplexity import nll, streamed_nll
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, load_tokenizer, windows
 from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import temporary_folder, write_text
 from grouper.progress import Progress, untold
+from grouper.ranks import started_ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
@@ -58,8 +62,10 @@ def evaluate(
     along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
     that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
     the run's. What is measured already is not measured again. Raises GrouperError where the run was measured on other
-    text, or refined otherwise. memory: bytes that the model may take; a larger one is streamed, in float32.
+    text, or refined otherwise. memory: bytes that the model may take; a larger one is streamed, in float32. Where
+    several ranks run this, layouts are shared out among them.
     """
+    ranks = started_ranks()
     folder = RunFolder.open(Path(run))
     front, settings = folder.front(), folder.settings
     assignments = (*settings.options.set, *set)
@@ -73,25 +79,48 @@ def evaluate(
     numbers = choose(front, layouts)
     refine = refine and refine.for_device(device)
     measuring = Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set)
-    measuring.check(folder, front, refine, overwrite)
+    front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
     wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
     todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
-    regrouper = Regrouper(checkpoint, calibration, device, memory)
+    regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
     if todo and dtype != COMPUTING:
         regrouper.model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
-    for done, index in enumerate(todo, 1):
+    fill_in(folder, front, todo, regrouper, lambda layout: merge_for(layout, chosen_merge), refine, tokens, progress)
+    title = f"{checkpoint.title}: KV cache against what it costs"
+    ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
+    return front
+
+
+def fill_in(
+    folder: RunFolder,
+    front: ParetoFront,
+    todo: list[int],
+    regrouper: Regrouper,
+    fitting: Callable[[HeadLayout], Merge],
+    refine: RefineOptions | None,
+    tokens: Tensor,
+    progress: Progress,
+) -> None:
+    """Measure these rows, one a rank at a time, and write pareto.csv after each time."""
+    ranks = regrouper.ranks
+    if todo and not ranks.alone and regrouper.calibration:
+        regrouper.kept_moments(progress)  # which all ranks collect together
+
+    def measure(index: int) -> float:
         row = front.table.loc[index]
         layout = folder.layout(int(row["layout"]))
-        value = measured_nll(
-            regrouper, row["method"] == ORIGINAL, layout, merge_for(layout, chosen_merge), refine, tokens
-        )
-        front.table.loc[index, ["nll", "perplexity"]] = value, math.exp(min(value, 700))
+        return measured_nll(regrouper, row["method"] == ORIGINAL, layout, fitting(layout), refine, tokens)
+
+    for begin in range(0, len(todo), ranks.size):
+        one_each = todo[begin : begin + ranks.size]
+        values = ranks.gather(measure(one_each[ranks.rank]) if ranks.rank < len(one_each) else None)
+        for done, (index, value) in enumerate(zip(one_each, values), begin + 1):
+            front.table.loc[index, ["nll", "perplexity"]] = value, math.exp(min(value, 700))
+            row = front.table.loc[index]
+            what = f"layout {row['layout']}, {row['method']}, {row['kv_ratio']:.0%}"
+            progress(done, len(todo), f"{what}: {value:.4f} nats per token")
         front.mark()
-        front.write(folder.path / "pareto.csv")
-        what = f"layout {row['layout']}, {row['method']}, {row['kv_ratio']:.0%}"
-        progress(done, len(todo), f"{what}: {value:.4f} nats per token")
-    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")
-    return front
+        ranks.first_does(lambda: front.write(folder.path / "pareto.csv"))
 
 
 def measured_nll(
@@ -171,8 +200,11 @@ class Measuring:
         data = {"text": self.text, "digest": self.digest, "windows": list(self.windows), "dtype": self.dtype}
         return {**data, **({"set": list(self.set)} if self.set else {})}
 
-    def check(self, folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, overwrite: bool) -> None:
-        """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them."""
+    def check(
+        self, folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, overwrite: bool
+    ) -> ParetoFront:
+        """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them.
+        Returns the front, without what was forgotten."""
         path = folder.path / "evaluation.json"
         before = json.loads(path.read_text()) if path.is_file() else {}
         refined_before = before.pop("refinement", None)
@@ -196,6 +228,7 @@ class Measuring:
         refinement = refinement or refined_before
         data = {**self.to_data(), **({"refinement": refinement} if refinement else {})}
         write_text(path, json.dumps(data, indent=2) + "\n")
+        return front
 
 
 def comparable(

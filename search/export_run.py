@@ -18,6 +18,7 @@ from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.outputs import refuse_existing, temporary_folder
 from grouper.progress import Progress, untold
+from grouper.ranks import started_ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Merged, Regrouper
@@ -68,8 +69,10 @@ def export_from_run(
     OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the Hub the
     folder goes, too; one that the same command wrote before is pushed as it is. set: parameters of merges, over the
     run's. memory: bytes that the model may take while it is calibrated or refined; a larger one is streamed. command:
-    what was typed, for the record. `tell` gets a line or two. Raises GrouperError.
+    what was typed, for the record. `tell` gets a line or two. Where several ranks run this, they calibrate and refine
+    together, and the first one writes. Raises GrouperError.
     """
+    ranks = started_ranks()
     options, output = options or ExportOptions(), Path(output)
     if destination:
         destination.check()
@@ -77,14 +80,18 @@ def export_from_run(
     settings = folder.settings
     refine = replace(refine, seed=settings.options.seed).for_device(device) if refine and calibration else None
     chosen = choose_layout(folder, selection, refine, set, tell)
-    if destination and not options.overwrite and (written := already_written(output, chosen.layout, command)):
+    written = ranks.first_does(lambda: already_written(output, chosen.layout, command))
+    if destination and not options.overwrite and written:
         tell(f"{output} is written already")
-        return push(written, destination)
-    refuse_existing(output, MARKER, options.overwrite)
+        return ranks.first_does(lambda: push(written, destination))
+    ranks.first_does(lambda: refuse_existing(output, MARKER, options.overwrite))
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
     announce(chosen, tell)
-    regrouper = Regrouper(checkpoint, calibration or settings.calibration(keep_calibration), device, memory)
+    calibration = calibration or settings.calibration(keep_calibration)
+    regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
+    if calibration and not ranks.alone:
+        regrouper.kept_moments(progress)  # which all ranks collect together
     origin = origin_of(folder, chosen, command)
     with temporary_folder(output.absolute().parent) as temporary:
         if refine:
@@ -92,15 +99,19 @@ def export_from_run(
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
-        exported = export_model(
-            checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options, origin=origin,
-            progress=progress,
-        )  # fmt: skip
-    if refine:
-        shutil.rmtree(kept)
-        with suppress(OSError):
-            kept.parent.rmdir()
-    return push(exported, destination)
+
+        def write() -> Exported:
+            exported = export_model(
+                checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options, origin=origin,
+                progress=progress,
+            )  # fmt: skip
+            if refine:
+                shutil.rmtree(kept)
+                with suppress(OSError):
+                    kept.parent.rmdir()
+            return push(exported, destination)
+
+        return ranks.first_does(write)
 
 
 def choose_layout(
@@ -154,7 +165,7 @@ def merge_and_refine(
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
     seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
     tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
-    merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, progress)
+    merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, progress, regrouper.ranks)
     for layer in layers:
         before, after = merged.errors(layer)
         tell(f"layer {layer}: error {before:.4f} -> {after:.4f}")

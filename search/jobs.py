@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
 from grouper.model.memory import free_memory
+from grouper.ranks import ranks_here
 
 WORTH_A_PROCESS = 5e7  # numbers in all q projections: below, starting processes takes longer than the search
 COPIES = 20  # of a layer's q in float64 that its factors and tables take together
@@ -24,7 +25,7 @@ def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:
     q = a.query_heads * a.head_dim * a.hidden_size
     if q * a.layers < WORTH_A_PROCESS:
         return 1
-    held = free_memory() / 2
+    held = free_memory() / 2 / ranks_here()
     most = cores()
     if "cuda" in device:
         import torch
@@ -34,8 +35,9 @@ def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:
 
 
 def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """That this process may use, its share of them where several ranks run on this machine."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // ranks_here())
 
 
 @contextmanager

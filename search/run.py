@@ -11,6 +11,7 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.outputs import write_text
 from grouper.progress import Progress, untold
+from grouper.ranks import Ranks, started_ranks
 from grouper.regroup import Regrouper
 from search.assemble import assemble_layouts
 from search.jobs import parsed_jobs
@@ -43,8 +44,9 @@ def search(
     layouts. jobs: layers searched at a time, or "auto". memory: bytes that the model may take while it is calibrated; a
     larger one is streamed. keep_calibration: a folder where what was calibrated is kept, and looked
     for, for this model, text and tokens. command: what was typed, for the record. Raises GrouperError for what cannot
-    be searched, before anything is written.
+    be searched, before anything is written. Where several ranks run this, layers and text are shared out among them.
     """
+    ranks = started_ranks()
     options = with_equal_groups((options or SearchOptions()).resolved())
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
@@ -52,7 +54,7 @@ def search(
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
     calibration = options.calibration(keep_calibration)
-    regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory)
+    regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks)
     text_digest = None
     if calibration:  # a text that is too short is refused before anything is written
         text_digest = digest(regrouper.windows(options.tokens))
@@ -61,14 +63,25 @@ def search(
     settings = RunSettings.of(
         checkpoint, options, revision=revision, text_digest=text_digest, jobs=jobs, device=device, command=command
     )
-    folder = RunFolder.start(Path(output), settings, overwrite)
+    folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite))
+    seen_by_all(folder, ranks)
     started = time.perf_counter()
     found = search_layers(folder, regrouper, options, methods, jobs, progress)
     stage1 = time.perf_counter() - started
-    front = write_front(folder, assemble_layouts(found, architecture, options, methods), options, checkpoint.title)
-    timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
-    folder.write_settings(replace(settings, timings=timings))
-    return front
+
+    def finish() -> ParetoFront:
+        front = write_front(folder, assemble_layouts(found, architecture, options, methods), options, checkpoint.title)
+        timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
+        folder.write_settings(replace(settings, timings=timings))
+        return front
+
+    return ranks.first_does(finish)
+
+
+def seen_by_all(folder: RunFolder, ranks: Ranks) -> None:
+    """Raise GrouperError where several machines do not see the same folder."""
+    if not all(ranks.gather(folder.exists())):
+        raise GrouperError(f"{folder.path} is not seen by all ranks: several machines need a folder that they share")
 
 
 def check_counts(architecture: Architecture, multiple_of: int) -> None:

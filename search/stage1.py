@@ -88,44 +88,66 @@ def search_layers(
     progress: Progress = untold,
 ) -> list[Found]:
     """Per layer, what each method found; read back where the layer is done. jobs: layers searched at a time, each by a
-    process that reads it, makes its tables and searches; no other tables wait."""
-    a = regrouper.architecture
-    found = [folder.read_layer(layer, a.queries_per_kv_head) for layer in range(a.layers)]
-    todo = [layer for layer, done in enumerate(found) if done is None]
+    process that reads it, makes its tables and searches; no other tables wait. Each of several ranks takes every
+    so-many-th layer."""
+    a, ranks = regrouper.architecture, regrouper.ranks
+    layers = range(a.layers)
+    read = ranks.first_does(lambda: [folder.read_layer(layer, a.queries_per_kv_head) for layer in layers])
+    found = {layer: of_layer for layer, of_layer in enumerate(read) if of_layer is not None}
+    todo = [layer for layer in layers if layer not in found]
+    if not todo:
+        return read
     fitness = FITNESSES.configured(options.set)[options.fitness]
     work = LayerSearch(regrouper.checkpoint, a, fitness, methods, options, regrouper.device)
 
     def keep(layer: int, of_layer: Found) -> None:
         found[layer] = of_layer
         folder.write_layer(layer, of_layer)
-        progress(sum(f is not None for f in found), a.layers, f"layer {layer} is done")
+        new = len(found) - a.layers + len(todo)
+        progress(min(a.layers, a.layers - len(todo) + ranks.size * new), a.layers, f"layer {layer} is done")
 
-    if options.acceptance == "loss" and any(m.judged for m in methods):
-        _judged_in_turn(work, regrouper, found, todo, keep, progress)
-        return found
+    judged = options.acceptance == "loss" and any(m.judged for m in methods)
     moments: Callable[[int], Path | None] = lambda layer: None  # noqa: E731
-    if todo and work.needs_moments and regrouper.calibration is not None:
+    if judged or (work.needs_moments and regrouper.calibration is not None):
         moments = regrouper.kept_moments(progress).path
+    if judged:
+        if ranks.first:
+            _judged_in_turn(work, regrouper, found, todo, keep, progress)
+    else:
         regrouper.release()  # the model has said what it had to
+        _side_by_side(work, {layer: moments(layer) for layer in ranks.share(todo)}, jobs, found, keep, progress)
+    for of_rank in ranks.gather(found):
+        found |= of_rank
+    return [found[layer] for layer in layers]
+
+
+def _side_by_side(
+    work: LayerSearch,
+    todo: dict[int, Path | None],
+    jobs: int,
+    found: dict[int, Found],
+    keep: Callable[[int, Found], None],
+    progress: Progress,
+) -> None:
+    """todo: the layers that are to be searched, each with the file of its moments."""
     if jobs == 1 or len(todo) < 2:
-        for layer in todo:
-            keep(layer, work(layer, moments(layer), _reporting(found, layer, progress)))
-        return found
+        for layer, moments in todo.items():
+            keep(layer, work(layer, moments, _reporting(found, work.architecture.layers, layer, progress)))
+        return
     with ProcessPoolExecutor(min(jobs, len(todo)), get_context("spawn")) as pool:
-        running: dict[Future, int] = {pool.submit(work, layer, moments(layer)): layer for layer in todo}
+        running: dict[Future, int] = {pool.submit(work, layer, moments): layer for layer, moments in todo.items()}
         try:
             while running:
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     keep(running.pop(done), done.result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return found
 
 
 def _judged_in_turn(
     work: LayerSearch,
     regrouper: Regrouper,
-    found: list[Found | None],
+    found: dict[int, Found],
     todo: list[int],
     keep: Callable[[int, Found], None],
     progress: Progress,
@@ -136,14 +158,13 @@ def _judged_in_turn(
             task = work.task(layer, regrouper.moments_of(layer))
             judged = [m.name for m in work.methods if m.judged]
             task.judges = {name: judge.judge(layer, [found[i][name] for i in range(layer)]) for name in judged}
-            keep(layer, work.search(task, layer, _reporting(found, layer, progress)))
+            keep(layer, work.search(task, layer, _reporting(found, work.architecture.layers, layer, progress)))
 
 
-def _reporting(found: list[Found | None], layer: int, progress: Progress) -> Progress:
+def _reporting(found: dict[int, Found], layers: int, layer: int, progress: Progress) -> Progress:
     """What tells of one layer: layers are what is counted."""
-    done = sum(f is not None for f in found)
 
     def report(_done: int, _total: int, note: str) -> None:
-        progress(done, len(found), f"layer {layer}, {note}")
+        progress(len(found), layers, f"layer {layer}, {note}")
 
     return report

@@ -12,28 +12,34 @@ from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.streams import first_inputs, run_layer
 from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
+from grouper.ranks import ALONE, Ranks
 
 BATCH_TOKENS = 4096
 
 
 @torch.no_grad()
-def collect_moments(model: Layers, windows: Tensor, progress: Progress = untold) -> Iterator[InputMoments]:
+def collect_moments(
+    model: Layers, windows: Tensor, progress: Progress = untold, ranks: Ranks = ALONE
+) -> Iterator[InputMoments]:
     """Layer by layer E[x x^T] of what enters q, k and v, and the K heads' inner products. windows: [n, tokens] ids.
 
     Products are float32 (on the GPU where the model is there, whose layers compute in bfloat16), sums float64, results
-    rounded to float32; the residual stream is kept, and no other activation.
+    rounded to float32; the residual stream is kept, and no other activation. Each of several ranks runs its portion of
+    the batches; all get the whole sums.
     """
     architecture, gpu = model.architecture, "cuda" in str(model.device)
-    stream, arguments = first_inputs(model, windows, model.device)
+    tokens, inputs = windows.numel(), architecture.hidden_size + 1
     size = max(1, BATCH_TOKENS // windows.shape[1])
+    windows = torch.cat([windows[:0], *ranks.portion(windows.split(size))])
+    stream, arguments = first_inputs(model, windows, model.device) if len(windows) else (windows, [])
     for layer in range(architecture.layers):
-        total, keys = [], []
+        total = torch.zeros(inputs, inputs, dtype=torch.float64, device=model.device)
+        keys = []
 
-        def add(_module, inputs, total: list = total) -> None:
+        def add(_module, inputs, total: Tensor = total) -> None:
             x = inputs[0].flatten(0, -2).float()
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # [tokens, D + 1]
-            product = (x.T @ x).double()
-            total[:] = [total[0] + product] if total else [product]
+            total += (x.T @ x).double()
 
         def add_keys(_module, _inputs, output, keys: list = keys) -> None:
             k = architecture.key_outputs(output.float())  # [windows, G, d, tokens]
@@ -53,8 +59,9 @@ def collect_moments(model: Layers, windows: Tensor, progress: Progress = untold)
                 for hook in hooks:
                     hook.remove()
         progress(layer + 1, architecture.layers, f"calibrating, layer {layer}")
-        moment = (total[0] / windows.numel()).float().double().cpu()
-        yield InputMoments(moment, windows.numel(), torch.cat(keys))
+        ranks.add_up(total)
+        keys = [part for of_rank in ranks.gather(keys) for part in of_rank]
+        yield InputMoments((total / tokens).float().double().cpu(), tokens, torch.cat(keys))
 
 
 class KeptMoments(Sequence[InputMoments]):

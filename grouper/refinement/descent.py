@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from grouper.progress import Progress
+from grouper.ranks import ALONE, Ranks
 
 WARM_UP = 3  # steps that run one by one before they are captured
 TOLD = 16  # steps between two losses that are read back from a GPU, each of which waits for it
@@ -17,22 +18,33 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of what goes in and what is wanted,
 class Descent:
     """Steps of Adam on `rates`' tensors; each moves by its own rate, falling linearly to nothing.
 
-    loss: of a batch. wanted, given: [n, tokens, D], on any device. order: for each step the windows it sees.
+    loss: the mean over a batch. wanted, given: [n, tokens, D], on any device. order: for each step the windows it sees.
+    Each of several ranks sees its share of them, and all take the same step.
     """
 
     def __init__(
-        self, rates: list[tuple[Tensor, float]], loss: Loss, given: Tensor, wanted: Tensor, order: Tensor, device: str
+        self,
+        rates: list[tuple[Tensor, float]],
+        loss: Loss,
+        given: Tensor,
+        wanted: Tensor,
+        order: Tensor,
+        device: str,
+        ranks: Ranks = ALONE,
     ):
-        self.loss_of, self.given, self.wanted, self.order, self.device = loss, given, wanted, order, device
+        self.loss_of, self.given, self.wanted, self.device, self.ranks = loss, given, wanted, device, ranks
+        self.order = order[:, ranks.rank :: ranks.size]
+        self.share = self.order.shape[1] / order.shape[1]  # of a step's windows that are seen here
+        self.tensors = [t for t, r in rates if r > 0]
         self.gpu = "cuda" in str(device)
         groups = [{"params": [t], "lr": torch.tensor(r, device=device) if self.gpu else r} for t, r in rates if r > 0]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True, capturable=self.gpu)
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
-        shape = (order.shape[1], *given.shape[1:])
+        shape = (self.order.shape[1], *given.shape[1:])
         self.batch = [torch.empty(shape, device=device) for _ in range(2)]
         self.loss = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.can_capture = self.gpu
+        self.can_capture = self.gpu and ranks.alone
 
     def run(self, tell: Progress) -> None:
         steps = len(self.order)
@@ -58,10 +70,23 @@ class Descent:
 
     def _step(self) -> None:
         self.optimizer.zero_grad(set_to_none=self.graph is None and not self.gpu)
-        loss = self.loss_of(*self.batch)
-        loss.backward()
+        if self.share:
+            loss = self.share * self.loss_of(*self.batch)
+            loss.backward()
+            self.loss.copy_(loss.detach())
+        else:
+            self.loss.zero_()
+        if not self.ranks.alone:
+            self._add_up()
         self.optimizer.step()
-        self.loss.copy_(loss.detach())
+
+    def _add_up(self) -> None:
+        """Every rank's gradients and losses; a rank that sees no window of this step has none."""
+        for tensor in self.tensors:
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
+            self.ranks.add_up(tensor.grad)
+        self.ranks.add_up(self.loss)
 
     def _capture(self) -> None:
         """The step as one graph; layers that look at their own numbers on the way (experts) go on step by step."""

@@ -1,7 +1,7 @@
 """One layer under refinement: what goes in, what is matched, what is trained."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from grouper.layout import LayerLayout
 from grouper.model.in_memory import expanded_attention, expanded_tensors
 from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
+from grouper.ranks import ALONE, Ranks
 from grouper.refinement.descent import Descent
 from grouper.refinement.saved import WEIGHTS
 
@@ -70,9 +71,10 @@ class LayerWorker:
         arguments: Arguments,
         device: str,
         options: RefineOptions,
+        ranks: Ranks = ALONE,
     ):
         self.architecture, self.layout, self.arguments = model.architecture, layout, arguments
-        self.options, self.device = options, device
+        self.options, self.device, self.ranks = options, device, ranks
         with model.loaded(layer) as module:
             self.original = copy.deepcopy(module).to(device, torch.float32)
         self.regrouped = copy.deepcopy(self.original)
@@ -128,27 +130,41 @@ class LayerWorker:
         size = max(1, self.options.batch_tokens // stream.shape[1])
         return (slice(i, i + size) for i in range(0, len(stream), size))
 
+    def over_batches(self, stream: Tensor, work: Callable[[int, slice], float]) -> list[float]:
+        """What `work`(number, part), which fills stream[part], gives for every batch; shared by all ranks."""
+        parts = list(self.batches(stream))
+        mine = {number: work(number, parts[number]) for number in self.ranks.share(range(len(parts)))}
+        for number, part in enumerate(parts):
+            self.ranks.send(stream[part], number % self.ranks.size)
+        values = {number: value for of_rank in self.ranks.gather(mine) for number, value in of_rank.items()}
+        return [values[number] for number in range(len(parts))]
+
     @torch.no_grad()
     def advance(self, module: nn.Module, stream: Tensor) -> None:
         """A stream to the next layer, in place."""
-        for part in self.batches(stream):
+
+        def work(_number: int, part: slice) -> float:
             with self.autocast():
                 stream[part] = run_layer(module, stream[part].to(self.device), self.arguments).to(stream)
+            return 0.0
+
+        self.over_batches(stream, work)
 
     @torch.no_grad()
     def set_targets(self, original: Tensor, wanted: Tensor) -> None:
         """Fill `wanted` [n, tokens, D] with what the original layer makes of its stream, once for all steps. It may be
         `original` itself, which in scope "block" then is at the next layer."""
-        self.added = 0.0
-        for number, part in enumerate(self.batches(original)):
+
+        def work(number: int, part: slice) -> float:
             came = original[part].to(self.device)
             with self.autocast():
                 output = self.output(self.original, came).float()
-            if number < MEASURED:
-                self.added += relative(output - came, output).item()
-            if number == 0:
-                self.scale = relative(output - came, output).clamp_min(1e-12)
             wanted[part] = output.to(wanted)
+            return relative(output - came, output).item() if number < MEASURED else 0.0
+
+        added = self.over_batches(wanted, work)
+        self.added = sum(added[:MEASURED])
+        self.scale = max(added[0], 1e-12)
 
     @torch.no_grad()
     def error(self, wanted: Tensor, regrouped: Tensor) -> float:
@@ -182,7 +198,9 @@ class LayerWorker:
         done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
         self.set(done)
         done.after = self.error(wanted, regrouped)
-        if not done.after < before:  # a layer that was right already, or steps too large for it: as it was
+        if not self.ranks.first_does(
+            lambda: done.after < before
+        ):  # a layer that was right already, or steps too large for it: as it was
             done = MergedLayer(attention, {}, before, before)
             untouched = {n: p for n, p in self.original.named_parameters() if n in others}
             self.set(MergedLayer(attention, untouched))
@@ -227,7 +245,9 @@ class LayerWorker:
 
         size = min(len(wanted), max(1, self.options.batch_tokens // wanted.shape[1]))
         order = _order(len(wanted), size, steps, self.options.seed)
-        Descent(rates, loss, regrouped, wanted, order, self.device).run(tell)
+        for tensor, _rate in rates:
+            self.ranks.send(tensor.data)
+        Descent(rates, loss, regrouped, wanted, order, self.device, self.ranks).run(tell)
 
 
 class _Enough(Exception):

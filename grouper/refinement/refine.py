@@ -25,6 +25,7 @@ from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
+from grouper.ranks import ALONE, Ranks
 from grouper.refinement.layer import MEASURED, SCOPES, LayerWorker, RefineOptions
 from grouper.refinement.saved import SavedLayers, save_layer
 
@@ -41,12 +42,15 @@ def refine_layers(
     device: str | None = None,
     folder: Path | None = None,
     progress: Progress = untold,
+    ranks: Ranks = ALONE,
 ) -> Merged:
     """Refine layer by layer; a layer that training does not improve stays as merged. Returns the layers' weights.
 
     model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the
     start. windows: [n, tokens] ids of calibration text. folder: where finished layers are kept instead of in memory, so
-    that a killed refinement goes on with the next one. The same call gives the same weights on the same machine.
+    that a killed refinement goes on with the next one. ranks: with whom every step's windows are shared, gradients
+    summed; the first one keeps layers in `folder`, where all read them. The same call gives the same weights on the
+    same machine.
     """
     device = device or model.device
     options = (options or RefineOptions()).for_device(device)
@@ -61,8 +65,8 @@ def refine_layers(
     saved = None if folder is None else SavedLayers(folder)
     with deterministic():
         for layer, layer_layout in enumerate(layout.layers):
-            worker = LayerWorker(model, layer, layer_layout, arguments[layer], device, options)
-            known = saved is not None and layer in saved
+            worker = LayerWorker(model, layer, layer_layout, arguments[layer], device, options, ranks)
+            known = ranks.first_does(lambda layer=layer: saved is not None and layer in saved)
             if known:
                 worker.set(saved(layer))
             else:
@@ -74,19 +78,26 @@ def refine_layers(
                 done = worker.fit(merged(layer).attention, wanted, regrouped, steps, tell)
                 if saved is None:
                     in_memory[layer] = done
-                else:
+                elif ranks.first:
                     save_layer(saved.path(layer), done)
             if known or wanted is not original:
                 worker.advance(worker.original, original)
             worker.advance(worker.regrouped, regrouped)
+    ranks.wait()
     return in_memory.__getitem__ if saved is None else saved
 
 
 def estimate_seconds(
-    model: Layers, layout: HeadLayout, merged: Merged, windows: Tensor, options: RefineOptions, device: str
+    model: Layers,
+    layout: HeadLayout,
+    merged: Merged,
+    windows: Tensor,
+    options: RefineOptions,
+    device: str,
+    ranks: Ranks = ALONE,
 ) -> float:
     """What `refine_layers` will take: steps and passes of the first layer on batches of their real size, after some
-    that warm the device up."""
+    that warm the device up. Each rank measures by itself; what ranks share is divided by their number."""
     options = options.for_device(device)
     few = windows[: max(1, options.batch_tokens // windows.shape[1])]
     batches = -(-len(windows) // len(few))
@@ -109,7 +120,8 @@ def estimate_seconds(
     forward = _seconds(lambda: worker.advance(worker.regrouped, original), device)
     passes = 2 if options.scope == "block" else 3
     measured = 2 * forward * (min(batches, MEASURED) - 1)
-    per_layer = set_up + once + measured + step * options.steps_for(windows.numel()) + passes * forward * batches
+    shared = (step * options.steps_for(windows.numel()) + passes * forward * batches) / ranks.size
+    per_layer = set_up + once + measured + shared
     return len(layout.layers) * per_layer
 
 

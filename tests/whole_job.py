@@ -1,0 +1,23 @@
+"""Search, evaluate, refine and export, as a program: `python whole_job.py MODEL FOLDER`, also under torchrun."""
+
+import sys
+from pathlib import Path
+
+from grouper.calibration.calibration import Calibration
+from grouper.calibration.source import TextSource
+from grouper.refinement.layer import RefineOptions
+from search import SearchOptions, Selection, evaluate, export_from_run, search
+
+
+def whole_job(model: str, folder: Path) -> None:
+    options = SearchOptions(generations=3, population=16, text="demo", tokens=5120, window=128)
+    search(model, folder / "run", options, jobs=1)
+    evaluate(folder / "run", TextSource("demo", purpose="evaluation"), window=128, limit=4)
+    calibration = Calibration(TextSource("demo"), tokens=5120, window=128)
+    for windows in (1, 3):  # of a step: fewer than two ranks, and no multiple of two
+        refine = RefineOptions(tokens=1536, steps=5, batch_tokens=128 * windows)
+        export_from_run(folder / "run", folder / f"out-{windows}", Selection(kv_ratio="1/2"), calibration, refine)
+
+
+if __name__ == "__main__":
+    whole_job(sys.argv[1], Path(sys.argv[2]))

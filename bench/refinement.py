@@ -66,7 +66,8 @@ def main() -> None:
             return
         report("refinement", [{
             "model": args.shape, "kind": type(regrouper.model).__name__, "layers": shape.layers, "scope": options.scope,
-            "tokens": tokens, "steps": options.steps_for(tokens), "device": args.device, "ranks": ranks.size, "said s": round(said, 1),
+            "tokens": tokens, "steps": options.steps_for(tokens), "device": args.device, "ranks": ranks.size,
+            "said s": round(said, 1),
             "took s": round(took, 1), "all layers, s": round(took * whole.layers / shape.layers, 1),
             "peak GB": round(peak[0] / 1e9, 2), "GPU GB": gpu and round(gpu, 2),
             "errors": json.dumps([[round(e, 4) for e in merged.errors(i)] for i in range(min(2, shape.layers))]),

@@ -159,8 +159,9 @@ class LayerWorker:
             came = original[part].to(self.device)
             with self.autocast():
                 output = self.output(self.original, came).float()
-            wanted[part] = output.to(wanted)
-            return relative(output - came, output).item() if number < MEASURED else 0.0
+            added = relative(output - came, output).item() if number < MEASURED else 0.0
+            wanted[part] = output.to(wanted)  # which may be where `came` is
+            return added
 
         added = self.over_batches(wanted, work)
         self.added = sum(added[:MEASURED])

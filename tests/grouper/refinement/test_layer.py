@@ -216,3 +216,16 @@ def test_a_block_that_training_did_not_improve_goes_on_with_the_originals_weight
     for name, parameter in work.original.named_parameters():
         if "mlp" in name or "norm" in name:
             assert torch.equal(parameter, work.regrouped.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_errors_are_over_what_the_layer_adds_also_where_targets_replace_the_stream(model, in_place):
+    """In scope "block" the original's next stream is what is wanted, kept in the same place."""
+    options = RefineOptions("block", batch_tokens=128)
+    work, stream = worker(model, 1, options)
+    with torch.no_grad(), model.loaded(1) as module:
+        behind = run_layer(module, stream, work.arguments)
+    added = [relative(after - came, after).item() for came, after in zip(stream.split(4), behind.split(4))]
+    wanted = stream.clone() if in_place else torch.empty_like(stream)
+    work.set_targets(wanted if in_place else stream, wanted)
+    assert work.added == pytest.approx(sum(added), rel=1e-4) and work.scale == pytest.approx(added[0], rel=1e-4)

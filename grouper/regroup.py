@@ -18,6 +18,7 @@ from grouper.layout import HeadLayout
 from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.model.door import check_tensors
 from grouper.model.layers import Layers
 from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
@@ -42,6 +43,7 @@ class Regrouper:
         self.checkpoint, self.calibration, self.device, self.memory = checkpoint, calibration, device, memory
         self.ranks = ranks
         self.architecture = Architecture.of(checkpoint.config)
+        check_tensors(checkpoint, self.architecture)
         self._kept: dict[tuple, MergedLayer] = {}
         self._moments: KeptMoments | None = None
         self._temporary: tempfile.TemporaryDirectory | None = None

@@ -115,6 +115,9 @@ def fill_in(
         one_each = todo[begin : begin + ranks.size]
         values = ranks.gather(measure(one_each[ranks.rank]) if ranks.rank < len(one_each) else None)
         for done, (index, value) in enumerate(zip(one_each, values), begin + 1):
+            if not math.isfinite(value):
+                number = front.table.loc[index, "layout"]
+                raise GrouperError(f"layout {number} gives {value} nats per token: are the model's weights damaged?")
             front.table.loc[index, ["nll", "perplexity"]] = value, math.exp(min(value, 700))
             row = front.table.loc[index]
             what = f"layout {row['layout']}, {row['method']}, {row['kv_ratio']:.0%}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.streams import first_inputs, run_layer
+from grouper.errors import GrouperError
 from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
@@ -60,6 +61,8 @@ def collect_moments(
                     hook.remove()
         progress(layer + 1, architecture.layers, f"calibrating, layer {layer}")
         ranks.add_up(total)
+        if not torch.isfinite(total).all():
+            raise GrouperError(f"what enters layer {layer} is not finite: weights before it are damaged")
         keys = [part for of_rank in ranks.gather(keys) for part in of_rank]
         yield InputMoments((total / tokens).float().double().cpu(), tokens, torch.cat(keys))
 

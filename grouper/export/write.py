@@ -13,7 +13,9 @@ from grouper.export.format import ExportOptions, Format, Job, SelfTest
 from grouper.export.formats import FORMATS
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES
+from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.model.door import check_tensors
 from grouper.outputs import new_folder, temporary_folder, write_json
 from grouper.progress import Progress, untold
 from grouper.regroup import Merged, Regrouper
@@ -95,6 +97,7 @@ def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: Export
     """The format to write. Raises GrouperError where it would refuse: before anything dear is done."""
     form = FORMATS.named(options.format)
     form.check(checkpoint, layout, options)
+    check_tensors(checkpoint, Architecture.of(checkpoint.config))
     return form
 
 

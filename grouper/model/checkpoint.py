@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
+from grouper.model.door import check_configuration
 from grouper.model.safetensors_header import TensorInfo, read_header
 from grouper.model.sources import LocalSource, Source, open_source
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DEMO = Path(__file__).parent.parent / "data" / "demo"
+LARGEST = 1e12  # of a weight: squares of larger ones, summed up, leave float32
 SAMPLE = 1024  # bytes of each end of a tensor that enter the fingerprint
 
 
@@ -33,6 +36,7 @@ class Checkpoint:
         self.name, self.source = name, source
         self._before: dict[str, str] = {}
         self.config: dict = self._json("config.json")
+        check_configuration(self.config, name)
         if "quantization_config" in self.config:
             raise GrouperError(
                 f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and "
@@ -66,7 +70,7 @@ class Checkpoint:
             if not isinstance(content, dict):
                 raise ValueError("no object in it")
             return content
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise GrouperError(f"{file} of {self.name} is not JSON ({error})") from error
 
     @cached_property
@@ -143,12 +147,13 @@ class Checkpoint:
             ) from error
 
     def finite(self, name: str) -> "torch.Tensor":
-        """`tensor` in float32, refused if it holds NaN or infinity."""
-        import torch
-
+        """`tensor` in float32, refused if it holds NaN, infinity, or numbers that no weight has."""
         tensor = self.tensor(name).float()
-        if not torch.isfinite(tensor).all():
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if not math.isfinite(largest):
             raise GrouperError(f"{name} of {self.name} holds NaN or infinity: the weights are damaged")
+        if largest > LARGEST:
+            raise GrouperError(f"{name} of {self.name} has values of {largest:.0e}: the weights are damaged")
         return tensor
 
     def local(self) -> "Checkpoint":

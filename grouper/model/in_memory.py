@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from grouper.attention import Attention, Merged, MergedLayer
+from grouper.errors import GrouperError, as_one_line
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
@@ -31,7 +32,11 @@ class InMemoryModel(Layers):
         load = (AutoModelForImageTextToText if self.architecture.nested else AutoModelForCausalLM).from_pretrained
         options = in_double(checkpoint.config) if dtype == torch.float64 else {}
         options |= {"device_map": {"": device}} if "cuda" in device else {}
-        self.model = load(self.checkpoint.folder, dtype=dtype, use_safetensors=True, **options)
+        with as_one_line(f"transformers cannot load {checkpoint.name}"):
+            self.model, loading = load(
+                self.checkpoint.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            )
+        check_loaded(checkpoint.name, loading)
         self.model.eval().requires_grad_(False)
         names = (name for name, _ in self.model.named_parameters())
         self.prefix = decoder_prefix(names, self.architecture.family.layer.format(layer=0))
@@ -53,6 +58,14 @@ class InMemoryModel(Layers):
                 block = self.layer(layer)
                 stack.enter_context(exchanged(self, block, merged(layer), layer_layout))
             yield self.model
+
+
+def check_loaded(name: str, loading: dict) -> None:
+    """Raise GrouperError where transformers made up weights that the checkpoint lacks, or could not use."""
+    for what in ("missing_keys", "mismatched_keys"):
+        if loading.get(what):
+            first, kind = sorted(map(str, loading[what]))[0], what.replace("_", " ")
+            raise GrouperError(f"{name} is incomplete or damaged: {len(loading[what])} {kind}, among them {first}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from grouper.kv_cache import Saving, bytes_of, largest_batch
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.model.door import check_tensors
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def inspect(
     if min(context or 1, batch, card or 1) < 1:
         raise GrouperError(f"a context of {context} tokens, a batch of {batch}: expected at least 1 of each")
     a = Architecture.of(checkpoint.config)
+    check_tensors(checkpoint, a)
     layout = HeadLayout.ungrouped(a.layers, a.query_heads, a.kv_heads, a.head_dim)
     context = context or a.context
     per_token = layout.kv_bytes_per_token(kv_dtype)

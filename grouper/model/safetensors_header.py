@@ -34,6 +34,12 @@ class TensorInfo:
     stop: int
 
     @property
+    def is_well_formed(self) -> bool:
+        """Whether every part is of its kind: headers are JSON, which holds anything."""
+        whole = (*self.shape, self.start, self.stop)
+        return isinstance(self.dtype, str) and all(type(n) is int for n in whole)
+
+    @property
     def nbytes(self) -> int:
         return self.stop - self.start
 
@@ -80,11 +86,15 @@ def read_header(file: str, read: Callable[[int, int], bytes], size: int) -> dict
             )
             for name, entry in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(info.is_well_formed for info in tensors.values()):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise corrupt("its header cannot be read") from error
     for name, info in tensors.items():
         if not 8 + length <= info.start <= info.stop <= size:
             raise corrupt(f"{name} ends at byte {info.stop} of {size}")
+        if any(n < 0 for n in info.shape):
+            raise corrupt(f"{name} has shape {list(info.shape)}")
         if info.dtype in DTYPES and info.nbytes != info.elements * DTYPES[info.dtype][1]:
             raise corrupt(f"{name} has {info.nbytes} bytes for shape {list(info.shape)}")
     return tensors

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from grouper.errors import GrouperError
 
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken")  # what libraries may look into
+
 
 class Source(Protocol):
     """Files by name, readable in part. commit: of the Hub's repository that they came from, if any."""
@@ -29,11 +31,16 @@ class Source(Protocol):
 
 
 class LocalSource:
+    """A folder. Raises GrouperError where something that a model is read from is no regular file of its own."""
+
     def __init__(self, folder: Path, commit: str | None = None):
         self.folder, self.commit = folder, commit
+        for path in sorted(folder.iterdir()):
+            if path.suffix in READ and not path.is_dir() and not is_own_file(path, folder):
+                raise GrouperError(f"{path} is a link out of the model's folder, or no file: put a copy in its place")
 
     def files(self) -> list[str]:
-        return sorted(p.name for p in self.folder.iterdir() if p.is_file())
+        return sorted(p.name for p in self.folder.iterdir() if is_own_file(p, self.folder))
 
     def size(self, file: str) -> int:
         return (self.folder / file).stat().st_size
@@ -48,6 +55,14 @@ class LocalSource:
 
     def download(self) -> "LocalSource":
         return self
+
+
+def is_own_file(path: Path, folder: Path) -> bool:
+    """Whether it is a regular file that lies in the folder, or in the Hub's cache where the folder is a snapshot there:
+    links to elsewhere, devices and pipes are neither read nor copied."""
+    real, home = path.resolve(), folder.resolve()
+    in_cache = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+    return real.is_file() and (home in real.parents or in_cache)
 
 
 class HubSource:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
+from grouper.errors import as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.layers import Layers
@@ -31,9 +32,10 @@ class Skeleton(Layers):
         self.checkpoint, self.architecture = checkpoint.local(), architecture
         self.device, self.dtype = device, torch.float32
         auto = AutoModelForImageTextToText if architecture.nested else AutoModelForCausalLM
-        config = AutoConfig.from_pretrained(self.checkpoint.folder, trust_remote_code=own_code)
-        with init_empty_weights(include_buffers=False):
-            self.model = auto.from_config(config, dtype=self.dtype, trust_remote_code=own_code).eval()
+        with as_one_line(f"transformers cannot open {checkpoint.name}"):
+            config = AutoConfig.from_pretrained(self.checkpoint.folder, trust_remote_code=own_code)
+            with init_empty_weights(include_buffers=False):
+                self.model = auto.from_config(config, dtype=self.dtype, trust_remote_code=own_code).eval()
         self.model.requires_grad_(False)
         self.prefix = decoder_prefix((n for n, _ in self.model.named_parameters()), self.layer_name(0))
 
@@ -116,7 +118,8 @@ class StreamedModel(Skeleton):
         if a.nested and isinstance(config.get("text_config"), dict):
             config["text_config"] = of_layer(config["text_config"], layer)
         config = type(self.model.config).from_dict(config)
-        return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
+        with as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"):
+            return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
 
     def _state(self, layer: int) -> State:
         """The layer's tensors in float32, by their names in the module."""

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from grouper.export.classes import CLASSES, class_for
@@ -15,6 +16,7 @@ from grouper.export.self_test import run_self_test
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, write_shards
+from grouper.model.sources import is_own_file
 from grouper.outputs import write_json
 from grouper.progress import Progress
 
@@ -85,7 +87,14 @@ def copy_companions(original: Path, folder: Path) -> None:
     """Tokenizer, templates, licence: whatever belongs to the model and is no code."""
     for pattern in COMPANIONS:
         for file in sorted(original.glob(pattern)):
-            if file.is_dir():
-                shutil.copytree(file, folder / file.name, ignore=shutil.ignore_patterns("*.py"))
-            elif file.suffix != ".py":
+            if file.is_dir() and not file.is_symlink():
+                shutil.copytree(file, folder / file.name, ignore=partial(_not_ours, original))
+            elif file.suffix != ".py" and is_own_file(file, original):
                 shutil.copyfile(file, folder / file.name)
+
+
+def _not_ours(original: Path, inside: str, names: list[str]) -> set[str]:
+    """What is not copied of a folder: code, and what is no regular file of the model's."""
+    paths = {name: Path(inside) / name for name in names}
+    plain = {n for n, p in paths.items() if (p.is_dir() and not p.is_symlink()) or is_own_file(p, original)}
+    return {name for name in names if name not in plain or name.endswith(".py")}

@@ -12,8 +12,12 @@ import typer
 import yaml
 from rich.console import Console
 
+from grouper.errors import GrouperError
 from grouper.export.options import ExportOptions
+from grouper.names import printable, without_secrets
+from grouper.ranks import FirstFailed
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
+from search.stopping import Stopped, stop_on_signals
 
 # What needs torch is imported where it is used: `grouper --help` answers at once.
 
@@ -23,14 +27,12 @@ app = typer.Typer(
     help="Give a Hugging Face LLM fewer KV heads: less KV cache, nearly the same text.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
-say = Console(stderr=True, highlight=False)
+say = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def _from_config(context: typer.Context, path: Path | None) -> Path | None:
     """--config: the file's options become the command's defaults, so that what is typed wins."""
     if path is not None:
-        from grouper.errors import GrouperError
-
         try:
             options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -283,7 +285,7 @@ def export(
             ExportOptions(format=format_, dtype=dtype, max_padding=padding, overwrite=overwrite), destination,
             device=_device(device), memory=_bytes(memory), keep_calibration=keep_calibration,
             set=tuple(set_ or ()), command=_command(),
-            tell=lambda line: say.print(line, soft_wrap=True), progress=progress,
+            tell=lambda line: say.print(printable(line), soft_wrap=True), progress=progress,
         )  # fmt: skip
     if json_:
         _print_json(exported.to_data())
@@ -313,14 +315,13 @@ def _print_json(data: Any) -> None:
 
 
 def _command() -> str:
-    """What was typed, for the record."""
-    return shlex.join(["grouper", *sys.argv[1:]])
+    """What was typed, for the record, less secrets."""
+    return without_secrets(shlex.join(["grouper", *sys.argv[1:]]))
 
 
 def _device(name: str) -> str:
     import torch
 
-    from grouper.errors import GrouperError
     from grouper.ranks import own_gpu
 
     if name == "auto":
@@ -340,40 +341,55 @@ def _bytes(memory: str | None) -> int | None:
 
 def _dtype(name: str) -> str:
     if name not in ("float32", "bfloat16", "float16", "float64"):
-        from grouper.errors import GrouperError
-
         raise GrouperError(f"unknown dtype {name!r}: expected float32, bfloat16, float16 or float64")
     return name
 
 
 def main() -> None:
-    """Exit 0, 1 (failed, one line why) or 2 (usage)."""
+    """Exit 0, 1 (failed, one line why), 2 (usage), 130 or 143 (stopped by a signal)."""
     for name, value in {
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # libraries' own bars and notes would bury ours
     }.items():
         os.environ.setdefault(name, value)
-    rank = os.environ.get("RANK") or "0"
-    if rank != "0":  # of several processes the first one speaks, the others when they fail
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks, the others when they fail
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    stop_on_signals()
     try:
+        if strange := [a for a in sys.argv if a != a.encode(errors="replace").decode()]:
+            raise GrouperError(f"{strange[0]!r} is not UTF-8: rename it")
         app()
+    except Stopped as stop:
+        _fail("stopped; the same command goes on from here", stop.code)
     except KeyboardInterrupt:
-        print("grouper: stopped; the same command goes on from here", file=sys.stderr)
+        _fail("stopped; the same command goes on from here", 130)
+    except FirstFailed:
         sys.exit(1)
-    except Exception as error:
-        from grouper.errors import GrouperError
-        from grouper.ranks import FirstFailed
-
-        if not isinstance(error, GrouperError | OSError):
+    except (GrouperError, OSError) as error:
+        if debug:
             raise
-        if not isinstance(error, FirstFailed):
-            print(
-                f"grouper: {error}" if rank == "0" else f"grouper, rank {rank}: {error}",
-                file=sys.stderr if rank == "0" else sys.__stderr__,
-            )
-        sys.exit(1)
+        _fail(str(error))
+    except MemoryError:
+        _fail("memory is short: give --memory an amount that is there, or fewer --jobs")
+    except Exception as error:
+        if debug:
+            raise
+        last = (str(error).strip().splitlines() or ["no message"])[-1]
+        _fail(
+            f"internal error: {type(error).__name__}, {last}; run again with --debug for the traceback, please report"
+        )
+
+
+def _fail(why: str, code: int = 1) -> None:
+    """Say why in one line, and exit."""
+    rank = os.environ.get("RANK", "0")
+    line = printable(without_secrets(" ".join(why.split())))
+    who = "grouper" if rank == "0" else f"grouper, rank {rank}"
+    print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

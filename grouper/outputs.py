@@ -1,19 +1,23 @@
-"""Outputs appear whole or not at all: written beside their place, then renamed."""
+"""Outputs appear whole or not at all: written beside their place, then renamed. One process at a time writes one; what
+a killed one left is swept up by the next."""
 
+import glob
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from grouper.errors import GrouperError
+from grouper.names import without_secrets
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step."""
-    write_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    """Replace `path` by `text` in one step, without the secrets that somebody may have typed."""
+    write_file(path, lambda beside: beside.write_text(without_secrets(text), encoding="utf-8"))
 
 
 def write_json(path: Path, data: object, indent: int | None = 2) -> None:
@@ -38,7 +42,7 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise GrouperError(f"{folder} exists and is not a folder: choose another output")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*")):
         return
     if not (folder / marker).is_file():
         raise GrouperError(f"{folder} exists and was not written by Grouper: choose another output folder")
@@ -48,11 +52,60 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
         )
 
 
+def refuse_inside(output: Path, model: Path | None) -> None:
+    """Raise GrouperError where an output would lie in the model's folder, be it, or hold it. model: None where there is
+    no such folder."""
+    if model is None:
+        return
+    place, home = Path(os.path.realpath(output)), Path(os.path.realpath(model))
+    if place == home or home in place.parents or place in home.parents:
+        raise GrouperError(f"{output} is, holds or lies in the model's own folder: choose another output folder")
+
+
 @contextmanager
-def temporary_folder(inside: Path) -> Iterator[Path]:
-    """A folder for what work needs for a while, on the disk where its output will lie."""
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time: raises GrouperError where another one works on this output. The system takes the lock back
+    when its holder dies. What such a one left half-written is removed."""
+    from filelock import FileLock, Timeout
+
+    folder = Path(os.path.abspath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = (folder.parent / f".{folder.name}.{kind}" for kind in ("lock", "lock-holder"))
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        who = holder.read_text() if holder.is_file() else "another process"
+        raise GrouperError(f"{folder} is being written by {who}: wait for it, or choose another output") from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        sweep(folder)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+        held.release()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left of this output, beside it and in it; what it was replacing comes back."""
+    for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):
+        if not folder.exists() and (replaced / "old").is_dir():
+            os.rename(replaced / "old", folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    left = [*folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"), *folder.rglob(".*.partial")]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(inside: Path, name: str = "working") -> Iterator[Path]:
+    """A folder for what work on the output `name` needs for a while, on the disk where that will lie."""
     inside.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=".working-", dir=inside))
+    path = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=inside))
     try:
         yield path
     finally:

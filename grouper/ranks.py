@@ -7,13 +7,16 @@ layers of a search, which each rank writes itself.
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from grouper.errors import GrouperError
+from grouper.outputs import locked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,6 +100,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def locked_by_first(ranks: Ranks, output: Path) -> Iterator[None]:
+    """`locked` for all ranks together."""
+    with ExitStack() as stack:
+        ranks.first_does(lambda: stack.enter_context(locked(output)))
+        yield
 
 
 def started_ranks() -> Ranks:

@@ -12,7 +12,7 @@ from grouper.attention import Merged, MergedLayer
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.moments import KeptMoments, collect_moments
-from grouper.calibration.text import digest, load_tokenizer, spread, windows
+from grouper.calibration.text import digest, spread, text_of
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import Merge
@@ -66,7 +66,7 @@ class Regrouper:
         """[n, window]: the whole calibration text."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
-        return windows(self.calibration.source, load_tokenizer(self.checkpoint), self.calibration.window)
+        return text_of(self.checkpoint, self.calibration.source, self.calibration.window)
 
     def windows(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text, spread over it."""

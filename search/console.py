@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from grouper.names import printable
 from grouper.progress import Progress
 
 if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `grouper inspect` answers at once
@@ -20,8 +21,9 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
     from grouper.model.inspection import Inspection
     from search.pareto import ParetoFront
 
-OUT = Console(highlight=False)
-ERR = Console(stderr=True, highlight=False)
+PLAIN = {"highlight": False, "markup": False, "emoji": False}  # names are text
+OUT = Console(**PLAIN)
+ERR = Console(stderr=True, **PLAIN)
 SHOWN = 16  # rows of the closing table
 HEADINGS = ("layout", "method", "merge", "KV cache", "bytes", "class", "error")
 
@@ -74,6 +76,7 @@ def closing_table(front: ParetoFront, folder: str) -> None:
         style = "dim" if row["method"] in baselines() else "bold" if row["method"] == ORIGINAL else None
         view.add_row(*cells, style=style)
     ERR.print(view)
+    folder = printable(folder)
     places = f"all in {folder}/pareto.csv, drawn in {folder}/pareto.svg"
     ERR.print(f"{len(table)} rows, {int(table['on_front'].sum())} on the front; {places}", soft_wrap=True)
 
@@ -116,7 +119,7 @@ def inspection(found: Inspection) -> None:
         ("fewer KV heads", ", ".join(map(str, found.uniform_kv_heads)) or "none: it is MQA already"),
         ("exports", ", ".join(found.export_classes) or "none"),
     ):
-        view.add_row(name, str(value))
+        view.add_row(name, printable(str(value)))
     OUT.print(view)
     OUT.print(_savings(found))
 
@@ -143,7 +146,8 @@ def exported_summary(exported: Exported) -> None:
     from grouper.export.formats import FORMATS
 
     before, after = exported.kv_bytes_per_token
-    OUT.print(f"wrote {exported.folder}, class {exported.export_class}", soft_wrap=True)
+    place = printable(exported.folder)
+    OUT.print(f"wrote {place}, class {exported.export_class}", soft_wrap=True)
     if exported.note:
         OUT.print(exported.note, soft_wrap=True)
     OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
@@ -152,4 +156,4 @@ def exported_summary(exported: Exported) -> None:
     if exported.pushed:
         OUT.print(f"pushed to {exported.pushed}", soft_wrap=True)
     OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)
-    OUT.print(f"load: {FORMATS[exported.format].how_to_load(exported, exported.folder)[0]}", soft_wrap=True)
+    OUT.print(f"load: {FORMATS[exported.format].how_to_load(exported, place)[0]}", soft_wrap=True)

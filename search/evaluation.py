@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from torch import Tensor
 from fitness.perplexity import nll, streamed_nll
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import digest, load_tokenizer, windows
+from grouper.calibration.text import digest, text_of
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import temporary_folder, write_text
 from grouper.progress import Progress, untold
-from grouper.ranks import started_ranks
+from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
@@ -67,28 +68,30 @@ def evaluate(
     """
     ranks = started_ranks()
     folder = RunFolder.open(Path(run))
-    front, settings = folder.front(), folder.settings
-    assignments = (*settings.options.set, *set)
-    check_assignments(set, MERGES)
-    chosen_merge = MERGES.configured(assignments).named(merge or front.own_merge)
-    checkpoint = settings.open_checkpoint()
-    calibration = settings.calibration(keep_calibration)
-    if refine and calibration is None:
-        raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
-    tokens = windows(source, load_tokenizer(checkpoint), window, limit)
-    numbers = choose(front, layouts)
-    refine = refine and refine.for_device(device)
-    measuring = Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set)
-    front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
-    wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
-    todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
-    regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
-    if todo and dtype != COMPUTING:
-        regrouper.model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
-    fill_in(folder, front, todo, regrouper, lambda layout: merge_for(layout, chosen_merge), refine, tokens, progress)
-    title = f"{checkpoint.title}: KV cache against what it costs"
-    ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
-    return front
+    with locked_by_first(ranks, folder.path):
+        front, settings = folder.front(), folder.settings
+        assignments = (*settings.options.set, *set)
+        check_assignments(set, MERGES)
+        chosen_merge = MERGES.configured(assignments).named(merge or front.own_merge)
+        checkpoint = settings.open_checkpoint()
+        calibration = settings.calibration(keep_calibration)
+        if refine and calibration is None:
+            raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
+        tokens = text_of(checkpoint, source, window, limit)
+        numbers = choose(front, layouts)
+        refine = refine and refine.for_device(device)
+        measuring = Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set)
+        front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
+        wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
+        todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
+        regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
+        if todo and dtype != COMPUTING:
+            regrouper.model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
+        fitting = partial(merge_for, merge=chosen_merge)
+        fill_in(folder, front, todo, regrouper, fitting, refine, tokens, progress)
+        title = f"{checkpoint.title}: KV cache against what it costs"
+        ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
+        return front
 
 
 def fill_in(

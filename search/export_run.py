@@ -16,9 +16,9 @@ from grouper.export.hub import Destination
 from grouper.export.write import MARKER, already_written, check_exportable
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
-from grouper.outputs import refuse_existing, temporary_folder
+from grouper.outputs import refuse_existing, refuse_inside, temporary_folder
 from grouper.progress import Progress, untold
-from grouper.ranks import started_ranks
+from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Merged, Regrouper
@@ -87,31 +87,48 @@ def export_from_run(
     ranks.first_does(lambda: refuse_existing(output, MARKER, options.overwrite))
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
+    refuse_inside(output, checkpoint.folder)
     announce(chosen, tell)
     calibration = calibration or settings.calibration(keep_calibration)
     regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
     if calibration and not ranks.alone:
         regrouper.kept_moments(progress)  # which all ranks collect together
     origin = origin_of(folder, chosen, command)
-    with temporary_folder(output.absolute().parent) as temporary:
+    with locked_by_first(ranks, output):
+        return carry_out(regrouper, chosen, output, refine, options, origin, destination, tell, progress)
+
+
+def carry_out(
+    regrouper: Regrouper,
+    chosen: Chosen,
+    output: Path,
+    refine: RefineOptions | None,
+    options: ExportOptions,
+    origin: dict,
+    destination: Destination | None,
+    tell: Tell,
+    progress: Progress,
+) -> Exported:
+    """Acts two to four. What is refined is kept until the export is whole."""
+    kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
+    with temporary_folder(output.absolute().parent, output.name) as temporary:
         if refine:
-            kept = kept_refinement(regrouper, chosen, refine, output)
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
 
         def write() -> Exported:
             exported = export_model(
-                checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options, origin=origin,
-                progress=progress,
+                regrouper.checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options,
+                origin=origin, progress=progress,
             )  # fmt: skip
-            if refine:
+            if kept:
                 shutil.rmtree(kept)
                 with suppress(OSError):
                     kept.parent.rmdir()
             return push(exported, destination)
 
-        return ranks.first_does(write)
+        return regrouper.ranks.first_does(write)
 
 
 def choose_layout(

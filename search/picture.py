@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
+from grouper.names import printable
 from grouper.outputs import write_file
 from search.methods.registry import ORIGINAL, baselines, not_found
 from search.pareto import ParetoFront
@@ -42,7 +43,8 @@ def draw(front: ParetoFront, path: Path, title: str) -> None:
         original = table[table["method"] == ORIGINAL]
         axes.plot(original["kv_ratio"], original[column], "*", ms=13, color="black", label="original", zorder=4)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set(xlabel="KV cache, of the original's", ylabel=what, title=title, xlim=(0, 1.04))
+        axes.set(xlabel="KV cache, of the original's", ylabel=what, xlim=(0, 1.04))
+        axes.set_title(printable(title), parse_math=False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8.5)

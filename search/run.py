@@ -9,9 +9,9 @@ from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.outputs import write_text
+from grouper.outputs import refuse_inside, write_text
 from grouper.progress import Progress, untold
-from grouper.ranks import Ranks, started_ranks
+from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.regroup import Regrouper
 from search.assemble import assemble_layouts
 from search.jobs import parsed_jobs
@@ -63,19 +63,22 @@ def search(
     settings = RunSettings.of(
         checkpoint, options, revision=revision, text_digest=text_digest, jobs=jobs, device=device, command=command
     )
-    folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite))
-    seen_by_all(folder, ranks)
-    started = time.perf_counter()
-    found = search_layers(folder, regrouper, options, methods, jobs, progress)
-    stage1 = time.perf_counter() - started
+    refuse_inside(Path(output), checkpoint.local_folder)
+    with locked_by_first(ranks, Path(output)):
+        folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite))
+        seen_by_all(folder, ranks)
+        started = time.perf_counter()
+        found = search_layers(folder, regrouper, options, methods, jobs, progress)
+        stage1 = time.perf_counter() - started
 
-    def finish() -> ParetoFront:
-        front = write_front(folder, assemble_layouts(found, architecture, options, methods), options, checkpoint.title)
-        timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
-        folder.write_settings(replace(settings, timings=timings))
-        return front
+        def finish() -> ParetoFront:
+            layouts = assemble_layouts(found, architecture, options, methods)
+            front = write_front(folder, layouts, options, checkpoint.title)
+            timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
+            folder.write_settings(replace(settings, timings=timings))
+            return front
 
-    return ranks.first_does(finish)
+        return ranks.first_does(finish)
 
 
 def seen_by_all(folder: RunFolder, ranks: Ranks) -> None:

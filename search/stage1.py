@@ -23,6 +23,7 @@ from search.methods.method import Method
 from search.methods.task import LayerTask
 from search.options import SearchOptions
 from search.run_folder import RunFolder
+from search.stopping import stop_workers
 
 Found = dict[str, list[Candidate]]  # by method
 
@@ -140,6 +141,9 @@ def _side_by_side(
             while running:
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     keep(running.pop(done), done.result())
+        except BaseException:
+            stop_workers()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -6,19 +6,31 @@ import torch
 from torch import Tensor
 
 from grouper.calibration.source import TextSource
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
+from grouper.model.configuration import decoder_config, setting
 
 
 def load_tokenizer(checkpoint: Checkpoint):
     from transformers import AutoTokenizer
 
-    try:
+    with as_one_line(f"{checkpoint.name} has no tokenizer that transformers can load"):
         return AutoTokenizer.from_pretrained(checkpoint.local().folder)
-    except Exception as error:  # transformers raises whatever its backends do
+
+
+def text_of(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Tensor:
+    """[n, window] token ids, as `windows` cuts them, by the model's own tokenizer. Raises GrouperError where it knows
+    tokens that the model has no embedding for."""
+    tokenizer = load_tokenizer(checkpoint)
+    with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
+        tokens = windows(source, tokenizer, window, limit)
+    known = setting(decoder_config(checkpoint.config), "vocab_size", None)
+    if known is not None and int(tokens.max()) >= known:
         raise GrouperError(
-            f"{checkpoint.name} has no tokenizer that transformers can load ({type(error).__name__})"
-        ) from error
+            f"the tokenizer of {checkpoint.name} gives token {int(tokens.max())}, and the model knows {known}: do they "
+            "belong together?"
+        )
+    return tokens
 
 
 def windows(source: TextSource, tokenizer, window: int, limit: int | None = None) -> Tensor:

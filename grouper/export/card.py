@@ -6,6 +6,7 @@ from pathlib import Path
 from grouper.export.format import Report
 from grouper.layout import HeadLayout
 from grouper.model.checkpoint import Checkpoint
+from grouper.names import fenced, in_markdown, printable
 
 
 def model_card(
@@ -17,13 +18,13 @@ def model_card(
     The licence, languages and pipeline are the base model's. library: as the Hub calls what loads it. loading: how to.
     """
     own, text = _card_of(checkpoint.folder)
-    name = checkpoint.title
+    name = in_markdown(checkpoint.title)
     before, after = report.kv_bytes_per_token
     counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
     rows = (
         f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers)
     )
-    head = [f"base_model: {name}"] if name.count("/") == 1 else []
+    head = [f"base_model: {name}"] if name == checkpoint.title and name.count("/") == 1 else []
     head += [*own, f"library_name: {library}"]
     head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
     lines = [
@@ -65,7 +66,7 @@ def _refined(facts: dict) -> list[str]:
 
 def _commands(facts: dict) -> list[str]:
     commands = [facts[key] for key in ("search", "export") if facts.get(key)]
-    return ["To make it again:", "", "```sh", *commands, "```", ""] if commands else []
+    return ["To make it again:", "", fenced("\n".join(map(printable, commands)), "sh"), ""] if commands else []
 
 
 def _card_of(folder: Path) -> tuple[list[str], str]:

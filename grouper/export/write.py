@@ -16,7 +16,7 @@ from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.door import check_tensors
-from grouper.outputs import new_folder, temporary_folder, write_json
+from grouper.outputs import new_folder, refuse_inside, temporary_folder, write_json, write_text
 from grouper.progress import Progress, untold
 from grouper.regroup import Merged, Regrouper
 
@@ -75,8 +75,7 @@ def export_model(
     options = options or ExportOptions()
     checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
     form = check_exportable(checkpoint, layout, options)
-    if Path(output).resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
-        raise GrouperError(f"{output} is or holds the model itself: choose another output folder")
+    refuse_inside(Path(output), checkpoint.folder)
     with new_folder(Path(output), MARKER, options.overwrite) as folder, temporary_folder(folder) as temporary:
         if merged is None:
             merged = Regrouper(checkpoint).merged(layout, MERGES.named(merge), temporary / "merged")
@@ -117,7 +116,7 @@ def _write_facts(folder: Path, job: Job, facts: dict, report: Exported) -> None:
     form = FORMATS.named(report.format)
     loading = form.how_to_load(report, form.place_in_card)[1]
     card = model_card(job.checkpoint, job.layout, facts, report, form.library, loading)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder / "README.md", card)
 
 
 def already_written(folder: Path, layout: HeadLayout, command: str | None) -> Exported | None:

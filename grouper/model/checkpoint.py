@@ -161,6 +161,11 @@ class Checkpoint:
         return self if isinstance(self.source, LocalSource) else Checkpoint(self.name, self.source.download())
 
     @property
+    def local_folder(self) -> Path | None:
+        """Where the files lie if they are on this disk."""
+        return self.source.folder if isinstance(self.source, LocalSource) else None
+
+    @property
     def folder(self) -> Path:
         """Where the files of a local checkpoint lie."""
         if not isinstance(self.source, LocalSource):

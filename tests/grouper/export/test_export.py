@@ -320,7 +320,7 @@ def test_code_that_the_original_names_is_neither_run_nor_passed_on(tmp_path):
 def test_the_model_itself_is_never_replaced(tmp_path):
     folder = make_model(tmp_path / "in")
     (folder / "grouper.json").write_text("{}")
-    with pytest.raises(GrouperError, match="the model itself"):
+    with pytest.raises(GrouperError, match="the model's own folder"):
         export(folder, layout_of(folder, "stock"), folder, options=ExportOptions(overwrite=True))
     assert (folder / "model.safetensors").is_file()
 

@@ -1,0 +1,47 @@
+"""Names are text: what models, paths and commands are called, made harmless for where it is shown or kept."""
+
+import re
+import unicodedata
+
+SECRETS = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_***"),  # a token of the Hub
+    (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),  # user:password@ in an address
+)
+PLAIN = re.compile(r"[\w ./:@+-]*")
+
+
+def without_secrets(text: str) -> str:
+    """Tokens of the Hub, and passwords in addresses, struck out.
+
+    >>> without_secrets("search me/it --text https://me:pw@host/a.txt # hf_abcdefgh12")
+    'search me/it --text https://***@host/a.txt # hf_***'
+    """
+    for pattern, instead in SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def printable(text: str) -> str:
+    r"""For a terminal: control characters, and those that turn the direction of writing, as escapes; newlines stay.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)
+
+
+def in_markdown(text: str) -> str:
+    r"""For a sentence or a heading in Markdown: one line without mark-up of any kind.
+
+    >>> in_markdown("a*b<i>\n# c")
+    'a\\*b\\<i\\>\\n\\# c'
+    """
+    text = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    return text if PLAIN.fullmatch(text) else re.sub(r"([*_`\[\]()<>#|!~&])", r"\\\1", text)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A block of code in Markdown, in a fence that no line of it closes."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -25,6 +25,7 @@ SEARCH, EXPORT = SearchOptions(), ExportOptions()  # whose defaults are the comm
 
 app = typer.Typer(
     help="Give a Hugging Face LLM fewer KV heads: less KV cache, nearly the same text.",
+    epilog="With --debug, any command that fails shows the whole traceback.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 say = Console(stderr=True, highlight=False, markup=False, emoji=False)

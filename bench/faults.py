@@ -32,7 +32,8 @@ from measured import report
 
 MEMORY = 6 * 2**30  # bytes of address space that a child may add
 SECONDS = 60
-Case = tuple[str, Callable[[Path], object]]  # what is done to a copy of the model
+Commands = list[list[str]]
+Case = tuple[str, Callable[[Path], Commands | None]]  # what is done to a copy of the model, or around it
 
 
 @dataclass
@@ -223,38 +224,119 @@ def pickles(rng: random.Random) -> Iterator[Case]:
         yield f"{name} {gone}", damage
 
 
+def run_files(rng: random.Random) -> Iterator[Case]:
+    """Files of a run, which `evaluate` and `export` then read."""
+    odd = ["", "null", "[]", "{}", "\x00\xff", "layout,method\n0,x\n", '{"layers": [[[0, 0]]]}', "[" * 50_000, "1e999"]
+    while True:
+        seed, value = rng.random(), rng.choice(odd)
+
+        def damage(work: Path, seed=seed, value=value) -> Commands:
+            local = random.Random(seed)
+            copy_run(work)
+            path = local.choice(sorted(p for p in (work / "run").rglob("*") if p.is_file()))
+            raw = path.read_bytes()
+            at = local.randrange(len(raw))
+            digits = [i for i, byte in enumerate(raw) if chr(byte).isdigit()] or [at]
+            place = local.choice(digits)
+            path.write_bytes(local.choice([
+                value.encode("latin-1"), raw[:at], raw[:at] + bytes([local.randrange(256)]) + raw[at + 1 :],
+                raw[:place] + local.choice([b"-7", b"nan", b"9" * 30, b'"x"']) + raw[place + 1 :],
+            ]))  # fmt: skip
+            *_, evaluate, export = all_commands(work)
+            return [evaluate, export]
+
+        yield f"{seed:.3f} {value[:12]!r}", damage
+
+
+def outputs(rng: random.Random) -> Iterator[Case]:
+    places = [*"model model/run . / /dev/null /proc/run taken file link a/b/c -o file/run hf_abcdefghijk".split()]  # noqa: SIM905
+    places += ["x" * 300, "new\nline", "[bold]red", "\x1b[2J", "$x^2$", "<b>#", "\udcff", " ", "\u202egnp"]
+    while True:
+        place, which = (
+            rng.choice(places),
+            rng.choice(["search", "search --overwrite", "export", "export --overwrite", "demo"]),
+        )
+
+        def damage(work: Path, place=place, which=which) -> Commands:
+            (work / "taken").mkdir()
+            (work / "taken" / "mine.txt").write_text("mine")
+            (work / "file").write_text("mine")
+            (work / "link").symlink_to("taken")
+            _, search, _, export = all_commands(work)
+            if which == "demo":
+                return [["demo", "-o", place]] if place in ("taken", "file", "link", "/", "/dev/null", "model") else []
+            name, *more = which.split()
+            if name == "export":
+                copy_run(work)
+            chosen = search if name == "search" else export
+            at = chosen.index("-o") + 1
+            return [[*chosen[:at], place, *chosen[at + 1 :], *more]]
+
+        yield f"{which} {place!r}", damage
+
+
+def options(rng: random.Random) -> Iterator[Case]:
+    """Every option that takes a number, with numbers that it should not take."""
+    values = ["0", "-1", "nan", "inf", "1e9", "99999999999999999999", "0.5", "", "abc", "-0", "1e-9"]
+    names = {
+        0: ["--context", "--batch", "--card"],
+        1: ["--tokens", "--window", "--kv-heads-multiple-of", "--population", "--generations", "--seed", "--jobs",
+            "--memory", "--set", "--kv-dtype", "--method", "--fitness"],
+        2: ["--window", "--limit", "--layouts", "--memory", "--refine-tokens", "--dtype"],
+        3: ["--layout", "--kv-ratio", "--kv-bytes-per-token", "--max-padding", "--memory", "--deploy", "--merge"],
+    }  # fmt: skip
+    while True:
+        which, value = rng.randrange(4), rng.choice(values)
+        name = rng.choice(names[which])
+
+        def damage(work: Path, which=which, name=name, value=value) -> Commands:
+            if which > 1:
+                copy_run(work)
+            command = all_commands(work)[which]
+            if name in command:
+                at = command.index(name)
+                command = command[:at] + command[at + 2 :]
+            return [[*command, name, value]]
+
+        yield f"{which} {name} {value!r}", damage
+
+
+def copy_run(work: Path) -> None:
+    """The finished run of the undamaged model, as if it were of the model here."""
+    shutil.copytree(work.parent / "finished", work / "run")
+    settings = work / "run" / "run.json"
+    settings.write_text(settings.read_text().replace(str(work.parent / "reference" / "model"), str(work / "model")))
+
+
 CLASSES = {
     "headers": (headers, 190), "tensors": (tensors, 170), "index": (index_files, 65), "config": (config_fields, 410),
-    "files": (config_files, 150), "pickles": (pickles, 15),
+    "files": (config_files, 150), "pickles": (pickles, 15), "runs": (run_files, 150), "outputs": (outputs, 100),
+    "options": (options, 150),
 }  # fmt: skip
+OF_WORK = (run_files, outputs, options)  # which say themselves what is run
 
 
 # What is run on it
 
 
-def commands(model: Path, work: Path) -> list[list[str]]:
-    run, text = str(work / "run"), ["--text", "demo", "--tokens", "1024", "--window", "64"]
+def all_commands(work: Path) -> Commands:
+    model, run, text = str(work / "model"), str(work / "run"), ["--text", "demo", "--tokens", "1024", "--window", "64"]
     return [
-        ["inspect", str(model)],
-        ["search", str(model), "-o", run, *text, "--population", "8", "--generations", "2", "--jobs", "1"],
+        ["inspect", model],
+        ["search", model, "-o", run, *text, "--population", "8", "--generations", "2", "--jobs", "1"],
         ["evaluate", run, "--text", "demo", "--window", "64", "--limit", "2", "--layouts", "0,1"],
         ["export", run, "-o", str(work / "out"), "--kv-ratio", "1/2"],
     ]
 
 
-def attempt(model: Path, work: Path) -> Outcome:
+def attempt(work: Path, commands: Commands) -> Outcome:
     """All commands in a child of this process."""
-    before = {p.name: p.lstat().st_mtime_ns for p in model.iterdir()}
-    log = work / "log"
+    model, log = work / "model", work / "log"
+    before = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
     child = os.fork()
     if child == 0:
-        in_child(model, work, log)
-    began = time.monotonic()
-    status = None
-    while status is None and time.monotonic() - began < SECONDS:
-        done, code = os.waitpid(child, os.WNOHANG)
-        status = code if done else None
-        time.sleep(0.01)
+        in_child(work, commands, log)
+    status = waited(child, SECONDS)
     if status is None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -264,25 +346,39 @@ def attempt(model: Path, work: Path) -> Outcome:
         return Outcome("traceback", said[-600:])
     if os.WIFSIGNALED(status):
         return Outcome("harm", f"died of signal {os.WTERMSIG(status)}: {said[-300:]}")
-    left = [p.name for p in (*work.rglob(".*"), *model.parent.glob(".*")) if "partial" in p.name or "working" in p.name]
+    left = [p.name for p in work.rglob(".*") if p.name.endswith((".partial", ".lock", ".replaced"))]
     hacked = [p for p in (work / "HACKED", Path("HACKED"), model / "HACKED") if p.exists()]
-    if left or hacked or before != {p.name: p.lstat().st_mtime_ns for p in model.iterdir()}:
+    after = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
+    if left or hacked or before != after:
         return Outcome("harm", f"left {left or hacked or 'the model changed'}; {said[-300:]}")
     table = work / "run" / "pareto.csv"
-    if table.is_file() and any(word in table.read_text().lower() for word in (",nan", ",inf", ",-inf")):
+    if table.is_file() and any(word in table.read_text(errors="replace").lower() for word in (",nan", ",inf", ",-inf")):
         return Outcome("harm", "numbers that are not finite in pareto.csv")
     lines = [line for line in said.splitlines() if line.startswith("grouper: ")]
     code = os.WEXITSTATUS(status)
     if code == 0:
         return Outcome("clean", "")
+    if code == 2 and "Usage: " in said:
+        return Outcome("refused", said.strip().splitlines()[-1])
     if code == 1 and len(lines) == 1 and len(lines[0]) < 600:
         return Outcome("refused", lines[0])
     return Outcome("traceback", f"exit {code}: {said[-600:]}")
 
 
-def in_child(model: Path, work: Path, log: Path) -> None:
+def waited(child: int, seconds: float) -> int | None:
+    """How it ended, or None where it did not."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.01)
+    return None
+
+
+def in_child(work: Path, commands: Commands, log: Path) -> None:
     """Never returns."""
-    code = 70
+    code = 70 if commands else 0
     try:
         os.setsid()
         os.chdir(work)
@@ -293,7 +389,7 @@ def in_child(model: Path, work: Path, log: Path) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         import cli
 
-        for arguments in commands(model, work):
+        for arguments in commands:
             sys.argv = ["grouper", *arguments]
             try:
                 cli.main()
@@ -353,6 +449,11 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as place:
         good = small_model(Path(place) / "good")
+        reference = Path(place) / "reference"
+        shutil.copytree(good, reference / "model")
+        if attempt(reference, all_commands(reference)).kind != "clean":
+            raise SystemExit((reference / "log").read_text())
+        shutil.copytree(reference / "run", Path(place) / "finished")
         for name, (cases, many) in CLASSES.items():
             if args.only and name != args.only:
                 continue
@@ -363,8 +464,8 @@ def main() -> None:
                 what, damage = next(source)
                 work = Path(place) / f"{name}-{number}"
                 shutil.copytree(good, work / "model")
-                damage(work / "model")
-                outcome = attempt(work / "model", work)
+                said = damage(work if cases in OF_WORK else work / "model")
+                outcome = attempt(work, said if cases in OF_WORK else all_commands(work))
                 found[outcome.kind] += 1
                 if args.show or outcome.kind not in ("clean", "refused"):
                     print(f"{name} {number}, {what}: {outcome.kind}. {outcome.said}", file=sys.stderr, flush=True)

@@ -283,5 +283,5 @@ class HeadLayout:
                 raise GrouperError(f"a layout of format {data['format']}: this Grouper reads format {FORMAT}")
             layers = tuple(map(LayerLayout.from_data, data["layers"]))
             return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise GrouperError(f"not a Grouper layout: {type(error).__name__} {error}") from error

@@ -22,6 +22,7 @@ from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import temporary_folder, write_text
+from grouper.parsing import json_object
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.layer import RefineOptions
@@ -212,7 +213,7 @@ class Measuring:
         """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them.
         Returns the front, without what was forgotten."""
         path = folder.path / "evaluation.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
         refined_before = before.pop("refinement", None)
         refinement = refine and {"scope": refine.scope, "tokens": refine.tokens}
         measured = front.table["nll"].notna().any()
@@ -223,9 +224,8 @@ class Measuring:
                     f"{folder.path} was measured on {what}: use the same, or --overwrite to measure anew"
                 )
             if refinement and refined_before and refinement != refined_before:
-                was = f"scope {refined_before['scope']}, {refined_before['tokens']:,} tokens"
                 again = "do the same, or --overwrite to measure anew"
-                raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): {again}")
+                raise GrouperError(f"layouts of {folder.path} were refined otherwise ({refined_before}): {again}")
         if measured and overwrite:
             front.table[["nll", "perplexity"]] = np.nan
             front.mark()
@@ -243,7 +243,7 @@ def comparable(
     """The front without measurements that were made with other parameters of merges, or of layouts that were refined
     otherwise, than what is to be exported. refine: filled in by device."""
     path = folder.path / "evaluation.json"
-    made = json.loads(path.read_text()) if path.is_file() else {}
+    made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
     table = front.table.copy()
     other = table["nll"].notna() & (tuple(made.get("set", ())) != set)
     if refine is not None and made.get("refinement") != {"scope": refine.scope, "tokens": refine.tokens}:

@@ -113,4 +113,15 @@ class ParetoFront:
         missing = [c for c in COLUMNS if c not in table.columns]
         if missing:
             raise GrouperError(f"{path} lacks the columns {', '.join(missing)}: it is not a pareto.csv of this version")
+        try:
+            for column in ("layout", "on_front", "kv_bytes_per_token"):
+                table[column] = table[column].astype("int64")
+            for column in ("kv_ratio", "error", "nll", "perplexity"):
+                table[column] = table[column].astype(float)
+            known = table[["kv_ratio", "error"]].to_numpy(float)
+            named = table[["method", "merge", "deploy", "kv_heads"]].notna().to_numpy()
+            if not (np.isfinite(known).all() and named.all() and not np.isinf(table["nll"]).any()):
+                raise ValueError("cells are empty or not finite")
+        except (ValueError, TypeError, OverflowError) as error:
+            raise GrouperError(f"{path} is damaged ({error}): delete it and run the search again") from error
         return cls(table)

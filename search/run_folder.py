@@ -102,7 +102,7 @@ class RunFolder:
                 for row in csv.DictReader(stream):
                     layout = _layout_of(row, queries_per_kv_head)
                     found.setdefault(row["method"], []).append(Candidate(layout, float(row["error"])))
-        except (KeyError, ValueError, IndexError, AttributeError, TypeError, GrouperError) as error:
+        except (KeyError, ValueError, IndexError, AttributeError, TypeError, RecursionError, GrouperError) as error:
             raise self._damaged(layer) from error
         if not found:
             raise self._damaged(layer)
@@ -120,7 +120,10 @@ class RunFolder:
         path = self.layout_path(number)
         if not path.is_file():
             raise GrouperError(f"{self.path} has no layout {number}: the numbers are in the first column of pareto.csv")
-        return HeadLayout.from_json(path.read_text(errors="replace"))
+        try:
+            return HeadLayout.from_json(path.read_text(errors="replace"))
+        except GrouperError as error:
+            raise GrouperError(f"{path} is damaged ({error}): delete it, and run the search again") from error
 
     def front(self) -> ParetoFront:
         return ParetoFront.read(self.path / "pareto.csv")

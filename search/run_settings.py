@@ -53,7 +53,7 @@ class RunSettings:
             if not {"method", "text", "seed"} <= set(given):
                 raise ValueError("it holds no search options")
             return cls(SearchOptions(**given), **{k: data[k] for k in named if k in data})
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise GrouperError(f"not the settings of a run: {error}") from error
 
     def changed(self, other: "RunSettings") -> list[str]:

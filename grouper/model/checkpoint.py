@@ -13,6 +13,7 @@ from grouper.errors import GrouperError
 from grouper.model.door import check_configuration
 from grouper.model.safetensors_header import TensorInfo, read_header
 from grouper.model.sources import LocalSource, Source, open_source
+from grouper.parsing import json_object
 
 if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper inspect` answers at once
     import torch
@@ -65,13 +66,9 @@ class Checkpoint:
     def _json(self, file: str) -> dict:
         if file not in self.source.files():
             raise GrouperError(f"{self.name} has no {file}: expected the folder or Hub id of a Hugging Face model")
-        try:
-            content = json.loads(self.source.path(file).read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("no object in it")
-            return content
-        except (ValueError, RecursionError) as error:
-            raise GrouperError(f"{file} of {self.name} is not JSON ({error})") from error
+        return json_object(
+            self.source.path(file).read_text(encoding="utf-8", errors="replace"), f"{file} of {self.name}"
+        )
 
     @cached_property
     def weight_files(self) -> list[str]:

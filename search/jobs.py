@@ -1,8 +1,6 @@
 """How many layers are searched at a time, and with how many threads each."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
@@ -38,17 +36,3 @@ def cores() -> int:
     """That this process may use, its share of them where several ranks run on this machine."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, here // ranks_here())
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A layer is searched by one thread: sums then come out the same whatever the number of cores and jobs, small
-    eigenproblems gain nothing from more, and processes side by side do not fight for cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

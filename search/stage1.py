@@ -16,7 +16,7 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.progress import Progress, untold
 from grouper.regroup import Regrouper
-from search.jobs import one_thread
+from grouper.threads import one_thread
 from search.methods.candidate import Candidate
 from search.methods.judge import MergedLoss
 from search.methods.method import Method

@@ -1,6 +1,7 @@
 """The second moments of every layer's inputs: one pass over text, layer by layer, and what was found kept on disk."""
 
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from grouper.errors import GrouperError
 from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
+from grouper.threads import side_by_side
 
 BATCH_TOKENS = 4096
 
@@ -35,27 +37,33 @@ def collect_moments(
     stream, arguments = first_inputs(model, windows, model.device) if len(windows) else (windows, [])
     for layer in range(architecture.layers):
         total = torch.zeros(inputs, inputs, dtype=torch.float64, device=model.device)
-        keys = []
+        keys, seen = [], threading.local()  # seen: what this thread's batch made the hooks see
 
-        def add(_module, inputs, total: Tensor = total) -> None:
+        def add(_module, inputs, seen=seen) -> None:
             x = inputs[0].flatten(0, -2).float()
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # [tokens, D + 1]
-            total += (x.T @ x).double()
+            seen.product = x.T @ x
 
-        def add_keys(_module, _inputs, output, keys: list = keys) -> None:
+        def add_keys(_module, _inputs, output, seen=seen) -> None:
             k = architecture.key_outputs(output.float())  # [windows, G, d, tokens]
-            keys.append(torch.einsum("wgdt,whdt->wgh", k, k).cpu())
+            seen.keys = torch.einsum("wgdt,whdt->wgh", k, k).cpu()
 
-        with model.loaded(layer) as module:
+        def run(part: slice, seen=seen, layer: int = layer) -> tuple[Tensor, Tensor]:
+            with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
+                behind = run_layer(model.layer(layer), stream[part].to(model.device), arguments[layer])
+            stream[part] = behind.to(stream)
+            return seen.product, seen.keys
+
+        with model.loaded(layer):
             hooks = [
                 model.query_projection(layer).register_forward_pre_hook(add),
                 model.key_projection(layer).register_forward_hook(add_keys),
             ]
             try:
-                for part in (slice(i, i + size) for i in range(0, len(windows), size)):
-                    with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
-                        behind = run_layer(module, stream[part].to(model.device), arguments[layer])
-                    stream[part] = behind.to(stream)
+                parts = [slice(i, i + size) for i in range(0, len(windows), size)]
+                for product, of_keys in side_by_side(run, parts, model.device):
+                    total += product.double()
+                    keys.append(of_keys)
             finally:
                 for hook in hooks:
                     hook.remove()

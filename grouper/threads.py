@@ -1,0 +1,49 @@
+"""One thread for what is summed, several sums side by side: results are the same however many threads there are."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What this process computes until the block ends is computed by one thread: sums then come out the same whatever
+    the number of cores, and processes side by side do not fight for them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
+    """`work` of every item, in their order. On CPU each item is one thread's, as many at a time as torch has threads; a
+    GPU takes one after the other. What grad and inference mode are here, they are there."""
+    import torch
+
+    if "cuda" in str(device):
+        yield from map(work, items)
+        return
+    threads, inference, gradients = torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def alone(item: Item) -> Result:
+        torch.set_num_threads(1)
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return work(item)
+
+    with one_thread(), ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
+        running: deque[Future] = deque()
+        for item in items:
+            running.append(pool.submit(alone, item))
+            if len(running) == threads:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()

@@ -21,6 +21,9 @@ class Hub(ThreadingHTTPServer):
         self.commits: list[dict] = []  # header, query and branch of each
         self.requests: list[tuple[str, dict]] = []
         self.broken = False  # commits fail
+        self.faults: list[
+            str
+        ] = []  # what goes wrong with the next answers to GET: a status, "drop", "short" or "whole"
 
     @property
     def url(self) -> str:
@@ -39,6 +42,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self, body: bool = True):
         hub, path = self.server, self.path.split("?")[0]
         hub.tokens.add(self.headers.get("Authorization"))
+        fault = hub.faults.pop(0) if body and hub.faults else ""
+        if fault.isdecimal():
+            return self.reply(int(fault), b"{}", {}, body)
+        if fault == "drop":
+            return self.connection.close()
         if path == "/api/whoami-v2":
             known = self.headers.get("Authorization") == "Bearer hf_secret"
             return self.reply(
@@ -64,10 +72,12 @@ class Handler(BaseHTTPRequestHandler):
         content = file.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
         status = 200
-        if self.headers.get("Range"):
+        if self.headers.get("Range") and fault != "whole":
             start, stop = self.headers["Range"].removeprefix("bytes=").split("-")
             total, content, status = len(content), content[int(start) : int(stop) + 1], 206
             headers["Content-Range"] = f"bytes {start}-{stop}/{total}"
+        if fault == "short":
+            content = content[: len(content) // 2]
         if body:
             hub.sent[file.name] = hub.sent.get(file.name, 0) + len(content)
         return self.reply(status, content, headers, body)

@@ -1,6 +1,9 @@
 """How much memory there is to work with, and amounts of it as people write them."""
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -21,5 +24,38 @@ def parsed_bytes(text: str, what: str) -> int:
 
 
 def free_memory() -> float:
-    """Bytes of main memory that are free or hold what can be read again."""
-    return float(psutil.virtual_memory().available)
+    """Bytes of main memory that are free or hold what can be read again, as far as this process may use them: a
+    container's limit (cgroup) and one that a shell set (`ulimit -d`, `-v`) count."""
+    return float(max(0, min([psutil.virtual_memory().available, *_left_in_groups(), *_left_by_limits()])))
+
+
+def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """What each control group that this process is in leaves, in either of the two ways that Linux has of saying it."""
+    with suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, kind, place = line.split(":", 2)
+            if kind not in ("", "memory"):
+                continue
+            group = root / ("memory" if kind else "") / place.strip("/")
+            limit, used = (
+                ("memory.limit_in_bytes", "memory.usage_in_bytes") if kind else ("memory.max", "memory.current")
+            )
+            for folder in (group, *group.parents):
+                with suppress(OSError, ValueError):  # "max" is no number, and no limit
+                    stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                    files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+                    yield int((folder / limit).read_text()) - int((folder / used).read_text()) + files
+                if folder == root:
+                    break
+
+
+def _left_by_limits() -> Iterator[int]:
+    """What RLIMIT_DATA and RLIMIT_AS leave of memory to set aside."""
+    with suppress(ImportError, OSError, ValueError):  # Linux alone
+        import resource
+
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+        for which, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+            limit = resource.getrlimit(which)[0]
+            if limit != resource.RLIM_INFINITY:
+                yield limit - 1024 * int(status[used].split()[0])

@@ -1,14 +1,19 @@
 """Where a checkpoint's bytes come from: a local folder, or the Hub by byte ranges."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from grouper.errors import GrouperError
 
+T = TypeVar("T")
+TRIES, WAIT = 4, 1.0  # seconds before the second one
+BUSY = (408, 429, 500, 502, 503, 504)
+BROKEN = ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ConnectTimeout", "IncompleteRead")
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken")  # what libraries may look into
 
 
@@ -77,7 +82,8 @@ class HubSource:
         from huggingface_hub import HfApi
 
         with hub_errors(self.repo_id, self.asked_revision):
-            return HfApi().model_info(self.repo_id, revision=self.asked_revision, files_metadata=True)
+            ask = partial(HfApi().model_info, self.repo_id, revision=self.asked_revision, files_metadata=True)
+            return patiently(ask)
 
     @property
     def commit(self) -> str:
@@ -115,14 +121,17 @@ class HubSource:
             return LocalSource(cached.parent).read(cached.name, start, stop)
         url = hf_hub_url(self.repo_id, file, revision=self.commit)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with hub_errors(self.repo_id, self.commit):
+
+        def ask() -> bytes:
             response = get_session().get(url, headers=headers, follow_redirects=True)
             hf_raise_for_status(response)
-        if response.status_code != 206 or len(response.content) != stop - start:
-            raise GrouperError(
-                f"the server of {self.repo_id} sent {len(response.content)} bytes of {file} for {stop - start} asked"
-            )
-        return response.content
+            came = response.content
+            if response.status_code != 206 or len(came) != stop - start:
+                raise WrongRange(f"the server of {self.repo_id} sent {len(came)} bytes of {file}, not {stop - start}")
+            return came
+
+        with hub_errors(self.repo_id, self.commit):
+            return patiently(ask)
 
     def download(self) -> LocalSource:
         from huggingface_hub import snapshot_download
@@ -130,12 +139,33 @@ class HubSource:
         kept = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*"]
         with hub_errors(self.repo_id, self.commit):
             # by the name that was asked for, so that the cache knows it offline
-            snapshot = Path(snapshot_download(self.repo_id, revision=self.asked_revision, allow_patterns=kept))
+            fetch = partial(snapshot_download, self.repo_id, revision=self.asked_revision, allow_patterns=kept)
+            snapshot = Path(patiently(fetch))  # each time from where the last one broke off
         if snapshot.name != self.commit:
             raise GrouperError(
                 f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with --revision"
             )
         return LocalSource(snapshot, self.commit)
+
+
+class WrongRange(GrouperError):
+    """A server that sent other bytes than were asked for: perhaps the next answer is right."""
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` returns, tried again where a server is busy or a connection breaks: four times in all, after 1, 2 and
+    4 seconds. A server that is not there at all is not waited for."""
+    for attempt in range(TRIES):
+        try:
+            return call()
+        except Exception as error:
+            response = getattr(error, "response", None)
+            busy = response is not None and response.status_code in BUSY
+            broke = type(error).__name__ in BROKEN or isinstance(error, WrongRange)
+            if attempt + 1 == TRIES or not (busy or broke):
+                raise
+            time.sleep(WAIT * 2**attempt)
+    raise AssertionError("the last try returns or raises")
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""A few cases of each class of bad input, and of each way to be stopped; bench/ has the thousands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import ROOT
+
+import cli
+from grouper.errors import GrouperError
+
+BENCH = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "bench"))), "PYTHONWARNINGS": "ignore"}
+
+
+def bench(*command: str) -> list[dict]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench" / command[0], *command[1:]], capture_output=True, text=True, env=BENCH
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])["rows"]
+
+
+def test_bad_input_ends_in_one_line_and_harms_nothing():
+    rows = bench("faults.py", "--count", "2", "--seed", "5")
+    assert len(rows) == 9 and all(row["clean"] + row["refused"] == 2 for row in rows), rows
+
+
+def test_killed_commands_go_on_to_the_same_files():
+    (row,) = bench("kills.py", "--kills", "2", "--stops", "1", "--seed", "3")
+    assert row["kills"] == row["same files"] == 2 and row["stops"] == row["stopped in time"]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_a_command_also_deep_in_a_computation(tmp_path, number, code):
+    """A computation that does not come back to Python for long, as large eigenproblems do not."""
+    program = tmp_path / "busy.py"
+    program.write_text(
+        "import sys, cli, numpy as np\n"
+        "def busy():\n    print('at work', flush=True)\n    np.linalg.svd(np.random.rand(3000, 3000))\n"
+        "cli.app = busy\ncli.main()\n"
+    )
+    env = {**BENCH, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as busy:
+        assert busy.stdout.readline() == b"at work\n"
+        time.sleep(0.3)
+        asked = time.monotonic()
+        busy.send_signal(number)
+        assert busy.wait(10) == code and time.monotonic() - asked < 2.5
+
+
+def failing(monkeypatch, capsys, error: BaseException, *arguments: str) -> tuple[int, str]:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli, "stop_on_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["grouper", "search", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_is_one_line_and_debug_shows_it_whole(monkeypatch, capsys):
+    code, said = failing(monkeypatch, capsys, KeyError("wei\nrd"))
+    assert code == 1 and said.count("\n") == 1
+    assert said.startswith("grouper: internal error: KeyError") and "--debug" in said
+    with pytest.raises(KeyError):
+        failing(monkeypatch, capsys, KeyError("weird"), "--debug")
+    assert sys.argv == ["grouper", "search"], "commands do not see it"
+
+
+def test_messages_hold_no_secrets_and_no_control_characters(monkeypatch, capsys):
+    code, said = failing(monkeypatch, capsys, GrouperError("no folder \x1b[2Jhf_abcdefghij\nhere"))
+    assert code == 1 and said == r"grouper: no folder \x1b[2Jhf_*** here" + "\n"
+
+
+def test_names_that_are_no_utf8_are_refused(monkeypatch, capsys):
+    code, said = failing(monkeypatch, capsys, AssertionError("not reached"), "models/\udcff")
+    assert code == 1 and "is not UTF-8" in said
+
+
+def test_memory_that_is_short_is_said(monkeypatch, capsys):
+    assert "memory is short" in failing(monkeypatch, capsys, MemoryError())[1]
+
+
+def test_an_output_in_the_models_folder_is_refused_before_anything_is_written(reader, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "stop_on_signals", lambda: None)
+    before = sorted(Path(reader).iterdir())
+    monkeypatch.setattr(sys, "argv", ["grouper", "search", str(reader), "-o", f"{reader}/run", "--overwrite"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1 and "own folder" in capsys.readouterr().err
+    assert sorted(Path(reader).iterdir()) == before

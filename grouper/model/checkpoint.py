@@ -1,10 +1,10 @@
-"""A model on disk or on the Hub, read tensor by tensor, written shard by shard."""
+"""A model on disk or on the Hub, read tensor by tensor."""
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -146,7 +146,8 @@ class Checkpoint:
     def finite(self, name: str) -> "torch.Tensor":
         """`tensor` in float32, refused if it holds NaN, infinity, or numbers that no weight has."""
         tensor = self.tensor(name).float()
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        least, most = map(float, tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
+        largest = max(-least, most) if least == least else least  # NaN stays what it is
         if not math.isfinite(largest):
             raise GrouperError(f"{name} of {self.name} holds NaN or infinity: the weights are damaged")
         if largest > LARGEST:
@@ -205,39 +206,3 @@ def _opened(path: str, _modified: int):
     from safetensors import safe_open
 
     return safe_open(path, framework="pt")
-
-
-def write_shards(folder: Path, tensors: Iterable[tuple[str, "torch.Tensor"]], shard_bytes: int) -> Iterator[str]:
-    """Write tensors as safetensors shards with an index, yielding each name; holds one shard in memory.
-
-    The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
-    model.safetensors.
-    """
-    from safetensors.torch import save_file
-
-    weight_map: dict[str, int] = {}
-    shard: dict[str, torch.Tensor] = {}
-    written = held = total = 0
-
-    def flush() -> None:
-        nonlocal shard, held, written
-        if shard:
-            save_file(shard, folder / f"shard-{written}", metadata={"format": "pt"})
-            shard, held, written = {}, 0, written + 1
-
-    for name, tensor in tensors:
-        if held and held + tensor.nbytes > shard_bytes:
-            flush()
-        shard[name] = tensor.contiguous()
-        weight_map[name] = written
-        held += tensor.nbytes
-        total += tensor.nbytes
-        yield name
-    flush()
-    names = [SINGLE] if written == 1 else [f"model-{i + 1:05}-of-{written:05}.safetensors" for i in range(written)]
-    for i, name in enumerate(names):
-        path = (folder / f"shard-{i}").rename(folder / name)
-        path.chmod(0o644)
-    if written > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(weight_map.items())}}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -24,6 +24,6 @@ class Stub(torch.nn.Module):
 
 
 def test_every_token_weighs_the_same_however_batches_fall(monkeypatch):
-    monkeypatch.setattr(perplexity, "BATCH_TOKENS", 8)  # two windows, then one
+    monkeypatch.setattr(perplexity, "BATCH_TOKENS", (8, 8))  # two windows, then one
     wanted = -torch.log_softmax(LOGITS[:, :-1], -1).gather(2, TOKENS[:, 1:, None]).mean().item()
     assert perplexity.nll(Stub(), TOKENS) == pytest.approx(wanted, rel=1e-6)

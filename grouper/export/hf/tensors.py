@@ -10,13 +10,16 @@ from grouper.errors import GrouperError
 from grouper.export.format import Job
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.export_class import ExportClass
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.shards import Stored
 
-Named = tuple[str, Tensor]
+Named = tuple[str, Tensor | Stored]
 
 
 def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
-    """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in; one layer's merged
-    weights are held at a time. Raises GrouperError where a merge gave numbers that are not finite."""
+    """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in: what stays as it is where
+    it lies, the rest loaded. One layer's merged weights are held at a time. Raises GrouperError where a merge gave
+    numbers that are not finite."""
     a, checkpoint = job.architecture, job.checkpoint
     if a.as_phi:
         arranged = lambda done, layer: export_class.arranged(  # noqa: E731
@@ -30,7 +33,7 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
     for name in sorted(checkpoint.tensors):  # a layer's names are neighbours
         prefix = next((p for p in prefixes if name.startswith(p)), None)
         if prefix is None:
-            yield name, checkpoint.tensor(name)
+            yield name, stored(checkpoint, name)
             continue
         if prefix != current:
             current, done, written = prefix, job.merged(prefixes[prefix]), False
@@ -45,14 +48,20 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
                 yield new_name, tensor.to(dtype)
 
 
-def _other(job: Job, name: str, inner: str, done: MergedLayer) -> Tensor:
+def stored(checkpoint: Checkpoint, name: str) -> Stored:
+    """A tensor of a checkpoint on this disk."""
+    info = checkpoint.tensors[name]
+    return Stored(checkpoint.folder / info.file, info)
+
+
+def _other(job: Job, name: str, inner: str, done: MergedLayer) -> Tensor | Stored:
     """A tensor outside attention: as refinement left it, or as it was."""
     if inner in done.others:
         return done.others[inner].to(job.checkpoint.tensors[name].torch_dtype)
-    return job.checkpoint.tensor(name)
+    return stored(job.checkpoint, name)
 
 
-def finite(named: Named) -> Named:
+def finite(named: tuple[str, Tensor]) -> tuple[str, Tensor]:
     if not torch.isfinite(named[1]).all():
         raise GrouperError(f"the merge gave NaN or infinity in {named[0]}: please report this")
     return named

@@ -15,7 +15,8 @@ from grouper.export.hf.tokenizer import name_tokenizer_class
 from grouper.export.self_test import run_self_test
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint, write_shards
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.shards import write_shards
 from grouper.model.sources import is_own_file
 from grouper.outputs import write_json
 from grouper.progress import Progress

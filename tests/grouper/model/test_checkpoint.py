@@ -8,7 +8,7 @@ from tiny_models import edit_weights, make_model
 
 from grouper import Architecture, Checkpoint, GrouperError
 from grouper.model.architecture import Family
-from grouper.model.checkpoint import write_shards
+from grouper.model.shards import write_shards
 
 
 def test_tensors_and_headers_of_one_file_and_of_shards(models, tmp_path):

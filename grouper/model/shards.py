@@ -1,0 +1,122 @@
+"""Weight files, written one by one: tensors that stay as they are go from file to file without being loaded.
+
+The format is that of safetensors_header.py. Writing it ourselves lets a shard of gigabytes be copied at the speed of
+the disk, with no more in memory than what changed; tensors are in the library's own order, larger numbers first, so
+that each lies where its numbers may.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from grouper.model.checkpoint import INDEX, SINGLE
+from grouper.model.safetensors_header import DTYPES, TensorInfo
+
+CODES = {name: code for code, (name, _) in DTYPES.items()}
+BUFFER = 16 * 2**20  # bytes that are copied at a time where the system does not do it
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a file on this disk."""
+
+    path: Path
+    info: TensorInfo
+
+    @property
+    def nbytes(self) -> int:
+        return self.info.nbytes
+
+
+Entry = Tensor | Stored
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Entry]], shard_bytes: int) -> Iterator[str]:
+    """Write tensors as safetensors shards with an index, yielding each name; holds what one shard has of loaded
+    tensors.
+
+    The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
+    model.safetensors.
+    """
+    weight_map: dict[str, int] = {}
+    shard: dict[str, Entry] = {}
+    written = held = total = 0
+
+    def flush() -> None:
+        nonlocal shard, held, written
+        if shard:
+            _write_shard(folder / f"shard-{written}", shard)
+            shard, held, written = {}, 0, written + 1
+
+    for name, tensor in tensors:
+        if held and held + tensor.nbytes > shard_bytes:
+            flush()
+        shard[name] = tensor
+        weight_map[name] = written
+        held += tensor.nbytes
+        total += tensor.nbytes
+        yield name
+    flush()
+    names = [SINGLE] if written == 1 else [f"model-{i + 1:05}-of-{written:05}.safetensors" for i in range(written)]
+    for i, name in enumerate(names):
+        (folder / f"shard-{i}").rename(folder / name)
+    if written > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(weight_map.items())}}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_shard(path: Path, shard: dict[str, Entry]) -> None:
+    kinds = {name: _kind(entry) for name, entry in shard.items()}
+    order = sorted(shard, key=lambda name: (-DTYPES[kinds[name][0]][1], name))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in order:
+        dtype, shape = kinds[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + shard[name].nbytes]}
+        end += shard[name].nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            entry = shard[name]
+            if isinstance(entry, Stored):
+                _copy(entry, file)
+            elif entry.numel():
+                file.write(entry.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _kind(entry: Entry) -> tuple[str, list[int]]:
+    """(the format's word for its numbers, shape)"""
+    if isinstance(entry, Stored):
+        return entry.info.dtype, list(entry.info.shape)
+    return CODES[str(entry.dtype).removeprefix("torch.")], list(entry.shape)
+
+
+def _copy(entry: Stored, file: BinaryIO) -> None:
+    """Bytes from file to file, by the system itself where it can."""
+    file.flush()
+    at, stop = entry.info.start, entry.info.stop
+    with open(entry.path, "rb") as source:
+        if hasattr(os, "copy_file_range"):
+            with suppress(OSError):  # not between these two disks, say
+                while at < stop:
+                    done = os.copy_file_range(source.fileno(), file.fileno(), stop - at, at)
+                    if not done:
+                        break
+                    at += done
+        file.seek(0, os.SEEK_END)
+        source.seek(at)
+        while at < stop:
+            part = source.read(min(BUFFER, stop - at))
+            if not part:
+                raise OSError(f"{entry.path} ended while it was read")
+            file.write(part)
+            at += len(part)

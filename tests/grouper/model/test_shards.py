@@ -1,0 +1,54 @@
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from grouper import Checkpoint
+from grouper.export.hf.tensors import stored
+from grouper.model.shards import write_shards
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Numbers of several sizes, an odd count of small ones among them, an empty tensor and a single number."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "a.half": torch.randn(3, 7, generator=generator).bfloat16(), "b.double": torch.ones(5, dtype=torch.float64),
+        "c.flags": torch.tensor([True, False, True]), "d.float": torch.randn(4, 4, generator=generator),
+        "e.empty": torch.zeros(0, 3), "f.one": torch.tensor(3.5), "g.bytes": torch.arange(5, dtype=torch.uint8),
+        "h.long": torch.arange(3), "häuser": torch.ones(2),
+    }  # fmt: skip
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text("{}")
+    return Checkpoint.open(tmp_path / "in"), tensors
+
+
+@pytest.mark.parametrize("by_system", [True, False])
+def test_the_library_reads_what_we_write(mixed, tmp_path, monkeypatch, by_system):
+    """Loaded tensors and such that are copied from their file, side by side."""
+    if not by_system:
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+        monkeypatch.setattr("grouper.model.shards.BUFFER", 3)
+    checkpoint, tensors = mixed
+    entries = [(n, t if i % 2 else stored(checkpoint, n)) for i, (n, t) in enumerate(tensors.items())]
+    (tmp_path / "out").mkdir()
+    assert list(write_shards(tmp_path / "out", entries, 10**6)) == list(tensors)
+    read = load_file(tmp_path / "out" / "model.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[n], t) and read[n].dtype == t.dtype for n, t in tensors.items())
+
+
+def test_turned_tensors_are_written_as_they_read(tmp_path):
+    turned = torch.arange(6.0).view(2, 3).T
+    list(write_shards(tmp_path, [("t", turned)], 10**6))
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["t"], turned)
+
+
+def test_a_file_that_ends_early_is_said(mixed, tmp_path):
+    checkpoint, _ = mixed
+    entry = stored(checkpoint, "häuser")
+    os.truncate(entry.path, entry.info.start + 1)
+    with pytest.raises(OSError, match="ended while it was read"):
+        list(write_shards(tmp_path, [("häuser", entry)], 10**6))

@@ -8,6 +8,7 @@ rounding.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import exchanged
+from grouper.model.shards import same_bytes, stored
 from grouper.model.streamed import Skeleton
 
 TOKENS = 48
@@ -38,17 +40,20 @@ def run_part_test(original: Checkpoint, exported: Path, layout: HeadLayout, merg
         skeleton.fill_positions()
     stream = torch.randn(1, TOKENS, a.hidden_size, generator=torch.Generator().manual_seed(0))
     arguments = [stub_arguments(skeleton, TOKENS) for skeleton in (ours, theirs)]
-    compare_around(original, written, a)
     worst = 0.0
-    for layer, layer_layout in enumerate(layout.layers):
-        done, dtype = merged(layer), a.stored_dtype(original, layer)
-        stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
-        compare_beside_attention(original, written, a, layer, done)
-        with ours.attention_loaded(layer) as block:
-            got = attention_output(block, a, stream, arguments[0][layer])
-        with theirs.attention_loaded(layer) as block, exchanged(theirs, block, stored, layer_layout):
-            wanted = attention_output(block, a, stream, arguments[1][layer])
-        worst = max(worst, difference(got, wanted))
+    with ThreadPoolExecutor(1) as reader:  # what is read and compared, while attention is computed
+        compared = reader.submit(compare_around, original, written, a)
+        for layer, layer_layout in enumerate(layout.layers):
+            done, dtype = merged(layer), a.stored_dtype(original, layer)
+            as_stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
+            compared.result()
+            compared = reader.submit(compare_beside_attention, original, written, a, layer, done.others)
+            with ours.attention_loaded(layer) as block:
+                got = attention_output(block, a, stream, arguments[0][layer])
+            with theirs.attention_loaded(layer) as block, exchanged(theirs, block, as_stored, layer_layout):
+                wanted = attention_output(block, a, stream, arguments[1][layer])
+            worst = max(worst, difference(got, wanted))
+        compared.result()
     told = f"layer by layer, attention differs by {worst:.1g} of its size, all other tensors are as they were to be"
     return SelfTest(worst, 0, 0, told)
 
@@ -83,25 +88,29 @@ def compare_around(original: Checkpoint, written: Checkpoint, a: Architecture) -
     """What stands around the layers is the original's."""
     layers = tuple(a.prefix(original, layer) for layer in range(a.layers))
     for name in (n for n in original.tensors if not n.startswith(layers)):
-        same_tensor(written, name, original.tensor(name))
+        check(name, name in written and same_bytes(stored(original, name), stored(written, name)))
 
 
 def compare_beside_attention(
-    original: Checkpoint, written: Checkpoint, a: Architecture, layer: int, done: MergedLayer
+    original: Checkpoint, written: Checkpoint, a: Architecture, layer: int, others: dict[str, Tensor]
 ) -> None:
-    """A layer's other tensors are the original's, or what refinement left of them."""
+    """A layer's other tensors are the original's, or what refinement left of them: `others`."""
     prefix = a.prefix(original, layer)
     attention = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
     for name in (n for n in original.tensors if n.startswith(prefix)):
         inner = name.removeprefix(prefix)
         if inner not in attention:
-            refined = done.others.get(inner)
-            wanted = original.tensor(name) if refined is None else refined.to(original.tensors[name].torch_dtype)
-            same_tensor(written, name, wanted)
+            if name not in written:
+                check(name, False)
+            elif inner in others:
+                wanted = others[inner].to(original.tensors[name].torch_dtype)
+                check(name, torch.equal(written.tensor(name), wanted))
+            else:
+                check(name, same_bytes(stored(original, name), stored(written, name)))
 
 
-def same_tensor(written: Checkpoint, name: str, wanted: Tensor) -> None:
-    if name not in written or not torch.equal(written.tensor(name), wanted):
+def check(name: str, same: bool) -> None:
+    if not same:
         raise GrouperError(
             f"the exported model failed its self-test: {name} is not what was to be written; nothing was written"
         )

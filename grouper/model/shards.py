@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from grouper.model.checkpoint import INDEX, SINGLE
+from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint
 from grouper.model.safetensors_header import DTYPES, TensorInfo
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
@@ -37,6 +38,37 @@ class Stored:
 
 
 Entry = Tensor | Stored
+
+
+def stored(checkpoint: Checkpoint, name: str) -> Stored:
+    """A tensor of a checkpoint on this disk."""
+    info = checkpoint.tensors[name]
+    return Stored(checkpoint.folder / info.file, info)
+
+
+def same_bytes(one: Stored, other: Stored) -> bool:
+    """Whether two tensors are of one type and shape and the same to the bit, read from the disk piece by piece."""
+    if (one.info.dtype, one.info.shape) != (other.info.dtype, other.info.shape):
+        return False
+    size, buffers = one.nbytes, [bytearray(BUFFER) for _ in range(2)]
+    with open(one.path, "rb", buffering=0) as first, open(other.path, "rb", buffering=0) as second:
+        first.seek(one.info.start), second.seek(other.info.start)
+        while size:
+            parts = [memoryview(b)[: min(BUFFER, size)] for b in buffers]
+            came = [_fill(file, part) for file, part in zip((first, second), parts)]
+            if came[0] != came[1] or not np.array_equal(*(np.frombuffer(part, np.uint8) for part in parts)):
+                return False
+            size -= came[0]
+    return True
+
+
+def _fill(file: BinaryIO, part: memoryview) -> int:
+    at = 0
+    while at < len(part) and (came := file.readinto(part[at:])):
+        at += came
+    if at < len(part):
+        raise OSError(f"{file.name} ended while it was read")
+    return at
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Entry]], shard_bytes: int) -> Iterator[str]:

@@ -10,16 +10,15 @@ from grouper.errors import GrouperError
 from grouper.export.format import Job
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.export_class import ExportClass
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.shards import Stored
+from grouper.model.shards import Stored, stored
 
 Named = tuple[str, Tensor | Stored]
 
 
 def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
-    """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in: what stays as it is where
-    it lies, the rest loaded. One layer's merged weights are held at a time. Raises GrouperError where a merge gave
-    numbers that are not finite."""
+    """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in: what stays as it is
+    where it lies, the rest loaded. One layer's merged weights are held at a time. Raises GrouperError where a merge
+    gave numbers that are not finite."""
     a, checkpoint = job.architecture, job.checkpoint
     if a.as_phi:
         arranged = lambda done, layer: export_class.arranged(  # noqa: E731
@@ -46,12 +45,6 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
             attention = export_class.arranged(done.attention, prefixes[prefix], job.layout, checkpoint.config)
             for new_name, tensor in map(finite, export_class.tensors(a, prefix, attention)):
                 yield new_name, tensor.to(dtype)
-
-
-def stored(checkpoint: Checkpoint, name: str) -> Stored:
-    """A tensor of a checkpoint on this disk."""
-    info = checkpoint.tensors[name]
-    return Stored(checkpoint.folder / info.file, info)
 
 
 def _other(job: Job, name: str, inner: str, done: MergedLayer) -> Tensor | Stored:

@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grouper import Checkpoint
-from grouper.export.hf.tensors import stored
-from grouper.model.shards import write_shards
+from grouper.model.shards import same_bytes, stored, write_shards
 
 
 @pytest.fixture
@@ -52,3 +51,16 @@ def test_a_file_that_ends_early_is_said(mixed, tmp_path):
     os.truncate(entry.path, entry.info.start + 1)
     with pytest.raises(OSError, match="ended while it was read"):
         list(write_shards(tmp_path, [("häuser", entry)], 10**6))
+
+
+def test_bytes_are_compared_to_the_last_one(mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr("grouper.model.shards.BUFFER", 16)
+    checkpoint, tensors = mixed
+    changed = {n: t.clone() for n, t in tensors.items()}
+    changed["d.float"].view(-1)[-1] += 1
+    (tmp_path / "other").mkdir()
+    save_file({**changed, "b.double": changed["b.double"].view(5, 1)}, tmp_path / "other" / "model.safetensors")
+    (tmp_path / "other" / "config.json").write_text("{}")
+    other = Checkpoint.open(tmp_path / "other")
+    same = {name for name in tensors if same_bytes(stored(checkpoint, name), stored(other, name))}
+    assert set(tensors) - same == {"d.float", "b.double"}

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-real lint bench mutants clean
+.PHONY: demo test test-real lint bench faults mutants clean
 
 demo: $(READY)
 	$(BIN)/grouper demo
@@ -26,6 +26,12 @@ bench: $(READY)
 	PYTHONPATH=. $(BIN)/python bench/export_scale.py
 	PYTHONPATH=. $(BIN)/python bench/refinement.py --shape 7b --layers 2 --tokens 2048 --memory 1GB --scope attention
 	PYTHONPATH=. $(BIN)/python bench/peers.py
+	PYTHONPATH=. $(BIN)/python bench/hypervolume.py
+
+# Damages checkpoints, runs and options, and kills commands: an hour and a half on 2 cores.
+faults: $(READY)
+	PYTHONPATH=.:bench $(BIN)/python bench/faults.py
+	PYTHONPATH=.:bench $(BIN)/python bench/kills.py
 
 # Changes the code line by line and lists what the tests do not notice: hours, for people, not for CI.
 mutants: $(READY)

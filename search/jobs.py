@@ -9,7 +9,7 @@ from grouper.ranks import ranks_here
 
 WORTH_A_PROCESS = 5e7  # numbers in all q projections: below, starting processes takes longer than the search
 COPIES = 20  # of a layer's q in float64 that its factors and tables take together
-ON_A_GPU = 12  # processes that keep one busy
+ON_A_GPU = 16  # processes that keep one busy
 
 
 def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:

@@ -42,9 +42,10 @@ def search(
 
     Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
     layouts. jobs: layers searched at a time, or "auto". memory: bytes that the model may take while it is calibrated; a
-    larger one is streamed. keep_calibration: a folder where what was calibrated is kept, and looked
-    for, for this model, text and tokens. command: what was typed, for the record. Raises GrouperError for what cannot
-    be searched, before anything is written. Where several ranks run this, layers and text are shared out among them.
+    larger one is streamed, and so is any on a GPU unless this is given. keep_calibration: a folder where what was
+    calibrated is kept, and looked for, for this model, text and tokens. command: what was typed, for the record. Raises
+    GrouperError for what cannot be searched, before anything is written. Where several ranks run this, layers and text
+    are shared out among them.
     """
     ranks = started_ranks()
     options = with_equal_groups((options or SearchOptions()).resolved())
@@ -54,6 +55,8 @@ def search(
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
     calibration = options.calibration(keep_calibration)
+    if memory is None and "cuda" in device and options.acceptance != "loss":
+        memory = 0  # it is walked once: to stream it takes less time than to load it
     regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks)
     text_digest = None
     if calibration:  # a text that is too short is refused before anything is written

@@ -1,8 +1,10 @@
 """Stage 1: every method on every layer, written when a layer is done, so that a killed run goes on where it stopped."""
 
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -107,45 +109,65 @@ def search_layers(
         new = len(found) - a.layers + len(todo)
         progress(min(a.layers, a.layers - len(todo) + ranks.size * new), a.layers, f"layer {layer} is done")
 
-    judged = options.acceptance == "loss" and any(m.judged for m in methods)
-    moments: Callable[[int], Path | None] = lambda layer: None  # noqa: E731
-    if judged or (work.needs_moments and regrouper.calibration is not None):
-        moments = regrouper.kept_moments(progress).path
-    if judged:
+    if options.acceptance == "loss" and any(m.judged for m in methods):
+        regrouper.kept_moments(progress)
         if ranks.first:
             _judged_in_turn(work, regrouper, found, todo, keep, progress)
     else:
-        regrouper.release()  # the model has said what it had to
-        _side_by_side(work, {layer: moments(layer) for layer in ranks.share(todo)}, jobs, found, keep, progress)
+        with workers(min(jobs, len(ranks.share(todo))), work.device) as pool:  # which get ready meanwhile
+            moments: Callable[[int], Path | None] = lambda layer: None  # noqa: E731
+            if work.needs_moments and regrouper.calibration is not None:
+                moments = regrouper.kept_moments(progress).path
+            regrouper.release()  # the model has said what it had to
+            _side_by_side(work, {layer: moments(layer) for layer in ranks.share(todo)}, pool, found, keep, progress)
     for of_rank in ranks.gather(found):
         found |= of_rank
     return [found[layer] for layer in layers]
 
 
-def _side_by_side(
-    work: LayerSearch,
-    todo: dict[int, Path | None],
-    jobs: int,
-    found: dict[int, Found],
-    keep: Callable[[int, Found], None],
-    progress: Progress,
-) -> None:
-    """todo: the layers that are to be searched, each with the file of its moments."""
-    if jobs == 1 or len(todo) < 2:
-        for layer, moments in todo.items():
-            keep(layer, work(layer, moments, _reporting(found, work.architecture.layers, layer, progress)))
+@contextmanager
+def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
+    """So many processes, started at once, for starting takes seconds; None for one."""
+    if count < 2:
+        yield None
         return
-    with ProcessPoolExecutor(min(jobs, len(todo)), get_context("spawn")) as pool:
-        running: dict[Future, int] = {pool.submit(work, layer, moments): layer for layer, moments in todo.items()}
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
         try:
-            while running:
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    keep(running.pop(done), done.result())
+            for _ in range(count):
+                pool.submit(_get_ready, device)
+            yield pool
         except BaseException:
             stop_workers()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _get_ready(device: str) -> None:
+    """In a worker: what is imported and set up once. A moment is spent, so that each worker gets one of these."""
+    import torch
+
+    torch.linalg.eigvalsh(torch.eye(2, device=device))
+    time.sleep(0.2)
+
+
+def _side_by_side(
+    work: LayerSearch,
+    todo: dict[int, Path | None],
+    pool: ProcessPoolExecutor | None,
+    found: dict[int, Found],
+    keep: Callable[[int, Found], None],
+    progress: Progress,
+) -> None:
+    """todo: the layers that are to be searched, each with the file of its moments."""
+    if pool is None:
+        for layer, moments in todo.items():
+            keep(layer, work(layer, moments, _reporting(found, work.architecture.layers, layer, progress)))
+        return
+    running: dict[Future, int] = {pool.submit(work, layer, moments): layer for layer, moments in todo.items()}
+    while running:
+        for done in wait(running, return_when=FIRST_COMPLETED).done:
+            keep(running.pop(done), done.result())
 
 
 def _judged_in_turn(

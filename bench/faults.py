@@ -249,7 +249,7 @@ def run_files(rng: random.Random) -> Iterator[Case]:
 
 
 def outputs(rng: random.Random) -> Iterator[Case]:
-    places = [*"model model/run . / /dev/null /proc/run taken file link a/b/c -o file/run hf_abcdefghijk".split()]  # noqa: SIM905
+    places = [*"model model/run . / /dev/null /proc/run taken file link a/b/c -o file/run hf_abcdefGHIJ12".split()]  # noqa: SIM905
     places += ["x" * 300, "new\nline", "[bold]red", "\x1b[2J", "$x^2$", "<b>#", "\udcff", " ", "\u202egnp"]
     while True:
         place, which = (

@@ -4,7 +4,8 @@ import re
 import unicodedata
 
 SECRETS = (
-    (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_***"),  # a token of the Hub
+    # A token of the Hub: 34 letters and digits today. A folder may well be called hf_converted.
+    (re.compile(r"hf_(?:(?=[A-Za-z0-9]*[A-Z0-9])[A-Za-z0-9]{12,}|[A-Za-z0-9]{20,})"), "hf_***"),
     (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),  # user:password@ in an address
 )
 PLAIN = re.compile(r"[\w ./:@+-]*")
@@ -13,7 +14,7 @@ PLAIN = re.compile(r"[\w ./:@+-]*")
 def without_secrets(text: str) -> str:
     """Tokens of the Hub, and passwords in addresses, struck out.
 
-    >>> without_secrets("search me/it --text https://me:pw@host/a.txt # hf_abcdefgh12")
+    >>> without_secrets("search me/it --text https://me:pw@host/a.txt # hf_abcdefGHIJ12")
     'search me/it --text https://***@host/a.txt # hf_***'
     """
     for pattern, instead in SECRETS:

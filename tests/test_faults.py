@@ -75,7 +75,7 @@ def test_what_nobody_foresaw_is_one_line_and_debug_shows_it_whole(monkeypatch, c
 
 
 def test_messages_hold_no_secrets_and_no_control_characters(monkeypatch, capsys):
-    code, said = failing(monkeypatch, capsys, GrouperError("no folder \x1b[2Jhf_abcdefghij\nhere"))
+    code, said = failing(monkeypatch, capsys, GrouperError("no folder \x1b[2Jhf_abcdefGHIJ12\nhere"))
     assert code == 1 and said == r"grouper: no folder \x1b[2Jhf_*** here" + "\n"
 
 

@@ -9,9 +9,9 @@ from grouper.outputs import write_text
 @pytest.mark.parametrize(
     "typed, kept",
     [
-        ("grouper export run --push me/it --token hf_AbCdEfGhIj", "grouper export run --push me/it --token hf_***"),
+        ("grouper export run --push me/it --token hf_AbCdEfGhIjKl", "grouper export run --push me/it --token hf_***"),
         ("https://user:pa55@example.org/text.txt", "https://***@example.org/text.txt"),
-        ("models/hf_small", "models/hf_small"),  # too short for a token
+        ("models/hf_converted/llama_hf_checkpoints", "models/hf_converted/llama_hf_checkpoints"),
         ("me@example.org", "me@example.org"),
     ],
 )

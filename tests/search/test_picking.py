@@ -1,5 +1,6 @@
 """Which layout is exported."""
 
+import pandas as pd
 import pytest
 
 from grouper import GrouperError, HeadLayout
@@ -81,3 +82,33 @@ def test_only_what_was_measured_for_this_merge_counts():
     front.table.loc[[1, 2], "nll"] = [3.0, 2.0]
     front.table.loc[2, "merge"] = "spectral"
     assert pick(front, "mean", kv_ratio="1/2").layout == 1
+
+
+def table_of(rows: list[tuple[int, str, str, str, float, float | None]]) -> ParetoFront:
+    """(layout, method, merge, class, error, nats) at half the KV cache."""
+    front = pd.DataFrame(rows, columns=["layout", "method", "merge", "deploy", "error", "nll"])
+    return ParetoFront(front.assign(kv_ratio=0.5, kv_bytes_per_token=100, nll=front["nll"].astype(float)))
+
+
+def test_what_another_class_would_gain_is_said_in_numbers():
+    rows = [(1, "qcqa-ec", "mean", "stock", 0.5, None), (2, "qcqa-ac", "mean", "ragged", 0.25, None)]
+    better = pick(table_of(rows), "mean", kv_ratio="0.5")
+    assert better.layout == 1 and better.why == "the lowest error of 1 at KV ratio 0.5"
+    assert better.others == "--deploy ragged would have error 0.2500 (layout 2) instead of 0.5000"
+    alike = [rows[0], (2, "qcqa-ac", "mean", "ragged", 0.5, None)]
+    assert pick(table_of(alike), "mean", kv_ratio="0.5").others is None, "no gain, no word"
+    apart = [rows[0], (3, "separate", "mean", "none", 0.1, None)]
+    assert pick(table_of(apart), "mean", kv_ratio="0.5").others is None, "what cannot be exported gains nothing"
+
+
+def test_gains_are_of_the_merge_that_is_exported_and_in_what_was_measured():
+    rows = [
+        (1, "qcqa-ec", "mean", "stock", 0.5, 3.5), (2, "qcqa-ac", "mean", "padded", 0.6, 3.25),
+        (2, "qcqa-ac", "spectral", "padded", 0.6, 1.0),
+    ]  # fmt: skip
+    found = pick(table_of(rows), "mean", kv_bytes_per_token=100)
+    assert found.why == "the lowest measured nats per token of 1 at 100 KV bytes per token"
+    assert found.others == "--deploy padded would have nats per token 3.2500 (layout 2) instead of 3.5000"
+    errors_alone = [(1, "qcqa-ec", "mean", "stock", 0.5, None), *rows[1:]]
+    other = pick(table_of(errors_alone), "mean", kv_ratio="0.5")
+    assert other.others is None, "errors and nats cannot be compared"

@@ -5,9 +5,9 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from grouper.errors import GrouperError
 from grouper.model.door import check_configuration
@@ -123,9 +123,10 @@ class Checkpoint:
         return self._before[layer]
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """One tensor as stored, on the CPU. Raises GrouperError where it is missing or cannot be read."""
+        """One tensor as stored, on the CPU, in memory of its own: files are read, not mapped, for a mapped file counts
+        as memory where a limit is set, and page by page it comes more slowly. Raises GrouperError where it is missing
+        or cannot be read."""
         import torch
-        from safetensors import SafetensorError
 
         if name not in self.tensors:
             raise GrouperError(f"{self.name} has no tensor {name}: is the checkpoint complete?")
@@ -136,12 +137,18 @@ class Checkpoint:
             return torch.frombuffer(bytearray(self.source.read(info.file, info.start, info.stop)), dtype=dtype).view(
                 info.shape
             )
+        tensor = torch.empty(info.shape, dtype=dtype)
         try:
-            return _opened(os.fspath(path), path.stat().st_mtime_ns).get_tensor(name)
-        except (SafetensorError, OSError) as error:
+            with open(path, "rb", buffering=0) as file:
+                file.seek(info.start)
+                read_into(
+                    file, memoryview(tensor.view(-1).view(torch.uint8).numpy()) if info.nbytes else memoryview(b"")
+                )
+        except OSError as error:
             raise GrouperError(
                 f"{info.file} of {self.name} is truncated or corrupt ({error}): download it again"
             ) from error
+        return tensor
 
     def finite(self, name: str) -> "torch.Tensor":
         """`tensor` in float32, refused if it holds NaN, infinity, or numbers that no weight has."""
@@ -201,8 +208,11 @@ def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str
     return min((p for p in prefixes if not any(t in p for t in towers)), key=len, default=otherwise)
 
 
-@lru_cache(maxsize=8)
-def _opened(path: str, _modified: int):
-    from safetensors import safe_open
-
-    return safe_open(path, framework="pt")
+def read_into(file: BinaryIO, room: memoryview) -> None:
+    """Fill `room` from where the file is at. Raises OSError where it ends before."""
+    at = 0
+    while at < len(room):
+        came = file.readinto(room[at:])
+        if not came:
+            raise OSError(f"{file.name} ended while it was read")
+        at += came

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint
+from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint, read_into
 from grouper.model.safetensors_header import DTYPES, TensorInfo
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
@@ -55,20 +55,12 @@ def same_bytes(one: Stored, other: Stored) -> bool:
         first.seek(one.info.start), second.seek(other.info.start)
         while size:
             parts = [memoryview(b)[: min(BUFFER, size)] for b in buffers]
-            came = [_fill(file, part) for file, part in zip((first, second), parts)]
-            if came[0] != came[1] or not np.array_equal(*(np.frombuffer(part, np.uint8) for part in parts)):
+            for file, part in zip((first, second), parts):
+                read_into(file, part)
+            if not np.array_equal(*(np.frombuffer(part, np.uint8) for part in parts)):
                 return False
-            size -= came[0]
+            size -= len(parts[0])
     return True
-
-
-def _fill(file: BinaryIO, part: memoryview) -> int:
-    at = 0
-    while at < len(part) and (came := file.readinto(part[at:])):
-        at += came
-    if at < len(part):
-        raise OSError(f"{file.name} ended while it was read")
-    return at
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Entry]], shard_bytes: int) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The `grouper` command: parses, calls, prints. Data on stdout, messages and progress on stderr."""
 
+import errno
 import json
 import os
 import shlex
@@ -372,7 +373,9 @@ def main() -> None:
     except (GrouperError, OSError) as error:
         if debug:
             raise
-        _fail(str(error))
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        more = ": the disk is full, or a limit is reached; make room, and the same command goes on" if full else ""
+        _fail(f"{error}{more}")
     except MemoryError:
         _fail("memory is short: give --memory an amount that is there, or fewer --jobs")
     except Exception as error:

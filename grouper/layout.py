@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,18 @@ class HeadLayout:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
+        sizes = {
+            "query_heads": self.query_heads,
+            "original_kv_heads": self.original_kv_heads,
+            "head_dim": self.head_dim,
+        }
+        if wrong := [f"{n} {v!r}" for n, v in sizes.items() if not isinstance(v, Integral) or v is True or v < 1]:
+            raise GrouperError(f"a layout with {', '.join(wrong)}: expected whole numbers from 1 on")
+        if not self.layers or self.query_heads % self.original_kv_heads:
+            had = f"{len(self.layers)} layers, {self.query_heads} query heads over {self.original_kv_heads} KV heads"
+            raise GrouperError(
+                f"a layout of {had}: expected at least one layer, and as many query heads for each KV head"
+            )
         for index, layer in enumerate(self.layers):
             for grouping in (layer.k, layer.v, *([layer.q] if layer.q else [])):
                 if sum(grouping.sizes) != self.query_heads:

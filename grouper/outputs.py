@@ -70,7 +70,11 @@ def locked(folder: Path) -> Iterator[None]:
 
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock, holder = (folder.parent / f".{folder.name}.{kind}" for kind in ("lock", "lock-holder"))
+    inside = folder.is_dir() and not os.access(
+        folder.parent, os.W_OK
+    )  # somebody's own folder in one that is not theirs
+    place = folder if inside else folder.parent
+    lock, holder = (place / f".{folder.name}.{kind}" for kind in ("lock", "lock-holder"))
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)

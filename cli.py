@@ -15,7 +15,7 @@ from rich.console import Console
 
 from grouper.errors import GrouperError
 from grouper.export.options import ExportOptions
-from grouper.names import printable, without_secrets
+from grouper.names import printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
@@ -390,7 +390,7 @@ def main() -> None:
 def _fail(why: str, code: int = 1) -> None:
     """Say why in one line, and exit."""
     rank = os.environ.get("RANK", "0")
-    line = printable(without_secrets(" ".join(why.split())))
+    line = shortened(printable(without_secrets(" ".join(why.split()))))
     who = "grouper" if rank == "0" else f"grouper, rank {rank}"
     print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__)
     sys.exit(code)

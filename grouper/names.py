@@ -31,6 +31,15 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)
 
 
+def shortened(text: str, most: int = 500) -> str:
+    """A long text without its middle.
+
+    >>> shortened("x" * 1000, 20)
+    'xxxxxxxxxx ... xxxxx'
+    """
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2 - 5) :]}"
+
+
 def in_markdown(text: str) -> str:
     r"""For a sentence or a heading in Markdown: one line without mark-up of any kind.
 

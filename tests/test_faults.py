@@ -79,6 +79,12 @@ def test_messages_hold_no_secrets_and_no_control_characters(monkeypatch, capsys)
     assert code == 1 and said == r"grouper: no folder \x1b[2Jhf_*** here" + "\n"
 
 
+def test_a_line_stays_one_that_people_read(monkeypatch, capsys):
+    code, said = failing(monkeypatch, capsys, GrouperError(f"models of type {'x' * 10_000} are not supported"))
+    assert code == 1 and len(said) < 520 and said.startswith("grouper: models of type x")
+    assert said.endswith("are not supported\n") and " ... " in said
+
+
 def test_names_that_are_no_utf8_are_refused(monkeypatch, capsys):
     code, said = failing(monkeypatch, capsys, AssertionError("not reached"), "models/\udcff")
     assert code == 1 and "is not UTF-8" in said

@@ -70,10 +70,8 @@ def locked(folder: Path) -> Iterator[None]:
 
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    inside = folder.is_dir() and not os.access(
-        folder.parent, os.W_OK
-    )  # somebody's own folder in one that is not theirs
-    place = folder if inside else folder.parent
+    # Beside the output, or in it where somebody may write there alone.
+    place = folder if folder.is_dir() and not os.access(folder.parent, os.W_OK) else folder.parent
     lock, holder = (place / f".{folder.name}.{kind}" for kind in ("lock", "lock-holder"))
     held = FileLock(lock)
     try:

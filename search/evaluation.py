@@ -225,7 +225,8 @@ class Measuring:
                 )
             if refinement and refined_before and refinement != refined_before:
                 again = "do the same, or --overwrite to measure anew"
-                raise GrouperError(f"layouts of {folder.path} were refined otherwise ({refined_before}): {again}")
+                was = ", ".join(f"{what} {value}" for what, value in dict(refined_before).items())
+                raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): {again}")
         if measured and overwrite:
             front.table[["nll", "perplexity"]] = np.nan
             front.mark()

@@ -1,5 +1,6 @@
 """A few cases of each class of bad input, and of each way to be stopped; bench/ has the thousands."""
 
+import errno
 import json
 import os
 import signal
@@ -88,6 +89,12 @@ def test_a_line_stays_one_that_people_read(monkeypatch, capsys):
 def test_names_that_are_no_utf8_are_refused(monkeypatch, capsys):
     code, said = failing(monkeypatch, capsys, AssertionError("not reached"), "models/\udcff")
     assert code == 1 and "is not UTF-8" in said
+
+
+def test_a_full_disk_is_said_with_what_to_do(monkeypatch, capsys):
+    code, said = failing(monkeypatch, capsys, OSError(errno.ENOSPC, "No space left on device", "out/model.safetensors"))
+    assert code == 1 and "out/model.safetensors" in said and "make room, and the same command goes on" in said
+    assert "make room" not in failing(monkeypatch, capsys, PermissionError(errno.EACCES, "Permission denied"))[1]
 
 
 def test_memory_that_is_short_is_said(monkeypatch, capsys):

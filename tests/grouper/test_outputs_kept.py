@@ -49,6 +49,16 @@ def test_leftovers_are_swept_and_what_was_being_replaced_comes_back(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".outer.abc.partial", "out"]
 
 
+def test_a_folder_that_alone_may_be_written_to_holds_its_own_lock(tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    output.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    with locked(output):
+        assert sorted(p.name for p in output.iterdir()) == [".run.lock", ".run.lock-holder"]
+        assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert list(output.iterdir()) == []
+
+
 def test_a_run_that_was_killed_before_its_first_file_goes_on(tmp_path):
     (tmp_path / "run" / "layers").mkdir(parents=True)
     refuse_existing(tmp_path / "run", "run.json", overwrite=False)

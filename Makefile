@@ -28,7 +28,7 @@ bench: $(READY)
 	PYTHONPATH=. $(BIN)/python bench/peers.py
 	PYTHONPATH=. $(BIN)/python bench/hypervolume.py
 
-# Damages checkpoints, runs and options, and kills commands: an hour and a half on 2 cores.
+# Damages checkpoints, runs and options, and kills commands, over a thousand times: for people, not for CI.
 faults: $(READY)
 	PYTHONPATH=.:bench $(BIN)/python bench/faults.py
 	PYTHONPATH=.:bench $(BIN)/python bench/kills.py

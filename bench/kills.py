@@ -20,13 +20,14 @@ import time
 from pathlib import Path
 
 import faults
+from damage import Commands, all_commands
 from measured import report
 
 PATIENCE = 2.5  # seconds from SIGTERM to the end: two, and what a busy machine adds
 
 
-def commands(work: Path) -> faults.Commands:
-    _, search, evaluate, export = faults.all_commands(work)
+def commands(work: Path) -> Commands:
+    _, search, evaluate, export = all_commands(work)
     refine = ["--refine", "--refine-tokens", "512", "--window", "64", "--text", "demo"]
     return [search, evaluate, *([] if (work / "out").exists() else [[*export, *refine]])]
 

@@ -1,5 +1,4 @@
-"""The residual stream of a model over text: what enters the first layer, where it is kept, how it passes a layer, and
-what the model makes of it behind the last one."""
+"""The residual stream of a model over text: what enters the first layer, where it is kept, how it passes a layer."""
 
 import math
 import tempfile
@@ -130,13 +129,6 @@ def run_layer(module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor
         named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
     output = module(stream, *positional, **named)
     return output[0] if isinstance(output, tuple) else output
-
-
-@torch.inference_mode()
-def logits_behind(model: Layers, stream: Tensor, windows: Tensor) -> Tensor:
-    """What the model's last norm and head make of the stream behind the last layer. windows: the tokens it is of."""
-    with stubs(model, lambda _layer, _inputs, _kwargs: stream.to(model.device)):
-        return model.model(input_ids=windows.to(model.device), use_cache=False).logits
 
 
 def moved(value, device):

@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +17,13 @@ from grouper.errors import GrouperError
 from grouper.export.options import ExportOptions
 from grouper.names import printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
+from grouper.uptraining.options import UptrainOptions
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
 
 # What needs torch is imported where it is used: `grouper --help` answers at once.
 
-SEARCH, EXPORT = SearchOptions(), ExportOptions()  # whose defaults are the command's
+SEARCH, EXPORT, UPTRAIN = SearchOptions(), ExportOptions(), UptrainOptions()  # whose defaults are the command's
 
 app = typer.Typer(
     help="Give a Hugging Face LLM fewer KV heads: less KV cache, nearly the same text.",
@@ -293,6 +294,70 @@ def export(
         _print_json(exported.to_data())
     else:
         exported_summary(exported)
+
+
+@app.command()
+def uptrain(
+    exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the healed model, of the same class.")],
+    text: Text = None,
+    dataset: Dataset = None,
+    method: Annotated[
+        str, typer.Option(help="distill, or as published: gqa, wgqa, wgqa-column, wgqa-row, dgqa, dgqa-diff, pgqa.")
+    ] = UPTRAIN.method,
+    teacher: Annotated[str | None, typer.Option(help="Whom to learn from; the original unless given.")] = None,
+    base: Annotated[str | None, typer.Option(help="The original, where grouper.json does not lead to it.")] = None,
+    teacher_device: Annotated[str | None, typer.Option(help="Where the teacher is; where the model is.")] = None,
+    teacher_dtype: Annotated[str | None, typer.Option(help="Of the teacher; bfloat16 on a GPU, else float32.")] = None,
+    kl: Annotated[float | None, typer.Option(help="Weight of KL to the teacher's distribution.")] = None,
+    hidden: Annotated[float | None, typer.Option(help="Weight of the cosine distance of hidden states.")] = None,
+    causal: Annotated[float | None, typer.Option(help="Weight of the text's own next tokens.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="To train on in all; 5.5M on a GPU, 262,144 on a CPU, 12 passes at most.")
+    ] = None,
+    step_tokens: Annotated[int | None, typer.Option(help="Of a step; 8,192 on a GPU, 2,048 on a CPU.")] = None,
+    micro_tokens: Annotated[int | None, typer.Option(help="Of a pass, where a step does not fit at once.")] = None,
+    window: Window = UPTRAIN.window,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = UPTRAIN.lr,
+    train: Annotated[str, typer.Option(help="full weights, or lora (needs kv-grouper[lora]).")] = UPTRAIN.train,
+    lora_rank: Annotated[int, typer.Option(help="Of the adapters.")] = UPTRAIN.lora_rank,
+    patience: Annotated[
+        int, typer.Option(help="Validations without a better one before it stops; 0: never.")
+    ] = UPTRAIN.patience,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, a third more time.")] = False,
+    tracker: Annotated[str | None, typer.Option(help="Log to tensorboard, wandb or trackio, too.")] = None,
+    set_: Assignments = None,
+    seed: int = UPTRAIN.seed,
+    device: Device = "auto",
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    config: Config = None,
+):
+    """Heal an exported model by training: it learns from its original; resumable."""
+    from grouper.calibration.source import TextSource
+    from grouper.uptraining.methods import METHODS
+    from grouper.uptraining.uptrain import uptrain_model
+    from search.console import bar, exported_summary
+
+    given = {"kl": kl, "hidden": hidden, "causal": causal}
+    losses = replace(METHODS.named(method).losses, **{n: w for n, w in given.items() if w is not None})
+    options = UptrainOptions(
+        method=method, tokens=tokens, step_tokens=step_tokens, micro_tokens=micro_tokens, window=window, lr=lr,
+        losses=losses, train=train, lora_rank=lora_rank, patience=patience, checkpointing=checkpointing, seed=seed,
+        tracker=tracker, set=tuple(set_ or ()),
+    )  # fmt: skip
+    with bar("training") as progress:
+        done = uptrain_model(
+            exported, output, TextSource(text, dataset), options, base=base, teacher=teacher,
+            teacher_device=teacher_device, teacher_dtype=teacher_dtype and _dtype(teacher_dtype),
+            device=_device(device), memory=_bytes(memory), overwrite=overwrite, command=_command(),
+            tell=lambda line: say.print(printable(line), soft_wrap=True), progress=progress,
+        )  # fmt: skip
+    if json_:
+        _print_json(done.to_data())
+    else:
+        exported_summary(done)
 
 
 @app.command()

@@ -21,7 +21,9 @@ MODULES = {
     "Grouping": "grouper.layout",
     "HeadLayout": "grouper.layout",
     "LayerLayout": "grouper.layout",
+    "UptrainOptions": "grouper.uptraining.options",
     "inspect": "grouper.model.inspection",
+    "uptrain_model": "grouper.uptraining.uptrain",
 }
 __all__ = [*MODULES, "export"]
 __getattr__ = lazily(__name__, MODULES)

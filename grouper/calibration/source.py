@@ -30,8 +30,24 @@ class TextSource:
         return self.text or f"{self.dataset}"
 
     def documents(self, tokenizer) -> list[str]:
+        return [row if isinstance(row, str) else self._document(row, tokenizer) for row in self._rows()]
+
+    def chats(self) -> list[list[dict]] | None:
+        """The conversations, where there is nothing else."""
+        rows = self._rows()
+        chats = [row.get("messages") for row in rows if not isinstance(row, str)]
+        return chats if len(chats) == len(rows) > 0 and all(isinstance(c, list) for c in chats) else None
+
+    def _document(self, row: dict, tokenizer) -> str:
+        try:
+            return _document(row, tokenizer)
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrouperError(f"{self.name} has rows with neither a `text` nor chat `messages` ({error})") from error
+
+    def _rows(self) -> list[str | dict]:
+        """Plain text whole, or the rows of JSONL or of a dataset."""
         if self.dataset:
-            return _from_dataset(self.dataset, tokenizer)
+            return _from_dataset(self.dataset)
         path = DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
         try:
             content = path.read_text(encoding="utf-8")
@@ -45,8 +61,10 @@ class TextSource:
         for number, line in enumerate(content.split("\n"), 1):
             if line.strip():
                 try:
-                    rows.append(_document(json.loads(line), tokenizer))
-                except (ValueError, KeyError, TypeError) as error:
+                    rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict) or not ({"text", "messages"} & rows[-1].keys()):
+                        raise ValueError("no such key")
+                except ValueError as error:
                     raise GrouperError(
                         f"line {number} of {path} has neither a `text` nor chat `messages` ({error})"
                     ) from error
@@ -66,7 +84,7 @@ def _document(row: dict, tokenizer) -> str:
     return row["text"]
 
 
-def _from_dataset(name: str, tokenizer) -> list[str]:
+def _from_dataset(name: str) -> list[dict]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -76,7 +94,6 @@ def _from_dataset(name: str, tokenizer) -> list[str]:
         rows = load_dataset(path, split=split or "train")
     except (OSError, ValueError) as error:
         raise GrouperError(f"cannot load the dataset {name} ({type(error).__name__}): expected NAME[:split]") from error
-    try:
-        return [_document(row, tokenizer) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise GrouperError(f"{name} has neither a `text` column nor chat `messages`") from error
+    if not {"text", "messages"} & set(rows.column_names):
+        raise GrouperError(f"{name} has neither a `text` column nor chat `messages`")
+    return list(rows)

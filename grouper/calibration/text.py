@@ -60,6 +60,14 @@ def spread(every: Tensor, limit: int) -> Tensor:
     return every[torch.linspace(0, len(every) - 1, limit).round().long()] if limit < len(every) else every
 
 
+def shuffled_passes(n: int, size: int, steps: int, seed: int) -> Tensor:
+    """[steps, size]: for each step the windows it sees, of n, in shuffled passes over all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-steps * size // n)
+    flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])
+    return flat[: steps * size].view(steps, size)
+
+
 def digest(tokens: Tensor) -> str:
     """A short name for these tokens."""
     return hashlib.sha256(tokens.to(torch.int64).numpy().tobytes()).hexdigest()[:16]

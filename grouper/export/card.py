@@ -18,13 +18,13 @@ def model_card(
     The licence, languages and pipeline are the base model's. library: as the Hub calls what loads it. loading: how to.
     """
     own, text = _card_of(checkpoint.folder)
-    name = in_markdown(checkpoint.title)
+    name = in_markdown(facts.get("base_model", checkpoint.title))
     before, after = report.kv_bytes_per_token
     counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
     rows = (
         f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers)
     )
-    head = [f"base_model: {name}"] if name == checkpoint.title and name.count("/") == 1 else []
+    head = [f"base_model: {name}"] if name == facts.get("base_model", checkpoint.title) and name.count("/") == 1 else []
     head += [*own, f"library_name: {library}"]
     head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
     lines = [
@@ -34,7 +34,7 @@ def model_card(
         f"weights instead of {report.weight_bytes[0]:,}.",
         f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. "
         f"Runs in {', '.join(report.engines)}.",
-        "", loading, *_measured(facts), *_refined(facts),
+        "", loading, *_measured(facts), *_refined(facts), *_uptrained(facts),
         "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", *rows, "", *_commands(facts),
         "Made with Grouper (`pip install kv-grouper`); `grouper.json` holds which head reads which, merged from which.",
     ]  # fmt: skip
@@ -64,8 +64,17 @@ def _refined(facts: dict) -> list[str]:
     return [f"Refined layer by layer {how}.", ""]
 
 
+def _uptrained(facts: dict) -> list[str]:
+    done = facts.get("uptrained")
+    if not done:
+        return []
+    teacher = f" from {in_markdown(done['teacher'])}" if done.get("teacher") else ""
+    how = f"by `{done['method']}`{teacher} on {done['tokens']:,} tokens, {done['steps']} steps"
+    return [f"Then trained {how}; `uptraining.jsonl` holds what was measured on the way.", ""]
+
+
 def _commands(facts: dict) -> list[str]:
-    commands = [facts[key] for key in ("search", "export") if facts.get(key)]
+    commands = [facts[key] for key in ("search", "export", "uptrain") if facts.get(key)]
     return ["To make it again:", "", fenced("\n".join(map(printable, commands)), "sh"), ""] if commands else []
 
 

@@ -1,10 +1,14 @@
 """What a format of exports is, and what an export is asked for."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Protocol
+
+from torch import Tensor
 
 from grouper.attention import Merged
 from grouper.errors import GrouperError
@@ -12,24 +16,38 @@ from grouper.export.options import ExportOptions
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.model.shards import Stored, stored
 from grouper.progress import Progress
 from grouper.registry import Entry
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 TOLERANCE = 1e-4  # largest difference of a logit
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model to write. checkpoint: the original, on this disk. merged(layer): its new weights."""
+    """One model to write. checkpoint: the original, on this disk. merged(layer): its new weights. around: of the
+    tensors outside the layers (embedding, last norm, head), by their names in the checkpoint, those that changed."""
 
     checkpoint: Checkpoint
     layout: HeadLayout
     merged: Merged
     options: ExportOptions
+    around: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def architecture(self) -> Architecture:
         return Architecture.of(self.checkpoint.config)
+
+    def outside(self, name: str) -> Tensor | Stored:
+        """A tensor outside the layers, in the type that it is stored in: as it became, or where it lies."""
+        became = changed(self.checkpoint, self.around, name)
+        return stored(self.checkpoint, name) if became is None else became
+
+
+def changed(checkpoint: Checkpoint, around: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """What the tensor of this name became, rounded as it is stored; None where it is as it was."""
+    return around[name].to(checkpoint.tensors[name].torch_dtype) if name in around else None
 
 
 @dataclass(frozen=True)

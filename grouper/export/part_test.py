@@ -8,6 +8,7 @@ rounding.
 """
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from grouper.attention import Merged, MergedLayer
 from grouper.calibration.streams import stub_arguments
 from grouper.errors import GrouperError
-from grouper.export.format import SelfTest
+from grouper.export.format import NOTHING, SelfTest, changed
 from grouper.export.hf import ragged
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
@@ -30,9 +31,11 @@ from grouper.model.streamed import Skeleton
 TOKENS = 48
 
 
-def run_part_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> SelfTest:
-    """merged(layer): the weights that were to be written, heads in the layout's order. Raises GrouperError where a
-    tensor beside attention is not the one that was to be written."""
+def run_part_test(
+    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged, around: Mapping[str, Tensor] = NOTHING
+) -> SelfTest:
+    """merged(layer): the weights that were to be written, heads in the layout's order. around: tensors outside the
+    layers that changed. Raises GrouperError where a tensor beside attention is not the one that was to be written."""
     a, written = Architecture.of(original.config), Checkpoint.open(exported)
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
     ours, theirs = Skeleton(written, a, own_code), Skeleton(original, a)
@@ -42,7 +45,7 @@ def run_part_test(original: Checkpoint, exported: Path, layout: HeadLayout, merg
     arguments = [stub_arguments(skeleton, TOKENS) for skeleton in (ours, theirs)]
     worst = 0.0
     with ThreadPoolExecutor(1) as reader:  # what is read and compared, while attention is computed
-        compared = reader.submit(compare_around, original, written, a)
+        compared = reader.submit(compare_around, original, written, a, around)
         for layer, layer_layout in enumerate(layout.layers):
             done, dtype = merged(layer), a.stored_dtype(original, layer)
             as_stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
@@ -84,11 +87,16 @@ def attention_output(block: nn.Module, a: Architecture, stream: Tensor, argument
     return found[0]
 
 
-def compare_around(original: Checkpoint, written: Checkpoint, a: Architecture) -> None:
-    """What stands around the layers is the original's."""
+def compare_around(
+    original: Checkpoint, written: Checkpoint, a: Architecture, around: Mapping[str, Tensor] = NOTHING
+) -> None:
+    """What stands around the layers is the original's, or what it became."""
     layers = tuple(a.prefix(original, layer) for layer in range(a.layers))
     for name in (n for n in original.tensors if not n.startswith(layers)):
-        check(name, name in written and same_bytes(stored(original, name), stored(written, name)))
+        if name in around:
+            check(name, name in written and torch.equal(written.tensor(name), changed(original, around, name)))
+        else:
+            check(name, name in written and same_bytes(stored(original, name), stored(written, name)))
 
 
 def compare_beside_attention(

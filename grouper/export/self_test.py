@@ -7,7 +7,7 @@ float64: in float32 a merged real model can amplify rounding itself beyond the t
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from grouper.attention import Merged, MergedLayer
 from grouper.errors import GrouperError
-from grouper.export.format import TOLERANCE, SelfTest
+from grouper.export.format import NOTHING, TOLERANCE, SelfTest, changed
 from grouper.export.hf import ragged
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.stock import grouped_order
@@ -35,8 +35,11 @@ PROMPT, GENERATED = 48, 16  # tokens
 MEMORY = 4e9  # bytes that whole models may take
 
 
-def run_self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged) -> SelfTest:
-    """merged(layer): the weights that were to be written, heads in the layout's order.
+def run_self_test(
+    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged, around: Mapping[str, Tensor] = NOTHING
+) -> SelfTest:
+    """merged(layer): the weights that were to be written, heads in the layout's order. around: tensors outside the
+    layers that changed, by their names in the original.
 
     Whole models are compared where two of them fit in 4 GB; else layer by layer, attention computed and everything else
     compared (models that go out as Phi: one layer after the other, each with the model's embedding and head). Raises
@@ -44,12 +47,12 @@ def run_self_test(original: Checkpoint, exported: Path, layout: HeadLayout, merg
     """
     folded = Architecture.of(original.config).as_phi
     if (3 if folded else 2) * 8 * original.parameters < min(MEMORY, free_memory()):
-        with gathered_reference(original, layout, merged) as reference:
+        with gathered_reference(original, layout, merged, around) as reference:
             result = _compare(exported, reference, as_phi(original, layout, merged))
     elif folded:
         result = _layer_by_layer(original, exported, layout, merged)
     else:
-        result = run_part_test(original, exported, layout, merged)
+        result = run_part_test(original, exported, layout, merged, around)
     if not result.passed:
         raise GrouperError(
             f"the exported model failed its self-test: {result.summary} (at most {TOLERANCE:g} expected); "
@@ -110,10 +113,13 @@ def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTes
 
 
 @contextmanager
-def gathered_reference(original: Checkpoint, layout: HeadLayout, merged: Merged) -> Iterator[nn.Module]:
+def gathered_reference(
+    original: Checkpoint, layout: HeadLayout, merged: Merged, around: Mapping[str, Tensor] = NOTHING
+) -> Iterator[nn.Module]:
     """The original model with the merged weights as stored: each query head gets its own copy of the K and V head that
     it reads."""
     model = InMemoryModel(original, dtype=torch.float64)
+    model.replace_around({name: changed(original, around, name) for name in around})
     a = model.architecture
 
     def as_stored(layer: int) -> MergedLayer:

@@ -1,15 +1,19 @@
 """One export: merge, write beside the output's place, test, report, then put it there."""
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from grouper.errors import GrouperError
 from grouper.export.card import model_card
 from grouper.export.eval_results import write_eval_results
-from grouper.export.format import ExportOptions, Format, Job, SelfTest
+from grouper.export.format import NOTHING, ExportOptions, Format, Job, SelfTest
 from grouper.export.formats import FORMATS
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES
@@ -62,14 +66,19 @@ def export_model(
     *,
     merge: str = "mean",
     merged: Merged | None = None,
+    around: Mapping[str, Tensor] = NOTHING,
     options: ExportOptions | None = None,
     origin: dict | None = None,
+    described: HeadLayout | None = None,
+    beside: Mapping[str, Path] | None = None,
     progress: Progress = untold,
 ) -> Exported:
     """Merge `checkpoint`'s KV heads as `layout` says and write the model to the folder `output`.
 
-    merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. origin:
-    facts for grouper.json and the model card (method, error, commands). Tensors are streamed: one shard and one layer
+    merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. around:
+    tensors outside the layers that changed, by their names in the checkpoint. origin: facts for grouper.json and the
+    model card (method, error, commands). described: the layout to describe there, where `layout` is over a model that
+    was regrouped before. beside: files to copy into the folder, by name. Tensors are streamed: one shard and one layer
     are held in memory. Ends with a self-test; a failed export leaves nothing behind. Raises GrouperError.
     """
     options = options or ExportOptions()
@@ -79,16 +88,19 @@ def export_model(
     with new_folder(Path(output), MARKER, options.overwrite) as folder, temporary_folder(folder) as temporary:
         if merged is None:
             merged = Regrouper(checkpoint).merged(layout, MERGES.named(merge), temporary / "merged")
-        job = Job(checkpoint, layout, merged, options)
+        job = Job(checkpoint, layout, merged, options, around)
         facts = {"merge": merge, **(origin or {})}
         export_class, note = form.write(job, folder, facts, progress)
         report = Exported(
             str(output), options.format, export_class,
-            kv_bytes_per_token=kv_bytes(layout), weight_bytes=(checkpoint.nbytes, form.weight_bytes(folder)),
+            kv_bytes_per_token=kv_bytes(described or layout),
+            weight_bytes=(checkpoint.nbytes, form.weight_bytes(folder)),
             engines=form.engines(job.architecture, export_class), self_test=form.verify(job, folder), note=note,
             loader=form.loader(job.architecture),
         )  # fmt: skip
-        _write_facts(folder, job, {**facts, "deploy": export_class}, report)
+        for name, file in (beside or {}).items():
+            shutil.copyfile(file, folder / name)
+        _write_facts(folder, job, described or layout, {**facts, "deploy": export_class}, report)
     return report
 
 
@@ -106,16 +118,16 @@ def kv_bytes(layout: HeadLayout) -> tuple[int, int]:
     return before.kv_bytes_per_token(), layout.kv_bytes_per_token()
 
 
-def _write_facts(folder: Path, job: Job, facts: dict, report: Exported) -> None:
+def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, report: Exported) -> None:
     """grouper.json, the card, and benchmark scores where some were measured."""
     shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed")}
-    layout = json.loads(job.layout.to_json())
-    everything = {**facts, "base_model": job.checkpoint.title, "layout": layout, "report": shown}
+    layout = json.loads(described.to_json())
+    everything = {"base_model": job.checkpoint.title, **facts, "layout": layout, "report": shown}
     write_json(folder / MARKER, everything, indent=None)
     write_eval_results(folder, facts.get("measured") or {})
     form = FORMATS.named(report.format)
     loading = form.how_to_load(report, form.place_in_card)[1]
-    card = model_card(job.checkpoint, job.layout, facts, report, form.library, loading)
+    card = model_card(job.checkpoint, described, facts, report, form.library, loading)
     write_text(folder / "README.md", card)
 
 

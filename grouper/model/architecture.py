@@ -141,8 +141,9 @@ class Architecture:
 
     # Reading
 
-    def read(self, checkpoint: Checkpoint, layer: int) -> Attention:
-        """The layer's weights in float32. Raises GrouperError for missing, misshapen or non-finite tensors."""
+    def read(self, checkpoint: Checkpoint, layer: int, query_projections: int | None = None) -> Attention:
+        """The layer's weights in float32. query_projections: heads of q where they are shared. Raises GrouperError for
+        missing, misshapen or non-finite tensors."""
         from grouper.attention import Attention
 
         prefix, f = self.prefix(checkpoint, layer), self.family
@@ -166,7 +167,8 @@ class Architecture:
             q_bias, k_bias, v_bias = (
                 None if b is None else b.view(-1, self.head_dim) for b in map(bias, (f.q, f.k, f.v))
             )
-        if (q.shape[0], k.shape[0], v.shape[0]) != (self.query_heads, self.kv_heads, self.kv_heads):
+        expected = (query_projections or self.query_heads, self.kv_heads, self.kv_heads)
+        if (q.shape[0], k.shape[0], v.shape[0]) != expected:
             raise GrouperError(
                 f"layer {layer} has {q.shape[0]}/{k.shape[0]}/{v.shape[0]} q/k/v heads, config.json says otherwise"
             )

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.streams import Arguments, run_layer
+from grouper.calibration.text import shuffled_passes
 from grouper.layout import LayerLayout
 from grouper.model.in_memory import expanded_attention, expanded_tensors
 from grouper.model.layers import Layers
@@ -245,7 +246,7 @@ class LayerWorker:
             return relative(got.float() - target, target) / self.scale
 
         size = min(len(wanted), max(1, self.options.batch_tokens // wanted.shape[1]))
-        order = _order(len(wanted), size, steps, self.options.seed)
+        order = shuffled_passes(len(wanted), size, steps, self.options.seed)
         for tensor, _rate in rates:
             self.ranks.send(tensor.data)
         Descent(rates, loss, regrouped, wanted, order, self.device, self.ranks).run(tell)
@@ -275,11 +276,3 @@ def relative(difference: Tensor, stream: Tensor) -> Tensor:
 def _size(tensor: Tensor) -> float:
     """Root mean square."""
     return float(tensor.detach().square().mean().sqrt())
-
-
-def _order(n: int, size: int, steps: int, seed: int) -> Tensor:
-    """[steps, size]: for each step the windows it sees, shuffled passes over all of them."""
-    generator = torch.Generator().manual_seed(seed)
-    passes = -(-steps * size // n)
-    flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])
-    return flat[: steps * size].view(steps, size)

@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from grouper.allocation import allocate
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
 from grouper.progress import Progress, untold
@@ -79,17 +80,3 @@ def key_norms(keys: np.ndarray, groups: list[list[int]]) -> np.ndarray:
     """keys: [windows, G, G] inner products. Returns [windows, groups]: the norm of each averaged K head over each
     window's tokens."""
     return np.stack([np.sqrt(np.maximum(keys[:, g][:, :, g].sum((1, 2)), 0)) / len(g) for g in groups], axis=1)
-
-
-def allocate(shares: np.ndarray, queries: int) -> list[int]:
-    """Whole numbers of queries in proportion to `shares`, at least one each, `queries` together: rounded, then one off
-    the largest or on the smallest until the sum is right."""
-    total = shares.sum()
-    even = np.full(len(shares), 1 / len(shares))
-    wanted = queries * (shares / total if total > 0 and np.isfinite(total) else even)
-    sizes = np.maximum(np.round(wanted).astype(int), 1)
-    while sizes.sum() > queries:
-        sizes[sizes.argmax()] -= 1
-    while sizes.sum() < queries:
-        sizes[sizes.argmin()] += 1
-    return sizes.tolist()

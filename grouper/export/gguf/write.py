@@ -178,7 +178,11 @@ def _tensors(job: Job, shapes_only: bool = False) -> Iterator[Named]:
     if "lm_head.weight" in checkpoint and not checkpoint.config.get("tie_word_embeddings"):
         outside["lm_head.weight"] = "output.weight"
     for name, new in outside.items():
-        yield new, tuple(checkpoint.tensors[name].shape), None if shapes_only else checkpoint.tensor(name)
+        yield (
+            new,
+            tuple(checkpoint.tensors[name].shape),
+            None if shapes_only else job.around.get(name, checkpoint.tensor(name)),
+        )
     if parameters["rope_type"] == "llama3":
         factors = llama3_factors(parameters, a.head_dim)
         yield "rope_freqs.weight", tuple(factors.shape), factors

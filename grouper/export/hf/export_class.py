@@ -26,6 +26,10 @@ class ExportClass(ABC):
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
         """A layer's merged weights, query heads as the exported class wants them. config: the original's."""
 
+    @abstractmethod
+    def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
+        """A layer of an exported folder, heads in the layout's order again: what `arranged` was given."""
+
     def tensors(self, architecture: Architecture, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of arranged attention."""
         return architecture.tensors(prefix, attention)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grouper.attention import Attention
 from grouper.export.hf.export_class import ExportClass
+from grouper.export.hf.stock import head_order
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
@@ -48,6 +49,15 @@ class Padded(ExportClass):
 
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
         return with_output_bias(padded_order(attention, layout.layers[layer], largest_group(layout)), config)
+
+    def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
+        """Without the heads that are zero, and without an output bias that only the carrier has."""
+        attention = Architecture.of(exported.config).read(exported, layer)
+        slots = filled_slots(layout.layers[layer], largest_group(layout))
+        attention = head_order(attention, layout.layers[layer], slots)
+        a = Architecture.of(original.config)
+        has_bias = f"{a.prefix(original, layer)}{a.family.o}.bias" in original
+        return attention if has_bias else replace(attention, o_bias=None)
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
         counts = {
@@ -89,7 +99,7 @@ def _as_llama(config: dict) -> bool:
 
 def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Attention:
     """q [G m, d, D] and o [D, G m, d]: slot g m + j holds the j-th reader of KV head g, or zeros. largest: m."""
-    slots = torch.tensor([g * largest + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))])
+    slots = torch.tensor(filled_slots(layout, largest))
     order = torch.tensor(layout.k.reader_order)
 
     def padded(tensor: Tensor | None) -> Tensor | None:  # [H, ...] -> [G m, ...]
@@ -102,6 +112,11 @@ def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Att
     o = padded(attention.o.transpose(0, 1)).transpose(0, 1)
     parts = {n: padded(getattr(attention, n)) for n in ("q", "q_bias", "q_norm")}
     return replace(attention, o=o, **parts)
+
+
+def filled_slots(layout: LayerLayout, largest: int) -> list[int]:
+    """Where each query head of the groups' order lies among G x m."""
+    return [g * largest + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))]
 
 
 def with_output_bias(attention: Attention, config: dict) -> Attention:

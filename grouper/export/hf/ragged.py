@@ -6,13 +6,14 @@ Classes that compute q, k and v for themselves and leave the rest to an attentio
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from grouper.attention import Attention
 from grouper.export.hf.export_class import ExportClass
-from grouper.export.hf.stock import grouped_order
+from grouper.export.hf.stock import grouped_order, head_order
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture, separate_tensors
 from grouper.model.checkpoint import Checkpoint
@@ -42,6 +43,15 @@ class Ragged(ExportClass):
 
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
         return grouped_order(attention, layout.layers[layer])
+
+    def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
+        one, architecture = layout.layers[layer], Architecture.of(original.config)
+        if architecture.needs_own_attention:
+            q, k, v, o = (f"{architecture.family.attention}.{m}" for m in PROJECTIONS)
+            family = replace(architecture.family, q=q, k=k, v=v, o=o, fused=None, transposed=False)
+            architecture = replace(architecture, family=family)
+        architecture = replace(architecture, kv_heads=one.k.kv_heads)
+        return head_order(architecture.read(exported, layer, one.query_heads), one)
 
     def tensors(self, architecture: Architecture, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
         if not architecture.needs_own_attention:

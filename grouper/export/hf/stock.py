@@ -8,6 +8,7 @@ from grouper.attention import Attention
 from grouper.export.hf.export_class import ExportClass
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
 
 
 class Stock(ExportClass):
@@ -20,6 +21,9 @@ class Stock(ExportClass):
 
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
         return grouped_order(attention, layout.layers[layer])
+
+    def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
+        return head_order(Architecture.of(exported.config).read(exported, layer), layout.layers[layer])
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
         counts = {"head_dim": architecture.head_dim, "num_key_value_heads": layout.layers[0].k.kv_heads}
@@ -43,3 +47,15 @@ def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
         return replace(attention, o=o)
     parts = {n: getattr(attention, n) for n in ("q", "q_bias", "q_norm")}
     return replace(attention, o=o, **{n: t[order] for n, t in parts.items() if t is not None})
+
+
+def head_order(attention: Attention, layout: LayerLayout, places: list[int] | None = None) -> Attention:
+    """What `grouped_order` was given. places: where each head of the groups' order lies; in that order unless given."""
+    order = torch.tensor(layout.k.reader_order)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order)) if places is None else torch.tensor(places)
+    o = attention.o[:, inverse]
+    if layout.q is not None:
+        return replace(attention, o=o)
+    parts = {n: getattr(attention, n) for n in ("q", "q_bias", "q_norm")}
+    return replace(attention, o=o, **{n: t[inverse] for n, t in parts.items() if t is not None})

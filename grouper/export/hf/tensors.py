@@ -21,6 +21,7 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
     gave numbers that are not finite."""
     a, checkpoint = job.architecture, job.checkpoint
     if a.as_phi:
+        assert not job.around, "what stands around the layers has other names there: uptrain the exported Phi instead"
         arranged = lambda done, layer: export_class.arranged(  # noqa: E731
             done.attention, layer, job.layout, checkpoint.config
         )
@@ -32,7 +33,7 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
     for name in sorted(checkpoint.tensors):  # a layer's names are neighbours
         prefix = next((p for p in prefixes if name.startswith(p)), None)
         if prefix is None:
-            yield name, stored(checkpoint, name)
+            yield finite((name, job.outside(name)))
             continue
         if prefix != current:
             current, done, written = prefix, job.merged(prefixes[prefix]), False
@@ -54,7 +55,7 @@ def _other(job: Job, name: str, inner: str, done: MergedLayer) -> Tensor | Store
     return stored(job.checkpoint, name)
 
 
-def finite(named: tuple[str, Tensor]) -> tuple[str, Tensor]:
-    if not torch.isfinite(named[1]).all():
+def finite(named: Named) -> Named:
+    if isinstance(named[1], Tensor) and not torch.isfinite(named[1]).all():
         raise GrouperError(f"the merge gave NaN or infinity in {named[0]}: please report this")
     return named

@@ -64,7 +64,7 @@ class HuggingFace(Format):
         return export_class.name, note
 
     def verify(self, job: Job, folder: Path) -> SelfTest:
-        return run_self_test(job.checkpoint, folder, job.layout, job.merged)
+        return run_self_test(job.checkpoint, folder, job.layout, job.merged, job.around)
 
     def weight_bytes(self, folder: Path) -> int:
         return Checkpoint.open(folder).nbytes

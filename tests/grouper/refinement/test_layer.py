@@ -11,10 +11,11 @@ from tiny_models import make_model
 from grouper import Checkpoint, HeadLayout
 from grouper.attention import MergedLayer
 from grouper.calibration.streams import first_inputs, run_layer
+from grouper.calibration.text import shuffled_passes
 from grouper.merging import MEAN
 from grouper.model.in_memory import InMemoryModel
 from grouper.progress import untold
-from grouper.refinement.layer import LayerWorker, RefineOptions, _order, relative
+from grouper.refinement.layer import LayerWorker, RefineOptions, relative
 from grouper.refinement.refine import refine_layers
 from grouper.refinement.saved import SavedLayers, save_layer
 
@@ -182,7 +183,7 @@ def test_a_layer_that_adds_nothing_has_an_error_of_one(model):
 
 
 def test_every_pass_sees_all_windows_in_an_order_of_the_seed():
-    one, other = (_order(6, 2, 3, seed).flatten().tolist() for seed in (0, 1))
+    one, other = (shuffled_passes(6, 2, 3, seed).flatten().tolist() for seed in (0, 1))
     assert sorted(one) == sorted(other) == list(range(6)) and one != other
 
 

@@ -1,0 +1,34 @@
+"""LoRA by peft: low-rank adapters on every linear module are trained instead of the weights, and folded at the end."""
+
+from torch import nn
+
+from grouper.errors import GrouperError
+
+
+def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
+    """On all linear modules that hold weights, the head aside. Raises GrouperError where peft is not installed."""
+    import torch
+
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise GrouperError("--train lora needs the peft package: pip install 'kv-grouper[lora]'") from error
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and "weight" in module._parameters
+    ]
+    torch.manual_seed(seed)  # peft draws one factor of each adapter
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model)
+
+
+def fold_adapters(model: nn.Module) -> None:
+    """Weights with what their adapters add, and no adapters any more."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, module.get_base_layer())

@@ -1,0 +1,114 @@
+"""An exported folder, opened to be trained further: its layout, its weights by the original's names, the original."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from grouper.attention import MergedLayer
+from grouper.errors import GrouperError
+from grouper.export.classes import CLASSES
+from grouper.export.write import MARKER
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.parsing import json_object
+
+
+@dataclass
+class ExportedModel:
+    """folder: what `grouper export` wrote. base: the model whose class its weights are trained in: the original, or
+    the folder itself where layers were folded into another class (Phi). layout: of the folder over that base.
+    original: what it was made from. facts: grouper.json."""
+
+    folder: Checkpoint
+    original: Checkpoint
+    base: Checkpoint
+    layout: HeadLayout
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | Path, original: str | None = None, otherwise: str | None = None) -> "ExportedModel":
+        """original: a folder, a Hub id or `demo`; what grouper.json names unless given, and where that is not to be
+        found, `otherwise`. Raises GrouperError where the folder is no export for transformers, or its original is not
+        there or another one."""
+        folder = Path(folder)
+        facts = _facts(folder)
+        exported = Checkpoint.open(folder)
+        base = source = _original(folder, facts, original, otherwise).local()
+        layout, a = HeadLayout.from_json(json.dumps(facts["layout"])), Architecture.of(base.config)
+        theirs = (len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
+        if theirs != (a.layers, a.query_heads, a.kv_heads, a.head_dim):
+            raise GrouperError(f"{base.name} is not the model that {folder} was made from: give that one by --base")
+        if a.as_phi:
+            if facts["report"]["deploy"] != "stock":
+                raise GrouperError(
+                    f"{folder} is a {a.family.model_type} model folded into Phi, of class ragged: only stock ones of "
+                    "these can be trained further"
+                )
+            base = exported
+            a = Architecture.of(base.config)
+            layout = HeadLayout.ungrouped(a.layers, a.query_heads, a.kv_heads, a.head_dim)
+        return cls(exported, source, base, layout, facts)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return Architecture.of(self.base.config)
+
+    @property
+    def export_class(self) -> str:
+        return self.facts["report"]["deploy"]
+
+    def layer(self, layer: int) -> MergedLayer:
+        """A layer's weights, heads in the layout's order."""
+        a = self.architecture
+        attention = CLASSES[self.export_class].read(self.folder, self.base, layer, self.layout)
+        here = a.prefix(self.base, layer)
+        replaced = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
+        inner = (n.removeprefix(here) for n in self.base.tensors if n.startswith(here))
+        return MergedLayer(attention, {n: self._tensor(here + n) for n in inner if n not in replaced})
+
+    def around(self) -> dict[str, Tensor]:
+        """The tensors outside the layers."""
+        a = self.architecture
+        layers = tuple(a.prefix(self.base, layer) for layer in range(a.layers))
+        return {name: self._tensor(name) for name in self.base.tensors if not name.startswith(layers)}
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self.folder or self.folder.tensors[name].shape != self.base.tensors[name].shape:
+            raise GrouperError(f"{self.folder.name} lacks {name} of its original, or has another shape of it")
+        return self.folder.finite(name)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path = folder / MARKER
+    if not path.is_file():
+        raise GrouperError(f"{folder} has no {MARKER}: expected a folder that `grouper export` wrote")
+    facts = json_object(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    report = facts.get("report")
+    if not isinstance(report, dict) or not isinstance(facts.get("layout"), dict):
+        raise GrouperError(f"{path} is damaged: export the model again")
+    if report.get("format") != "hf" or report.get("deploy") not in CLASSES:
+        raise GrouperError(f"{folder} is no model for transformers: export with --format hf, and train that")
+    return facts
+
+
+def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise: str | None) -> Checkpoint:
+    """The model that the export was made from. Its folder's name is all that an export tells of a local one, so that
+    one is looked for here and beside the export."""
+    named = facts.get("base_model")
+    if given is not None:
+        return Checkpoint.open(given)
+    if not isinstance(named, str) or not named:
+        raise GrouperError(f"{folder / MARKER} does not name the model that {folder} was made from: give it by --base")
+    if named == "demo" or named.count("/") == 1:
+        return Checkpoint.open(named)
+    for place in (Path(named), folder.absolute().parent / named):
+        if (place / "config.json").is_file():
+            return Checkpoint.open(place)
+    if otherwise is not None:
+        return Checkpoint.open(otherwise)
+    raise GrouperError(f"{named}, which {folder} was made from, is neither here nor beside it: say --base FOLDER")

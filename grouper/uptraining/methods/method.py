@@ -1,0 +1,44 @@
+"""What a way to train an exported model further is."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from grouper.attention import Attention
+from grouper.errors import GrouperError
+from grouper.layout import LayerLayout
+from grouper.registry import Entry
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.options import Losses
+from grouper.uptraining.shared_attention import SharedAttention
+
+
+@dataclass(frozen=True)
+class TrainingMethod(Entry):
+    """An entry of METHODS. A subclass's fields are its parameters.
+
+    paper: where it comes from. losses: unless others are asked for. from_mean: it wants an export whose heads are the
+    mean of the original's, not refined.
+    """
+
+    paper: ClassVar[str]
+    losses: ClassVar[Losses] = Losses()
+    from_mean: ClassVar[bool] = False
+
+    def check(self, exported: ExportedModel) -> None:
+        """Raise GrouperError where it cannot begin from this export."""
+        merge = exported.facts.get("merge")
+        if self.from_mean and merge != "mean":
+            raise GrouperError(
+                f"{self.name} begins with the mean of the original's heads, and {exported.folder.name} was merged by "
+                f"{merge}: export with --merge mean --no-refine"
+            )
+        if self.from_mean and exported.base is exported.folder:
+            raise GrouperError(f"{self.name} needs the original's heads, which a model folded into Phi has no more")
+
+    def attention(
+        self, module: nn.Module, exported: ExportedModel, layer: int, merged: Attention, layout: LayerLayout
+    ) -> SharedAttention:
+        """What stands in the place of the layer's attention `module` while training. merged: its weights now."""
+        return SharedAttention(module, exported.architecture, merged, layout)

@@ -1,0 +1,70 @@
+"""PGQA (arXiv 2408.08454): while training, noise is subtracted from what attention gives, so that the query heads of a
+group do not stay alike; heads and groups stay as they are.
+
+For each group, uniform noise [heads, tokens x d] with a zero diagonal is standardised row by row, given the mean and
+the deviation of the head's output over that row, and subtracted. The released code does so when it is used, too; an
+exported model has ordinary attention, so here it is for training alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grouper.attention import Attention
+from grouper.errors import GrouperError
+from grouper.layout import LayerLayout
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.methods.method import TrainingMethod
+from grouper.uptraining.options import Losses
+from grouper.uptraining.shared_attention import SharedAttention
+
+
+@dataclass(frozen=True)
+class Perturbed(TrainingMethod):
+    """scale: of the noise; 1 in the paper."""
+
+    name: str = "pgqa"
+    scale: float = 1.0
+    paper = "PGQA, arXiv 2408.08454"
+    losses = Losses(kl=0.0, hidden=0.0, causal=1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale < float("inf"):
+            raise GrouperError(f"{self.name}.scale={self.scale}: expected a number from 0 on")
+
+    def attention(
+        self, module: nn.Module, exported: ExportedModel, layer: int, merged: Attention, layout: LayerLayout
+    ) -> SharedAttention:
+        return PerturbedAttention(module, exported.architecture, merged, layout, layer, self.scale)
+
+
+class PerturbedAttention(SharedAttention):
+    def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, layer: int, scale: float):
+        super().__init__(module, architecture, attention, layout)
+        self.layer, self.scale = layer, scale
+        o = self.inner.get_submodule(architecture.family.o.removeprefix(self.inside))
+        o.register_forward_pre_hook(self._perturb)
+
+    def _perturb(self, _module, inputs):
+        """inputs[0]: [windows, tokens, H d]"""
+        if not torch.is_grad_enabled():
+            return None
+        by_head = inputs[0].unflatten(-1, (-1, self.architecture.head_dim))  # [windows, tokens, H, d]
+        # The same noise when a pass is made again to save memory, and when a killed training goes on.
+        generator = torch.Generator(by_head.device).manual_seed(1_000_003 * self.step + self.layer)
+        less = torch.empty_like(by_head)
+        for readers in map(list, self.layout.k.readers):
+            less[:, :, readers] = noise_like(by_head[:, :, readers].detach(), generator)
+        return ((by_head - self.scale * less).flatten(-2).to(inputs[0].dtype), *inputs[1:])
+
+
+def noise_like(output: Tensor, generator: torch.Generator) -> Tensor:
+    """output: of one group's heads [windows, tokens, heads, d]. Returns noise of its shape; the same for all windows
+    but for mean and deviation."""
+    rows = output.float().transpose(1, 2).flatten(2)  # [windows, heads, tokens d]
+    noise = torch.rand(rows.shape[1:], generator=generator, device=rows.device)
+    noise.fill_diagonal_(0)
+    noise = (noise - noise.mean(-1, keepdim=True)) / noise.std(-1, keepdim=True).clamp_min(1e-12)
+    scaled = noise * rows.std(-1, keepdim=True) + rows.mean(-1, keepdim=True)
+    return scaled.unflatten(2, (output.shape[1], -1)).transpose(1, 2).to(output.dtype)

@@ -1,0 +1,96 @@
+"""DGQA (arXiv 2408.08454): KV heads stay, and every so many steps query heads are dealt out to them anew, in order, in
+proportion to what the norms of their keys say.
+
+By moving average, a KV head's weight is 0.9 n + 0.1 before, by difference |before - n|, where n is its key norm over
+the last step's tokens, and before what it was at the deal before. What is written in the end is an ordinary export with
+the layout that was dealt last. As published a head can get no query at all, and equal norms divide by zero; here every
+head gets at least one, and equal norms equal shares. The released code divides its memory by the window's length.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from grouper.allocation import allocate
+from grouper.attention import Attention
+from grouper.errors import GrouperError
+from grouper.layout import Grouping, LayerLayout
+from grouper.ranks import started_ranks
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.methods.method import TrainingMethod
+from grouper.uptraining.options import Losses
+from grouper.uptraining.shared_attention import SharedAttention, query_inputs
+
+
+@dataclass(frozen=True)
+class Redealing(TrainingMethod):
+    """every: steps between two deals (the paper's window). difference: deal by |cache - n| instead of the average."""
+
+    name: str = "dgqa"
+    every: int = 300
+    difference: bool = False
+    paper = "DGQA, arXiv 2408.08454"
+    losses = Losses(kl=0.0, hidden=0.0, causal=1.0)
+
+    def check(self, exported: ExportedModel) -> None:
+        super().check(exported)
+        if self.every < 1:
+            raise GrouperError(f"{self.name}.every={self.every}: expected at least 1 step")
+        if exported.base is exported.folder:
+            raise GrouperError(f"{self.name} cannot deal out the query heads of a model folded into Phi")
+        if exported.architecture.family.qk_norm == "all":
+            raise GrouperError(f"{self.name} cannot deal out query heads behind a norm across all K heads")
+        if any(layer.q or not layer.is_shared for layer in exported.layout.layers):
+            raise GrouperError(f"{self.name} needs query heads with projections of their own")
+        if any(layer.k.reader_order != sorted(layer.k.reader_order) for layer in exported.layout.layers):
+            raise GrouperError(
+                f"{self.name} deals out query heads in their order, and {exported.folder.name} groups some that are no "
+                "neighbours: export a layout of the method neighbour, or of kdgqa"
+            )
+
+    def attention(
+        self, module: nn.Module, exported: ExportedModel, layer: int, merged: Attention, layout: LayerLayout
+    ) -> SharedAttention:
+        return RedealtAttention(module, exported.architecture, merged, layout, self)
+
+
+class RedealtAttention(SharedAttention):
+    def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, method: Redealing):
+        super().__init__(module, architecture, attention, layout)
+        self.method = [method]
+        self.register_buffer("before", torch.zeros(layout.k.kv_heads))
+        self.register_buffer("energy", torch.zeros(layout.k.kv_heads))  # of this step's keys
+        query_inputs(self).register_forward_pre_hook(self._collect)
+
+    def _collect(self, _module, inputs) -> None:
+        """Squared norms of each shared head's keys, over the tokens that are learnt from."""
+        if not torch.is_grad_enabled():
+            return
+        with torch.no_grad():
+            x, attention = inputs[0].float().flatten(0, -2), self.weights()  # [tokens, D]
+            keys = torch.einsum("tx,gdx->tgd", x, attention.k.float())
+            if attention.k_bias is not None:
+                keys = keys + attention.k_bias
+            self.energy += keys.square().sum((0, 2))
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        method = self.method[0]
+        if step % method.every == 0:
+            started_ranks().add_up(self.energy)
+            norms = self.energy.sqrt()
+            wanted = (self.before - norms).abs() if method.difference else 0.9 * norms + 0.1 * self.before
+            self.layout = dealt(self.layout, allocate(wanted.double().cpu().numpy(), sum(self.layout.k.sizes)))
+            self.before.copy_(norms)
+        self.energy.zero_()
+
+
+def dealt(layout: LayerLayout, sizes: list[int]) -> LayerLayout:
+    """The same KV heads, the query heads in their present order dealt out in groups of these sizes."""
+    order, readers, first = layout.k.reader_order, [], 0
+    for size in sizes:
+        readers.append(tuple(order[first : first + size]))
+        first += size
+    return replace(layout, k=Grouping(tuple(readers), layout.k.sources), v=Grouping(tuple(readers), layout.v.sources))

@@ -1,0 +1,114 @@
+"""How an exported model is trained further."""
+
+from dataclasses import dataclass, replace
+
+from grouper.errors import GrouperError
+
+PASSES = 12  # over a short text: more of them teach it by heart
+TOKENS = {"cpu": 262_144, "cuda": 5_505_024}
+STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
+NEW_WEIGHTS = ("full", "lora")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weights of what is summed: kl, of the original's distribution of the next token to ours, in nats; hidden, one
+    minus the cosine of both models' hidden states, mean over layers; causal, the text's own next token, in nats. All
+    are means over tokens."""
+
+    kl: float = 1.0
+    hidden: float = 1.0
+    causal: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.kl, self.hidden, self.causal) < 0 or not self.kl + self.hidden + self.causal > 0:
+            raise GrouperError(
+                f"loss weights kl {self.kl}, hidden {self.hidden}, causal {self.causal}: expected at least one above 0"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.kl + self.hidden > 0
+
+
+@dataclass(frozen=True)
+class UptrainOptions:
+    """What is None is filled in by device and text (`resolved`).
+
+    method: a name in grouper.uptraining.methods.METHODS. tokens: trained on, in all; the text is read again where it is
+    shorter, at most 12 times unless more are asked for. step_tokens: of a step of AdamW. micro_tokens: of these, what
+    is computed at once; a share of what memory holds unless given. window: tokens that see one another. lr: the highest
+    rate, reached after `warm_up` of the steps and falling as a cosine to nothing. clip: largest norm of a step's
+    gradient. losses: the method's unless given. train: "full" weights or "lora". validate: how often, while training.
+    held_out: the share of the text that is for this alone, at most (`held_out_windows`). patience: validations without
+    a better one before it stops (0: never). checkpointing: recompute activations instead of keeping them. tracker:
+    tensorboard, wandb or trackio.
+    """
+
+    method: str = "distill"
+    tokens: int | None = None
+    step_tokens: int | None = None
+    micro_tokens: int | None = None
+    window: int = 512
+    lr: float = 3e-4
+    warm_up: float = 0.08
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    losses: Losses | None = None
+    train: str = "full"
+    lora_rank: int = 32
+    validate: int = 20
+    held_out: float = 0.02
+    patience: int = 6
+    checkpointing: bool = False
+    seed: int = 0
+    tracker: str | None = None
+    set: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbers = {"tokens": self.tokens, "step-tokens": self.step_tokens, "micro-tokens": self.micro_tokens}
+        for name, value in {**numbers, "window": self.window, "lora-rank": self.lora_rank}.items():
+            if value is not None and value < (2 if name == "window" else 1):
+                raise GrouperError(f"--{name} {value}: expected a number above {1 if name == 'window' else 0}")
+        if not 0 < self.lr < 1 or self.clip <= 0 or self.weight_decay < 0 or not 0 <= self.warm_up < 1:
+            raise GrouperError(
+                f"--lr {self.lr}, --clip {self.clip}, --weight-decay {self.weight_decay}, --warm-up {self.warm_up}: "
+                "expected a rate between 0 and 1, a norm above 0, no negative decay, and a share below 1"
+            )
+        if not 0 < self.held_out < 1 or self.validate < 1 or self.patience < 0 or self.seed < 0:
+            raise GrouperError(
+                f"--held-out {self.held_out}, --validate {self.validate}, --patience {self.patience}, --seed "
+                f"{self.seed}: expected a share between 0 and 1, at least one validation, and no negative numbers"
+            )
+        if self.train not in NEW_WEIGHTS:
+            raise GrouperError(f"--train {self.train!r}: expected {' or '.join(NEW_WEIGHTS)}")
+
+    def resolved(self, device: str, text_tokens: int) -> "UptrainOptions":
+        """text_tokens: of the text that there is."""
+        kind = "cuda" if "cuda" in device else "cpu"
+        step_tokens = max(self.step_tokens or STEP_TOKENS[kind], self.window)
+        default = min(TOKENS[kind], PASSES * text_tokens)
+        return replace(self, tokens=max(self.tokens or default, step_tokens), step_tokens=step_tokens)
+
+    def held_out_windows(self, windows: int) -> int:
+        """Of a text of so many: its share, as far as all validations together take no more tokens than a third of what
+        is trained on, but at least 4 if there are many."""
+        affordable = max(4, self.tokens // 3 // self.validate // self.window)
+        return max(1, min(round(self.held_out * windows), affordable))
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.step_windows // self.window
+
+    @property
+    def step_windows(self) -> int:
+        return self.step_tokens // self.window
+
+    def rate(self, step: int) -> float:
+        """Of step 0, 1, ...: linear warm-up, then a cosine to nothing."""
+        from math import cos, pi
+
+        warm = max(1, round(self.warm_up * self.steps))
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        return self.lr * (1 + cos(pi * (step - warm) / max(1, self.steps - warm))) / 2

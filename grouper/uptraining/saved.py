@@ -1,0 +1,68 @@
+"""A training on disk: what it has come to, so that a killed one goes on, and the best weights so far. Safetensors
+throughout."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grouper.outputs import write_file
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Reached:
+    """step: taken so far. layout: as JSON, for a method may change it. micro_windows: of one pass, which sums depend
+    on. best, best_step: the least held-out score, and when. waited: validations since then. seconds: of training."""
+
+    step: int = 0
+    layout: str = ""
+    micro_windows: int = 0
+    best: float = float("inf")
+    best_step: int = 0
+    waited: int = 0
+    seconds: float = 0.0
+
+
+class SavedTraining:
+    """A folder with state.safetensors (where training is), best.safetensors (its best weights), log.jsonl."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.state, self.best, self.log = (folder / n for n in ("state.safetensors", "best.safetensors", "log.jsonl"))
+
+    def reached(self) -> Reached | None:
+        """Where it is, or None where it has not begun."""
+        return _facts(self.state) if self.state.is_file() else None
+
+    def save(self, path: Path, tensors: Tensors, reached: Reached) -> None:
+        """In one step, so that a full disk or a kill leaves what was there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = {"reached": json.dumps(asdict(reached))}
+        contiguous = {n: t.detach().contiguous() for n, t in tensors.items()}
+        write_file(path, lambda beside: save_file(contiguous, beside, metadata=facts))
+
+    def load(self, path: Path) -> tuple[Tensors, Reached]:
+        return load_file(path), _facts(path)
+
+    def note(self, **facts: object) -> None:
+        """One line of the log."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the log's lines of steps that are taken again."""
+        if self.log.is_file():
+            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_file(self.log, lambda beside: beside.write_text("".join(kept), encoding="utf-8"))
+
+
+def _facts(path: Path) -> Reached:
+    with safe_open(path, framework="pt") as file:
+        return Reached(**json.loads(file.metadata()["reached"]))

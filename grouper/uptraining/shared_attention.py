@@ -1,0 +1,114 @@
+"""One attention layer in training: the heads of a group read one K and one V head, which are parameters once."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from grouper.attention import Attention
+from grouper.layout import LayerLayout
+from grouper.model.architecture import Architecture
+from grouper.model.in_memory import expanded_attention, expanded_tensors
+
+
+class SharedAttention(nn.Module):
+    """Stands where an attention module of the original's class stood, and computes as that does. Its parameters are the
+    shared heads; each query head's copies of them are made in every pass, so that gradients come together in the shared
+    ones.
+
+    attention: weights to begin with, in the layout's order. Methods that learn something else than the shared heads
+    themselves override `weights`. The linear modules q, k, v [heads d, D] and o [D, H d] hold parameters and are never
+    called: what knows linear modules (adapters, say) finds them.
+    """
+
+    def __init__(self, module: nn.Module, architecture: Architecture, attention: Attention, layout: LayerLayout):
+        super().__init__()
+        self.architecture, self.layout, self.step = architecture, layout, 0
+        for part in ("q", "k", "v"):
+            setattr(self, part, holder(getattr(attention, part).flatten(0, 1), getattr(attention, f"{part}_bias")))
+        self.o = holder(attention.o.flatten(1), attention.o_bias)
+        self.fixed = {"planes": attention.planes, "qk_norm": attention.qk_norm}
+        for gain in ("q_norm", "k_norm"):
+            if attention.qk_norm == "all":
+                self.register_parameter(gain, nn.Parameter(getattr(attention, gain).float().clone()))
+            else:  # a gain of all heads is a parameter of the module itself
+                self.fixed[gain] = getattr(attention, gain)
+        inner = expanded_attention(architecture, module, layout, "meta", torch.float32)
+        self.inside = f"{architecture.family.attention}."
+        for name in expanded_tensors(architecture, attention, layout):  # given anew in every pass
+            owner, _, last = name.removeprefix(self.inside).rpartition(".")
+            place = inner.get_submodule(owner)
+            del place._parameters[last]
+            place.register_buffer(last, torch.empty(0), persistent=False)
+        self.inner = inner
+
+    def heads(self, part: str) -> Tensor:
+        """[heads, d, D] of q, k or v as they are now; of o [D, H, d]."""
+        weight, d = weight_of(getattr(self, part)), self.architecture.head_dim
+        return weight.unflatten(1, (-1, d)) if part == "o" else weight.unflatten(0, (-1, d))
+
+    def bias(self, part: str) -> Tensor | None:
+        """[heads, d]; of o [D]."""
+        bias = getattr(self, part).bias
+        return bias if bias is None or part == "o" else bias.view(-1, self.architecture.head_dim)
+
+    def weights(self) -> Attention:
+        """As they are now, in the layout's order; gradients flow."""
+        parts = {part: self.heads(part) for part in ("q", "k", "v", "o")}
+        biases = {f"{part}_bias": self.bias(part) for part in ("q", "k", "v", "o")}
+        gains = {n: p for n, p in self._parameters.items() if n in ("q_norm", "k_norm")}
+        return Attention(**parts, **biases, **gains, **self.fixed)
+
+    def forward(self, *inputs, **named):
+        tensors = expanded_tensors(self.architecture, self.weights(), self.layout)
+        state = {name.removeprefix(self.inside): tensor for name, tensor in tensors.items()}
+        return functional_call(self.inner, state, inputs, named)
+
+    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those that are not the module's: what the shared heads are made of."""
+        return ((n, p) for n, p in self.named_parameters() if not n.startswith("inner."))
+
+    def own_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """What a method remembers from step to step."""
+        return self.named_buffers(recurse=False)
+
+    @torch.no_grad()
+    def finished(self) -> Attention:
+        """The weights to write, on the CPU."""
+        return self.weights().to("cpu")
+
+    def after_step(self, step: int) -> None:
+        """Called when `step` steps were taken; methods that change more than weights do it here."""
+        self.step = step
+
+    def __getattr__(self, name: str):
+        """What a layer asks of its attention beside calling it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":  # not there yet
+                raise
+            return getattr(super().__getattr__("inner"), name)
+
+
+def holder(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear module with these parameters, in float32."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.float().clone())
+    if bias is not None:
+        made.bias = nn.Parameter(bias.float().flatten().clone())
+    return made
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """Its weight; with what its adapters add, where it has some."""
+    weight = module.weight
+    for adapter in getattr(module, "active_adapters", ()):
+        weight = weight + module.get_delta_weight(adapter)
+    return weight
+
+
+def query_inputs(attention: SharedAttention) -> nn.Module:
+    """The module whose input is what enters q, k and v."""
+    return attention.inner.get_submodule(attention.architecture.family.q.removeprefix(attention.inside))

@@ -1,0 +1,118 @@
+"""An exported model in training: the original's class with shared heads in the place of its attention."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from grouper.attention import MergedLayer
+from grouper.layout import HeadLayout
+from grouper.model.in_memory import InMemoryModel
+from grouper.uptraining.adapters import add_adapters, fold_adapters
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.methods.method import TrainingMethod
+from grouper.uptraining.shared_attention import SharedAttention
+
+
+class Student:
+    """`model` is a transformers model whose parameters are those of the exported folder, in float32, shared heads once.
+    What the checkpoint does not store one by one (stacked experts) and towers for pictures stay as they are. lora: the
+    rank of adapters that are trained instead of these parameters, and folded into them by `fold`."""
+
+    def __init__(self, exported: ExportedModel, method: TrainingMethod, device: str, lora: int = 0, seed: int = 0):
+        self.exported, self.loaded = exported, InMemoryModel(exported.base, device)
+        self.model: nn.Module = self.loaded.model
+        self.architecture = self.loaded.architecture
+        path = self.architecture.family.attention
+        self.others: list[list[str]] = []  # for each layer, names within it of what else is trained
+        for index, layout in enumerate(exported.layout.layers):
+            block, done = self.loaded.layer(index), exported.layer(index)
+            attention = method.attention(block.get_submodule(path), exported, index, done.attention, layout).to(device)
+            block.set_submodule(path, attention)
+            parameters = {**dict(block.named_parameters()), **self._inside(block, path)}
+            self.others.append([n for n in done.others if n in parameters])
+            for name in self.others[-1]:
+                parameters[name].data = done.others[name].to(device, torch.float32)
+        self.loaded.replace_around({n: t for n, t in exported.around().items() if n in self.loaded.around()})
+        self.model.requires_grad_(False)
+        for _, parameter in self.named_parameters():
+            parameter.requires_grad_(not lora)
+        self.lora = lora > 0
+        if lora:
+            add_adapters(self.model, lora, seed)
+
+    @staticmethod
+    def _inside(block: nn.Module, path: str) -> dict[str, nn.Parameter]:
+        """Parameters of the original's attention module that stayed, by the names that they have in a checkpoint."""
+        return {f"{path}.{n}": p for n, p in block.get_submodule(path).inner.named_parameters()}
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """By names that stay the same from run to run."""
+        if not self.lora:
+            return self.named_parameters()
+        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+
+    def fold(self) -> None:
+        """Weights with what adapters learnt, and no adapters."""
+        if self.lora:
+            fold_adapters(self.model)
+            self.lora = False
+
+    @property
+    def attentions(self) -> list[SharedAttention]:
+        path = self.architecture.family.attention
+        return [self.loaded.layer(i).get_submodule(path) for i in range(self.architecture.layers)]
+
+    @property
+    def layout(self) -> HeadLayout:
+        """As it is now: a method may change it."""
+        return replace(self.exported.layout, layers=tuple(a.layout for a in self.attentions))
+
+    def _others(self, layer: int) -> dict[str, nn.Parameter]:
+        path, block = self.architecture.family.attention, self.loaded.layer(layer)
+        parameters = {**dict(block.named_parameters()), **self._inside(block, path)}
+        return {name: parameters[name] for name in self.others[layer]}
+
+    def _around(self) -> dict[str, nn.Parameter]:
+        """What stands around the layers; of a larger model, the language model's alone."""
+        found = self.loaded.around()
+        if not self.architecture.nested:
+            return found
+        stem = self.architecture.prefix(self.loaded.checkpoint, 0)
+        stem = stem.removesuffix(self.architecture.family.layer.format(layer=0))
+        return {n: p for n, p in found.items() if n.startswith(stem) or n.endswith("lm_head.weight")}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything that is written in the end, each parameter once, in a fixed order."""
+        seen = set()
+        for name, parameter in self._every_parameter():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def _every_parameter(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for layer, attention in enumerate(self.attentions):
+            yield from ((f"{layer}.attention.{n}", p) for n, p in attention.own_parameters())
+            yield from ((f"{layer}.{n}", p) for n, p in self._others(layer).items())
+        yield from self._around().items()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the method remembers."""
+        layers = enumerate(self.attentions)
+        return {f"{layer}.attention.{n}": t for layer, attention in layers for n, t in attention.own_buffers()}
+
+    def set_layout(self, layout: HeadLayout) -> None:
+        for attention, one in zip(self.attentions, layout.layers):
+            attention.layout = one
+
+    # What comes out
+
+    @torch.no_grad()
+    def layer(self, layer: int) -> MergedLayer:
+        """A layer as it is now, on the CPU."""
+        others = {name: parameter.detach().cpu() for name, parameter in self._others(layer).items()}
+        return MergedLayer(self.attentions[layer].finished(), others)
+
+    def around(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().cpu() for name, parameter in self._around().items()}

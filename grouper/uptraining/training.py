@@ -1,0 +1,262 @@
+"""The loop: steps of AdamW on windows of text, validations on text held out, the best weights kept."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grouper.calibration.text import shuffled_passes
+from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
+from grouper.progress import Progress, untold
+from grouper.ranks import Ranks
+from grouper.uptraining.loss import token_losses
+from grouper.uptraining.options import UptrainOptions
+from grouper.uptraining.saved import Reached, SavedTraining
+from grouper.uptraining.sharded import fill, whole
+from grouper.uptraining.student import Student
+from grouper.uptraining.teacher import Teacher, streams_behind
+from grouper.uptraining.text import Examples
+from grouper.uptraining.validation import Score, score_of
+
+LOOKED_AT = 10  # steps between two losses that are read back and logged
+SAVING = 0.1  # share of the time that saving may take
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Training:
+    """accelerator: of accelerate. options: resolved. saved: where its state is kept."""
+
+    def __init__(
+        self,
+        accelerator,
+        student: Student,
+        teacher: Teacher | None,
+        examples: tuple[Examples, Examples],
+        options: UptrainOptions,
+        saved: SavedTraining,
+        ranks: Ranks,
+    ):
+        self.accelerator, self.student, self.teacher, self.ranks = accelerator, student, teacher, ranks
+        self.examples, self.held_out = examples
+        self.options, self.saved, self.losses = options, saved, options.losses
+        parameters = [p for _, p in student.trained()]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay,
+            fused=accelerator.device.type == "cuda",
+        )  # fmt: skip
+        self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
+        self.order = shuffled_passes(len(self.examples), options.step_windows, options.steps, options.seed)
+        self.reached = Reached(micro_windows=micro_windows(student, options, ranks, accelerator.device))
+        self.device = accelerator.device
+        self.last_saved, self.saving_took = time.perf_counter(), 0.0
+
+    # Steps
+
+    def run(self, tell: Progress = untold) -> Score:
+        """Train to the end, or until validations get no better; leaves the best weights in the student. Returns the
+        score of these."""
+        self.resume()
+        steps, every = self.options.steps, max(1, self.options.steps // self.options.validate)
+        began, before, first = time.perf_counter(), self.reached.seconds, self.reached.step
+        while self.reached.step < steps and not self.patience_is_over:
+            loss = self.step(self.reached.step)
+            self.reached.step += 1
+            done = self.reached.step
+            self.reached.seconds = before + time.perf_counter() - began
+            judged = done % every == 0 or done == steps
+            if judged or done % LOOKED_AT == 0:
+                speed = (done - first) * self.options.step_tokens / (time.perf_counter() - began)
+                self.report(done, self.checked(loss.item()), speed, tell)
+            if judged:
+                self.judge()
+        return self.take_best()
+
+    def seconds_left(self) -> float:
+        """What the steps and validations to come will take, measured on one pass of real size."""
+        self.prepare_teacher(0)
+        rows, remembered = self.mine(self.order[0]), {n: t.clone() for n, t in self.student.buffers().items()}
+        part = rows[: self.reached.micro_windows]
+        for _ in range(2):  # the first warms up
+            took = self.seconds(lambda: self.accelerator.backward(self.loss_of(part).mean()))
+            with torch.no_grad():
+                judging = self.seconds(lambda: self.loss_of(part))
+        self.optimizer.zero_grad()
+        for name, buffer in self.student.buffers().items():
+            buffer.copy_(remembered[name])
+        reached = self.ranks.first_does(self.saved.reached)
+        left = 1 - (reached.step if reached else 0) / self.options.steps
+        passes = self.options.steps * len(rows) / len(part), self.options.validate * len(self.held_out) / len(part)
+        return left * (passes[0] * took + passes[1] * judging / self.ranks.size)
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def report(self, done: int, loss: float, speed: float, tell: Progress) -> None:
+        """speed: tokens a second."""
+        steps = self.options.steps
+        left = (steps - done) * self.options.step_tokens / speed
+        tell(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s, {left:.0f} s left")
+        self.log(step=done, loss=loss, rate=self.options.rate(done - 1), tokens_per_second=round(speed))
+
+    def step(self, step: int) -> Tensor:
+        """One step of AdamW; returns the mean loss over its tokens."""
+        rows = self.order[step]
+        counted = self.examples.counted[rows][:, 1:].sum().clamp_min(1).to(self.device)
+        self.prepare_teacher(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.rate(step)
+        total = torch.zeros((), device=self.device)
+        parts = self.mine(rows).split(self.reached.micro_windows)
+        for part in parts:
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model):
+                loss = self.loss_of(part).sum() / counted
+                # What takes the ranks' gradients together takes their mean.
+                self.accelerator.backward(loss * self.ranks.size)
+            total += loss.detach()
+        self.accelerator.clip_grad_norm_([p for _, p in self.student.trained()], self.options.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for attention in self.student.attentions:
+            attention.after_step(step + 1)
+        self.ranks.add_up(total)
+        return total
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """This rank's windows of steps' [..., windows], as many as every other's."""
+        return rows[..., self.ranks.rank :: self.ranks.size]
+
+    def loss_of(self, rows: Tensor) -> Tensor:
+        """[windows, tokens - 1]: the loss of every token that counts, 0 for others."""
+        tokens, counted = self.examples.tokens[rows].to(self.device), self.examples.counted[rows].to(self.device)
+        hidden = self.losses.hidden > 0 and self.teacher is not None
+        with streams_behind(self.student.loaded, hidden) as ours:
+            logits = self.logits_of(tokens)
+        theirs, streams = (None, []) if self.teacher is None else self.teacher.logits_and_hidden(tokens, hidden)
+        return token_losses(logits, theirs, tokens, self.losses, list(zip(ours, streams))) * counted[:, 1:]
+
+    def logits_of(self, tokens: Tensor) -> Tensor:
+        return self.model(input_ids=tokens, use_cache=False).logits
+
+    def prepare_teacher(self, step: int) -> None:
+        """For the steps to come, if it does not know this one's windows."""
+        if self.teacher is not None and not self.teacher.knows(self.examples.tokens[self.mine(self.order[step])]):
+            rows = self.mine(self.order[step : step + self.teacher.ahead]).flatten()
+            self.teacher.prepare(self.examples.tokens[rows])
+
+    @property
+    def patience_is_over(self) -> bool:
+        return bool(self.options.patience) and self.reached.waited >= self.options.patience
+
+    def checked(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            kept = f"the state of step {self.saved_step} is kept in {self.saved.folder}"
+            raise GrouperError(f"the loss became {loss} at step {self.reached.step}: take a lower --lr; {kept}")
+        return loss
+
+    # Validation
+
+    def score(self) -> Score:
+        """On the held-out text."""
+        return score_of(
+            self.logits_of, self.teacher, self.held_out, self.reached.micro_windows, self.device, self.ranks
+        )
+
+    def judge(self) -> None:
+        """Validate, keep what is best, save now and then."""
+        score = self.score()
+        value = self.checked(score.judged(self.losses))
+        self.log(step=self.reached.step, held_out=asdict(score))
+        self.reached.layout = self.student.layout.to_json()
+        if value < self.reached.best:
+            self.reached.best, self.reached.best_step, self.reached.waited = value, self.reached.step, 0
+            self.keep(self.saved.best, self.weights())
+        else:
+            self.reached.waited += 1
+        if time.perf_counter() - self.last_saved >= self.saving_took / SAVING:
+            self.save()
+
+    # State
+
+    saved_step = 0
+
+    def weights(self) -> dict[str, Tensor]:
+        tensors = {f"weight.{n}": whole(p) for n, p in self.student.trained()}
+        return tensors | {f"buffer.{n}": t.detach().cpu() for n, t in self.student.buffers().items()}
+
+    def save(self) -> None:
+        began = time.perf_counter()
+        tensors = self.weights()
+        for name, parameter in self.student.trained():
+            state = self.optimizer.state[parameter]
+            tensors |= {f"{moment}.{name}": whole(state[moment]) for moment in MOMENTS if moment in state}
+        self.keep(self.saved.state, tensors)
+        self.saved_step, self.last_saved = self.reached.step, time.perf_counter()
+        self.saving_took = self.last_saved - began
+
+    def keep(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        self.ranks.first_does(lambda: self.saved.save(path, tensors, self.reached))
+
+    def resume(self) -> None:
+        """Go on where an earlier, killed training was."""
+        if self.ranks.first_does(self.saved.reached) is None:
+            return
+        tensors, reached = self.saved.load(self.saved.state)
+        self.reached, self.saved_step = reached, reached.step
+        self.put(tensors, reached)
+        for name, parameter in self.student.trained():
+            state = {"step": torch.tensor(float(reached.step))}
+            for moment in MOMENTS:
+                state[moment] = fill(torch.zeros_like(parameter), tensors[f"{moment}.{name}"])
+            if self.device.type == "cuda":
+                state["step"] = state["step"].to(self.device)
+            self.optimizer.state[parameter] = state
+        for attention in self.student.attentions:
+            attention.step = reached.step
+        self.ranks.first_does(lambda: self.saved.forget_after(reached.step))
+
+    @torch.no_grad()
+    def put(self, tensors: dict[str, Tensor], reached: Reached) -> None:
+        for name, parameter in self.student.trained():
+            fill(parameter, tensors[f"weight.{name}"])
+        for name, buffer in self.student.buffers().items():
+            if f"buffer.{name}" in tensors:
+                buffer.copy_(tensors[f"buffer.{name}"])
+        self.student.set_layout(HeadLayout.from_json(reached.layout))
+
+    def take_best(self) -> Score:
+        """Put the best weights into the student."""
+        self.ranks.wait()
+        tensors, reached = self.saved.load(self.saved.best)
+        self.put(tensors, reached)
+        return self.score()
+
+    def log(self, step: int, **facts: object) -> None:
+        if self.ranks.first:
+            self.saved.note(step=step, tokens=step * self.options.step_tokens, **facts)
+        flat = {k: v for k, v in facts.items() if isinstance(v, int | float)}
+        flat |= {f"held_out/{k}": v for k, v in facts.get("held_out", {}).items()}
+        self.accelerator.log(flat, step=step)
+
+
+def micro_windows(student: Student, options: UptrainOptions, ranks: Ranks, device: torch.device) -> int:
+    """Windows of one pass: a GPU takes what a third of its free memory holds, a CPU few, which its caches like."""
+    mine = -(-options.step_windows // ranks.size)
+    if options.micro_tokens:
+        return max(1, min(mine, options.micro_tokens // options.window))
+    if device.type != "cuda":
+        return min(mine, max(1, 1024 // options.window))
+    a = student.architecture
+    vocabulary = student.model.get_output_embeddings().weight.shape[0]
+    per_token = 20 * vocabulary + a.layers * a.hidden_size * (8 if options.checkpointing else 80)
+    free = torch.cuda.mem_get_info(device)[0] / 3
+    return max(1, min(mine, int(free / per_token / options.window)))

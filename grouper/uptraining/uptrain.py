@@ -1,0 +1,223 @@
+"""`grouper uptrain`: an exported model in, the same class and layout out, nearer to its original."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import digest
+from grouper.errors import GrouperError, as_one_line
+from grouper.export import Exported, ExportOptions, export_model
+from grouper.export.write import MARKER
+from grouper.layout import HeadLayout
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.memory import free_memory
+from grouper.outputs import refuse_existing, refuse_inside
+from grouper.progress import Progress, untold
+from grouper.ranks import locked_by_first, started_ranks
+from grouper.refinement.refine import deterministic
+from grouper.registry import check_assignments
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.methods import METHODS
+from grouper.uptraining.options import UptrainOptions
+from grouper.uptraining.saved import SavedTraining
+from grouper.uptraining.student import Student
+from grouper.uptraining.teacher import Teacher, check_teacher, open_teacher
+from grouper.uptraining.text import Examples, examples_of
+from grouper.uptraining.training import Training
+from grouper.uptraining.validation import Score
+
+MOST_PASSES = 64  # over a text
+LOG = "uptraining.jsonl"  # beside the weights
+OLD = ("layout", "report", "deploy", "measured")  # facts of the export that are made anew
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
+def uptrain_model(
+    exported: str | Path,
+    output: str | Path,
+    source: TextSource,
+    options: UptrainOptions | None = None,
+    *,
+    base: str | None = None,
+    teacher: str | None = None,
+    teacher_device: str | None = None,
+    teacher_dtype: str | None = None,
+    device: str = "cpu",
+    memory: int | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    tell: Callable[[str], None] = silent,
+    progress: Progress = untold,
+) -> Exported:
+    """Train the folder `exported`, which `grouper export` wrote, on text, and write the folder `output`: of the same
+    class and layout, tested as an export is.
+
+    base: the model that the export was made from; what grouper.json names unless given. teacher: whose distribution is
+    learnt; the base unless given. teacher_dtype: bfloat16 on a GPU, float32 else, unless given. memory: bytes that the
+    teacher may take; a larger one is streamed. What training has come to is kept in OUTPUT.uptrain until the output is
+    whole, so that a killed one goes on, to the same result on the same machine. Several ranks train together. Raises
+    GrouperError.
+    """
+    ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
+    ranks.first_does(lambda: refuse_existing(output, MARKER, overwrite))
+    model = ExportedModel.open(exported, base, teacher)
+    refuse_inside(output, model.folder.folder)
+    refuse_inside(output, model.base.local_folder)
+    check_assignments(options.set, METHODS)
+    method = METHODS.configured(options.set).named(options.method)
+    method.check(model)
+    options = replace(options, losses=options.losses or method.losses)
+    taught_by = None
+    if options.losses.needs_teacher:
+        taught_by = Checkpoint.open(teacher).local() if teacher else model.original
+        check_teacher(taught_by, model.folder)
+    text = examples_of(model.folder, source, options.window)
+    options = options.resolved(device, text.tokens.numel())
+    examples, held_out = text.split(options.held_out_windows(len(text)))
+    check_text(examples, options, source.name)
+    key = _key(model, taught_by, examples, held_out, options)
+    saved = SavedTraining(Path(f"{str(output).rstrip('/')}.uptrain") / key)
+    with locked_by_first(ranks, output), deterministic():
+        opened = None
+        if taught_by is not None:
+            opened = _teacher(taught_by, teacher_device or device, teacher_dtype, memory, options)
+        student = Student(model, method, device, options.lora_rank if options.train == "lora" else 0, options.seed)
+        texts = (examples, held_out)
+        training = Training(accelerator_for(device, options, saved), student, opened, texts, options, saved, ranks)
+        tell(announced(training))
+        score = training.run(progress)
+        tell(told(score))
+        student.fold()
+        facts = facts_of(model, training, score, taught_by, command)
+        return ranks.first_does(lambda: write(student, output, facts, saved, overwrite, progress))
+
+
+def check_text(examples: Examples, options: UptrainOptions, name: str) -> None:
+    """Raise GrouperError where the text does not go far enough for what is asked."""
+    if not examples.counted[:, 1:].any():
+        raise GrouperError(f"{name} has no answers to learn: chats need messages of the role assistant")
+    passes = options.tokens / examples.tokens.numel()
+    if passes > MOST_PASSES:
+        raise GrouperError(
+            f"{options.tokens:,} tokens are {passes:.0f} passes over the {examples.tokens.numel():,} of {name}: give "
+            f"more text, or at most {MOST_PASSES * examples.tokens.numel():,} --tokens"
+        )
+    if options.steps < 2:
+        raise GrouperError(f"{options.tokens:,} tokens are {options.steps} step of {options.step_tokens:,}: give more")
+
+
+def announced(training: Training) -> str:
+    """What is going to happen, how long it takes, what memory it needs."""
+    options, text = training.options, training.examples.tokens.numel()
+    trained = sum(p.numel() for _, p in training.student.trained())
+    there = sum(p.numel() for p in training.student.model.parameters())
+    needed = 4 * there + 12 * trained  # weights in float32, their gradients, two moments
+    if training.teacher is not None:
+        needed += sum(p.nbytes for p in training.teacher.model.model.parameters() if not p.is_meta)
+    passes, seconds = options.tokens / text, training.seconds_left()
+    return (
+        f"training {trained:,} of {there:,} parameters on {options.tokens:,} tokens ({passes:.1f} passes over "
+        f"{text:,}), {options.steps} steps: about {seconds:.0f} s, {needed / 1e9:.1f} GB and activations"
+    )
+
+
+def told(score: Score) -> str:
+    """What came out."""
+    nats = f"{score.nll:.4f} nats per token on held-out text"
+    if score.kl != score.kl:
+        return nats
+    over = f"{score.nll - score.teacher_nll:+.4f} over the original"
+    return f"{nats}, {over}; KL {score.kl:.4f}, the same likeliest token {score.agreement:.1%} of the time"
+
+
+def facts_of(
+    model: ExportedModel, training: Training, score: Score, teacher: Checkpoint | None, command: str | None
+) -> dict:
+    """For grouper.json and the card: what the export was, and what was done to it."""
+    options = training.options
+    done = {
+        "method": options.method, "teacher": teacher and teacher.title, "tokens": options.tokens,
+        "steps": training.reached.step, "best_step": training.reached.best_step, "losses": asdict(options.losses),
+        "learning_rate": options.lr, "train": options.train, "held_out": _finite(asdict(score)),
+    }  # fmt: skip
+    measured = {"nats per token, held-out training text": [_number(score.teacher_nll), score.nll]}
+    if teacher is not None:
+        measured |= {"KL to the original": [0.0, score.kl], "agreement with the original": [1.0, score.agreement]}
+    kept = {k: v for k, v in model.facts.items() if k not in OLD}
+    return {**kept, "uptrain": command, "uptrained": done, "measured": measured}
+
+
+def write(
+    student: Student, output: Path, facts: dict, saved: SavedTraining, overwrite: bool, progress: Progress
+) -> Exported:
+    """The folder, tested; then what training left is removed."""
+    model, layout = student.exported, student.layout
+    described = None if model.base is not model.folder else HeadLayout.from_json(json.dumps(model.facts["layout"]))
+    if layout != model.layout:
+        options = ExportOptions(overwrite=overwrite)
+    else:  # as it was written, whatever its padding
+        options = ExportOptions(max_padding=math.inf if model.export_class == "padded" else -1.0, overwrite=overwrite)
+    exported = export_model(
+        model.base, layout, output, merge=facts["merge"], merged=student.layer, around=student.around(),
+        options=options, origin=facts, described=described, beside={LOG: saved.log}, progress=progress,
+    )  # fmt: skip
+    shutil.rmtree(saved.folder)
+    with suppress(OSError):
+        saved.folder.parent.rmdir()
+    return exported
+
+
+def _teacher(
+    checkpoint: Checkpoint, device: str, dtype: str | None, memory: int | None, options: UptrainOptions
+) -> Teacher:
+    gpu = "cuda" in device
+    room = free_memory() / 2 if memory is None else memory
+    if gpu:
+        room = min(room, torch.cuda.mem_get_info(device)[0] / 3)
+    number = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
+    return open_teacher(checkpoint, device, number, room, options.losses.hidden > 0, options.step_tokens)
+
+
+def accelerator_for(device: str, options: UptrainOptions, saved: SavedTraining):
+    """bfloat16 autocast on a GPU; weights stay in float32."""
+    from accelerate import Accelerator
+
+    if options.tracker is not None and find_spec(options.tracker) is None:
+        raise GrouperError(f"--tracker {options.tracker} is not installed: pip install {options.tracker}")
+    with as_one_line("accelerate cannot begin"):
+        accelerator = Accelerator(
+            cpu="cuda" not in device, mixed_precision="bf16" if "cuda" in device else "no", log_with=options.tracker,
+            project_dir=saved.folder if options.tracker else None,
+        )  # fmt: skip
+        accelerator.init_trackers("grouper")
+    return accelerator
+
+
+def _key(
+    model: ExportedModel, teacher: Checkpoint | None, examples: Examples, held_out: Examples, options: UptrainOptions
+) -> str:
+    """A name for just this training."""
+    texts = [digest(t) for e in (examples, held_out) for t in (e.tokens, e.counted)]
+    facts = (model.folder.fingerprint, teacher and teacher.fingerprint, *texts, options)
+    return hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()[:16]
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in values.items()}

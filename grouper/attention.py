@@ -113,7 +113,8 @@ class Attention:
 @lru_cache(maxsize=64)
 def readers_index(grouping: Grouping, device: torch.device) -> Tensor:
     """[H]: the head that each attention output reads, on the device; made once, for a copy would stall a GPU."""
-    return torch.from_numpy(grouping.group_of).to(device)
+    with torch.inference_mode(False):  # it may be used where gradients flow
+        return torch.from_numpy(grouping.group_of).to(device)
 
 
 @dataclass

@@ -154,6 +154,9 @@ def search(
         int, typer.Option(help="Only such KV-head counts, for tensor parallelism.")
     ] = SEARCH.kv_heads_multiple_of,
     kv_dtype: KvDtype = SEARCH.kv_dtype,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Budgets add what each layer costs alone, measured on held-out text.")
+    ] = SEARCH.sensitivity,
     population: Annotated[int, typer.Option(help="Of the genetic search.")] = SEARCH.population,
     generations: Annotated[int, typer.Option(help="Of the genetic search, at most.")] = SEARCH.generations,
     set_: Assignments = None,
@@ -174,7 +177,7 @@ def search(
         method=tuple(m.strip() for m in method.split(",")), fitness=fitness, stage2=stage2, paper=paper,
         kv_heads_multiple_of=kv_heads_multiple_of, kv_dtype=kv_dtype, population=population, generations=generations,
         seed=seed, text=text, dataset=dataset, tokens=tokens, window=window, acceptance=acceptance,
-        set=tuple(set_ or ()),
+        set=tuple(set_ or ()), sensitivity=sensitivity,
     )  # fmt: skip
     with bar("searching") as progress:
         front = run_search(
@@ -187,9 +190,19 @@ def search(
 
 @app.command()
 def evaluate(
-    run: Run,
-    text: Text = None,
+    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, an exported or healed folder, or a model.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Plain text, JSONL with `text` or chat `messages`, or `demo`; NAME=FILE for each of several."
+        ),
+    ] = None,
     dataset: Dataset = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, like hellaswag,piqa (needs kv-grouper[eval]).")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples in a task's context; its own unless given.")] = None,
+    task_path: Annotated[Path | None, typer.Option(help="Folder of further tasks, as YAML.")] = None,
     merge: Merge = None,
     refine: Annotated[bool, typer.Option("--refine", help="Refine each layout on the run's calibration text.")] = False,
     scope: Scope = None,
@@ -199,8 +212,9 @@ def evaluate(
         str, typer.Option(help="spread (baselines, stock, 12 along the front), all, or 3,17.")
     ] = MEASURED,
     set_: Assignments = None,
+    base: Annotated[str | None, typer.Option(help="An exported folder's original, if it is not found.")] = None,
     window: Window = SEARCH.window,
-    limit: Annotated[int | None, typer.Option(help="Windows at most, spread over the text.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Windows of text, and items of each task, at most.")] = None,
     device: Device = "auto",
     memory: Memory = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, for computing.")] = COMPUTING,
@@ -208,25 +222,36 @@ def evaluate(
     json_: Json = False,
     config: Config = None,
 ):
-    """Measure nats per token of layouts on text, merging in memory; resumable."""
-    from grouper.calibration.source import TextSource
+    """Measure what layouts or models lose, on text and by tasks, merging in memory; resumable."""
+    from fitness.tasks import TaskOptions
+    from grouper.calibration.source import named_sources
     from grouper.refinement.layer import RefineOptions
     from search import RunFolder
     from search import evaluate as measure
-    from search.console import bar, closing_table
+    from search.console import bar, closing_table, evaluated_table, proxies_table, tasks_table
+    from search.evaluated_model import evaluate_model, names_a_model
+    from search.proxies import read_proxies
 
-    source = TextSource(text, dataset, purpose="evaluation")
-    seed = RunFolder.open(run).settings.options.seed
+    source = named_sources(text or [], dataset, purpose="evaluation") if text or dataset else None
+    asked = None
+    if tasks is not None:
+        asked = TaskOptions(tuple(t.strip() for t in tasks.split(",")), task_path, limit, num_fewshot)
+    common = {"tasks": asked, "window": window, "limit": limit, "device": _device(device), "memory": _bytes(memory)}
+    if names_a_model(run):
+        with bar("measuring"):
+            found = evaluate_model(run, source, base=base, **common)
+        return _print_json(found.to_data()) if json_ else evaluated_table(found)
+    seed = RunFolder.open(Path(run)).settings.options.seed
     options = RefineOptions(scope, seed=seed, tokens=refine_tokens) if refine else None
     with bar("measuring") as progress:
         front = measure(
-            run, source, merge=merge, refine=options, layouts=layouts, window=window, limit=limit,
-            device=_device(device), memory=_bytes(memory), dtype=_dtype(dtype),
-            keep_calibration=keep_calibration, set=tuple(set_ or ()),
-            overwrite=overwrite, progress=progress,
+            run, source, merge=merge, refine=options, layouts=layouts, dtype=_dtype(dtype),
+            keep_calibration=keep_calibration, set=tuple(set_ or ()), overwrite=overwrite, progress=progress, **common,
         )  # fmt: skip
     closing_table(front, str(run))
-    _print_front(front, json_, run)
+    tasks_table(front)
+    proxies_table(read_proxies(run))
+    _print_front(front, json_, Path(run))
 
 
 @app.command()

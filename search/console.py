@@ -13,18 +13,21 @@ from rich.table import Table
 
 from grouper.names import printable
 from grouper.progress import Progress
+from search.columns import SE, error_of
 
 if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `grouper inspect` answers at once
     import pandas as pd
 
     from grouper.export import Exported
     from grouper.model.inspection import Inspection
+    from search.evaluated_model import EvaluatedModel
     from search.pareto import ParetoFront
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}  # names are text
 OUT = Console(**PLAIN)
 ERR = Console(stderr=True, **PLAIN)
 SHOWN = 16  # rows of the closing table
+WIDE = 110  # characters of a line that holds all columns
 HEADINGS = ("layout", "method", "merge", "KV cache", "bytes", "class", "error")
 
 
@@ -67,18 +70,65 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     for heading in (*HEADINGS, *(["nats", "over"] if measured else [])):
         view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right", no_wrap=True)
     original = table.loc[table["method"] == ORIGINAL, "nll"].iloc[0]
+    added = [c for c in ("kl", "agreement") if measured and c in shown and ERR.width >= WIDE]
+    for column in added:
+        view.add_column(column, justify="right", no_wrap=True)
     for _, row in shown.iterrows():
         size = (f"{row['kv_ratio']:.1%}", f"{row['kv_bytes_per_token']:,}")
         cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
         if measured:
             over = row["nll"] - original  # NaN where the original was not measured
             cells += [f"{row['nll']:.4f}", "" if row["method"] == ORIGINAL or over != over else f"{over:+.4f}"]
+            cells += ["" if row[c] != row[c] else f"{row[c]:.4f}" for c in added]
         style = "dim" if row["method"] in baselines() else "bold" if row["method"] == ORIGINAL else None
         view.add_row(*cells, style=style)
     ERR.print(view)
     folder = printable(folder)
     places = f"all in {folder}/pareto.csv, drawn in {folder}/pareto.svg"
     ERR.print(f"{len(table)} rows, {int(table['on_front'].sum())} on the front; {places}", soft_wrap=True)
+
+
+def tasks_table(front: ParetoFront) -> None:
+    """Scores of tasks, where some were run: one metric of each, with its standard error."""
+    columns = [c for c in front.measured_columns if "," in c and not SE.search(c)]
+    best = {column.partition(",")[0]: column for column in sorted(columns, key=lambda c: "acc_norm" in c)}
+    shown = front.table[front.table[list(best.values())].notna().any(axis=1)] if best else None
+    if shown is None or shown.empty:
+        return
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("layout", "merge", *best.values()):
+        view.add_column(heading, justify="left" if heading == "merge" else "right")
+    for _, row in shown.iterrows():
+        cells = ("" if row[c] != row[c] else f"{row[c]:.3f} ±{row[error_of(c)]:.3f}" for c in best.values())
+        view.add_row(str(row["layout"]), row["merge"], *cells)
+    ERR.print(view)
+
+
+def proxies_table(found: pd.DataFrame | None) -> None:
+    """How well each fitness ranks layouts of one size, where enough were measured."""
+    if found is None:
+        return
+    view = Table(title="what proxies are worth: rank correlation with nats per token", title_style="bold", box=None)
+    for heading in ("fitness", "merge", "KV cache", "layouts", "Spearman", "Kendall"):
+        view.add_column(heading, justify="left" if heading in ("fitness", "merge") else "right")
+    for row in found.itertuples():
+        view.add_row(row.fitness, row.merge, f"{row.kv_ratio:.1%}", str(row.layouts), f"{row.spearman:+.2f}",
+                     f"{row.kendall:+.2f}")  # fmt: skip
+    ERR.print(view)
+
+
+def evaluated_table(found: EvaluatedModel) -> None:
+    """On stdout: what was measured, its standard error, the original's."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("measured", printable(found.name), "standard error", *(["original"] if found.original else [])):
+        view.add_column(heading, justify="left" if heading == "measured" else "right")
+    for column, value in found.values.items():
+        if not SE.search(column):
+            error = found.values.get(error_of(column), float("nan"))
+            cells = [column, f"{value:.4f}", "" if error != error else f"{error:.4f}"]
+            before = (found.original or {}).get(column)
+            view.add_row(*cells, *([] if not found.original else ["" if before is None else f"{before:.4f}"]))
+    OUT.print(view)
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,48 +1,50 @@
-"""Measure layouts of a run on text: nats per token, merging in memory."""
+"""Measure layouts of a run: on text, nats per token and how near they are to the original; by tasks, scores."""
 
-import json
 import math
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from fitness.perplexity import nll, streamed_nll
+from fitness.closeness import Closeness, Original, closeness_of
+from fitness.tasks import TaskOptions, Tasks
+from grouper.attention import Merged
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import digest, text_of
+from grouper.calibration.text import digest, load_tokenizer, text_of
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
+from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import InMemoryModel
-from grouper.outputs import temporary_folder, write_text
-from grouper.parsing import json_object
+from grouper.model.layers import Layers
+from grouper.outputs import temporary_folder
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
-from search.methods.registry import ORIGINAL, not_found
+from search.choosing import add_rows, choose
+from search.measuring import REFINED, Measuring
+from search.methods.registry import ORIGINAL
 from search.options import COMPUTING, MEASURED
 from search.pareto import ParetoFront
 from search.picture import draw
+from search.proxies import judge_proxies, write_proxies
 from search.run_folder import RunFolder
 
-MOST_BASELINES = 12  # rows; where there are more, those with equal groups are measured
-SPREAD = 12  # layouts along the front that are measured by default
-REFINED = "+refine"  # how the column `merge` ends where a layout was refined
+Texts = Mapping[str, TextSource]  # by the names that columns get; one alone needs none, and is called ""
 
 
 def evaluate(
     run: str | Path,
-    source: TextSource,
+    source: TextSource | Texts | None = None,
     *,
+    tasks: TaskOptions | None = None,
     merge: str | None = None,
     refine: RefineOptions | None = None,
     layouts: str = MEASURED,
@@ -56,8 +58,11 @@ def evaluate(
     overwrite: bool = False,
     progress: Progress = untold,
 ) -> ParetoFront:
-    """Fill nll and perplexity of a run's layouts, the original's and the baselines' among them, and write pareto.csv
-    after each.
+    """Fill in what layouts of a run lose, the original and the baselines among them, and write pareto.csv after each.
+
+    source: text, or several texts by name. It gives nll and perplexity, KL to the original's distribution (`kl`) and
+    the share of equal likeliest tokens (`agreement`), with standard errors; of several texts their mean, and a column
+    for each ("nll:NAME"). tasks: of lm-evaluation-harness, a column for each metric ("hellaswag,acc_norm").
 
     overwrite forgets all earlier measurements. Merges that need calibration, and refinement, use the run's own
     calibration text, never the one that is measured on. layouts: "spread" (the baselines, the best stock layouts and 12
@@ -78,178 +83,165 @@ def evaluate(
         calibration = settings.calibration(keep_calibration)
         if refine and calibration is None:
             raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
-        tokens = text_of(checkpoint, source, window, limit)
+        texts = texts_of(checkpoint, source, tasks, window, limit)
         numbers = choose(front, layouts)
         refine = refine and refine.for_device(device)
-        measuring = Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set)
+        measuring = measuring_of(source, texts, tasks, dtype, set)
         front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
-        todo = [i for i in wanted if np.isnan(front.table.loc[i, "nll"])]
         regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
-        if todo and dtype != COMPUTING:
-            regrouper.model = InMemoryModel(checkpoint, device, getattr(torch, dtype))
+        meter = Meter(regrouper, texts, tasks, dtype)
+        todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
-        fill_in(folder, front, todo, regrouper, fitting, refine, tokens, progress)
+        fill_in(folder, front, todo, meter, fitting, refine, progress)
+        proxies = judge_proxies(folder, front, regrouper, assignments)
+        ranks.first_does(lambda: write_proxies(folder, proxies))
         title = f"{checkpoint.title}: KV cache against what it costs"
         ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
         return front
+
+
+def texts_of(
+    checkpoint: Checkpoint, source: TextSource | Texts | None, tasks: TaskOptions | None, window: int, limit: int | None
+) -> dict[str, Tensor]:
+    """[n, window] ids by the texts' names."""
+    if source is None and tasks is None:
+        raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --tasks")
+    sources = {"": source} if isinstance(source, TextSource) else source or {}
+    return {name: text_of(checkpoint, one, window, limit) for name, one in sources.items()}
+
+
+def measuring_of(
+    source: TextSource | Texts | None, texts: dict[str, Tensor], tasks: TaskOptions | None, dtype: str, set: tuple
+) -> Measuring:
+    about = None if tasks is None else {"limit": tasks.limit, "few_shot": tasks.few_shot}
+    if not texts:
+        return Measuring(None, None, None, dtype, set, about)
+    if isinstance(source, TextSource):
+        tokens = texts[""]
+        return Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set, about)
+    names = ", ".join(f"{name}={one.name}" for name, one in source.items())
+    digests = " ".join(f"{name}={digest(tokens)}" for name, tokens in texts.items())
+    return Measuring(names, digests, tuple(list(tokens.shape) for tokens in texts.values()), dtype, set, about)
+
+
+class Meter:
+    """Measures layouts of one model, on texts and by tasks."""
+
+    def __init__(self, regrouper: Regrouper, texts: dict[str, Tensor], tasks: TaskOptions | None, dtype: str):
+        self.regrouper, self.texts, self.asked = regrouper, texts, tasks
+        if dtype != COMPUTING:
+            regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))
+
+    @cached_property
+    def originals(self) -> dict[str, Original]:
+        return {name: Original.of(self.regrouper.model, tokens) for name, tokens in self.texts.items()}
+
+    @cached_property
+    def tasks(self) -> Tasks | None:
+        return self.asked and Tasks(self.asked)
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.regrouper.checkpoint)
+
+    def is_missing(self, row: dict) -> bool:
+        """Whether the row lacks something of what is measured."""
+        if self.texts and any(np.isnan(row.get(column, np.nan)) for column in ("nll", "kl")):
+            return True
+        names = () if self.asked is None else self.asked.names
+        return any(all(np.isnan(row[c]) for c in row if c.startswith(f"{name},")) for name in names)
+
+    def of_original(self) -> dict[str, float]:
+        values = on_texts({name: original.closeness for name, original in self.originals.items()})
+        return {**values, **self._of_tasks(None)}
+
+    def of_layout(self, layout: HeadLayout, merged: Merged) -> dict[str, float]:
+        model = self.regrouper.model
+        found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
+        return {**on_texts(found), **self._of_tasks((layout, merged))}
+
+    def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> dict[str, float]:
+        if self.tasks is None:
+            return {}
+        model = in_memory(self.regrouper.model)
+        if regrouped is None:
+            return self.tasks.scores(model.model, self.tokenizer)
+        with model.installed(*regrouped) as installed:
+            return self.tasks.scores(installed, self.tokenizer)
+
+
+def in_memory(model: Layers) -> InMemoryModel:
+    """The model itself. Raises GrouperError for one that is streamed, which no task harness can run."""
+    if not isinstance(model, InMemoryModel):
+        size = 4 * model.checkpoint.parameters / 1e9
+        raise GrouperError(f"tasks need the model in memory, {size:.1f} GB: give more --memory")
+    return model
+
+
+def on_texts(found: dict[str, Closeness]) -> dict[str, float]:
+    """As columns: of a single text, or the mean of several with each of them beside it."""
+    if not found:
+        return {}
+    several = len(found) > 1 or "" not in found
+    values = _columns(Closeness.mean(list(found.values())) if several else found[""], "")
+    for name, one in found.items() if several else ():
+        values |= _columns(one, f":{name}")
+    return values
+
+
+def _columns(one: Closeness, suffix: str) -> dict[str, float]:
+    values = {n: getattr(one, n) for n in ("nll", "perplexity", "nll_se", "kl", "kl_se", "agreement", "agreement_se")}
+    return {f"{n}{suffix}": value for n, value in values.items()}
 
 
 def fill_in(
     folder: RunFolder,
     front: ParetoFront,
     todo: list[int],
-    regrouper: Regrouper,
+    meter: Meter,
     fitting: Callable[[HeadLayout], Merge],
     refine: RefineOptions | None,
-    tokens: Tensor,
     progress: Progress,
 ) -> None:
     """Measure these rows, one a rank at a time, and write pareto.csv after each time."""
+    regrouper = meter.regrouper
     ranks = regrouper.ranks
     if todo and not ranks.alone and regrouper.calibration:
         regrouper.kept_moments(progress)  # which all ranks collect together
 
-    def measure(index: int) -> float:
+    def measure(index: int) -> dict[str, float]:
         row = front.table.loc[index]
         layout = folder.layout(int(row["layout"]))
-        return measured_nll(regrouper, row["method"] == ORIGINAL, layout, fitting(layout), refine, tokens)
+        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine)
 
     for begin in range(0, len(todo), ranks.size):
         one_each = todo[begin : begin + ranks.size]
-        values = ranks.gather(measure(one_each[ranks.rank]) if ranks.rank < len(one_each) else None)
-        for done, (index, value) in enumerate(zip(one_each, values), begin + 1):
-            if not math.isfinite(value):
-                number = front.table.loc[index, "layout"]
-                raise GrouperError(f"layout {number} gives {value} nats per token: are the model's weights damaged?")
-            front.table.loc[index, ["nll", "perplexity"]] = value, math.exp(min(value, 700))
+        found = ranks.gather(measure(one_each[ranks.rank]) if ranks.rank < len(one_each) else None)
+        for done, (index, values) in enumerate(zip(one_each, found), begin + 1):
+            number = front.table.loc[index, "layout"]
+            if not math.isfinite(values.get("nll", 0.0)):
+                raise GrouperError(
+                    f"layout {number} gives {values['nll']} nats per token: are the model's weights damaged?"
+                )
+            front.fill(index, values)
             row = front.table.loc[index]
-            what = f"layout {row['layout']}, {row['method']}, {row['kv_ratio']:.0%}"
-            progress(done, len(todo), f"{what}: {value:.4f} nats per token")
+            what = f"layout {number}, {row['method']}, {row['kv_ratio']:.0%}"
+            progress(done, len(todo), f"{what}: {row['nll']:.4f} nats per token" if meter.texts else what)
         front.mark()
         ranks.first_does(lambda: front.write(folder.path / "pareto.csv"))
 
 
-def measured_nll(
-    regrouper: Regrouper, original: bool, layout, merge: Merge, refine: RefineOptions | None, tokens
-) -> float:
-    """Nats per token of the model as it came, or under this layout, merged and perhaps refined."""
-    model = regrouper.model
+def measured(
+    meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefineOptions | None
+) -> dict[str, float]:
+    """By column, of the model as it came, or under this layout, merged and perhaps refined."""
     if original:
-        return nll(model.model, tokens) if isinstance(model, InMemoryModel) else streamed_nll(model, tokens)
+        return meter.of_original()
+    regrouper = meter.regrouper
     with temporary_folder(Path(tempfile.gettempdir())) as folder:
         if refine:
             merged = regrouper.refined(layout, merge, refine, folder)
         else:
-            merged = regrouper.merged(layout, merge, None if isinstance(model, InMemoryModel) else folder)
-        if not isinstance(model, InMemoryModel):
-            return streamed_nll(model, tokens, layout, merged)
-        with model.installed(layout, merged) as installed:
-            return nll(installed, tokens)
-
-
-def choose(front: ParetoFront, layouts: str) -> list[int]:
-    """Layout numbers for "spread", "all" or "3,17,40"."""
-    table = front.table.drop_duplicates("layout")
-    if layouts == "all":
-        return table["layout"].tolist()
-    if layouts != MEASURED:
-        try:
-            numbers = [int(n) for n in layouts.split(",")]
-        except ValueError as error:
-            raise GrouperError(f"--layouts {layouts!r}: expected spread, all, or numbers like 3,17,40") from error
-        unknown = sorted(set(numbers) - set(table["layout"]))
-        if unknown:
-            raise GrouperError(f"the run has no layout {unknown[0]}: the numbers are in the first column of pareto.csv")
-        return numbers
-    baselines = table[table["method"].isin(not_found())]
-    found = table.drop(baselines.index)
-    if len(baselines) > MOST_BASELINES:
-        baselines = baselines[baselines["deploy"] == "stock"]
-    stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_bytes_per_token")
-    along = found[found["on_front"] == 1].sort_values("kv_bytes_per_token")
-    places = np.linspace(0, len(along) - 1, min(SPREAD, len(along))).round().astype(int)
-    return sorted({*baselines["layout"], *stock["layout"], *along.iloc[np.unique(places)]["layout"]})
-
-
-def add_rows(front: ParetoFront, numbers: list[int], folder: RunFolder, merge: Merge, refined: str) -> list[int]:
-    """The rows of these layouts under this merge, made where there are none; the original is the same under all."""
-    table = front.table
-    rows, new = [], []
-    for number in numbers:
-        of_layout = table[table["layout"] == number]
-        first = of_layout.iloc[0]
-        label = f"{merge_for(folder.layout(number), merge).name}{refined}"
-        same = of_layout.index if first["method"] == ORIGINAL else of_layout.index[of_layout["merge"] == label]
-        if len(same):
-            rows.append(same[0])
-        else:
-            rows.append(len(table) + len(new))
-            new.append({**first.to_dict(), "merge": label, "nll": np.nan, "perplexity": np.nan})
-    if new:
-        added = pd.DataFrame(new, index=range(len(table), len(table) + len(new))).astype(table.dtypes.to_dict())
-        front.table = pd.concat([table, added])
-    return sorted(rows)
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """evaluation.json: what a run's measurements were made on. All are on one text, all with one set of parameters, and
-    all refined ones refined alike, or the numbers could not be compared."""
-
-    text: str
-    digest: str
-    windows: tuple[int, ...]
-    dtype: str
-    set: tuple[str, ...] = ()
-
-    def to_data(self) -> dict:
-        data = {"text": self.text, "digest": self.digest, "windows": list(self.windows), "dtype": self.dtype}
-        return {**data, **({"set": list(self.set)} if self.set else {})}
-
-    def check(
-        self, folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, overwrite: bool
-    ) -> ParetoFront:
-        """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them.
-        Returns the front, without what was forgotten."""
-        path = folder.path / "evaluation.json"
-        before = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
-        refined_before = before.pop("refinement", None)
-        refinement = refine and {"scope": refine.scope, "tokens": refine.tokens}
-        measured = front.table["nll"].notna().any()
-        if measured and before and not overwrite:
-            if {**before, "text": ""} != {**self.to_data(), "text": ""}:
-                what = "other text, windows or parameters"
-                raise GrouperError(
-                    f"{folder.path} was measured on {what}: use the same, or --overwrite to measure anew"
-                )
-            if refinement and refined_before and refinement != refined_before:
-                again = "do the same, or --overwrite to measure anew"
-                was = ", ".join(f"{what} {value}" for what, value in dict(refined_before).items())
-                raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): {again}")
-        if measured and overwrite:
-            front.table[["nll", "perplexity"]] = np.nan
-            front.mark()
-            front.write(folder.path / "pareto.csv")
-            refined_before = None
-        refinement = refinement or refined_before
-        data = {**self.to_data(), **({"refinement": refinement} if refinement else {})}
-        write_text(path, json.dumps(data, indent=2) + "\n")
-        return front
-
-
-def comparable(
-    folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, set: tuple[str, ...]
-) -> ParetoFront:
-    """The front without measurements that were made with other parameters of merges, or of layouts that were refined
-    otherwise, than what is to be exported. refine: filled in by device."""
-    path = folder.path / "evaluation.json"
-    made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
-    table = front.table.copy()
-    other = table["nll"].notna() & (tuple(made.get("set", ())) != set)
-    if refine is not None and made.get("refinement") != {"scope": refine.scope, "tokens": refine.tokens}:
-        other |= table["merge"].str.endswith(REFINED)
-    table.loc[other & (table["method"] != ORIGINAL), ["nll", "perplexity"]] = np.nan
-    front = ParetoFront(table)
-    front.mark()
-    return front
+            merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
+        return meter.of_layout(layout, merged)

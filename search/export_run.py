@@ -22,9 +22,10 @@ from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Merged, Regrouper
-from search.evaluation import REFINED, comparable
+from search.columns import SE, called
+from search.measuring import REFINED, comparable
 from search.methods.registry import ORIGINAL
-from search.pareto import COLUMNS, ParetoFront
+from search.pareto import ParetoFront
 from search.picking import Picked, Selection, pick
 from search.run_folder import RunFolder
 
@@ -198,11 +199,12 @@ def push(exported: Exported, destination: Destination | None) -> Exported:
 
 def measured(front: ParetoFront, layout: int, merge: str) -> dict[str, list[float | None]]:
     """What `grouper evaluate` found, for the original and for this layout under this merge: nats per token, perplexity,
-    tasks."""
+    how near the original it is, tasks. Standard errors stay in pareto.csv."""
     table = front.table
     rows = table[(table["layout"] == layout) & (table["merge"] == merge)]
-    if rows.empty or rows["nll"].isna().all():
+    columns = [c for c in front.measured_columns if not SE.search(c)]
+    if rows.empty or rows[columns].isna().all(axis=None):
         return {}
     before, after = table[table["method"] == ORIGINAL].iloc[0], rows.iloc[0]
-    names = {"nll": "nats per token", "perplexity": "perplexity"} | {c: c for c in table.columns if c not in COLUMNS}
-    return {what: [None if pd.isna(r[c]) else float(r[c]) for r in (before, after)] for c, what in names.items()}
+    pairs = {c: [None if pd.isna(r[c]) else float(r[c]) for r in (before, after)] for c in columns}
+    return {called(c): pair for c, pair in pairs.items() if pair[1] is not None}

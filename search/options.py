@@ -49,6 +49,7 @@ class SearchOptions:
     what judges a step of the asymgqa walks, "fitness" (fast) or "loss", the merged model's on held-out calibration
     text. text or dataset: what to calibrate on, `tokens` of it in windows of `window`; without either, inputs are taken
     to be what the norms' weights say. set: parameters of methods, fitnesses and merges, as "NAME.FIELD=VALUE".
+    sensitivity: errors become nats, by what merging each layer alone does to the loss on held-out calibration text.
     """
 
     method: tuple[str, ...] = ("qcqa-ac", "qcqa-ec")
@@ -66,6 +67,7 @@ class SearchOptions:
     window: int = WINDOW
     acceptance: str = "fitness"
     set: tuple[str, ...] = ()
+    sensitivity: bool = False
 
     @property
     def genetic(self) -> GeneticOptions:
@@ -115,6 +117,8 @@ class SearchOptions:
             options = replace(options, text=os.path.abspath(os.path.expanduser(options.text)))
         if options.acceptance == "loss" and options.calibration() is None:
             raise GrouperError("steps are judged by the merged model's loss on text: give --text or --dataset")
+        if options.sensitivity and options.calibration() is None:
+            raise GrouperError("--sensitivity measures layers' losses on text: give --text or --dataset")
         return options
 
 

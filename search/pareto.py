@@ -67,6 +67,18 @@ class ParetoFront:
             t.loc[measured, "on_nll_front"] = moocore.is_nondominated(points, keep_weakly=True).astype(int)
 
     @property
+    def measured_columns(self) -> list[str]:
+        """What `evaluate` fills, the front aside: nll and perplexity, and all that it added."""
+        return ["nll", "perplexity", *(c for c in self.table.columns if c not in COLUMNS)]
+
+    def fill(self, index: int, values: dict[str, float]) -> None:
+        """Measurements of a row; columns come as they are needed."""
+        for name in values:
+            if name not in self.table:
+                self.table[name] = np.nan
+        self.table.loc[index, list(values)] = list(values.values())
+
+    @property
     def own_merge(self) -> str:
         """The merge whose error the run's fitness is."""
         return self.table["merge"].iloc[0]
@@ -117,6 +129,8 @@ class ParetoFront:
             for column in ("layout", "on_front", "kv_bytes_per_token"):
                 table[column] = table[column].astype("int64")
             for column in ("kv_ratio", "error", "nll", "perplexity"):
+                table[column] = table[column].astype(float)
+            for column in table.columns.difference(COLUMNS):  # measurements
                 table[column] = table[column].astype(float)
             known = table[["kv_ratio", "error"]].to_numpy(float)
             named = table[["method", "merge", "deploy", "kv_heads"]].notna().to_numpy()

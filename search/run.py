@@ -21,6 +21,7 @@ from search.pareto import ParetoFront, Scored
 from search.picture import draw
 from search.run_folder import RunFolder
 from search.run_settings import RunSettings
+from search.sensitivity import scaled
 from search.stage1 import search_layers
 
 
@@ -72,6 +73,8 @@ def search(
         seen_by_all(folder, ranks)
         started = time.perf_counter()
         found = search_layers(folder, regrouper, options, methods, jobs, progress)
+        if options.sensitivity:
+            found = ranks.first_does(lambda: scaled(found, folder, regrouper, progress))
         stage1 = time.perf_counter() - started
 
         def finish() -> ParetoFront:

@@ -1,6 +1,7 @@
 """Where text comes from: files, datasets, the texts in the box."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,22 @@ class TextSource:
                         f"line {number} of {path} has neither a `text` nor chat `messages` ({error})"
                     ) from error
         return rows
+
+
+def named_sources(texts: list[str], dataset: str | None, purpose: str) -> TextSource | dict[str, TextSource]:
+    """What several --text NAME=FILE say; one FILE alone needs no name. Raises GrouperError."""
+    if len(texts) <= 1 and not (texts and _name_of(texts[0])):
+        return TextSource(texts[0] if texts else None, dataset, purpose)
+    names = [_name_of(text) for text in texts]
+    if dataset or not all(names) or len(set(names)) < len(names):
+        raise GrouperError("several texts need a name each: --text wiki=a.txt --text code=b.txt")
+    return {name: TextSource(text.partition("=")[2], None, purpose) for name, text in zip(names, texts)}
+
+
+def _name_of(text: str) -> str | None:
+    """ "wiki=a.txt" -> "wiki"; None where there is no name, or a file is called so."""
+    name, equals, _ = text.partition("=")
+    return name if equals and re.fullmatch(r"[\w-]+", name) and not Path(text).exists() else None
 
 
 def is_demo(text: str) -> bool:

@@ -41,24 +41,6 @@ class InMemoryModel(Layers):
         names = (name for name, _ in self.model.named_parameters())
         self.prefix = decoder_prefix(names, self.architecture.family.layer.format(layer=0))
 
-    def around(self) -> dict[str, nn.Parameter]:
-        """The parameters outside the layers, by their names in the checkpoint, tied ones under each of theirs."""
-        begin = self.prefix + self.architecture.family.layer.format(layer=0).removesuffix("0.")
-        stem = self.architecture.prefix(self.checkpoint, 0).removesuffix(self.architecture.family.layer.format(layer=0))
-        found = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            names = (name, stem + name.removeprefix(self.prefix))
-            stored = next((n for n in names if n in self.checkpoint), None)
-            if stored is not None and not name.startswith(begin):
-                found[stored] = parameter
-        return found
-
-    def replace_around(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give parameters outside the layers other values; what is tied to them goes along."""
-        parameters = self.around()
-        for name, tensor in tensors.items():
-            parameters[name].data = tensor.to(self.device, self.dtype)
-
     @contextmanager
     def loaded(self, layer: int) -> Iterator[nn.Module]:
         yield self.layer(layer)

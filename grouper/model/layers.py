@@ -1,6 +1,7 @@
 """What a transformers model is to those who walk it layer by layer, in memory or streamed from disk."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -41,3 +42,22 @@ class Layers(ABC):
         """The module that gives k, among others where projections are fused."""
         family = self.architecture.family
         return self.layer(layer).get_submodule(family.q if family.fused else family.k)
+
+    def around(self) -> dict[str, nn.Parameter]:
+        """The parameters outside the layers, by their names in the checkpoint, tied ones under each of theirs."""
+        first = self.architecture.family.layer.format(layer=0)
+        begin, stem = self.prefix + first.removesuffix("0."), self.architecture.prefix(self.checkpoint, 0)
+        stem = stem.removesuffix(first)
+        found = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names = (name, stem + name.removeprefix(self.prefix))
+            stored = next((n for n in names if n in self.checkpoint), None)
+            if stored is not None and not name.startswith(begin):
+                found[stored] = parameter
+        return found
+
+    def replace_around(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give parameters outside the layers other values; what is tied to them goes along."""
+        parameters = self.around()
+        for name, tensor in tensors.items():
+            parameters[name].data = tensor.to(self.device, self.dtype)

@@ -4,18 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, log_softmax
+from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from grouper.divergence import kl_divergence
 from grouper.uptraining.options import Losses
 
 AT_ONCE = 2**26  # logits that are held in float32 at once: those of 1,024 tokens of a vocabulary of 65,536
-
-
-def kl_divergence(ours: Tensor, theirs: Tensor) -> Tensor:
-    """KL(theirs || ours) in nats for each token. ours, theirs: logits [..., vocabulary] of any floating type."""
-    p, q = log_softmax(theirs.float(), -1), log_softmax(ours.float(), -1)
-    return (p.exp() * (p - q)).sum(-1)
 
 
 def token_losses(

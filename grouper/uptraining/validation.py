@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from grouper.divergence import kl_divergence
 from grouper.ranks import Ranks
-from grouper.uptraining.loss import kl_divergence
 from grouper.uptraining.options import Losses
 from grouper.uptraining.teacher import Teacher
 from grouper.uptraining.text import Examples

@@ -4,7 +4,8 @@ import pytest
 import torch
 from family_samples import SAMPLES
 
-from fitness.perplexity import nll, streamed_nll
+from fitness.closeness import Original, closeness_of
+from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.moments import collect_moments
 from grouper.merging import MEAN
@@ -27,17 +28,29 @@ def test_a_streamed_model_gives_what_one_in_memory_gives(samples, name):
     layer = streamed.architecture.family.layer.format(layer=0)
     layers = streamed.prefix + layer.removesuffix("0.")
     assert all(p.is_meta == n.startswith(layers) for n, p in streamed.model.named_parameters())
-    expected = nll(model.model, tokens())
-    assert streamed_nll(streamed, tokens()) == pytest.approx(expected, rel=1e-5)
+    originals = [Original.of(m, tokens()) for m in (model, streamed)]
+    for original in originals:
+        assert original.nll.mean() == pytest.approx(nll(model.model, tokens()), rel=1e-5)
     for a, b in zip(collect_moments(model, tokens()), collect_moments(streamed, tokens()), strict=True):
         assert torch.allclose(a.second_moment, b.second_moment, rtol=1e-4, atol=1e-5)
         assert torch.allclose(a.keys, b.keys, rtol=1e-4, atol=1e-4)
     a = model.architecture
     layout = HeadLayout.from_labels([[0] * a.kv_heads] * a.layers, a.query_heads, a.head_dim)
     merged = Regrouper(checkpoint).merged(layout, MEAN)
-    with model.installed(layout, merged) as installed:
-        expected = nll(installed, tokens())
-    assert streamed_nll(streamed, tokens(), layout, merged) == pytest.approx(expected, rel=1e-5)
+    with torch.no_grad():
+        before = model.model(input_ids=tokens()).logits[:, :-1].double().log_softmax(-1)
+        with model.installed(layout, merged) as installed:
+            loss, after = (
+                nll(installed, tokens()),
+                installed(input_ids=tokens()).logits[:, :-1].double().log_softmax(-1),
+            )
+    kl = (before.exp() * (before - after)).sum(-1).mean().item()
+    same = (before.argmax(-1) == after.argmax(-1)).double().mean().item()
+    for one, original in zip((model, streamed), originals):
+        found = closeness_of(one, original, layout, merged)
+        assert found.nll == pytest.approx(loss, rel=1e-5)
+        assert found.kl == pytest.approx(kl, rel=1e-3, abs=1e-6)
+        assert found.agreement == pytest.approx(same, abs=0.02)
     assert all(p.is_meta for n, p in streamed.model.named_parameters() if n.startswith(layers)), "layers are given back"
 
 

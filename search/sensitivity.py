@@ -1,0 +1,148 @@
+"""How much each layer's error matters: what merging that layer alone, refined briefly, does to the loss on calibration
+text that was held out. Budgets over layers then add up losses instead of errors.
+
+For each layer the loss is measured at three KV-head counts (a half, a quarter, an eighth); between and beyond these a
+straight line in logarithms leads from error to loss.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fitness import FITNESSES
+from fitness.perplexity import nll
+from grouper.calibration.streams import first_inputs, run_layer
+from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
+from grouper.merging import MERGES, merge_for
+from grouper.model.in_memory import InMemoryModel
+from grouper.outputs import write_text
+from grouper.progress import Progress, untold
+from grouper.refinement.layer import LayerWorker, RefineOptions
+from grouper.regroup import Regrouper
+from search.methods.candidate import Candidate, best_per_size
+from search.run_folder import RunFolder
+from search.stage1 import Found
+
+FILE = "sensitivity.csv"
+STEPS, TOKENS = 40, 8192  # of refining a layer
+JUDGED = 8192  # tokens of held-out text
+LEAST = 1e-5  # nats; less cannot be told from none
+
+Points = list[tuple[float, float]]  # (error, nats)
+
+
+def scaled(found: list[Found], folder: RunFolder, regrouper: Regrouper, progress: Progress = untold) -> list[Found]:
+    """The same candidates, their errors as losses in nats. What is measured is kept in RUN/sensitivity.csv, so that a
+    killed search goes on."""
+    points = _read(folder.path / FILE)
+    missing = [layer for layer in range(len(found)) if layer not in points]
+    if missing:
+        if not isinstance(regrouper.model, InMemoryModel):
+            raise GrouperError("--sensitivity asks a whole model for its loss, and memory does not hold it")
+        for layer, of_layer in measured(found, missing, folder, regrouper, progress):
+            points[layer] = of_layer
+            _write(folder.path / FILE, points)
+    curves = [curve(points[layer]) for layer in range(len(found))]
+    return [
+        {name: [Candidate(c.layout, loss(c.error)) for c in candidates] for name, candidates in layer.items()}
+        for layer, loss in zip(found, curves)
+    ]
+
+
+def curve(points: Points) -> Callable[[float], float]:
+    """Loss as a rising function of error, 0 at 0: straight between the points in logarithms, and on beyond them."""
+    points = sorted((e, max(n, LEAST)) for e, n in points if e > 0)
+    if not points:
+        return lambda error: error
+    x, y = (np.log([p[i] for p in points]) for i in (0, 1))
+    y = np.maximum.accumulate(y)
+
+    def loss(error: float) -> float:
+        if error <= 0:
+            return 0.0
+        at = math.log(error)
+        if len(x) == 1:
+            return math.exp(y[0] + at - x[0])
+        if x[0] <= at <= x[-1]:
+            return float(math.exp(np.interp(at, x, y)))
+        near, far = (0, 1) if at < x[0] else (-1, -2)
+        slope = max((y[near] - y[far]) / max(x[near] - x[far], 1e-9), 1e-3)
+        return math.exp(min(y[near] + slope * (at - x[near]), 50.0))
+
+    return loss
+
+
+def measured(
+    found: list[Found], layers: list[int], folder: RunFolder, regrouper: Regrouper, progress: Progress
+) -> Iterator[tuple[int, Points]]:
+    """(layer, points) of these layers, in their order."""
+    model, options = regrouper.model, folder.settings.options
+    merge = MERGES.configured(options.set)[FITNESSES[options.fitness].own_merge]
+    refine = RefineOptions("attention", steps=STEPS, seed=options.seed).for_device(regrouper.device)
+    windows, judged = regrouper.windows(TOKENS), regrouper.held_out(JUDGED)
+    before = nll(model.model, judged)
+    stream, arguments = first_inputs(model, windows, regrouper.device)
+    wanted = torch.empty_like(stream)
+    for layer, of_layer in enumerate(found):
+        points: Points = []
+        for candidate in chosen(of_layer, regrouper.architecture.kv_heads) if layer in layers else []:
+            worker = LayerWorker(model, layer, candidate.layout, arguments[layer], regrouper.device, refine)
+            worker.set_targets(stream, wanted)
+            whole = _alone(regrouper, layer, candidate)
+            start = regrouper.merged(whole, merge_for(whole, merge).before_refinement())(layer).attention
+            done = worker.fit(start, wanted, stream, STEPS)
+            with model.installed({layer: candidate.layout}, lambda _, done=done: done) as installed:
+                points.append((candidate.error, nll(installed, judged) - before))
+        with model.loaded(layer) as block, torch.no_grad():
+            for part in range(len(stream)):
+                one = slice(part, part + 1)
+                stream[one] = run_layer(block, stream[one].to(regrouper.device), arguments[layer]).to(stream)
+        if layer in layers:
+            progress(layer + 1, len(found), f"what layer {layer} costs alone")
+            yield layer, points
+
+
+def chosen(of_layer: Found, kv_heads: int) -> list[Candidate]:
+    """The best at a half, a quarter and an eighth of the KV heads, or at the counts nearest to these."""
+    best = best_per_size([c for candidates in of_layer.values() for c in candidates if c.error > 0])
+    if not best:
+        return []
+    wanted = (2 * kv_heads / share for share in (2, 4, 8))
+    sizes = {min(best, key=lambda size, at=at: (abs(size - at), size)) for at in wanted}
+    return [best[size] for size in sorted(sizes, reverse=True)]
+
+
+def _alone(regrouper: Regrouper, layer: int, candidate: Candidate) -> HeadLayout:
+    """The model as it came, but for this layer."""
+    a = regrouper.architecture
+    whole = HeadLayout.ungrouped(a.layers, a.query_heads, a.kv_heads, a.head_dim)
+    layers = (*whole.layers[:layer], candidate.layout, *whole.layers[layer + 1 :])
+    return replace(whole, layers=layers)
+
+
+def _read(path: Path) -> dict[int, Points]:
+    """Raises GrouperError where the file is damaged."""
+    points: dict[int, Points] = {}
+    if path.is_file():
+        try:
+            with open(path, newline="") as file:
+                for row in csv.DictReader(file):
+                    points.setdefault(int(row["layer"]), []).append((float(row["error"]), float(row["nats"])))
+        except (KeyError, ValueError, TypeError) as error:
+            raise GrouperError(f"{path} is damaged: delete it, and it is measured again") from error
+    return points
+
+
+def _write(path: Path, points: dict[int, Points]) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["layer", "error", "nats"])
+    rows.writerows((layer, repr(error), repr(nats)) for layer, own in sorted(points.items()) for error, nats in own)
+    write_text(path, text.getvalue())

@@ -1,0 +1,96 @@
+"""What is trained on, and what counts of it."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from grouper import Checkpoint, GrouperError, UptrainOptions
+from grouper.calibration.source import DATA, TextSource
+from grouper.uptraining.text import Examples, examples_of, of_chat
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well, thank you."},
+    {"role": "user", "content": "Good."}, {"role": "assistant", "content": "Is it?"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def tokenizer():
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "demo")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def test_of_chats_the_answers_count(tokenizer):
+    ids, counted = of_chat(tokenizer, CHAT)
+    kept = tokenizer.decode([i for i, c in zip(ids, counted) if c])
+    assert kept == "Well, thank you.\nIs it?\n"
+    assert tokenizer.decode(ids).startswith("<user>How are you?\n<assistant>Well")
+
+
+def test_a_template_that_rewrites_what_was_said_counts_whole(tokenizer):
+    tokenizer.chat_template = "{{ messages | length }}: " + TEMPLATE
+    _, counted = of_chat(tokenizer, CHAT)
+    assert all(counted)
+
+
+def test_chats_in_a_file_and_plain_text(reader, tmp_path, tokenizer):
+    for file in reader.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(8)))
+    found = examples_of(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 16)
+    assert 0.2 < found.counted.float().mean() < 0.6
+    plain = examples_of(Checkpoint.open(tmp_path), TextSource("demo"), 64)
+    assert plain.counted.all() and plain.tokens.shape[1] == 64
+    with pytest.raises(GrouperError, match="too few"):
+        examples_of(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 4096)
+
+
+def test_what_is_held_out_is_not_trained_on_and_nothing_is_lost():
+    tokens = torch.arange(40).view(10, 4)
+    train, held = Examples(tokens, tokens >= 0).split(3)
+    assert (len(train), len(held)) == (7, 3)
+    assert sorted([*train.tokens.flatten().tolist(), *held.tokens.flatten().tolist()]) == list(range(40))
+    with pytest.raises(GrouperError, match="more text"):
+        Examples(tokens[:1], tokens[:1] >= 0).split(1)
+
+
+def test_how_much_is_held_out():
+    """Twenty validations of it take a third of what is trained on, or its share of the text."""
+    options = UptrainOptions(tokens=512 * 600, window=512, validate=20, held_out=0.02).resolved("cpu", 10**9)
+    assert options.held_out_windows(10_000) == 10
+    assert options.held_out_windows(200) == 4
+    assert options.held_out_windows(30) == 1, "of a short text little"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"tokens": 0}, {"window": 1}, {"lr": 0.0}, {"lr": 2.0}, {"clip": 0.0}, {"held_out": 0.0}, {"validate": 0},
+     {"patience": -1}, {"train": "some"}, {"warm_up": 1.0}, {"lora_rank": 0}],
+    ids=str,
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(GrouperError, match="expected"):
+        UptrainOptions(**wrong)
+
+
+def test_the_rate_rises_and_falls():
+    options = UptrainOptions(tokens=512 * 100, step_tokens=512, window=512, lr=0.1, warm_up=0.1)
+    rates = [options.rate(step) for step in range(options.steps)]
+    assert rates[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(0.1) and rates[55] == pytest.approx(0.05) and 0 < rates[-1] < 1e-3
+
+
+def test_defaults_follow_the_text_and_the_device():
+    short = UptrainOptions().resolved("cpu", 5000)
+    assert short.tokens == 60_000 and short.step_tokens == 2048, "twelve passes"
+    assert UptrainOptions().resolved("cpu", 10**9).tokens == 262_144
+    assert UptrainOptions().resolved("cuda", 10**9).tokens == 5_505_024
+    assert UptrainOptions(window=4096).resolved("cpu", 10**9).step_tokens == 4096

@@ -73,7 +73,7 @@ def curve(points: Points) -> Callable[[float], float]:
         if x[0] <= at <= x[-1]:
             return float(math.exp(np.interp(at, x, y)))
         near, far = (0, 1) if at < x[0] else (-1, -2)
-        slope = max((y[near] - y[far]) / max(x[near] - x[far], 1e-9), 1e-3)
+        slope = max((y[near] - y[far]) / (x[near] - x[far]), 1e-3) if x[near] != x[far] else 1.0
         return math.exp(min(y[near] + slope * (at - x[near]), 50.0))
 
     return loss

@@ -106,7 +106,7 @@ def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise:
         raise GrouperError(f"{folder / MARKER} does not name the model that {folder} was made from: give it by --base")
     if named == "demo" or named.count("/") == 1:
         return Checkpoint.open(named)
-    for place in (Path(named), folder.absolute().parent / named):
+    for place in (Path(named), folder.absolute().parent / named) if Path(named).name == named else ():
         if (place / "config.json").is_file():
             return Checkpoint.open(place)
     if otherwise is not None:

@@ -1,0 +1,240 @@
+"""Training from a folder to a folder: nearer to the original, resumable to the same bytes, nothing lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import ROOT, add_tokenizer, edit_weights, make_model
+
+from grouper import Checkpoint, ExportOptions, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import text_of
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.methods import METHODS
+from grouper.uptraining.training import Training
+from search.evaluated_model import evaluate_model
+
+QUICK = UptrainOptions(tokens=4096, step_tokens=256, micro_tokens=128, window=64, validate=4, lr=3e-3)
+PAIRS, UNEQUAL, FEWER = [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 1, 2, 2, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1]
+LABELS = {"stock": [PAIRS] * 3, "padded": [UNEQUAL] * 3, "ragged": [PAIRS, UNEQUAL, FEWER]}
+
+
+@pytest.fixture(scope="module")
+def folders(reader, tmp_path_factory):
+    """Exports of the reader with four KV heads, by the mean of neighbours; beside it, as people keep them."""
+    place = reader.parent
+    made = {}
+    for kind, labels in LABELS.items():
+        made[kind] = place / f"exported-{kind}"
+        export(
+            reader,
+            HeadLayout.from_labels(labels, 8, 16),
+            made[kind],
+            merge="mean",
+            options=ExportOptions(max_padding=1.0),
+        )
+    return made
+
+
+@pytest.fixture
+def source(text):
+    return TextSource(str(text))
+
+
+def files_of(folder) -> dict[str, bytes]:
+    """All but the log's speeds."""
+    found = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    lines = [json.loads(line) for line in found.pop("uptraining.jsonl").splitlines()]
+    found["log"] = [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return found
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_a_trained_model_is_nearer_to_its_original_and_of_the_same_class(folders, reader, source, tmp_path, kind):
+    told = []
+    done = uptrain_model(folders[kind], tmp_path / "out", source, QUICK, command="grouper uptrain", tell=told.append)
+    assert done.export_class == kind and done.self_test.passed
+    other = {"source": TextSource("demo", purpose="evaluation"), "base": str(reader), "window": 64, "limit": 32}
+    before, after = (evaluate_model(f, **other).values for f in (folders[kind], tmp_path / "out"))
+    assert after["kl"] < 0.8 * before["kl"], "on text of another decade"
+    facts = json.loads((tmp_path / "out" / "grouper.json").read_text())
+    old = json.loads((folders[kind] / "grouper.json").read_text())
+    assert facts["layout"] == old["layout"] and facts["base_model"] == old["base_model"] and facts["merge"] == "mean"
+    assert facts["uptrained"]["method"] == "distill" and facts["uptrained"]["steps"] == 16
+    assert facts["report"]["kv_bytes_per_token"] == old["report"]["kv_bytes_per_token"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Then trained by `distill`" in card and "grouper uptrain" in card and "KL to the original" in card
+    lines = [json.loads(line) for line in (tmp_path / "out" / "uptraining.jsonl").read_text().splitlines()]
+    judged = [line["held_out"] for line in lines if "held_out" in line]
+    assert len(judged) == 4 and judged[-1]["kl"] < judged[0]["kl"]
+    assert "16 steps" in told[0] and "KL" in told[1]
+    assert not list(tmp_path.glob("*.uptrain")), "what training kept is gone"
+
+
+def test_a_killed_training_goes_on_to_the_same_files(folders, source, tmp_path):
+    out = [tmp_path / "whole" / "out", tmp_path / "killed" / "out"]
+    uptrain_model(folders["stock"], out[0], source, QUICK)
+
+    def killed(done: int, _total: int, _note: str) -> None:
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uptrain_model(folders["stock"], out[1], source, QUICK, progress=killed)
+    assert not out[1].exists() and list(out[1].parent.rglob("state.safetensors"))
+    steps = []
+    told = lambda done, _total, note: steps.append(done) if "loss" in note else None  # noqa: E731
+    uptrain_model(folders["stock"], out[1], source, QUICK, progress=told)
+    assert min(steps) > 8, "it went on after the last validation"
+    assert files_of(out[0]) == files_of(out[1])
+
+
+def test_the_best_weights_are_kept_and_patience_ends_it(folders, source, tmp_path, monkeypatch):
+    """Scores are made worse from the second validation on: the first one's weights are written, after three."""
+    found, judge = [], Training.score
+
+    def worse(self):
+        score = judge(self)
+        found.append(self.reached.step)
+        return type(score)(score.nll, score.kl + len(found), score.agreement, score.teacher_nll)
+
+    monkeypatch.setattr(Training, "score", worse)
+    options = UptrainOptions(**{**vars(QUICK), "patience": 2, "validate": 8})
+    uptrain_model(folders["stock"], tmp_path / "out", source, options)
+    assert found[:3] == [2, 4, 6] and len(found) == 4, "and the best one's score at the end"
+    facts = json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]
+    assert facts["steps"] == 6 and facts["best_step"] == 2
+    monkeypatch.undo()
+    two = UptrainOptions(**{**vars(options), "patience": 0})
+    stopped = load_file(tmp_path / "out" / "model.safetensors")
+    uptrain_model(folders["stock"], tmp_path / "all", source, two)
+    whole = load_file(tmp_path / "all" / "model.safetensors")
+    assert any(not torch.equal(stopped[n], whole[n]) for n in whole)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(folders, source, tmp_path, monkeypatch):
+    step = Training.step
+    monkeypatch.setattr(Training, "step", lambda self, n: step(self, n) * (float("nan") if n >= 9 else 1.0))
+    with pytest.raises(GrouperError, match=r"became nan at step 10: take a lower --lr; the state of step 8 is kept"):
+        uptrain_model(folders["stock"], tmp_path / "out", source, QUICK)
+    assert not (tmp_path / "out").exists()
+    (state,) = tmp_path.rglob("state.safetensors")
+    assert all(torch.isfinite(t).all() for t in load_file(state).values())
+
+
+def test_refusals(folders, reader, source, tmp_path):
+    def refused(match: str, folder=folders["stock"], text=source, options=QUICK, **more):
+        with pytest.raises(GrouperError, match=match):
+            uptrain_model(folder, tmp_path / "out", text, options, **more)
+        assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.uptrain"))
+
+    refused("no grouper.json", folder=reader)
+    refused("passes over", options=UptrainOptions(**{**vars(QUICK), "tokens": 10**8}))
+    short = tmp_path / "short.txt"
+    short.write_text("Too little to learn from. " * 4)
+    refused("too few for one window", text=TextSource(str(short)))
+    other = add_tokenizer(make_model(tmp_path / "other", vocab_size=4100))
+    refused("4,100 tokens, the exported model 4,096", teacher=str(other))
+    wide = add_tokenizer(make_model(tmp_path / "wide", vocab_size=4096, heads=4))
+    refused("not the model that", base=str(wide))
+    refused("unknown way to train", options=UptrainOptions(**{**vars(QUICK), "method": "prayer"}))
+    refused("no such parameter", options=UptrainOptions(**{**vars(QUICK), "set": ("dgqa.luck=1",)}))
+    away = tmp_path / "away" / "exported"
+    shutil.copytree(folders["stock"], away)
+    facts = json.loads((away / "grouper.json").read_text())
+    (away / "grouper.json").write_text(json.dumps({**facts, "base_model": "gone"}))
+    refused("gone, which .* neither here nor beside it: say --base", folder=away)
+    refined = {**facts, "merge": "spectral+refine"}
+    (away / "grouper.json").write_text(json.dumps(refined))
+    refused("merged by spectral", folder=away, options=UptrainOptions(**{**vars(QUICK), "method": "wgqa"}),
+            base=str(reader))  # fmt: skip
+    (away / "grouper.json").write_text(json.dumps({**facts, "report": {"format": "gguf"}}))
+    refused("no model for transformers", folder=away, base=str(reader))
+    damaged = edit_weights(folders["stock"], tmp_path / "damaged", lambda t: t["model.norm.weight"].fill_(float("nan")))
+    refused("NaN", folder=damaged, base=str(reader))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(GrouperError, match="not written by Grouper"):
+        uptrain_model(folders["stock"], tmp_path / "out", source, QUICK)
+
+
+def test_a_full_disk_loses_nothing(folders, source, tmp_path, monkeypatch):
+    from grouper.uptraining import saved
+
+    write, calls = saved.write_file, []
+
+    def full(path, call):
+        calls.append(path.name)
+        if calls.count("state.safetensors") == 3:
+            raise OSError(28, "No space left on device")
+        write(path, call)
+
+    monkeypatch.setattr(saved, "write_file", full)
+    with pytest.raises(OSError, match="No space"):
+        uptrain_model(folders["stock"], tmp_path / "out", source, QUICK)
+    monkeypatch.undo()
+    uptrain_model(folders["stock"], tmp_path / "out", source, QUICK)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_teacher_streamed_from_disk_teaches_the_same(folders, source, tmp_path):
+    for name, memory in (("held", None), ("streamed", 4096)):
+        uptrain_model(folders["stock"], tmp_path / name, source, QUICK, memory=memory)
+    held, streamed = (load_file(tmp_path / n / "model.safetensors") for n in ("held", "streamed"))
+    before = load_file(folders["stock"] / "model.safetensors")
+    for name, tensor in held.items():
+        moved = (tensor - before[name]).norm()
+        assert (tensor - streamed[name]).norm() < 0.02 * moved + 1e-6, name
+
+
+def test_gradient_accumulation_and_checkpointing_change_nothing_but_rounding(folders, source, tmp_path):
+    whole = {**vars(QUICK), "tokens": 1024}
+    variants = {"whole": {"micro_tokens": 256}, "parts": {"micro_tokens": 64}, "again": {"checkpointing": True}}
+    made = {}
+    for name, change in variants.items():
+        uptrain_model(folders["stock"], tmp_path / name, source, UptrainOptions(**{**whole, **change}))
+        made[name] = load_file(tmp_path / name / "model.safetensors")
+    for name in ("parts", "again"):
+        for key, tensor in made["whole"].items():
+            assert torch.allclose(tensor, made[name][key], atol=2e-4), (name, key)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_ends_in_an_ordinary_export(folders, reader, source, tmp_path, method):
+    options = UptrainOptions(
+        **{**vars(QUICK), "method": method, "set": (("dgqa.every=4",) if "dgqa" in method else ())}
+    )
+    if method == "dgqa-diff":
+        options = UptrainOptions(**{**vars(options), "set": ("dgqa-diff.every=4",)})
+    done = uptrain_model(folders["stock"], tmp_path / "out", source, options)
+    assert done.self_test.passed
+    lines = [json.loads(line) for line in (tmp_path / "out" / "uptraining.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+    layout = ExportedModel.open(tmp_path / "out", str(reader)).layout
+    assert [layer.k.kv_heads for layer in layout.layers] == [4, 4, 4]
+    assert all(sorted(layer.k.reader_order) == list(range(8)) for layer in layout.layers)
+    if "dgqa" not in method:
+        assert layout == ExportedModel.open(folders["stock"]).layout
+    tokens = text_of(Checkpoint.open(tmp_path / "out"), source, 64, 4)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype=torch.float32)
+    with torch.no_grad():
+        loss = model(input_ids=tokens, labels=tokens).loss.item()
+    assert loss == pytest.approx(losses[-1], rel=0.2) or method == "distill", "what was trained is what was written"
+
+
+def test_low_rank_training_from_the_command_line(folders, text, tmp_path):
+    pytest.importorskip("peft")
+    options = ["--train", "lora", "--tokens", "2048", "--step-tokens", "256", "--window", "64", "--lr", "0.003"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "uptrain", folders["stock"], "-o", tmp_path / "out", "--text", text, *options,
+         "--json"], capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["deploy"] == "stock" and "about" in done.stderr

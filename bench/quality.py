@@ -161,8 +161,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         calibration = replace(calibration, keep=Path(temporary) / "kept")
         calibrated, uncalibrated = (
-            Regrouper(checkpoint, calibration, args.device, model),
-            Regrouper(checkpoint, None, args.device, model),
+            Regrouper(checkpoint, calibration, args.device),
+            Regrouper(checkpoint, None, args.device),
         )
         text = {"text": args.calibration, "tokens": args.tokens, "window": args.window}
         fronts = {}

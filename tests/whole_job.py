@@ -1,11 +1,13 @@
-"""Search, evaluate, refine and export, as a program: `python whole_job.py MODEL FOLDER`, also under torchrun."""
+"""The whole job as a program: `python whole_job.py MODEL FOLDER`, also under torchrun."""
 
 import sys
 from pathlib import Path
 
+from grouper import UptrainOptions
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.refinement.layer import RefineOptions
+from grouper.uptraining.uptrain import uptrain_model
 from search import SearchOptions, Selection, evaluate, export_from_run, search
 
 
@@ -17,6 +19,8 @@ def whole_job(model: str, folder: Path) -> None:
     for windows in (1, 3):  # of a step: fewer than two ranks, and no multiple of two
         refine = RefineOptions(tokens=1536, steps=5, batch_tokens=128 * windows)
         export_from_run(folder / "run", folder / f"out-{windows}", Selection(kv_ratio="1/2"), calibration, refine)
+    healing = UptrainOptions(tokens=4096, step_tokens=512, micro_tokens=128, window=64, validate=4, lr=1e-3)
+    uptrain_model(folder / "out-1", folder / "healed", TextSource("demo"), healing, base=model)
 
 
 if __name__ == "__main__":

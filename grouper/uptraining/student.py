@@ -53,6 +53,13 @@ class Student:
             return self.named_parameters()
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
+    def checkpoint_activations(self) -> None:
+        """Keep what enters each layer alone; the rest is computed again for the backward pass."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in self.model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.training = True  # what it asks; modules within, which might drop something out, are not told
+
     def fold(self) -> None:
         """Weights with what adapters learnt, and no adapters."""
         if self.lora:

@@ -45,6 +45,8 @@ class Training:
         self.accelerator, self.student, self.teacher, self.ranks = accelerator, student, teacher, ranks
         self.examples, self.held_out = examples
         self.options, self.saved, self.losses = options, saved, options.losses
+        if options.checkpointing:
+            student.checkpoint_activations()
         parameters = [p for _, p in student.trained()]
         optimizer = torch.optim.AdamW(
             parameters, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay,

@@ -52,12 +52,14 @@ def test_two_ranks_write_what_one_writes(reader, tmp_path):
     for name in files:
         if name.parts[0] == "run" and name.name != "run.json":
             assert (alone / name).read_bytes() == (two / name).read_bytes(), name
-    for out in ("out-1", "out-3"):
+    for out in ("out-1", "out-3", "healed"):
         ours, theirs = (load_file(folder / out / "model.safetensors") for folder in (alone, two))
         for name, tensor in ours.items():
             off = (tensor - theirs[name]).norm() / tensor.norm()
             assert off < 1e-4, f"{name} of {out} differs by {off:.1e} of its size"
         refined = json.loads((two / out / "grouper.json").read_text())["refined"]
+        if out == "healed":
+            continue
         assert refined["tokens"] == 1536 and refined["steps"] == 5
 
 

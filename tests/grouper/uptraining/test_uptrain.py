@@ -15,6 +15,7 @@ from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
+from grouper.uptraining.shared_attention import SharedAttention
 from grouper.uptraining.training import Training
 from search.evaluated_model import evaluate_model
 
@@ -191,13 +192,24 @@ def test_a_teacher_streamed_from_disk_teaches_the_same(folders, source, tmp_path
         assert (tensor - streamed[name]).norm() < 0.02 * moved + 1e-6, name
 
 
-def test_gradient_accumulation_and_checkpointing_change_nothing_but_rounding(folders, source, tmp_path):
+def test_accumulation_and_checkpointing_change_nothing_but_rounding(folders, source, tmp_path, monkeypatch):
+    calls, forward = [], SharedAttention.forward
+    monkeypatch.setattr(SharedAttention, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k))
     whole = {**vars(QUICK), "tokens": 1024}
-    variants = {"whole": {"micro_tokens": 256}, "parts": {"micro_tokens": 64}, "again": {"checkpointing": True}}
-    made = {}
+    variants = {
+        "whole": {"micro_tokens": 256},
+        "parts": {"micro_tokens": 64},
+        "again": {"micro_tokens": 256, "checkpointing": True},
+    }
+    made, counts = {}, {}
     for name, change in variants.items():
         uptrain_model(folders["stock"], tmp_path / name, source, UptrainOptions(**{**whole, **change}))
         made[name] = load_file(tmp_path / name / "model.safetensors")
+        counts[name] = len(calls)
+        calls.clear()
+    assert counts["again"] == counts["whole"] + 3 * (4 + 2), (
+        "each layer once more, in four steps and two that are timed"
+    )
     for name in ("parts", "again"):
         for key, tensor in made["whole"].items():
             assert torch.allclose(tensor, made[name][key], atol=2e-4), (name, key)

@@ -12,6 +12,7 @@ from grouper.model.in_memory import InMemoryModel
 from grouper.uptraining.adapters import add_adapters, fold_adapters
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod
+from grouper.uptraining.sharded import fill, whole
 from grouper.uptraining.shared_attention import SharedAttention
 
 
@@ -107,10 +108,24 @@ class Student:
     def buffers(self) -> dict[str, Tensor]:
         """What the method remembers."""
         layers = enumerate(self.attentions)
-        return {f"{layer}.attention.{n}": t for layer, attention in layers for n, t in attention.own_buffers()}
+        every = ((f"{layer}.attention.{n}", t) for layer, attention in layers for n, t in attention.own_buffers())
+        return dict(every)
 
-    def set_layout(self, layout: HeadLayout) -> None:
-        for attention, one in zip(self.attentions, layout.layers):
+    # What is saved on the way
+
+    def state(self) -> dict[str, Tensor]:
+        """Whole tensors on the CPU. Where several ranks hold them in parts, all of them have to ask."""
+        tensors = {f"weight.{n}": whole(p) for n, p in self.trained()}
+        return tensors | {f"buffer.{n}": t.detach().cpu() for n, t in self.buffers().items()}
+
+    @torch.no_grad()
+    def put(self, tensors: dict[str, Tensor], layout: str) -> None:
+        """What `state` gave, and the layout of then, as JSON."""
+        for name, parameter in self.trained():
+            fill(parameter, tensors[f"weight.{name}"])
+        for name, buffer in self.buffers().items():
+            buffer.copy_(tensors[f"buffer.{name}"])
+        for attention, one in zip(self.attentions, HeadLayout.from_json(layout).layers):
             attention.layout = one
 
     # What comes out

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from grouper.calibration.text import shuffled_passes
 from grouper.errors import GrouperError
-from grouper.layout import HeadLayout
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks
 from grouper.uptraining.loss import token_losses
@@ -181,7 +180,7 @@ class Training:
         self.reached.layout = self.student.layout.to_json()
         if value < self.reached.best:
             self.reached.best, self.reached.best_step, self.reached.waited = value, self.reached.step, 0
-            self.keep(self.saved.best, self.weights())
+            self.keep(self.saved.best, self.student.state())
         else:
             self.reached.waited += 1
         if time.perf_counter() - self.last_saved >= self.saving_took / SAVING:
@@ -191,13 +190,9 @@ class Training:
 
     saved_step = 0
 
-    def weights(self) -> dict[str, Tensor]:
-        tensors = {f"weight.{n}": whole(p) for n, p in self.student.trained()}
-        return tensors | {f"buffer.{n}": t.detach().cpu() for n, t in self.student.buffers().items()}
-
     def save(self) -> None:
         began = time.perf_counter()
-        tensors = self.weights()
+        tensors = self.student.state()
         for name, parameter in self.student.trained():
             state = self.optimizer.state[parameter]
             tensors |= {f"{moment}.{name}": whole(state[moment]) for moment in MOMENTS if moment in state}
@@ -214,7 +209,7 @@ class Training:
             return
         tensors, reached = self.saved.load(self.saved.state)
         self.reached, self.saved_step = reached, reached.step
-        self.put(tensors, reached)
+        self.student.put(tensors, reached.layout)
         for name, parameter in self.student.trained():
             state = {"step": torch.tensor(float(reached.step))}
             for moment in MOMENTS:
@@ -226,20 +221,11 @@ class Training:
             attention.step = reached.step
         self.ranks.first_does(lambda: self.saved.forget_after(reached.step))
 
-    @torch.no_grad()
-    def put(self, tensors: dict[str, Tensor], reached: Reached) -> None:
-        for name, parameter in self.student.trained():
-            fill(parameter, tensors[f"weight.{name}"])
-        for name, buffer in self.student.buffers().items():
-            if f"buffer.{name}" in tensors:
-                buffer.copy_(tensors[f"buffer.{name}"])
-        self.student.set_layout(HeadLayout.from_json(reached.layout))
-
     def take_best(self) -> Score:
         """Put the best weights into the student."""
         self.ranks.wait()
         tensors, reached = self.saved.load(self.saved.best)
-        self.put(tensors, reached)
+        self.student.put(tensors, reached.layout)
         return self.score()
 
     def log(self, step: int, **facts: object) -> None:

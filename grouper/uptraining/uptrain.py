@@ -93,15 +93,20 @@ def uptrain_model(
         opened = None
         if taught_by is not None:
             opened = _teacher(taught_by, teacher_device or device, teacher_dtype, memory, options)
-        student = Student(model, method, device, options.lora_rank if options.train == "lora" else 0, options.seed)
+        student = new_student(model, options, device)
         texts = (examples, held_out)
         training = Training(accelerator_for(device, options, saved), student, opened, texts, options, saved, ranks)
         tell(announced(training))
         score = training.run(progress)
         tell(told(score))
-        student.fold()
         facts = facts_of(model, training, score, taught_by, command)
-        return ranks.first_does(lambda: write(student, output, facts, saved, overwrite, progress))
+        del student, training, opened  # several ranks may hold them in parts: the best weights are read from the disk
+        return ranks.first_does(lambda: write(model, options, output, facts, saved, overwrite, progress))
+
+
+def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> Student:
+    method = METHODS.configured(options.set).named(options.method)
+    return Student(model, method, device, options.lora_rank if options.train == "lora" else 0, options.seed)
 
 
 def check_text(examples: Examples, options: UptrainOptions, name: str) -> None:
@@ -160,18 +165,28 @@ def facts_of(
 
 
 def write(
-    student: Student, output: Path, facts: dict, saved: SavedTraining, overwrite: bool, progress: Progress
+    model: ExportedModel,
+    options: UptrainOptions,
+    output: Path,
+    facts: dict,
+    saved: SavedTraining,
+    overwrite: bool,
+    progress: Progress,
 ) -> Exported:
-    """The folder, tested; then what training left is removed."""
-    model, layout = student.exported, student.layout
+    """The folder with the best weights, tested; then what training left is removed."""
+    student = new_student(model, options, "cpu")
+    tensors, reached = saved.load(saved.best)
+    student.put(tensors, reached.layout)
+    student.fold()
+    layout = student.layout
     described = None if model.base is not model.folder else HeadLayout.from_json(json.dumps(model.facts["layout"]))
     if layout != model.layout:
-        options = ExportOptions(overwrite=overwrite)
+        asked = ExportOptions(overwrite=overwrite)
     else:  # as it was written, whatever its padding
-        options = ExportOptions(max_padding=math.inf if model.export_class == "padded" else -1.0, overwrite=overwrite)
+        asked = ExportOptions(max_padding=math.inf if model.export_class == "padded" else -1.0, overwrite=overwrite)
     exported = export_model(
         model.base, layout, output, merge=facts["merge"], merged=student.layer, around=student.around(),
-        options=options, origin=facts, described=described, beside={LOG: saved.log}, progress=progress,
+        options=asked, origin=facts, described=described, beside={LOG: saved.log}, progress=progress,
     )  # fmt: skip
     shutil.rmtree(saved.folder)
     with suppress(OSError):

@@ -124,7 +124,7 @@ class Training:
                 # What takes the ranks' gradients together takes their mean.
                 self.accelerator.backward(loss * self.ranks.size)
             total += loss.detach()
-        self.accelerator.clip_grad_norm_([p for _, p in self.student.trained()], self.options.clip)
+        torch.nn.utils.clip_grad_norm_([p for _, p in self.student.trained()], self.options.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         for attention in self.student.attentions:

@@ -75,7 +75,7 @@ def _of_export(
     exported: ExportedModel, source, tasks: TaskOptions | None, window: int, limit: int | None, device: str, memory
 ) -> EvaluatedModel:
     """The original is measured, and another one of its class with the export's weights in the place of its own."""
-    texts = texts_of(exported.folder, source, tasks, window, limit)
+    texts = texts_of(exported.original, source, tasks, window, limit)
     original, healed = (open_model(exported.base, device, memory) for _ in range(2))
     healed.replace_around(exported.around())
     originals = {name: Original.of(original, tokens) for name, tokens in texts.items()}
@@ -83,7 +83,7 @@ def _of_export(
     layout, merged = exported.layout, exported.layer
     after = on_texts({name: closeness_of(healed, one, layout, merged) for name, one in originals.items()})
     if tasks:
-        loaded, tokenizer = Tasks(tasks), load_tokenizer(exported.folder)
+        loaded, tokenizer = Tasks(tasks), load_tokenizer(exported.original)
         before |= loaded.scores(in_memory(original).model, tokenizer)
         with in_memory(healed).installed(layout, merged) as installed:
             after |= loaded.scores(installed, tokenizer)

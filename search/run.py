@@ -73,12 +73,11 @@ def search(
         seen_by_all(folder, ranks)
         started = time.perf_counter()
         found = search_layers(folder, regrouper, options, methods, jobs, progress)
-        if options.sensitivity:
-            found = ranks.first_does(lambda: scaled(found, folder, regrouper, progress))
         stage1 = time.perf_counter() - started
 
         def finish() -> ParetoFront:
-            layouts = assemble_layouts(found, architecture, options, methods)
+            candidates = scaled(found, folder, regrouper, progress) if options.sensitivity else found
+            layouts = assemble_layouts(candidates, architecture, options, methods)
             front = write_front(folder, layouts, options, checkpoint.title)
             timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
             folder.write_settings(replace(settings, timings=timings))

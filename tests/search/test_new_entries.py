@@ -6,13 +6,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from random_layers import small_attention
+from safetensors.torch import load_file
 from tiny_models import ROOT, add_tokenizer, make_model
 
 from fitness import FITNESSES
-from grouper import ExportOptions, GrouperError
+from grouper import ExportOptions, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
 from grouper.calibration.source import TextSource
 from grouper.merging import MERGES
+from grouper.uptraining.methods import METHODS as WAYS_TO_TRAIN
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search
 from search.methods.registry import METHODS
 
@@ -22,12 +25,13 @@ def new(tmp_path, monkeypatch):
     """The module, its entries in the registries while a test runs."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
     (tmp_path / "module").mkdir()
-    names = ("trimmed", "angle", "strided")  # each example is a whole file
+    names = ("trimmed", "angle", "strided", "frozen_queries")  # each example is a whole file
     for name, block in zip(names, blocks, strict=True):
         (tmp_path / "module" / f"{name}.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path / "module")
-    trimmed, angle, strided = map(importlib.import_module, names)
+    trimmed, angle, strided, frozen = map(importlib.import_module, names)
     entries = [(MERGES, trimmed.Trimmed()), (FITNESSES, angle.Angle()), (METHODS, strided.Strided())]
+    entries.append((WAYS_TO_TRAIN, frozen.FrozenQueries()))
     for registry, entry in entries:
         registry.add(entry)
     yield entries
@@ -101,6 +105,15 @@ def test_an_export_shows_what_was_measured_of_just_such_a_merge(new, text, reade
         export_from_run(tmp_path / "run", out, wanted, options=loose, set=(f"trimmed.trim={trim}",))
         facts = json.loads((out / "grouper.json").read_text())
         assert bool(facts["measured"]) == shown and facts["parameters"] == {"trim": trim}
+
+
+def test_the_way_to_train_of_the_docs_leaves_queries_alone(new, text, reader, tmp_path):
+    export(reader, HeadLayout.from_labels([[0, 0, 1, 1, 2, 2, 3, 3]] * 3, 8, 16), tmp_path / "in", merge="mean")
+    options = UptrainOptions(method="frozen-queries", tokens=1024, step_tokens=128, window=64, lr=1e-3)
+    uptrain_model(tmp_path / "in", tmp_path / "out", TextSource(str(text)), options, base=str(reader))
+    before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("in", "out"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(3)}
 
 
 def test_once_gone_they_are_unknown(models, tmp_path):

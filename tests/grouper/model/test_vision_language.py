@@ -8,11 +8,15 @@ from family_samples import EQUAL, RAGGED, gathered, layout_for
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
+from grouper.export import export_model
 from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.methods import METHODS
+from grouper.uptraining.student import Student
 
 TEXT = {
     "vocab_size": 199, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -127,6 +131,28 @@ def test_the_decoder_is_refined(samples, tmp_path, name):
     layers = refine_layers(InMemoryModel(checkpoint), layout, start, windows, options)
     assert any(layer.after < layer.before for layer in map(layers, range(2)))
     assert export(checkpoint, layout, tmp_path / "out", merged=layers).self_test.passed
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_decoder_is_trained_and_towers_stay(samples, tmp_path, name):
+    export(samples(name), layout_for(samples(name), EQUAL), tmp_path / "in", merge="mean")
+    model = ExportedModel.open(tmp_path / "in", str(samples(name)))
+    student = Student(model, METHODS["distill"], "cpu")
+    tokens = torch.randint(3, 190, (2, 20), generator=torch.Generator().manual_seed(1))
+    assert (student.model(input_ids=tokens).logits - logits(tmp_path / "in", tokens)).abs().max() < 1e-3
+    optimizer = torch.optim.AdamW([p for _, p in student.trained()], lr=0.003)
+    student.model(input_ids=tokens).logits.square().mean().backward()
+    assert all(p.grad is not None for _, p in student.trained()), "nothing is trained that text does not reach"
+    optimizer.step()
+    done = export_model(
+        model.base, student.layout, tmp_path / "out", merged=student.layer, around=student.around()
+    )  # fmt: skip
+    assert done.self_test.passed
+    before, after = (Checkpoint.open(tmp_path / f) for f in ("in", "out"))
+    same = {n for n in before.tensors if torch.equal(before.tensor(n), after.tensor(n))}
+    towers = {n for n in before.tensors if "vision" in n or "visual" in n}
+    assert towers <= same and any("q_proj" in n for n in before.tensors.keys() - same)
+    assert torch.allclose(student.model(input_ids=tokens).logits, logits(tmp_path / "out", tokens), atol=1e-3)
 
 
 def test_older_names_and_flat_configurations_are_read(samples, tmp_path):

@@ -143,6 +143,7 @@ def test_refusals(folders, reader, source, tmp_path):
     wide = add_tokenizer(make_model(tmp_path / "wide", vocab_size=4096, heads=4))
     refused("not the model that", base=str(wide))
     refused("unknown way to train", options=UptrainOptions(**{**vars(QUICK), "method": "prayer"}))
+    refused("--tracker nonesuch is not installed", options=UptrainOptions(**{**vars(QUICK), "tracker": "nonesuch"}))
     refused("no such parameter", options=UptrainOptions(**{**vars(QUICK), "set": ("dgqa.luck=1",)}))
     away = tmp_path / "away" / "exported"
     shutil.copytree(folders["stock"], away)

@@ -386,6 +386,51 @@ def uptrain(
 
 
 @app.command()
+def layouts(
+    run: Run,
+    sort: Annotated[str, typer.Option(help="A column of pareto.csv, or over; -COLUMN falls.")] = "-kv_ratio",
+    deploy: Annotated[str | None, typer.Option(help="Only those that go out as stock, padded or ragged.")] = None,
+    best_under: Annotated[
+        str | None, typer.Option(metavar="RATIO", help="Only the best within this KV ratio: 0.5, 1/3 or 50%.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All rows, not the front alone.")] = False,
+    json_: Json = False,
+):
+    """A run's front as a table: sizes, errors, what was measured."""
+    from search import RunFolder
+    from search.console import layouts_table
+    from search.layouts_table import View, viewed
+
+    rows = viewed(RunFolder.open(run).front(), View(sort, deploy, best_under, every))
+    if json_:
+        print(rows.to_json(orient="records"))
+    else:
+        layouts_table(rows)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `grouper search` wrote.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A picture of all: .svg, .png or .pdf.")] = None,
+    json_: Json = False,
+):
+    """Several runs side by side: hypervolume, losses at equal cache, cache saved at equal loss."""
+    from search.comparison import compare as compared_runs
+    from search.comparison import draw, to_data
+    from search.console import comparison_table
+
+    found, points = compared_runs([str(run) for run in runs])
+    if output is not None:
+        if output.suffix not in (".svg", ".png", ".pdf"):
+            raise GrouperError(f"{output}: expected a picture that ends in .svg, .png or .pdf")
+        draw(found, points, output)
+    if json_:
+        _print_json(to_data(found))
+    else:
+        comparison_table(found)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = DEMO_FOLDER,
 ):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
 
     from grouper.export import Exported
     from grouper.model.inspection import Inspection
+    from search.comparison import Compared
     from search.evaluated_model import EvaluatedModel
     from search.pareto import ParetoFront
 
@@ -86,6 +87,48 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     folder = printable(folder)
     places = f"all in {folder}/pareto.csv, drawn in {folder}/pareto.svg"
     ERR.print(f"{len(table)} rows, {int(table['on_front'].sum())} on the front; {places}", soft_wrap=True)
+
+
+def layouts_table(rows: pd.DataFrame) -> None:
+    """On stdout: layouts of a run, as many columns as were measured."""
+    from search.layouts_table import counts
+
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    measured = rows["nll"].notna().any()
+    for heading in ("layout", "method", "merge", "KV cache", "bytes", "class", "error"):
+        view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right", no_wrap=True)
+    for heading in ("nats", "over", "kl") if measured else ():
+        view.add_column(heading, justify="right", no_wrap=True)
+    view.add_column("KV heads")
+    for _, row in rows.iterrows():
+        size = (f"{row['kv_ratio']:.1%}", f"{row['kv_bytes_per_token']:,}")
+        cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
+        for column, form in (("nll", ".4f"), ("over", "+.4f"), ("kl", ".4f")) if measured else ():
+            value = row.get(column, float("nan"))
+            cells.append("" if value != value else f"{value:{form}}")
+        view.add_row(*cells, counts(row["kv_heads"]))
+    wide().print(view)
+
+
+def comparison_table(compared: list[Compared]) -> None:
+    """On stdout: a line a run."""
+    what = "nats over the original" if compared[0].column == "over" else "error"
+    view = Table(title=what, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("run", "model", "methods"):
+        view.add_column(heading)
+    losses, sizes = list(compared[0].saved), list(compared[0].at)
+    for heading in ("hypervolume", *(f"at {s}" for s in sizes), *(f"saved within {loss}" for loss in losses)):
+        view.add_column(heading, justify="right")
+    for one in compared:
+        at = ("" if one.at[s] is None else f"{one.at[s]:.4f}" for s in sizes)
+        saved = ("" if one.saved[loss] is None else f"{one.saved[loss]:.1%}" for loss in losses)
+        view.add_row(printable(one.run), printable(one.model), one.methods, f"{one.hypervolume:.4f}", *at, *saved)
+    wide().print(view)
+
+
+def wide() -> Console:
+    """stdout, lines as long as they are where nobody looks at them in a terminal."""
+    return OUT if OUT.is_terminal else Console(width=200, **PLAIN)
 
 
 def tasks_table(front: ParetoFront) -> None:

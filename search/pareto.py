@@ -1,5 +1,6 @@
 """Layouts with what they cost: the Pareto front of KV bytes against error, and its CSV."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from grouper.outputs import write_file
 
 COLUMNS = [
     "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
-    "nll", "perplexity", "on_nll_front", "also_found_by",
+    "nll", "perplexity", "on_nll_front", "also_found_by", "weights_bytes",
 ]  # fmt: skip
 
 
@@ -37,19 +38,24 @@ class ParetoFront:
         self.table = table
 
     @classmethod
-    def of(cls, layouts: list[Scored], kv_dtype: str) -> "ParetoFront":
-        """Number the layouts from 0 in the order given and mark the front."""
+    def of(
+        cls, layouts: list[Scored], kv_dtype: str, weights: Callable[[HeadLayout], int] | None = None
+    ) -> "ParetoFront":
+        """Number the layouts from 0 in the order given and mark the front. weights: bytes of the model's under a
+        layout, if they are known."""
         rows = [
             {
                 "layout": number, "method": s.method, "merge": s.merge, "on_front": 0, "kv_ratio": s.layout.kv_ratio,
                 "kv_bytes_per_token": s.layout.kv_bytes_per_token(kv_dtype), "kv_heads": ";".join(s.layout.kv_heads),
                 "error": s.error, "deploy": s.layout.export_class, "nll": np.nan, "perplexity": np.nan,
                 "on_nll_front": pd.NA, "also_found_by": ";".join(s.also_found_by),
+                "weights_bytes": pd.NA if weights is None else weights(s.layout),
             }
             for number, s in enumerate(layouts)
         ]  # fmt: skip
         table = pd.DataFrame(rows, columns=COLUMNS)
-        table["on_nll_front"] = table["on_nll_front"].astype("Int64")
+        for column in ("on_nll_front", "weights_bytes"):
+            table[column] = table[column].astype("Int64")
         front = cls(table)
         front.mark()
         return front
@@ -114,9 +120,11 @@ class ParetoFront:
     def read(cls, path: Path) -> "ParetoFront":
         try:
             table = pd.read_csv(path, dtype={"kv_heads": str}, float_precision="round_trip")
-            table["on_nll_front"] = table["on_nll_front"].astype("Int64")
-            if "also_found_by" not in table:  # an older run's
-                table.insert(len(COLUMNS) - 1, "also_found_by", "")
+            for place, (column, empty) in enumerate({"also_found_by": "", "weights_bytes": pd.NA}.items(), -2):
+                if column not in table:  # an older run's
+                    table.insert(min(len(COLUMNS) + place, len(table.columns)), column, empty)
+            for column in ("on_nll_front", "weights_bytes"):
+                table[column] = table[column].astype("Int64")
             table["also_found_by"] = table["also_found_by"].fillna("").astype(str)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error

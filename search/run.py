@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from grouper.outputs import refuse_inside, write_text
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.regroup import Regrouper
+from grouper.weight_size import weight_bytes
 from search.assemble import assemble_layouts
 from search.jobs import parsed_jobs
 from search.methods.registry import methods_of, with_equal_groups
@@ -78,7 +80,7 @@ def search(
         def finish() -> ParetoFront:
             candidates = scaled(found, folder, regrouper, progress) if options.sensitivity else found
             layouts = assemble_layouts(candidates, architecture, options, methods)
-            front = write_front(folder, layouts, options, checkpoint.title)
+            front = write_front(folder, layouts, options, checkpoint)
             timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
             folder.write_settings(replace(settings, timings=timings))
             return front
@@ -101,9 +103,11 @@ def check_counts(architecture: Architecture, multiple_of: int) -> None:
         raise GrouperError(f"{known}: --kv-heads-multiple-of can be 1 to {architecture.kv_heads - 1}")
 
 
-def write_front(folder: RunFolder, layouts: list[Scored], options: SearchOptions, title: str) -> ParetoFront:
+def write_front(
+    folder: RunFolder, layouts: list[Scored], options: SearchOptions, checkpoint: Checkpoint
+) -> ParetoFront:
     """Layouts, table and picture of a run; one that was evaluated stays so."""
-    front = ParetoFront.of(layouts, options.kv_dtype)
+    front = ParetoFront.of(layouts, options.kv_dtype, partial(weight_bytes, checkpoint))
     for number, scored in enumerate(layouts):
         path, text = folder.layout_path(number), scored.layout.to_json()
         if not path.is_file() or path.read_text() != text:
@@ -111,5 +115,5 @@ def write_front(folder: RunFolder, layouts: list[Scored], options: SearchOptions
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
         front.write(folder.path / "pareto.csv")
     front = folder.front()
-    draw(front, folder.path / "pareto.svg", f"{title}: KV cache against what it costs")
+    draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")
     return front

@@ -1,0 +1,21 @@
+"""How large a model's weights are under a layout, from headers alone."""
+
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+
+
+def weight_bytes(checkpoint: Checkpoint, layout: HeadLayout) -> int:
+    """Bytes of all tensors once K, V and shared query projections have the layout's heads, in the types that they are
+    stored in. What `padded` adds, and Phi's zero biases, are not counted."""
+    a = Architecture.of(checkpoint.config)
+    total = checkpoint.nbytes
+    for index, layer in enumerate(layout.layers):
+        here, f = a.prefix(checkpoint, index), a.family
+        q, k, v = a.query_heads - layer.query_heads, a.kv_heads - layer.k.kv_heads, a.kv_heads - layer.v.kv_heads
+        for module, heads in [(f.q, q + k + v)] if f.fused else [(f.q, q), (f.k, k), (f.v, v)]:
+            weight = checkpoint.tensors[f"{here}{module}.weight"]
+            row = weight.nbytes // weight.shape[1 if f.transposed else 0]  # of one row of a head
+            bias = checkpoint.tensors.get(f"{here}{module}.bias")
+            total -= heads * a.head_dim * (row + (bias.nbytes // bias.shape[0] if bias else 0))
+    return total

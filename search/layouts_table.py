@@ -1,0 +1,71 @@
+"""`grouper layouts`: the front of a run as a table, so that nobody opens the CSV to find a number."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from grouper.errors import GrouperError
+from grouper.export.classes import ASKED
+from search.methods.registry import ORIGINAL
+from search.pareto import ParetoFront
+from search.picking import parse_ratio
+
+SHOWN = [
+    "layout", "method", "merge", "kv_ratio", "kv_bytes_per_token", "kv_heads", "deploy", "error", "nll", "over", "kl",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class View:
+    """sort: a column, or "over" (nats over the original); a minus before it turns the order. deploy: of one export
+    class. best_under: only the best row within this KV ratio (as text). every: all rows, not the front alone."""
+
+    sort: str = "-kv_ratio"
+    deploy: str | None = None
+    best_under: str | None = None
+    every: bool = False
+
+
+def viewed(front: ParetoFront, view: View) -> pd.DataFrame:
+    """The rows, with `over` where nats were measured. The front is that by nats where these were measured, else by
+    error. Raises GrouperError."""
+    table = front.table.assign(over=_over(front.table))
+    measured = table["nll"].notna().any()
+    if not view.every and view.best_under is None:
+        table = table[(table["on_nll_front" if measured else "on_front"] == 1).fillna(False)]
+    if view.deploy not in (None, "any"):
+        if view.deploy not in ASKED:
+            raise GrouperError(f"unknown deployment class {view.deploy!r}: expected one of {', '.join(ASKED)}")
+        table = table[table["deploy"] == view.deploy]
+    if view.best_under is not None:
+        ratio = parse_ratio(view.best_under)
+        table = table[(table["kv_ratio"] <= ratio + 1e-9) & (table["deploy"] != "none")]
+        column = "nll" if table["nll"].notna().any() else "error"
+        table = table.dropna(subset=column).sort_values([column, "layout"]).head(1)
+    if table.empty:
+        raise GrouperError("no layout is like that: see `grouper layouts RUN --all`")
+    column, falling = view.sort.lstrip("-"), view.sort.startswith("-")
+    if column not in table:
+        raise GrouperError(f"cannot sort by {column!r}: expected one of {', '.join(table.columns)}")
+    return table.sort_values([column, "layout"], ascending=[not falling, True])
+
+
+def _over(table: pd.DataFrame) -> pd.Series:
+    """Nats over the original; NaN where either was not measured."""
+    original = table.loc[table["method"] == ORIGINAL, "nll"]
+    return table["nll"] - (original.iloc[0] if len(original) else float("nan"))
+
+
+def counts(kv_heads: str) -> str:
+    """KV heads per layer for people, runs of the same number together.
+
+    >>> counts("8;8;8;8"), counts("16;8;8;4")
+    ('8 x4', '16 8 x2 4')
+    """
+    found: list[list] = []
+    for count in kv_heads.split(";"):
+        if found and found[-1][0] == count:
+            found[-1][1] += 1
+        else:
+            found.append([count, 1])
+    return " ".join(count if n == 1 else f"{count} x{n}" for count, n in found)

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 import yaml
@@ -15,20 +17,25 @@ from rich.console import Console
 
 from grouper.errors import GrouperError
 from grouper.export.options import ExportOptions
-from grouper.names import printable, shortened, without_secrets
+from grouper.names import expected, printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
 from grouper.uptraining.options import UptrainOptions
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
 
+WITHOUT_TEXT = (
+    "searched without text: what enters attention was guessed from the norms' weights. On a real model that costs much "
+    "(SmolLM2-135M, README): search again with --text FILE, of text like what it will serve."
+)
 # What needs torch is imported where it is used: `grouper --help` answers at once.
 
 SEARCH, EXPORT, UPTRAIN = SearchOptions(), ExportOptions(), UptrainOptions()  # whose defaults are the command's
 
 app = typer.Typer(
     help="Give a Hugging Face LLM fewer KV heads: less KV cache, nearly the same text.",
-    epilog="With --debug, any command that fails shows the whole traceback.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    epilog="With any command: --quiet says nothing but errors and results, --verbose what libraries log, --debug the "
+    "whole traceback of a failure.",
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
 )  # fmt: skip
 say = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -60,6 +67,28 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+PANELS = {  # what options are about, as --help shows them
+    "What": "families revision merge layout layouts kv_ratio kv_bytes_per_token deploy method fitness base",
+    "Text": "text dataset tokens window limit keep_calibration tasks num_fewshot task_path",
+    "Search": "paper acceptance stage2 kv_heads_multiple_of kv_dtype population generations sensitivity seed set_ sort",
+    "Refinement and training": "refine scope refine_tokens teacher kl hidden causal step_tokens micro_tokens lr train "
+    "lora_rank patience checkpointing",
+    "Output": "output overwrite json_ config format_ dtype max_padding push_to_hub private create_pr commit_message "
+    "tracker best_under every",
+    "Machine": "jobs device memory teacher_device teacher_dtype context batch card",
+}
+
+
+def in_panels(command: Callable) -> Callable:
+    """The command, its options in the groups that PANELS says."""
+    panel_of = {name: panel for panel, names in PANELS.items() for name in names.split()}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        for info in getattr(hint, "__metadata__", ()):
+            if hasattr(info, "rich_help_panel") and name in panel_of:
+                info.rich_help_panel = panel_of[name]
+    return command
+
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`, the model that comes with Grouper.")
 ]
@@ -80,6 +109,7 @@ Text = Annotated[str | None, typer.Option(help="Plain text, JSONL with `text` or
 Dataset = Annotated[str | None, typer.Option(help="NAME[:split] of a dataset (needs kv-grouper[datasets]).")]
 Tokens = Annotated[int, typer.Option(help="Tokens of text to calibrate on.")]
 Window = Annotated[int, typer.Option(help="Tokens of a window.")]
+Seed = Annotated[int, typer.Option(help="Of all chance.")]
 Merge = Annotated[str | None, typer.Option(help="How heads become one; the run's own unless given.")]
 Keep = Annotated[Path | None, typer.Option(help="Folder where what was calibrated is kept and looked for.")]
 Memory = Annotated[
@@ -95,6 +125,7 @@ RefineTokens = Annotated[
 
 
 @app.command()
+@in_panels
 def inspect(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`.")] = None,
     families: Annotated[
@@ -126,12 +157,13 @@ def inspect(
     memory = None if card is None else parsed_bytes(card, "--card")
     found = look(Checkpoint.open(model, revision), kv_dtype, context, batch, memory)
     if json_:
-        _print_json(found.to_data())
-    else:
-        inspection(found)
+        return _print_json(found.to_data())
+    inspection(found)
+    _next("search", model, "-o", "run", "--text", "calibration.txt")
 
 
 @app.command()
+@in_panels
 def search(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run; the same command goes on there.")],
@@ -160,7 +192,7 @@ def search(
     population: Annotated[int, typer.Option(help="Of the genetic search.")] = SEARCH.population,
     generations: Annotated[int, typer.Option(help="Of the genetic search, at most.")] = SEARCH.generations,
     set_: Assignments = None,
-    seed: int = SEARCH.seed,
+    seed: Seed = SEARCH.seed,
     jobs: Annotated[str, typer.Option(help="Layers searched at a time; auto: what cores and memory hold.")] = "auto",
     device: Device = "auto",
     memory: Memory = None,
@@ -185,10 +217,14 @@ def search(
             keep_calibration=keep_calibration, overwrite=overwrite, progress=progress, command=_command(),
         )  # fmt: skip
     closing_table(front, str(output))
+    if not text and not dataset and fitness != "weight":
+        say.print(WITHOUT_TEXT, soft_wrap=True)
+    _next("evaluate", output, "--text", "other.txt")
     _print_front(front, json_, output)
 
 
 @app.command()
+@in_panels
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, an exported or healed folder, or a model.")],
     text: Annotated[
@@ -251,10 +287,13 @@ def evaluate(
     closing_table(front, str(run))
     tasks_table(front)
     proxies_table(read_proxies(run))
+    calibrated_on = RunFolder.open(Path(run)).settings.options.text or "calibration.txt"
+    _next("export", run, "-o", "regrouped", "--kv-ratio", "1/2", "--text", calibrated_on)
     _print_front(front, json_, Path(run))
 
 
 @app.command()
+@in_panels
 def export(
     run: Run,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
@@ -316,12 +355,14 @@ def export(
             tell=lambda line: say.print(printable(line), soft_wrap=True), progress=progress,
         )  # fmt: skip
     if json_:
-        _print_json(exported.to_data())
-    else:
-        exported_summary(exported)
+        return _print_json(exported.to_data())
+    exported_summary(exported)
+    if format_ == "hf":
+        _next("uptrain", output, "-o", f"{output}-healed", "--text", text or "training.txt")
 
 
 @app.command()
+@in_panels
 def uptrain(
     exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the healed model, of the same class.")],
@@ -352,7 +393,7 @@ def uptrain(
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, a third more time.")] = False,
     tracker: Annotated[str | None, typer.Option(help="Log to tensorboard, wandb or trackio, too.")] = None,
     set_: Assignments = None,
-    seed: int = UPTRAIN.seed,
+    seed: Seed = UPTRAIN.seed,
     device: Device = "auto",
     memory: Memory = None,
     overwrite: Overwrite = False,
@@ -380,12 +421,13 @@ def uptrain(
             tell=lambda line: say.print(printable(line), soft_wrap=True), progress=progress,
         )  # fmt: skip
     if json_:
-        _print_json(done.to_data())
-    else:
-        exported_summary(done)
+        return _print_json(done.to_data())
+    exported_summary(done)
+    _next("evaluate", output, "--text", "other.txt")
 
 
 @app.command()
+@in_panels
 def layouts(
     run: Run,
     sort: Annotated[str, typer.Option(help="A column of pareto.csv, or over; -COLUMN falls.")] = "-kv_ratio",
@@ -409,6 +451,7 @@ def layouts(
 
 
 @app.command()
+@in_panels
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `grouper search` wrote.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A picture of all: .svg, .png or .pdf.")] = None,
@@ -431,6 +474,7 @@ def compare(
 
 
 @app.command()
+@in_panels
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = DEMO_FOLDER,
 ):
@@ -438,6 +482,11 @@ def demo(
     from search.demo import run_demo
 
     run_demo(output)
+
+
+def _next(*words: object) -> None:
+    """The command that follows, with this one's values filled in."""
+    say.print(printable(f"next: {shlex.join(['grouper', *map(str, words)])}"), soft_wrap=True)
 
 
 def _print_front(front, as_json: bool, folder: Path) -> None:
@@ -477,8 +526,9 @@ def _bytes(memory: str | None) -> int | None:
 
 
 def _dtype(name: str) -> str:
-    if name not in ("float32", "bfloat16", "float16", "float64"):
-        raise GrouperError(f"unknown dtype {name!r}: expected float32, bfloat16, float16 or float64")
+    known = ("float32", "bfloat16", "float16", "float64")
+    if name not in known:
+        raise GrouperError(f"unknown dtype {name!r}: {expected(name, known)}")
     return name
 
 
@@ -491,7 +541,12 @@ def main() -> None:
     }.items():
         os.environ.setdefault(name, value)
     debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    if {"--quiet", "-q"} & set(sys.argv):
+        say.quiet, os.environ["GROUPER_QUIET"] = True, "1"  # for consoles that are made later
+    if "--verbose" in sys.argv:
+        logging.basicConfig(level=logging.INFO)
+        os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+    sys.argv = [a for a in sys.argv if a not in ("--debug", "--quiet", "-q", "--verbose")]
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks, the others when they fail
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     stop_on_signals()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from grouper.errors import GrouperError
+from grouper.names import expected
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
 USABLE = 0.9  # of a card's memory, as serving engines take by default; the rest is for activations
@@ -15,7 +16,7 @@ def bytes_of(dtype: str) -> int:
     2
     """
     if dtype not in BYTES:
-        raise GrouperError(f"unknown KV dtype {dtype!r}: expected one of {', '.join(BYTES)}")
+        raise GrouperError(f"unknown KV dtype {dtype!r}: {expected(dtype, BYTES)}")
     return BYTES[dtype]
 
 

@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 SECRETS = (
     # A token of the Hub: 34 letters and digits today. A folder may well be called hf_converted.
@@ -55,3 +57,16 @@ def fenced(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def expected(name: str, known: Iterable[str]) -> str:
+    """For a message about a name that nobody knows: the nearest one, and all.
+
+    >>> expected("spectrl", ["mean", "spectral"])
+    'did you mean spectral? expected one of mean, spectral'
+    >>> expected("luck", ["mean", "spectral"])
+    'expected one of mean, spectral'
+    """
+    known = list(known)
+    near = get_close_matches(str(name), known, 1)
+    return (f"did you mean {near[0]}? " if near else "") + f"expected one of {', '.join(known)}"

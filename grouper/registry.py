@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 from grouper.errors import GrouperError
+from grouper.names import expected
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Registry(Mapping[str, E], Generic[E]):
     def named(self, name: str) -> E:
         """Raises GrouperError where there is none of that name."""
         if name not in self._entries:
-            raise GrouperError(f"unknown {self.kind} {name!r}: expected one of {', '.join(self)}")
+            raise GrouperError(f"unknown {self.kind} {name!r}: {expected(name, self)}")
         return self._entries[name]
 
     def configured(self, assignments: Sequence[str]) -> "Registry[E]":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}  # names are text
 OUT = Console(**PLAIN)
-ERR = Console(stderr=True, **PLAIN)
+ERR = Console(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")), **PLAIN)
 SHOWN = 16  # rows of the closing table
 WIDE = 110  # characters of a line that holds all columns
 HEADINGS = ("layout", "method", "merge", "KV cache", "bytes", "class", "error")

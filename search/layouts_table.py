@@ -6,6 +6,7 @@ import pandas as pd
 
 from grouper.errors import GrouperError
 from grouper.export.classes import ASKED
+from grouper.names import expected
 from search.methods.registry import ORIGINAL
 from search.pareto import ParetoFront
 from search.picking import parse_ratio
@@ -35,7 +36,7 @@ def viewed(front: ParetoFront, view: View) -> pd.DataFrame:
         table = table[(table["on_nll_front" if measured else "on_front"] == 1).fillna(False)]
     if view.deploy not in (None, "any"):
         if view.deploy not in ASKED:
-            raise GrouperError(f"unknown deployment class {view.deploy!r}: expected one of {', '.join(ASKED)}")
+            raise GrouperError(f"unknown deployment class {view.deploy!r}: {expected(view.deploy, ASKED)}")
         table = table[table["deploy"] == view.deploy]
     if view.best_under is not None:
         ratio = parse_ratio(view.best_under)

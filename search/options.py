@@ -9,6 +9,7 @@ from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
 from grouper.calibration.source import TextSource, is_demo
 from grouper.errors import GrouperError
 from grouper.kv_cache import bytes_of
+from grouper.names import expected
 
 STAGES_2 = ("knapsack", "nsga2", "none")
 ACCEPTANCES = ("fitness", "loss")
@@ -94,7 +95,7 @@ class SearchOptions:
         """With the paper's recipe applied and the text's whole path. Raises GrouperError for values that make no sense;
         names of methods are for the registry to check."""
         if self.paper is not None and self.paper not in RECIPES:
-            raise GrouperError(f"unknown paper {self.paper!r}: expected {' or '.join(RECIPES)}")
+            raise GrouperError(f"unknown paper {self.paper!r}: {expected(self.paper, RECIPES)}")
         from fitness import FITNESSES  # needs torch, which the options themselves do not
 
         FITNESSES.named(self.fitness)
@@ -124,4 +125,4 @@ class SearchOptions:
 
 def _check_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise GrouperError(f"unknown {what} {value!r}: expected {', '.join(known[:-1])} or {known[-1]}")
+        raise GrouperError(f"unknown {what} {value!r}: {expected(value, known)}")

@@ -6,6 +6,7 @@ import pandas as pd
 
 from grouper.errors import GrouperError
 from grouper.export.classes import ASKED
+from grouper.names import expected
 from search.methods.registry import not_found
 from search.pareto import ParetoFront
 from search.shares import parsed_share
@@ -47,7 +48,7 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
     if sum(x is not None for x in (s.layout, s.kv_ratio, s.kv_bytes_per_token)) != 1:
         raise GrouperError("say which layout by one of --layout, --kv-ratio and --kv-bytes-per-token")
     if s.deploy is not None and s.deploy not in ASKED:
-        raise GrouperError(f"unknown deployment class {s.deploy!r}: expected one of {', '.join(ASKED)}")
+        raise GrouperError(f"unknown deployment class {s.deploy!r}: {expected(s.deploy, ASKED)}")
     if s.layout is not None:
         rows = front.table[front.table["layout"] == s.layout]
         if rows.empty:

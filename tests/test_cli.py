@@ -93,6 +93,27 @@ def test_failures_are_one_line_and_exit_1(tmp_path, arguments, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_commands_guide(models, tmp_path):
+    """Options in groups; the next command with its values; nothing but results when asked to be quiet."""
+    helped = grouper("search", "--help").stdout
+    places = [helped.index(f"─ {panel} ─") for panel in ("Output", "What", "Text", "Search", "Machine")]
+    assert len(set(places)) == 5 and helped.index("--population") > helped.index("─ Search ─") > 0
+    run = tmp_path / "a run"
+    options = ["--fitness", "weight", "--generations", 2, "--population", 8]
+    done = grouper("search", models("llama"), "-o", run, *options)
+    assert f"next: grouper evaluate '{run}' --text other.txt" in done.stderr and "without text" not in done.stderr
+    quiet = grouper("search", models("llama"), "-o", tmp_path / "run", *options, "--quiet")
+    assert quiet.stderr == "" and quiet.stdout.strip() == str(tmp_path / "run" / "pareto.csv")
+    guessed = grouper("search", models("llama"), "-o", tmp_path / "other", *options[2:])
+    assert "searched without text" in guessed.stderr
+    table = grouper("layouts", run, "--deploy", "stock", "--all")
+    assert table.returncode == 0 and "qcqa-ec" in table.stdout and "KV heads" in table.stdout
+    assert json.loads(grouper("layouts", run, "--best-under", "1/2", "--json").stdout)[0]["kv_ratio"] <= 0.5
+    both = grouper("compare", run, tmp_path / "run", "-o", tmp_path / "both.svg")
+    assert both.returncode == 0 and both.stdout.count("hypervolume") == 1 and (tmp_path / "both.svg").is_file()
+    assert "did you mean qcqa-ac?" in grouper("search", "demo", "-o", tmp_path / "x", "--method", "qcqa-acc").stderr
+
+
 def test_usage_errors_exit_2():
     assert grouper("search").returncode == 2 and grouper("fly").returncode == 2 and grouper("--help").returncode == 0
 

@@ -24,6 +24,7 @@ from grouper.calibration.streams import first_inputs, room
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.model.layers import Layers
+from grouper.names import expected
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.layer import MEASURED, SCOPES, LayerWorker, RefineOptions
@@ -55,7 +56,7 @@ def refine_layers(
     device = device or model.device
     options = (options or RefineOptions()).for_device(device)
     if options.scope not in SCOPES:
-        raise GrouperError(f"unknown scope {options.scope!r}: expected {' or '.join(SCOPES)}")
+        raise GrouperError(f"unknown scope {options.scope!r}: {expected(options.scope, SCOPES)}")
     steps, layers = options.steps_for(windows.numel()), len(layout.layers)
     original, arguments = first_inputs(model, windows, device)
     regrouped = room(original.shape, device).copy_(original)

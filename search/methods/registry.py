@@ -6,6 +6,7 @@ from fitness import FITNESSES
 from grouper.errors import GrouperError
 from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
+from grouper.names import expected
 from grouper.registry import Registry, check_assignments
 from search.methods.asymgqa import AsymGQA
 from search.methods.baselines import Neighbour, Random
@@ -63,7 +64,7 @@ def methods_of(options: SearchOptions, architecture: Architecture) -> list[Metho
     methods = METHODS.configured(options.set)
     for name in options.method:
         if name not in methods:
-            raise GrouperError(f"unknown method {name!r}: expected some of {', '.join(methods)}, separated by commas")
+            raise GrouperError(f"unknown method {name!r}: {expected(name, methods)}, several with commas between")
         if methods[name].needs_text and options.calibration() is None:
             raise GrouperError(f"the {name} method goes by norms of keys on text: give --text or --dataset")
         methods[name].check(architecture)

@@ -15,6 +15,7 @@ MODULES = {
     "evaluate": "search.evaluation",
     "export_from_run": "search.export_run",
     "pick": "search.picking",
+    "regroup": "search.one_call",
     "search": "search.run",
 }
 __all__ = [*MODULES]

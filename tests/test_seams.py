@@ -124,6 +124,17 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert (tmp_path / "regrouped" / "model.safetensors").is_file() and (tmp_path / "bare" / "config.json").is_file()
 
 
+def test_the_readmes_one_call_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = next(block for block in blocks if "regroup(" in block)
+    quick = "tokens=2048, window=128, refine_tokens=512, options=SearchOptions(generations=2, population=8)"
+    short = script.replace("kv_ratio=0.5)", f"kv_ratio=0.5, {quick})", 1)
+    assert short != script
+    monkeypatch.chdir(tmp_path)
+    exec(compile(f"from search import SearchOptions\n{short}", "README.md", "exec"), {})
+    assert (tmp_path / "half" / "model.safetensors").is_file()
+
+
 def test_no_function_is_longer_than_one_reads_at_a_glance():
     """50 lines, docstrings aside."""
     for path in FILES:

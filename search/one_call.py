@@ -1,0 +1,108 @@
+"""`regroup`: a model in, the same model with fewer KV heads out, in one call from Python."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
+from grouper.calibration.source import TextSource
+from grouper.errors import GrouperError
+from grouper.export import Exported
+from grouper.export.write import MARKER
+from grouper.outputs import new_folder
+from grouper.progress import Progress, untold
+from grouper.refinement.layer import RefineOptions
+from search.export_run import export_from_run
+from search.options import SearchOptions
+from search.pareto import ParetoFront
+from search.picking import Selection
+from search.run import search
+
+
+@dataclass(frozen=True)
+class Regrouped:
+    """model: of transformers, loaded. front: all layouts that were found. exported: what was written, and its
+    self-test. `save` keeps it; without that it goes with this object."""
+
+    model: Any
+    front: ParetoFront
+    exported: Exported
+    _folder: tempfile.TemporaryDirectory
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """The regrouped model, with its tokenizer, card and layout, as a folder that `grouper uptrain` takes, too."""
+        with new_folder(Path(folder), MARKER, overwrite) as beside:
+            shutil.copytree(self.exported.folder, beside, dirs_exist_ok=True)
+        return Path(folder)
+
+
+def regroup(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    text: str | Path | Sequence[str] | None = None,
+    kv_ratio: float | str = 0.5,
+    deploy: str | None = None,
+    refine: bool = True,
+    tokens: int = TOKENS,
+    refine_tokens: int | None = None,
+    window: int = WINDOW,
+    device: str = "cpu",
+    options: SearchOptions | None = None,
+    progress: Progress = untold,
+) -> Regrouped:
+    """Search, merge, refine and load.
+
+    model: a loaded transformers model, a folder, a Hub id or `demo`. tokenizer: a loaded model's, where there is text.
+    text: what to calibrate and refine on, a file or documents; without it inputs are guessed, and nothing is refined.
+    kv_ratio: of the cache, as 0.5 or "1/3". deploy: stock, padded, ragged or any; stock where there is some. options:
+    of the search, for more than this has words for; text, tokens and window are filled in. Raises GrouperError.
+
+    >>> from search import regroup
+    >>> small = regroup("demo", kv_ratio="1/2", options=SearchOptions(fitness="weight", generations=2, population=8))
+    >>> small.model.config.num_key_value_heads
+    8
+    """
+    holder = tempfile.TemporaryDirectory(prefix="grouper-regrouped-")
+    place = Path(holder.name)
+    source = str(model) if isinstance(model, str | Path) else _saved(model, tokenizer, text, place / "original")
+    calibration = None
+    if text is not None:
+        file = str(text) if isinstance(text, str | Path) else _documents(text, place / "text.jsonl")
+        calibration = Calibration(TextSource(file), tokens, window)
+        given = {"text": file, "tokens": tokens, "window": window}
+        options = SearchOptions(**{**vars(options or SearchOptions()), **given})
+    front = search(source, place / "run", options, device=device, progress=progress)
+    exported = export_from_run(
+        place / "run", place / "out", Selection(kv_ratio=str(kv_ratio), deploy=deploy), calibration,
+        RefineOptions(tokens=refine_tokens) if calibration and refine else None, device=device, progress=progress,
+    )  # fmt: skip
+    import transformers
+
+    load = getattr(transformers, exported.loader).from_pretrained
+    own_code = exported.export_class == "ragged"  # our own modelling file, written a moment ago
+    loaded = load(exported.folder, trust_remote_code=own_code, dtype="auto").to(device).eval()
+    return Regrouped(loaded, front, exported, holder)
+
+
+def _saved(model: Any, tokenizer: Any, text: object, folder: Path) -> str:
+    """A loaded model on disk, for the rest reads checkpoints."""
+    if not hasattr(model, "save_pretrained"):
+        raise GrouperError(f"cannot regroup a {type(model).__name__}: give a transformers model, a folder or a Hub id")
+    if text is not None and tokenizer is None:
+        raise GrouperError("text needs the model's tokenizer: regroup(model, tokenizer, text=...)")
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _documents(text: Sequence[str], file: Path) -> str:
+    if not text or not all(isinstance(document, str) for document in text):
+        raise GrouperError("text is neither a file nor documents: give a path, or a list of strings")
+    file.write_text("\n".join(json.dumps({"text": document}) for document in text) + "\n", encoding="utf-8")
+    return str(file)

@@ -1,0 +1,45 @@
+"""`regroup`, as people call it."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grouper import GrouperError
+from search import SearchOptions, regroup
+
+QUICK = SearchOptions(generations=2, population=8)
+TOKENS = torch.randint(3, 190, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def test_a_loaded_model_and_documents(reader, text, tmp_path):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(reader), AutoTokenizer.from_pretrained(reader)
+    documents = text.read_text().split("\n\n")[:40]
+    options = {"tokens": 2048, "window": 64, "refine_tokens": 1024, "options": QUICK}
+    small = regroup(model, tokenizer, text=documents, kv_ratio=0.5, **options)
+    assert small.model.config.num_key_value_heads == 4 and small.exported.self_test.passed
+    assert set(small.front.table["merge"]) == {"spectral", "mean"} or "spectral" in set(small.front.table["merge"])
+    with torch.no_grad():
+        expected = small.model(TOKENS).logits
+    kept = small.save(tmp_path / "kept")
+    with pytest.raises(GrouperError, match="earlier output"):
+        small.save(kept)
+    again = AutoModelForCausalLM.from_pretrained(kept)
+    with torch.no_grad():
+        assert torch.allclose(again(TOKENS).logits, expected, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(kept).vocab_size == tokenizer.vocab_size
+
+
+def test_a_folder_without_text_and_any_class(models):
+    small = regroup(models("llama"), kv_ratio="1/4", deploy="any", options=SearchOptions(**{**vars(QUICK)}))
+    assert small.exported.kv_bytes_per_token[1] * 4 == small.exported.kv_bytes_per_token[0]
+    assert small.model(TOKENS).logits.shape == (2, 24, 199)
+
+
+def test_what_cannot_be_regrouped_is_said(reader):
+    model = AutoModelForCausalLM.from_pretrained(reader)
+    with pytest.raises(GrouperError, match="cannot regroup a int"):
+        regroup(7)
+    with pytest.raises(GrouperError, match="the model's tokenizer"):
+        regroup(model, text=["a"])
+    with pytest.raises(GrouperError, match="neither a file nor documents"):
+        regroup(str(reader), text=[])

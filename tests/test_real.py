@@ -12,12 +12,14 @@ from family_samples import check_identity, check_planted, check_reference, check
 from safetensors.torch import load_file, save_file
 
 from fitness.perplexity import nll
-from grouper import Checkpoint, HeadLayout
+from fitness.tasks import TaskOptions
+from grouper import Checkpoint, HeadLayout, UptrainOptions, uptrain_model
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.refinement.layer import RefineOptions
 from search import SearchOptions, Selection, evaluate, export_from_run, search
+from search.evaluated_model import evaluate_model
 
 REAL = Path(__file__).parent.parent / ".real-models"
 MODEL = REAL / "SmolLM2-135M-Instruct"
@@ -83,6 +85,31 @@ def test_export_with_refinement_by_text(run, tmp_path):
     calibration, refine = Calibration(TextSource(str(CALIBRATION)), 12_288, 256), RefineOptions(tokens=1024)
     done = export_from_run(run, tmp_path / "out", Selection(kv_ratio="1/3"), calibration, refine)
     assert done.export_class == "stock" and done.self_test.passed
+
+
+def test_tasks_and_closeness_from_the_mean_to_the_healed_model(run, tmp_path):
+    """Two thirds of the cache: every step is nearer to the original, and tasks run on each."""
+    pytest.importorskip("lm_eval")
+    tasks = TaskOptions(("arc_easy", "piqa"), REAL / "tasks", limit=25)
+    text, common = TextSource(str(EVALUATION)), {"tasks": tasks, "limit": 8}
+    front = evaluate(run, text, layouts="0", overwrite=True, **common)
+    neighbours, ours = two_thirds(front, "neighbour"), two_thirds(front, "qcqa-ac")
+    evaluate(run, text, layouts=str(neighbours), merge="mean", **common)
+    table = evaluate(run, text, layouts=str(ours), **common).table
+    rows = {"mean": table[(table["layout"] == neighbours) & (table["merge"] == "mean")].iloc[0]}
+    rows["spectral"] = table[(table["layout"] == ours) & (table["merge"] == "spectral")].iloc[0]
+    calibration, refine = Calibration(TextSource(str(CALIBRATION)), 12_288, 256), RefineOptions(tokens=4096)
+    wanted = Selection(layout=ours, deploy="padded")
+    export_from_run(run, tmp_path / "refined", wanted, calibration, refine)
+    options = UptrainOptions(tokens=12_288, step_tokens=1024, window=256, validate=4)
+    uptrain_model(tmp_path / "refined", tmp_path / "healed", TextSource(str(CALIBRATION)), options, base=str(MODEL))
+    for name in ("refined", "healed"):
+        found = evaluate_model(tmp_path / name, text, base=str(MODEL), **common)
+        assert found.original["arc_easy,acc"] == table.loc[0, "arc_easy,acc"]
+        rows[name] = found.values
+    kl = [rows[name]["kl"] for name in ("mean", "spectral", "refined", "healed")]
+    assert kl == sorted(kl, reverse=True) and kl[-1] < kl[0] / 10, kl
+    assert all(0 <= rows[name][f"{task},acc"] <= 1 for name in rows for task in ("arc_easy", "piqa"))
 
 
 # The matrix that every family passes, on real weights.

@@ -53,7 +53,8 @@ class Training:
         )  # fmt: skip
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
         self.order = shuffled_passes(len(self.examples), options.step_windows, options.steps, options.seed)
-        self.reached = Reached(micro_windows=micro_windows(student, options, ranks, accelerator.device))
+        micro = min(ranks.gather(micro_windows(student, options, ranks, accelerator.device)))
+        self.reached = Reached(micro_windows=micro)  # the same on all, for sharded ones pass together
         self.device = accelerator.device
         self.last_saved, self.saving_took = time.perf_counter(), 0.0
 
@@ -160,8 +161,8 @@ class Training:
 
     def checked(self, loss: float) -> float:
         if not math.isfinite(loss):
-            kept = f"the state of step {self.saved_step} is kept in {self.saved.folder}"
-            raise GrouperError(f"the loss became {loss} at step {self.reached.step}: take a lower --lr; {kept}")
+            kept = f"; the state of step {self.saved_step} is kept in {self.saved.folder}" if self.saved_step else ""
+            raise GrouperError(f"the loss became {loss} at step {self.reached.step}: take a lower --lr{kept}")
         return loss
 
     # Validation
@@ -176,7 +177,7 @@ class Training:
         """Validate, keep what is best, save now and then."""
         score = self.score()
         value = self.checked(score.judged(self.losses))
-        self.log(step=self.reached.step, held_out=asdict(score))
+        self.log(step=self.reached.step, held_out={n: v for n, v in asdict(score).items() if math.isfinite(v)})
         self.reached.layout = self.student.layout.to_json()
         if value < self.reached.best:
             self.reached.best, self.reached.best_step, self.reached.waited = value, self.reached.step, 0
@@ -207,6 +208,7 @@ class Training:
     def resume(self) -> None:
         """Go on where an earlier, killed training was."""
         if self.ranks.first_does(self.saved.reached) is None:
+            self.ranks.first_does(lambda: self.saved.forget_after(0))
             return
         tensors, reached = self.saved.load(self.saved.state)
         self.reached, self.saved_step = reached, reached.step

@@ -21,7 +21,7 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
 from grouper.outputs import refuse_existing, refuse_inside
 from grouper.progress import Progress, untold
-from grouper.ranks import locked_by_first, started_ranks
+from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
 from grouper.uptraining.exported import ExportedModel
@@ -86,7 +86,7 @@ def uptrain_model(
     text = examples_of(model.original, source, options.window)
     options = options.resolved(device, text.tokens.numel())
     examples, held_out = text.split(options.held_out_windows(len(text)))
-    check_text(examples, options, source.name)
+    check_text(examples, options, source.name, ranks)
     key = _key(model, taught_by, examples, held_out, options)
     saved = SavedTraining(Path(f"{str(output).rstrip('/')}.uptrain") / key)
     with locked_by_first(ranks, output), deterministic():
@@ -109,8 +109,11 @@ def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> S
     return Student(model, method, device, options.lora_rank if options.train == "lora" else 0, options.seed)
 
 
-def check_text(examples: Examples, options: UptrainOptions, name: str) -> None:
-    """Raise GrouperError where the text does not go far enough for what is asked."""
+def check_text(examples: Examples, options: UptrainOptions, name: str, ranks: Ranks) -> None:
+    """Raise GrouperError where the text does not go far enough for what is asked, or ranks cannot share a step."""
+    if options.step_windows % ranks.size:
+        windows = f"--step-tokens {options.step_tokens} are {options.step_windows} windows of {options.window}"
+        raise GrouperError(f"{windows}, which {ranks.size} processes cannot share alike: give a multiple")
     if not examples.counted[:, 1:].any():
         raise GrouperError(f"{name} has no answers to learn: chats need messages of the role assistant")
     passes = options.tokens / examples.tokens.numel()
@@ -152,10 +155,12 @@ def facts_of(
 ) -> dict:
     """For grouper.json and the card: what the export was, and what was done to it."""
     options = training.options
+    steps = training.reached.step
     done = {
-        "method": options.method, "teacher": teacher and teacher.title, "tokens": options.tokens,
-        "steps": training.reached.step, "best_step": training.reached.best_step, "losses": asdict(options.losses),
-        "learning_rate": options.lr, "train": options.train, "held_out": _finite(asdict(score)),
+        "method": options.method, "teacher": teacher and teacher.title,
+        "tokens": steps * options.step_windows * options.window, "steps": steps,
+        "best_step": training.reached.best_step, "losses": asdict(options.losses), "learning_rate": options.lr,
+        "train": options.train, "held_out": _finite(asdict(score)),
     }  # fmt: skip
     measured = {"nats per token, held-out training text": [_number(score.teacher_nll), score.nll]}
     if teacher is not None:

@@ -25,7 +25,7 @@ from search.stopping import Stopped, stop_on_signals
 
 WITHOUT_TEXT = (
     "searched without text: what enters attention was guessed from the norms' weights. On a real model that costs much "
-    "(SmolLM2-135M, README): search again with --text FILE, of text like what it will serve."
+    "(SmolLM2-135M, docs/results.md): search again with --text FILE, of text like what it will serve."
 )
 # What needs torch is imported where it is used: `grouper --help` answers at once.
 

@@ -109,9 +109,9 @@ def test_public_names_are_where_the_readme_shows_them():
         exec("from grouper import luck")
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
+def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
     """As it stands, but for fewer tokens and generations."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
     script = next(block for block in blocks if "import" in block and "search(" in block)
     short = script.replace('text="demo")', 'text="demo", tokens=2048, window=128, generations=2, population=16)')
     short = short.replace("limit=8", "limit=2, window=64, layouts='0'").replace(
@@ -120,7 +120,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     short = short.replace('TextSource("demo"))', 'TextSource("demo"), tokens=2048, window=128)')
     assert short != script
     monkeypatch.chdir(tmp_path)
-    exec(compile(short, "README.md", "exec"), {})
+    exec(compile(short, "python.md", "exec"), {})
     assert (tmp_path / "regrouped" / "model.safetensors").is_file() and (tmp_path / "bare" / "config.json").is_file()
 
 
@@ -133,6 +133,34 @@ def test_the_readmes_one_call_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(f"from search import SearchOptions\n{short}", "README.md", "exec"), {})
     assert (tmp_path / "half" / "model.safetensors").is_file()
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def anchors(page) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere_and_lines_are_short(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if "://" not in target:
+            file, _, anchor = target.partition("#")
+            place = (page.parent / file) if file else page
+            assert place.is_file(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(place), f"{page.name} links to {target}"
+    long = [line for line in text.split("\n") if len(line) > 120 and not line.startswith("|")]
+    assert not long, long[0]
+
+
+def test_every_page_is_on_the_list():
+    listed = (ROOT / "docs" / "README.md").read_text()
+    missing = [p.name for p in (ROOT / "docs").glob("*.md") if p.name != "README.md" and f"({p.name})" not in listed]
+    assert not missing
 
 
 def test_no_function_is_longer_than_one_reads_at_a_glance():

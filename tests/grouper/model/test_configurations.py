@@ -148,4 +148,4 @@ def test_windows_hold_no_more_than_their_tokens(samples):
 
 
 def test_the_readme_has_the_table_that_the_command_prints():
-    assert markdown(family_rows()) in (ROOT / "README.md").read_text()
+    assert markdown(family_rows()) in (ROOT / "docs" / "families.md").read_text()

@@ -112,6 +112,18 @@ class ParetoFront:
         points = self.table[["kv_ratio", column]].dropna().to_numpy(float)
         return float(moocore.hypervolume(points, ref=reference or (1.0, float(points[:, 1].max()))))
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the picture, and the front as a table."""
+        from tempfile import TemporaryDirectory
+
+        from search.picture import draw
+
+        with TemporaryDirectory() as folder:
+            draw(self, Path(folder) / "front.svg", "KV cache against what it costs")
+            picture = (Path(folder) / "front.svg").read_text(encoding="utf-8")
+        shown = self.front().dropna(axis=1, how="all")
+        return f"{picture[picture.index('<svg') :]}{shown.to_html(index=False, max_rows=24)}"
+
     def write(self, path: Path) -> None:
         """Floats are written so that reading them gives the same bits."""
         write_file(path, lambda beside: self.table.to_csv(beside, index=False, lineterminator="\n"))

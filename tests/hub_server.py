@@ -67,8 +67,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, json.dumps({"id": hub.repo_id, "sha": SHA, "siblings": files}).encode(), {}, body)
         prefix = f"/{hub.repo_id}/resolve/{SHA}/"
         file = hub.folder / path.removeprefix(prefix)
-        if not path.startswith(prefix) or not file.is_file():
+        if not path.startswith(prefix):
             return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        if not file.is_file():
+            return self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA}, body)
         content = file.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
         status = 200

@@ -27,13 +27,15 @@ TOLERANCE = 1e-4  # largest difference of a logit
 @dataclass(frozen=True)
 class Job:
     """One model to write. checkpoint: the original, on this disk. merged(layer): its new weights. around: of the
-    tensors outside the layers (embedding, last norm, head), by their names in the checkpoint, those that changed."""
+    tensors outside the layers (embedding, last norm, head), by their names in the checkpoint, those that changed.
+    compared: filled by `write` with what it copied and found the same when it read it back."""
 
     checkpoint: Checkpoint
     layout: HeadLayout
     merged: Merged
     options: ExportOptions
     around: Mapping[str, Tensor] = field(default_factory=dict)
+    compared: dict[str, Stored] = field(default_factory=dict)
 
     @cached_property
     def architecture(self) -> Architecture:

@@ -25,17 +25,23 @@ from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import exchanged
-from grouper.model.shards import same_bytes, stored
+from grouper.model.shards import Stored, same_bytes, stored
 from grouper.model.streamed import Skeleton
 
 TOKENS = 48
 
 
 def run_part_test(
-    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged, around: Mapping[str, Tensor] = NOTHING
+    original: Checkpoint,
+    exported: Path,
+    layout: HeadLayout,
+    merged: Merged,
+    around: Mapping[str, Tensor] = NOTHING,
+    compared: Mapping[str, Stored] = NOTHING,
 ) -> SelfTest:
     """merged(layer): the weights that were to be written, heads in the layout's order. around: tensors outside the
-    layers that changed. Raises GrouperError where a tensor beside attention is not the one that was to be written."""
+    layers that changed. compared: copies that were compared when they were written. Raises GrouperError where a tensor
+    beside attention is not the one that was to be written."""
     a, written = Architecture.of(original.config), Checkpoint.open(exported)
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
     ours, theirs = Skeleton(written, a, own_code), Skeleton(original, a)
@@ -45,18 +51,18 @@ def run_part_test(
     arguments = [stub_arguments(skeleton, TOKENS) for skeleton in (ours, theirs)]
     worst = 0.0
     with ThreadPoolExecutor(1) as reader:  # what is read and compared, while attention is computed
-        compared = reader.submit(compare_around, original, written, a, around)
+        comparing = reader.submit(compare_around, original, written, a, around, compared)
         for layer, layer_layout in enumerate(layout.layers):
             done, dtype = merged(layer), a.stored_dtype(original, layer)
             as_stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
-            compared.result()
-            compared = reader.submit(compare_beside_attention, original, written, a, layer, done.others)
+            comparing.result()
+            comparing = reader.submit(compare_beside_attention, original, written, a, layer, done.others, compared)
             with ours.attention_loaded(layer) as block:
                 got = attention_output(block, a, stream, arguments[0][layer])
             with theirs.attention_loaded(layer) as block, exchanged(theirs, block, as_stored, layer_layout):
                 wanted = attention_output(block, a, stream, arguments[1][layer])
             worst = max(worst, difference(got, wanted))
-        compared.result()
+        comparing.result()
     told = f"layer by layer, attention differs by {worst:.1g} of its size, all other tensors are as they were to be"
     return SelfTest(worst, 0, 0, told)
 
@@ -88,7 +94,11 @@ def attention_output(block: nn.Module, a: Architecture, stream: Tensor, argument
 
 
 def compare_around(
-    original: Checkpoint, written: Checkpoint, a: Architecture, around: Mapping[str, Tensor] = NOTHING
+    original: Checkpoint,
+    written: Checkpoint,
+    a: Architecture,
+    around: Mapping[str, Tensor] = NOTHING,
+    compared: Mapping[str, Stored] = NOTHING,
 ) -> None:
     """What stands around the layers is the original's, or what it became."""
     layers = tuple(a.prefix(original, layer) for layer in range(a.layers))
@@ -96,11 +106,16 @@ def compare_around(
         if name in around:
             check(name, name in written and torch.equal(written.tensor(name), changed(original, around, name)))
         else:
-            check(name, name in written and same_bytes(stored(original, name), stored(written, name)))
+            check(name, same(original, written, name, compared))
 
 
 def compare_beside_attention(
-    original: Checkpoint, written: Checkpoint, a: Architecture, layer: int, others: dict[str, Tensor]
+    original: Checkpoint,
+    written: Checkpoint,
+    a: Architecture,
+    layer: int,
+    others: dict[str, Tensor],
+    compared: Mapping[str, Stored] = NOTHING,
 ) -> None:
     """A layer's other tensors are the original's, or what refinement left of them: `others`."""
     prefix = a.prefix(original, layer)
@@ -114,7 +129,16 @@ def compare_beside_attention(
                 wanted = others[inner].to(original.tensors[name].torch_dtype)
                 check(name, torch.equal(written.tensor(name), wanted))
             else:
-                check(name, same_bytes(stored(original, name), stored(written, name)))
+                check(name, same(original, written, name, compared))
+
+
+def same(original: Checkpoint, written: Checkpoint, name: str, compared: Mapping[str, Stored]) -> bool:
+    """Whether the tensor of this name is the original's to the bit: as it was found when it was written, if the
+    original's is what was copied then; else both are read."""
+    if name not in written:
+        return False
+    wanted = stored(original, name)
+    return compared.get(name) == wanted or same_bytes(wanted, stored(written, name))
 
 
 def check(name: str, same: bool) -> None:

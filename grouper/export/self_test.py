@@ -30,16 +30,22 @@ from grouper.model.families import FAMILIES
 from grouper.model.in_memory import InMemoryModel, in_double
 from grouper.model.memory import free_memory
 from grouper.model.one_layer import cut
+from grouper.model.shards import Stored
 
 PROMPT, GENERATED = 48, 16  # tokens
 MEMORY = 4e9  # bytes that whole models may take
 
 
 def run_self_test(
-    original: Checkpoint, exported: Path, layout: HeadLayout, merged: Merged, around: Mapping[str, Tensor] = NOTHING
+    original: Checkpoint,
+    exported: Path,
+    layout: HeadLayout,
+    merged: Merged,
+    around: Mapping[str, Tensor] = NOTHING,
+    compared: Mapping[str, Stored] = NOTHING,
 ) -> SelfTest:
     """merged(layer): the weights that were to be written, heads in the layout's order. around: tensors outside the
-    layers that changed, by their names in the original.
+    layers that changed, by their names in the original. compared: copies that were compared when they were written.
 
     Whole models are compared where two of them fit in 4 GB; else layer by layer, attention computed and everything else
     compared (models that go out as Phi: one layer after the other, each with the model's embedding and head). Raises
@@ -52,7 +58,7 @@ def run_self_test(
     elif folded:
         result = _layer_by_layer(original, exported, layout, merged)
     else:
-        result = run_part_test(original, exported, layout, merged, around)
+        result = run_part_test(original, exported, layout, merged, around, compared)
     if not result.passed:
         raise GrouperError(
             f"the exported model failed its self-test: {result.summary} (at most {TOLERANCE:g} expected); "

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grouper.errors import GrouperError
 from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint, read_into
-from grouper.model.safetensors_header import DTYPES, TensorInfo
+from grouper.model.safetensors_header import DTYPES, TensorInfo, read_header
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
 BUFFER = 16 * 2**20  # bytes that are copied at a time where the system does not do it
@@ -63,9 +64,15 @@ def same_bytes(one: Stored, other: Stored) -> bool:
     return True
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Entry]], shard_bytes: int) -> Iterator[str]:
+def write_shards(
+    folder: Path,
+    tensors: Iterable[tuple[str, Entry]],
+    shard_bytes: int,
+    compared: dict[str, Stored] | None = None,
+) -> Iterator[str]:
     """Write tensors as safetensors shards with an index, yielding each name; holds what one shard has of loaded
-    tensors.
+    tensors. compared: filled with what was copied, by name, once the copy was read back and found the same; a shard is
+    read back as soon as it is written, while the system still has both in memory.
 
     The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
     model.safetensors.
@@ -78,6 +85,8 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Entry]], shard_bytes
         nonlocal shard, held, written
         if shard:
             _write_shard(folder / f"shard-{written}", shard)
+            if compared is not None:
+                compared.update(_read_back(folder / f"shard-{written}", shard))
             shard, held, written = {}, 0, written + 1
 
     for name, tensor in tensors:
@@ -95,6 +104,23 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Entry]], shard_bytes
     if written > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(weight_map.items())}}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _read_back(path: Path, shard: dict[str, Entry]) -> dict[str, Stored]:
+    """The copies in a shard that are the same as what they were copied from, as its own header finds them. Raises
+    GrouperError for one that is not."""
+    with open(path, "rb") as file:
+        header = dict(read_header(path.name, lambda a, b: _between(file, a, b), path.stat().st_size))
+    copied = {name: entry for name, entry in shard.items() if isinstance(entry, Stored)}
+    for name, entry in copied.items():
+        if name not in header or not same_bytes(entry, Stored(path, header[name])):
+            raise GrouperError(f"{name} was not written as it was read: is the disk sound? nothing was written")
+    return copied
+
+
+def _between(file: BinaryIO, start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)
 
 
 def _write_shard(path: Path, shard: dict[str, Entry]) -> None:

@@ -63,6 +63,12 @@ def test_the_knee_is_farthest_below_the_chord():
     assert knee(ratios, np.array([9.0, 8.9, 8.8, 1.0])) is None, "nor has one that bulges"
 
 
+def test_a_front_shows_itself_in_a_notebook(front):
+    shown = front._repr_html_()
+    assert shown.startswith("<svg") and shown.count("<svg") == 1 and shown.rstrip().endswith("</table>")
+    assert "qcqa-ac" in shown and "nll" not in shown[shown.index("<table") :], "what was not measured is not shown"
+
+
 def test_a_table_of_one_row_is_drawn(front, tmp_path):
     one = ParetoFront(pd.DataFrame(front.table.iloc[:1]))
     draw(one, tmp_path / "a.svg", "x")

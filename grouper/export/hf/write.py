@@ -50,7 +50,7 @@ class HuggingFace(Format):
         a, checkpoint = job.architecture, job.checkpoint
         export_class, note = class_for(checkpoint, a, job.layout, job.options.max_padding)
         total, names = len(checkpoint.tensors), set()
-        for name in write_shards(folder, exported_tensors(job, export_class), job.options.shard_bytes):
+        for name in write_shards(folder, exported_tensors(job, export_class), job.options.shard_bytes, job.compared):
             names.add(name)
             progress(min(len(names), total), total, "writing tensors")
         original = phi_config(checkpoint.config, a) if a.as_phi else checkpoint.config
@@ -64,7 +64,7 @@ class HuggingFace(Format):
         return export_class.name, note
 
     def verify(self, job: Job, folder: Path) -> SelfTest:
-        return run_self_test(job.checkpoint, folder, job.layout, job.merged, job.around)
+        return run_self_test(job.checkpoint, folder, job.layout, job.merged, job.around, job.compared)
 
     def weight_bytes(self, folder: Path) -> int:
         return Checkpoint.open(folder).nbytes

@@ -1,10 +1,14 @@
+"""Weight files: what the library reads of them, what is copied, what is read back."""
+
 import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grouper import Checkpoint
+from grouper import Checkpoint, GrouperError
+from grouper.export.part_test import same
+from grouper.model import shards
 from grouper.model.shards import same_bytes, stored, write_shards
 
 
@@ -64,3 +68,38 @@ def test_bytes_are_compared_to_the_last_one(mixed, tmp_path, monkeypatch):
     other = Checkpoint.open(tmp_path / "other")
     same = {name for name in tensors if same_bytes(stored(checkpoint, name), stored(other, name))}
     assert set(tensors) - same == {"d.float", "b.double"}
+
+
+def test_what_was_copied_is_read_back(tmp_path, monkeypatch):
+    """A copy that lost a byte on its way is found when it is written; a good one is noted, loaded tensors are not."""
+    (tmp_path / "in").mkdir()
+    save_file({"a": torch.arange(6.0), "b": torch.ones(3)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text('{"model_type": "llama"}')
+    checkpoint = Checkpoint.open(tmp_path / "in")
+    entries = [("a", shards.stored(checkpoint, "a")), ("new", torch.zeros(2))]
+    compared = {}
+    (tmp_path / "out").mkdir()
+    assert list(shards.write_shards(tmp_path / "out", entries, 10**6, compared)) == ["a", "new"]
+    assert compared == {"a": shards.stored(checkpoint, "a")}
+    copy = shards._copy
+
+    def lossy(entry, file):
+        copy(entry, file)
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+
+    monkeypatch.setattr(shards, "_copy", lossy)
+    with pytest.raises(GrouperError, match="a was not written as it was read"):
+        list(shards.write_shards(tmp_path / "out", entries, 10**6, {}))
+
+
+def test_only_what_was_compared_is_not_read_again(tmp_path):
+    for name, value in (("one", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        save_file({"a": torch.full((4,), value)}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    one, other = (Checkpoint.open(tmp_path / name) for name in ("one", "other"))
+    assert same(one, one, "a", {}) and not same(one, other, "a", {})
+    assert same(one, other, "a", {"a": shards.stored(one, "a")}), "this very tensor was found the same when written"
+    assert not same(one, other, "a", {"a": shards.stored(other, "a")}), "another one was copied"
+    assert not same(one, other, "b", {"b": shards.stored(one, "a")})

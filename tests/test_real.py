@@ -87,8 +87,9 @@ def test_export_with_refinement_by_text(run, tmp_path):
     assert done.export_class == "stock" and done.self_test.passed
 
 
-def test_tasks_and_closeness_from_the_mean_to_the_healed_model(run, tmp_path):
-    """Two thirds of the cache: every step is nearer to the original, and tasks run on each."""
+def test_tasks_and_closeness_of_the_original_and_what_is_made_of_it(run, tmp_path):
+    """Two thirds of the cache: the spectral merge is nearer than the mean, refined nearer still; a short training from
+    the mean makes up for much of it. Tasks run on each."""
     pytest.importorskip("lm_eval")
     tasks = TaskOptions(("arc_easy", "piqa"), REAL / "tasks", limit=25)
     text, common = TextSource(str(EVALUATION)), {"tasks": tasks, "limit": 8}
@@ -99,16 +100,16 @@ def test_tasks_and_closeness_from_the_mean_to_the_healed_model(run, tmp_path):
     rows = {"mean": table[(table["layout"] == neighbours) & (table["merge"] == "mean")].iloc[0]}
     rows["spectral"] = table[(table["layout"] == ours) & (table["merge"] == "spectral")].iloc[0]
     calibration, refine = Calibration(TextSource(str(CALIBRATION)), 12_288, 256), RefineOptions(tokens=4096)
-    wanted = Selection(layout=ours, deploy="padded")
-    export_from_run(run, tmp_path / "refined", wanted, calibration, refine)
+    export_from_run(run, tmp_path / "refined", Selection(layout=ours), calibration, refine)
+    export_from_run(run, tmp_path / "bare", Selection(layout=neighbours, merge="mean"))
     options = UptrainOptions(tokens=12_288, step_tokens=1024, window=256, validate=4)
-    uptrain_model(tmp_path / "refined", tmp_path / "healed", TextSource(str(CALIBRATION)), options, base=str(MODEL))
+    uptrain_model(tmp_path / "bare", tmp_path / "healed", TextSource(str(CALIBRATION)), options, base=str(MODEL))
     for name in ("refined", "healed"):
         found = evaluate_model(tmp_path / name, text, base=str(MODEL), **common)
         assert found.original["arc_easy,acc"] == table.loc[0, "arc_easy,acc"]
         rows[name] = found.values
-    kl = [rows[name]["kl"] for name in ("mean", "spectral", "refined", "healed")]
-    assert kl == sorted(kl, reverse=True) and kl[-1] < kl[0] / 10, kl
+    kl = {name: row["kl"] for name, row in rows.items()}
+    assert kl["mean"] > kl["spectral"] > kl["refined"] and kl["healed"] < kl["mean"] / 2, kl
     assert all(0 <= rows[name][f"{task},acc"] <= 1 for name in rows for task in ("arc_easy", "piqa"))
 
 

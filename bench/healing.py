@@ -163,7 +163,6 @@ class Curve(Training):
     def watch(self, evaluation, original: float) -> None:
         self.evaluation, self.original, self.watching = evaluation, original, 0.0
         self.tokens, self.over, self.kls = [], [], []
-        self.look()
 
     def look(self) -> None:
         began = time.time()

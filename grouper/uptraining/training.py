@@ -64,6 +64,8 @@ class Training:
         """Train to the end, or until validations get no better; leaves the best weights in the student. Returns the
         score of these."""
         self.resume()
+        if self.reached.step == 0:
+            self.judge()  # what training does not better stays as it was
         steps, every = self.options.steps, max(1, self.options.steps // self.options.validate)
         began, before, first = time.perf_counter(), self.reached.seconds, self.reached.step
         while self.reached.step < steps and not self.patience_is_over:
@@ -185,7 +187,9 @@ class Training:
         else:
             self.reached.waited += 1
         # One rank decides, for clocks differ and all have to gather what is saved.
-        if self.ranks.first_does(lambda: time.perf_counter() - self.last_saved >= self.saving_took / SAVING):
+        if self.reached.step and self.ranks.first_does(
+            lambda: time.perf_counter() - self.last_saved >= self.saving_took / SAVING
+        ):
             self.save()
 
     # State
@@ -208,7 +212,7 @@ class Training:
     def resume(self) -> None:
         """Go on where an earlier, killed training was."""
         if self.ranks.first_does(self.saved.reached) is None:
-            self.ranks.first_does(lambda: self.saved.forget_after(0))
+            self.ranks.first_does(lambda: self.saved.forget_after(-1))
             return
         tensors, reached = self.saved.load(self.saved.state)
         self.reached, self.saved_step = reached, reached.step

@@ -98,7 +98,7 @@ def uptrain_model(
         training = Training(accelerator_for(device, options, saved), student, opened, texts, options, saved, ranks)
         tell(announced(training))
         score = training.run(progress)
-        tell(told(score))
+        tell(told(score, training.reached.best_step))
         facts = facts_of(model, training, score, taught_by, command)
         del student, training, opened  # several ranks may hold them in parts: the best weights are read from the disk
         return ranks.first_does(lambda: write(model, options, output, facts, saved, overwrite, progress))
@@ -141,9 +141,11 @@ def announced(training: Training) -> str:
     )
 
 
-def told(score: Score) -> str:
+def told(score: Score, best_step: int) -> str:
     """What came out."""
     nats = f"{score.nll:.4f} nats per token on held-out text"
+    if best_step == 0:
+        nats = f"training made nothing better, so weights stay as they were (more --tokens, or a lower --lr?): {nats}"
     if score.kl != score.kl:
         return nats
     over = f"{score.nll - score.teacher_nll:+.4f} over the original"

@@ -71,7 +71,7 @@ def test_a_trained_model_is_nearer_to_its_original_and_of_the_same_class(folders
     assert "Then trained by `distill`" in card and "grouper uptrain" in card and "KL to the original" in card
     lines = [json.loads(line) for line in (tmp_path / "out" / "uptraining.jsonl").read_text().splitlines()]
     judged = [line["held_out"] for line in lines if "held_out" in line]
-    assert len(judged) == 4 and judged[-1]["kl"] < judged[0]["kl"]
+    assert len(judged) == 5 and judged[-1]["kl"] < judged[0]["kl"], "before it begins, and four times"
     assert "16 steps" in told[0] and "KL" in told[1]
     assert not list(tmp_path.glob("*.uptrain")), "what training kept is gone"
 
@@ -95,18 +95,18 @@ def test_a_killed_training_goes_on_to_the_same_files(folders, source, tmp_path):
 
 
 def test_the_best_weights_are_kept_and_patience_ends_it(folders, source, tmp_path, monkeypatch):
-    """Scores are made worse from the second validation on: the first one's weights are written, after three."""
+    """Scores are made worse from the third validation on: the second one's weights are written, after four."""
     found, judge = [], Training.score
 
     def worse(self):
         score = judge(self)
         found.append(self.reached.step)
-        return type(score)(score.nll, score.kl + len(found), score.agreement, score.teacher_nll)
+        return type(score)(score.nll, score.kl + max(0, len(found) - 2), score.agreement, score.teacher_nll)
 
     monkeypatch.setattr(Training, "score", worse)
     options = UptrainOptions(**{**vars(QUICK), "patience": 2, "validate": 8})
     uptrain_model(folders["stock"], tmp_path / "out", source, options)
-    assert found[:3] == [2, 4, 6] and len(found) == 4, "and the best one's score at the end"
+    assert found[:4] == [0, 2, 4, 6] and len(found) == 5, "and the best one's score at the end"
     facts = json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]
     assert facts["steps"] == 6 and facts["best_step"] == 2
     monkeypatch.undo()
@@ -115,6 +115,15 @@ def test_the_best_weights_are_kept_and_patience_ends_it(folders, source, tmp_pat
     uptrain_model(folders["stock"], tmp_path / "all", source, two)
     whole = load_file(tmp_path / "all" / "model.safetensors")
     assert any(not torch.equal(stopped[n], whole[n]) for n in whole)
+
+
+def test_a_training_that_betters_nothing_changes_nothing(folders, source, tmp_path):
+    told, rough = [], UptrainOptions(**{**vars(QUICK), "lr": 0.5, "clip": 1e6})
+    uptrain_model(folders["stock"], tmp_path / "out", source, rough, tell=told.append)
+    before, after = (load_file(f / "model.safetensors") for f in (folders["stock"], tmp_path / "out"))
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert "made nothing better" in told[1]
+    assert json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]["best_step"] == 0
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(folders, source, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """`grouper compare`: several runs side by side, what each gives for the cache it takes."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 from grouper.errors import GrouperError
 from grouper.outputs import write_file
 from grouper.parsing import json_object
-from search.methods.registry import ORIGINAL, baselines
+from search.methods.registry import baselines
 from search.run_folder import RunFolder
 
 RATIOS = (0.5, 0.25, 0.125)
@@ -48,14 +47,14 @@ def compare(runs: list[str | Path]) -> tuple[list[Compared], dict[str, pd.DataFr
 
 
 def _column(folders: dict[str, RunFolder]) -> str:
-    tables = {name: folder.front().table for name, folder in folders.items()}
-    texts = set()
+    one_model = len({folder.settings.fingerprint for folder in folders.values()}) == 1
+    texts, measured = set(), []
     for folder in folders.values():
         path = folder.path / "evaluation.json"
         made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
-        texts.add(json.dumps([made.get("text"), made.get("windows")]))
-    measured = [t.loc[t["method"] == ORIGINAL, "nll"].notna().all() and t["nll"].notna().sum() > 1
-                for t in tables.values()]  # fmt: skip
+        # Other models have other tokens of the same text: there its name has to do.
+        texts.add(str(made.get("digest" if one_model else "text")))
+        measured.append(folder.front().over.notna().sum() > 1)
     if all(measured) and len(texts) == 1:
         return "over"
     alike = {(f.settings.fingerprint, f.settings.options.fitness, f.settings.options.sensitivity)
@@ -69,15 +68,11 @@ def _column(folders: dict[str, RunFolder]) -> str:
 
 
 def _points(folder: RunFolder, column: str) -> pd.DataFrame:
-    table = folder.front().table
-    found = table[~table["method"].isin(baselines())]
-    if column == "over":
-        found = found.dropna(subset="nll")
-        value = found["nll"] - found.loc[found["method"] == ORIGINAL, "nll"].iloc[0]
-    else:
-        value = found["error"]
-    points = pd.DataFrame({"kv_ratio": found["kv_ratio"], "value": value, "layout": found["layout"]})
-    return points.sort_values(["kv_ratio", "value"]).reset_index(drop=True)
+    front = folder.front()
+    table = front.table
+    value = front.over if column == "over" else table["error"]
+    points = table[["kv_ratio", "layout"]].assign(value=value)[~table["method"].isin(baselines())]
+    return points.dropna(subset="value").sort_values(["kv_ratio", "value"]).reset_index(drop=True)
 
 
 def _compared(name: str, folder: RunFolder, points: pd.DataFrame, column: str, largest: float) -> Compared:

@@ -71,15 +71,15 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     view = Table(box=None, pad_edge=False, header_style="bold")
     for heading in (*HEADINGS, *(["nats", "over"] if measured else [])):
         view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right", no_wrap=True)
-    original = table.loc[table["method"] == ORIGINAL, "nll"].iloc[0]
     added = [c for c in ("kl", "agreement") if measured and c in shown and ERR.width >= WIDE]
     for column in added:
         view.add_column(column, justify="right", no_wrap=True)
-    for _, row in shown.iterrows():
+    losses = front.over
+    for index, row in shown.iterrows():
         size = (f"{row['kv_ratio']:.1%}", f"{row['kv_bytes_per_token']:,}")
         cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
         if measured:
-            over = row["nll"] - original  # NaN where the original was not measured
+            over = losses[index]  # NaN where the original was not measured
             cells += [f"{row['nll']:.4f}", "" if row["method"] == ORIGINAL or over != over else f"{over:+.4f}"]
             cells += ["" if row[c] != row[c] else f"{row[c]:.4f}" for c in added]
         style = "dim" if row["method"] in baselines() else "bold" if row["method"] == ORIGINAL else None

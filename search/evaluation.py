@@ -94,8 +94,9 @@ def evaluate(
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
         fill_in(folder, front, todo, meter, fitting, refine, progress)
-        proxies = judge_proxies(folder, front, regrouper, assignments)
-        ranks.first_does(lambda: write_proxies(folder, proxies))
+        if todo or overwrite:  # else they are as they were
+            proxies = judge_proxies(folder, front, regrouper, assignments)
+            ranks.first_does(lambda: write_proxies(folder, proxies))
         title = f"{checkpoint.title}: KV cache against what it costs"
         ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
         return front

@@ -7,13 +7,8 @@ import pandas as pd
 from grouper.errors import GrouperError
 from grouper.export.classes import ASKED
 from grouper.names import expected
-from search.methods.registry import ORIGINAL
 from search.pareto import ParetoFront
 from search.picking import parse_ratio
-
-SHOWN = [
-    "layout", "method", "merge", "kv_ratio", "kv_bytes_per_token", "kv_heads", "deploy", "error", "nll", "over", "kl",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class View:
 def viewed(front: ParetoFront, view: View) -> pd.DataFrame:
     """The rows, with `over` where nats were measured. The front is that by nats where these were measured, else by
     error. Raises GrouperError."""
-    table = front.table.assign(over=_over(front.table))
+    table = front.table.assign(over=front.over)
     measured = table["nll"].notna().any()
     if not view.every and view.best_under is None:
         table = table[(table["on_nll_front" if measured else "on_front"] == 1).fillna(False)]
@@ -47,14 +42,8 @@ def viewed(front: ParetoFront, view: View) -> pd.DataFrame:
         raise GrouperError("no layout is like that: see `grouper layouts RUN --all`")
     column, falling = view.sort.lstrip("-"), view.sort.startswith("-")
     if column not in table:
-        raise GrouperError(f"cannot sort by {column!r}: expected one of {', '.join(table.columns)}")
+        raise GrouperError(f"cannot sort by {column!r}: {expected(column, table.columns)}")
     return table.sort_values([column, "layout"], ascending=[not falling, True])
-
-
-def _over(table: pd.DataFrame) -> pd.Series:
-    """Nats over the original; NaN where either was not measured."""
-    original = table.loc[table["method"] == ORIGINAL, "nll"]
-    return table["nll"] - (original.iloc[0] if len(original) else float("nan"))
 
 
 def counts(kv_heads: str) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.outputs import write_file
+from search.methods.registry import ORIGINAL
 
 COLUMNS = [
     "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
@@ -83,6 +84,12 @@ class ParetoFront:
             if name not in self.table:
                 self.table[name] = np.nan
         self.table.loc[index, list(values)] = list(values.values())
+
+    @property
+    def over(self) -> pd.Series:
+        """Nats over the original, row by row; NaN where either was not measured."""
+        original = self.table.loc[self.table["method"] == ORIGINAL, "nll"]
+        return self.table["nll"] - (original.iloc[0] if len(original) else np.nan)
 
     @property
     def own_merge(self) -> str:

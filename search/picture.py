@@ -30,7 +30,7 @@ SHARES = {0.5: "half", 0.25: "quarter"}
 
 def draw(front: ParetoFront, path: Path, title: str) -> None:
     """SVG, the same bytes for the same table."""
-    table, what, logarithmic = values(front.table)
+    table, what, logarithmic = values(front)
     with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
         figure, (axes, heads) = plt.subplots(
             2, 1, figsize=(7.2, 5.8), layout="constrained", gridspec_kw={"height_ratios": [3.4, 1]}
@@ -49,12 +49,11 @@ def draw(front: ParetoFront, path: Path, title: str) -> None:
         plt.close(figure)
 
 
-def values(table: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
+def values(front: ParetoFront) -> tuple[pd.DataFrame, str, bool]:
     """(the rows to draw, with a column `value`; what that is; whether the axis is logarithmic)."""
-    original = table.loc[table["method"] == ORIGINAL, "nll"]
+    table, over = front.table, front.over
     if table["nll"].notna().any():
-        if len(original) and original.notna().iloc[0]:
-            over = table["nll"] - original.iloc[0]
+        if over.notna().any():
             least = max(LEAST, 0.5 * over[over > 0].min()) if (over > 0).any() else LEAST
             over = over.clip(lower=least)  # the original stands at the bottom
             return table.assign(value=over).dropna(subset="value"), "nats per token over the original", True

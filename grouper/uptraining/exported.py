@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from grouper.attention import MergedLayer
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, as_one_line
 from grouper.export.classes import CLASSES
 from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
@@ -65,7 +65,8 @@ class ExportedModel:
     def layer(self, layer: int) -> MergedLayer:
         """A layer's weights, heads in the layout's order."""
         a = self.architecture
-        attention = CLASSES[self.export_class].read(self.folder, self.base, layer, self.layout)
+        with as_one_line(f"layer {layer} of {self.folder.name} is not what its {MARKER} says"):
+            attention = CLASSES[self.export_class].read(self.folder, self.base, layer, self.layout)
         here = a.prefix(self.base, layer)
         replaced = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
         inner = (n.removeprefix(here) for n in self.base.tensors if n.startswith(here))

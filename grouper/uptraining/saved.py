@@ -2,6 +2,8 @@
 throughout."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grouper.errors import as_one_line
 from grouper.outputs import write_file
 
 Tensors = dict[str, Tensor]
@@ -37,7 +40,8 @@ class SavedTraining:
 
     def reached(self) -> Reached | None:
         """Where it is, or None where it has not begun."""
-        return _facts(self.state) if self.state.is_file() else None
+        with damage_said(self.state):
+            return _facts(self.state) if self.state.is_file() else None
 
     def save(self, path: Path, tensors: Tensors, reached: Reached) -> None:
         """In one step, so that a full disk or a kill leaves what was there."""
@@ -47,7 +51,9 @@ class SavedTraining:
         write_file(path, lambda beside: save_file(contiguous, beside, metadata=facts))
 
     def load(self, path: Path) -> tuple[Tensors, Reached]:
-        return load_file(path), _facts(path)
+        """Raises GrouperError where the file is damaged."""
+        with damage_said(path):
+            return load_file(path), _facts(path)
 
     def note(self, **facts: object) -> None:
         """One line of the log."""
@@ -61,6 +67,12 @@ class SavedTraining:
             lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_file(self.log, lambda beside: beside.write_text("".join(kept), encoding="utf-8"))
+
+
+@contextmanager
+def damage_said(path: Path) -> Iterator[None]:
+    with as_one_line(f"{path} is damaged: delete the folder it is in, and training begins anew"):
+        yield
 
 
 def _facts(path: Path) -> Reached:

@@ -29,11 +29,9 @@ class SharedAttention(nn.Module):
             setattr(self, part, holder(getattr(attention, part).flatten(0, 1), getattr(attention, f"{part}_bias")))
         self.o = holder(attention.o.flatten(1), attention.o_bias)
         self.fixed = {"planes": attention.planes, "qk_norm": attention.qk_norm}
-        for gain in ("q_norm", "k_norm"):
-            if attention.qk_norm == "all":
+        if attention.qk_norm == "all":  # a gain of each head; one of all heads is the module's own
+            for gain in ("q_norm", "k_norm"):
                 self.register_parameter(gain, nn.Parameter(getattr(attention, gain).float().clone()))
-            else:  # a gain of all heads is a parameter of the module itself
-                self.fixed[gain] = getattr(attention, gain)
         inner = expanded_attention(architecture, module, layout, "meta", torch.float32)
         self.inside = f"{architecture.family.attention}."
         for name in expanded_tensors(architecture, attention, layout):  # given anew in every pass

@@ -35,7 +35,8 @@ class Student:
             self.others.append([n for n in done.others if n in parameters])
             for name in self.others[-1]:
                 parameters[name].data = done.others[name].to(device, torch.float32)
-        self.loaded.replace_around({n: t for n, t in exported.around().items() if n in self.loaded.around()})
+        known = self.loaded.around()
+        self.loaded.replace_around({n: t for n, t in exported.around().items() if n in known})
         self.model.requires_grad_(False)
         for _, parameter in self.named_parameters():
             parameter.requires_grad_(not lora)

@@ -52,6 +52,8 @@ class Training:
             fused=accelerator.device.type == "cuda",
         )  # fmt: skip
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
+        self.parameters = [p for _, p in student.trained()]  # as they are now: sharding makes others of them
+        self.attentions = student.attentions
         self.order = shuffled_passes(len(self.examples), options.step_windows, options.steps, options.seed)
         micro = min(ranks.gather(micro_windows(student, options, ranks, accelerator.device)))
         self.reached = Reached(micro_windows=micro)  # the same on all, for sharded ones pass together
@@ -127,10 +129,10 @@ class Training:
                 # What takes the ranks' gradients together takes their mean.
                 self.accelerator.backward(loss * self.ranks.size)
             total += loss.detach()
-        torch.nn.utils.clip_grad_norm_([p for _, p in self.student.trained()], self.options.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        for attention in self.student.attentions:
+        for attention in self.attentions:
             attention.after_step(step + 1)
         self.ranks.add_up(total)
         return total
@@ -224,7 +226,7 @@ class Training:
             if self.device.type == "cuda":
                 state["step"] = state["step"].to(self.device)
             self.optimizer.state[parameter] = state
-        for attention in self.student.attentions:
+        for attention in self.attentions:
             attention.step = reached.step
         self.ranks.first_does(lambda: self.saved.forget_after(reached.step))
 

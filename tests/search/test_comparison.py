@@ -52,7 +52,7 @@ def test_losses_where_all_were_measured_on_one_text(runs, text, tmp_path):
     draw(found, points, tmp_path / "both.png")
     assert (tmp_path / "both.svg").stat().st_size > 1000 and (tmp_path / "both.png").read_bytes()[:4] == b"\x89PNG"
     facts = json.loads((runs[1] / "evaluation.json").read_text())
-    (runs[1] / "evaluation.json").write_text(json.dumps({**facts, "text": "another"}))
+    (runs[1] / "evaluation.json").write_text(json.dumps({**facts, "digest": "another"}))
     assert compare(runs)[0][0].column == "error", "another text: what the fitness says is left"
 
 

@@ -27,12 +27,12 @@ def texts(path) -> str:
 def test_before_and_after_measuring(front, tmp_path):
     draw(front, tmp_path / "a.svg", "a model <&> its front")
     assert "error of the merge" in texts(tmp_path / "a.svg") and "half: 0.9" in texts(tmp_path / "a.svg")
-    table, what, logarithmic = values(front.table)
+    table, what, logarithmic = values(front)
     assert what.startswith("error") and not logarithmic and table["value"].equals(front.table["error"])
     front.table["nll"] = [3.0, 3.2, 3.1, 6.0, 4.0]
     draw(front, tmp_path / "b.svg", "measured")
     assert "nats per token over the original" in texts(tmp_path / "b.svg") and "half: 0.1" in texts(tmp_path / "b.svg")
-    table, _, logarithmic = values(front.table)
+    table, _, logarithmic = values(front)
     assert logarithmic and table["value"].tolist() == pytest.approx([0.05, 0.2, 0.1, 3.0, 1.0])
     draw(front, tmp_path / "c.svg", "measured")
     assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
@@ -40,7 +40,7 @@ def test_before_and_after_measuring(front, tmp_path):
 
 def test_where_the_original_was_not_measured_losses_stay_as_they_are(front):
     front.table.loc[1:2, "nll"] = [3.2, 3.1]
-    table, what, logarithmic = values(front.table)
+    table, what, logarithmic = values(front)
     assert what == "nats per token" and not logarithmic and table["value"].tolist() == [3.2, 3.1]
 
 

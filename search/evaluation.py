@@ -34,6 +34,7 @@ from search.methods.registry import ORIGINAL
 from search.options import COMPUTING, MEASURED
 from search.pareto import ParetoFront
 from search.picture import draw
+from search.proxies import FILE as PROXIES
 from search.proxies import judge_proxies, write_proxies
 from search.run_folder import RunFolder
 
@@ -94,7 +95,7 @@ def evaluate(
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
         fill_in(folder, front, todo, meter, fitting, refine, progress)
-        if todo or overwrite:  # else they are as they were
+        if todo or not (folder.path / PROXIES).is_file():  # else they are as they were
             proxies = judge_proxies(folder, front, regrouper, assignments)
             ranks.first_does(lambda: write_proxies(folder, proxies))
         title = f"{checkpoint.title}: KV cache against what it costs"

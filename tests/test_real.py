@@ -90,7 +90,7 @@ def test_export_with_refinement_by_text(run, tmp_path):
 def test_tasks_and_closeness_of_the_original_and_what_is_made_of_it(run, tmp_path):
     """Two thirds of the cache: the spectral merge is nearer than the mean, refined nearer still; a short training from
     the mean makes up for much of it. Tasks run on each."""
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval")  # the extra `eval`
     tasks = TaskOptions(("arc_easy", "piqa"), REAL / "tasks", limit=25)
     text, common = TextSource(str(EVALUATION)), {"tasks": tasks, "limit": 8}
     front = evaluate(run, text, layouts="0", overwrite=True, **common)

@@ -12,7 +12,7 @@ from fitness.tasks import TaskOptions, Tasks
 from grouper import GrouperError
 from grouper.calibration.source import DATA
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval")  # the extra `eval`
 
 ITEMS = [
     {"context": "The state of the", "choices": ["Union", "xylophone quagga"], "gold": 0},

@@ -45,7 +45,7 @@ def test_it_writes_in_a_pipeline_and_in_beams(folder):
 
 
 def test_it_is_trained_by_the_trainer_and_by_low_rank_adapters(folder, tmp_path):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft")  # the extra `lora`
     rows = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in TOKENS.repeat(3, 1)]
     model = peft.get_peft_model(load(folder), peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
     before = model(TOKENS, labels=TOKENS).loss.item()

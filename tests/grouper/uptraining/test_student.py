@@ -106,7 +106,7 @@ def test_padded_heads_stay_zero(samples, tmp_path):
 def test_what_is_trained(samples, tmp_path, train):
     """Adapters alone, which change nothing before they learnt something; else everything that is written."""
     if train == "lora":
-        pytest.importorskip("peft")
+        pytest.importorskip("peft")  # the extra `lora`
     model = exported(samples, "qwen2", "stock", tmp_path / "in")
     student = Student(model, METHODS["distill"], "cpu", lora=4 if train == "lora" else 0)
     trained = dict(student.trained())

@@ -167,9 +167,25 @@ def test_refusals(folders, reader, source, tmp_path):
     refused("no model for transformers", folder=away, base=str(reader))
     damaged = edit_weights(folders["stock"], tmp_path / "damaged", lambda t: t["model.norm.weight"].fill_(float("nan")))
     refused("NaN", folder=damaged, base=str(reader))
+    name = "model.layers.1.self_attn.o_proj.weight"
+    wrong = edit_weights(folders["stock"], tmp_path / "wrong", lambda t: t.update({name: t[name][:, :-3].contiguous()}))
+    refused("layer 1 of .* is not what its grouper.json says", folder=wrong, base=str(reader))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(GrouperError, match="not written by Grouper"):
+        uptrain_model(folders["stock"], tmp_path / "out", source, QUICK)
+
+
+def test_a_damaged_state_is_said_in_one_line(folders, source, tmp_path):
+    def killed(done: int, _total: int, _note: str) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        uptrain_model(folders["stock"], tmp_path / "out", source, QUICK, progress=killed)
+    (state,) = tmp_path.rglob("state.safetensors")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(GrouperError, match="is damaged: delete the folder it is in, and training begins anew"):
         uptrain_model(folders["stock"], tmp_path / "out", source, QUICK)
 
 
@@ -248,11 +264,12 @@ def test_every_method_trains_and_ends_in_an_ordinary_export(folders, reader, sou
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype=torch.float32)
     with torch.no_grad():
         loss = model(input_ids=tokens, labels=tokens).loss.item()
-    assert loss == pytest.approx(losses[-1], rel=0.2) or method == "distill", "what was trained is what was written"
+    # The written model's own loss is the trained one's, on other windows; distillation's is of another kind.
+    assert loss == pytest.approx(losses[-1], rel=0.2) or method == "distill"
 
 
 def test_low_rank_training_from_the_command_line(folders, text, tmp_path):
-    pytest.importorskip("peft")
+    pytest.importorskip("peft")  # the extra `lora`
     options = ["--train", "lora", "--tokens", "2048", "--step-tokens", "256", "--window", "64", "--lr", "0.003"]
     done = subprocess.run(
         [sys.executable, "-m", "cli", "uptrain", folders["stock"], "-o", tmp_path / "out", "--text", text, *options,

@@ -33,6 +33,7 @@ from grouper.ranks import ALONE
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import deterministic
 from grouper.regroup import Regrouper
+from grouper.threads import one_thread
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.launched import accelerator_for
 from grouper.uptraining.methods import METHODS
@@ -167,7 +168,8 @@ class Curve(Training):
     def look(self) -> None:
         began = time.time()
         self.tokens.append(self.reached.step * self.options.step_tokens)
-        self.over.append(nll(self.student.model, self.evaluation) - self.original)
+        with one_thread():  # batches one after the other: a student is not for several threads at once
+            self.over.append(nll(self.student.model, self.evaluation) - self.original)
         self.kls.append(self.score().kl)
         self.watching += time.time() - began
 

@@ -15,7 +15,7 @@ from grouper.model.in_memory import expanded_attention, expanded_tensors
 class SharedAttention(nn.Module):
     """Stands where an attention module of the original's class stood, and computes as that does. Its parameters are the
     shared heads; each query head's copies of them are made in every pass, so that gradients come together in the shared
-    ones.
+    ones. While a pass is made they stand in the module's own places, so one thread at a time may make one.
 
     attention: weights to begin with, in the layout's order. Methods that learn something else than the shared heads
     themselves override `weights`. The linear modules q, k, v [heads d, D] and o [D, H d] hold parameters and are never

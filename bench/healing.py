@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=131_072, help="of calibration")
     parser.add_argument("--refine-tokens", type=int)
     parser.add_argument("--train-tokens", type=int)
+    parser.add_argument("--methods", default="distill", help="ways to train; several with commas: a curve each")
     parser.add_argument("--lr", default=str(UptrainOptions.lr), help="several with commas: a curve each")
     parser.add_argument("--hidden", default="1", help="weight of hidden states; several with commas")
     parser.add_argument("--window", type=int, default=512)
@@ -256,22 +258,25 @@ def main() -> None:
         for count in map(int, args.kv_heads.split(",")):
             for start in chosen:
                 folder = bench.exported(start, count)
-                for lr in map(float, args.lr.split(",")):
-                    for hidden in map(float, args.hidden.split(",")):
-                        results.append(one(bench, start, count, folder, lr, hidden, args))
-                        if args.json:
-                            args.json.write_text(json.dumps(results, indent=1) + "\n")
+                rates, weights = (map(float, numbers.split(",")) for numbers in (args.lr, args.hidden))
+                grid = product(args.methods.split(","), rates, weights)
+                for method, lr, hidden in grid:
+                    results.append(one(bench, start, count, folder, method, lr, hidden, args))
+                    if args.json:
+                        args.json.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 
 
-def one(bench: Bench, start: Start, count: int, folder: Path, lr: float, hidden: float, args) -> dict:
-    losses = replace(METHODS["distill"].losses, hidden=hidden)
-    options = UptrainOptions(tokens=args.train_tokens, lr=lr, losses=losses, window=args.window, patience=0)
+def one(bench: Bench, start: Start, count: int, folder: Path, method: str, lr: float, hidden: float, args) -> dict:
+    losses = METHODS[method].losses
+    losses = replace(losses, hidden=hidden) if losses.hidden else losses
+    options = UptrainOptions(method, args.train_tokens, lr=lr, losses=losses, window=args.window, patience=0)
     curve = bench.heal(folder, options)
     shutil.rmtree(bench.folder / "training", ignore_errors=True)
-    found = {"start": start.name, "kv_ratio": count / bench.heads, "lr": lr, "losses": asdict(losses), **curve}
+    name = start.name if method == "distill" else f"{start.name}, by {method}"
+    found = {"start": name, "kv_ratio": count / bench.heads, "lr": lr, "losses": asdict(losses), **curve}
     print(
-        f"KV {count}/{bench.heads} {start.name}, lr {lr:g}, hidden {hidden:g}: {curve['over'][0]:+.4f} -> "
+        f"KV {count}/{bench.heads} {name}, lr {lr:g}, hidden {hidden:g}: {curve['over'][0]:+.4f} -> "
         f"{curve['over'][-1]:+.4f} nats, held-out KL {curve['held_out_kl'][-1]:.4f}, {curve['seconds']:.0f} s",
         flush=True,
     )

@@ -582,7 +582,9 @@ def _fail(why: str, code: int = 1) -> None:
     rank = os.environ.get("RANK", "0")
     line = shortened(printable(without_secrets(" ".join(why.split()))))
     who = "grouper" if rank == "0" else f"grouper, rank {rank}"
-    print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__)
+    print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__, flush=True)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os._exit(code)  # leaving their group in order would wait for ranks that wait for this one
     sys.exit(code)
 
 

@@ -126,6 +126,7 @@ def _joined() -> Ranks:
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # or transformers loads weights on the first rank alone
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=PATIENCE)

@@ -71,7 +71,8 @@ def test_ranks_that_hold_parts_of_the_model_train_what_one_trains(reader, tmp_pa
     uptrain_model(tmp_path / "in", tmp_path / "alone", TextSource("demo"), options, base=str(reader))
     asked = ["--base", reader, "--text", "demo", "--tokens", 2048, "--step-tokens", 256, "--micro-tokens", 64]
     asked += ["--window", 64, "--lr", 0.001, "--device", "cpu"]
-    done = together("-m", "cli", "uptrain", tmp_path / "in", "-o", tmp_path / "two", *asked, ACCELERATE_USE_FSDP="true")
+    launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    done = together("-m", "cli", "uptrain", tmp_path / "in", "-o", tmp_path / "two", *asked, **launched)
     assert done.returncode == 0, done.stderr
     ours, theirs, start = (load_file(tmp_path / f / "model.safetensors") for f in ("alone", "two", "in"))
     for name, tensor in ours.items():

@@ -122,8 +122,10 @@ class Bench:
             merged = self.regrouper.refined(layout, merge, RefineOptions(tokens=self.args.refine_tokens))
         else:
             merged = self.regrouper.merged(layout, merge)
+        seen = self.regrouper.seen(RefineOptions(tokens=self.args.refine_tokens)).to_data()
+        origin = {"refined": {"seen": seen}} if start.refined else None
         place = self.folder / f"{start.name.replace(' ', '-')}-{count}"
-        export_model(self.checkpoint, layout, place, merge=merge.name, merged=merged)
+        export_model(self.checkpoint, layout, place, merge=merge.name, merged=merged, origin=origin)
         return place
 
     def heal(self, folder: Path, options: UptrainOptions) -> dict:
@@ -131,7 +133,7 @@ class Bench:
         model = ExportedModel.open(folder, self.args.model)
         text = examples_of(model.original, TextSource(self.args.text), options.window)
         options = options.resolved(self.device, text.tokens.numel())
-        texts = text.split(options.held_out_windows(len(text)))
+        texts = text.split(options.held_out_windows(len(text)), model.refined_on(text.tokens))
         dtype = torch.bfloat16 if "cuda" in self.device else torch.float32
         teacher = Teacher(InMemoryModel(self.checkpoint, self.device, dtype))
         saved = SavedTraining(self.folder / "training" / folder.name)

@@ -12,6 +12,7 @@ from grouper.attention import Merged, MergedLayer
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.moments import KeptMoments, collect_moments
+from grouper.calibration.seen import Seen
 from grouper.calibration.text import digest, spread, text_of
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
@@ -71,6 +72,10 @@ class Regrouper:
     def windows(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text, spread over it."""
         return spread(self.every_window, max(1, tokens // self.every_window.shape[1]))
+
+    def seen(self, options: RefineOptions) -> Seen:
+        """What `refined` sees of the calibration text."""
+        return Seen.of(self.every_window, len(self.windows(options.for_device(self.device).tokens)))
 
     def held_out(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on."""

@@ -187,7 +187,7 @@ def merge_and_refine(
     for layer in layers:
         before, after = merged.errors(layer)
         tell(f"layer {layer}: error {before:.4f} -> {after:.4f}")
-    return merged, {"tokens": tokens, "steps": steps, "scope": refine.scope}
+    return merged, {"tokens": tokens, "steps": steps, "scope": refine.scope, "seen": regrouper.seen(refine).to_data()}
 
 
 def push(exported: Exported, destination: Destination | None) -> Exported:

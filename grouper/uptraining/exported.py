@@ -6,9 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grouper.attention import MergedLayer
+from grouper.calibration.seen import Seen
 from grouper.errors import GrouperError, as_one_line
 from grouper.export.classes import CLASSES
 from grouper.export.write import MARKER
@@ -53,6 +55,12 @@ class ExportedModel:
             a = Architecture.of(base.config)
             layout = HeadLayout.ungrouped(a.layers, a.query_heads, a.kv_heads, a.head_dim)
         return cls(exported, source, base, layout, facts)
+
+    def refined_on(self, tokens: Tensor) -> Tensor:
+        """[n], bool: which of a text's windows [n, window] its refinement has seen."""
+        refined = self.facts.get("refined")
+        seen = Seen.from_data(refined.get("seen")) if isinstance(refined, dict) else None
+        return torch.zeros(len(tokens), dtype=torch.bool) if seen is None else seen.touches(tokens)
 
     @cached_property
     def architecture(self) -> Architecture:

@@ -22,16 +22,17 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def split(self, count: int) -> tuple["Examples", "Examples"]:
-        """(for training, held out): `count` windows, spread over the text, are held out. Raises GrouperError where
-        nothing would be left."""
+    def split(self, count: int, seen: Tensor | None = None) -> tuple["Examples", "Examples"]:
+        """(for training, held out): `count` windows, spread over the text, are held out. seen [n], bool: windows that
+        are not. Raises GrouperError where nothing would be left."""
         n, window = self.tokens.shape
         if n <= count:
             raise GrouperError(
                 f"the text has {n} windows of {window} tokens, and {count} are held out to judge by: give more text"
             )
+        free = torch.arange(n) if seen is None else torch.arange(n)[~seen]
         held = torch.zeros(n, dtype=torch.bool)
-        held[torch.linspace(0, n - 1, count + 2)[1:-1].round().long()] = True
+        held[free[torch.linspace(0, len(free) - 1, count + 2)[1:-1].round().long()]] = True
         return Examples(self.tokens[~held], self.counted[~held]), Examples(self.tokens[held], self.counted[held])
 
 

@@ -31,6 +31,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Training:
     """accelerator: of accelerate. options: resolved. saved: where its state is kept."""
 
+    keep_last = False  # whatever validations say
+
     def __init__(
         self,
         accelerator,
@@ -183,7 +185,7 @@ class Training:
         value = self.checked(score.judged(self.losses))
         self.log(step=self.reached.step, held_out={n: v for n, v in asdict(score).items() if math.isfinite(v)})
         self.reached.layout = self.student.layout.to_json()
-        if value < self.reached.best:
+        if value < self.reached.best or self.keep_last:
             self.reached.best, self.reached.best_step, self.reached.waited = value, self.reached.step, 0
             self.keep(self.saved.best, self.student.state())
         else:

@@ -85,7 +85,9 @@ def uptrain_model(
         check_teacher(taught_by, model.original)
     text = examples_of(model.original, source, options.window)
     options = options.resolved(device, text.tokens.numel())
-    examples, held_out = text.split(options.held_out_windows(len(text)))
+    seen, count = model.refined_on(text.tokens), options.held_out_windows(len(text))
+    flattered = int((~seen).sum()) < count
+    examples, held_out = text.split(count, None if flattered else seen)
     check_text(examples, options, source.name, ranks)
     key = _key(model, taught_by, examples, held_out, options)
     saved = SavedTraining(Path(f"{str(output).rstrip('/')}.uptrain") / key)
@@ -97,6 +99,9 @@ def uptrain_model(
         texts = (examples, held_out)
         training = Training(accelerator_for(device, options, saved), student, opened, texts, options, saved, ranks)
         tell(announced(training))
+        if flattered:
+            training.keep_last = True
+            tell(f"refinement has seen all of {source.name}, which flatters the start: trained to the end, last kept")
         score = training.run(progress)
         tell(told(score, training.reached.best_step))
         facts = facts_of(model, training, score, taught_by, command)

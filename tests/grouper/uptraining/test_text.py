@@ -94,3 +94,10 @@ def test_defaults_follow_the_text_and_the_device():
     assert UptrainOptions().resolved("cpu", 10**9).tokens == 262_144
     assert UptrainOptions().resolved("cuda", 10**9).tokens == 5_505_024
     assert UptrainOptions(window=4096).resolved("cpu", 10**9).step_tokens == 4096
+
+
+def test_what_refinement_has_seen_is_not_held_out():
+    tokens = torch.arange(40).view(10, 4)
+    seen = torch.tensor([False, True, True, True, True, True, True, True, False, True])
+    train, held = Examples(tokens, tokens >= 0).split(2, seen)
+    assert held.tokens[:, 0].tolist() == [0, 32] and len(train) == 8

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import ROOT, add_tokenizer, edit_weights, make_model
 
 from grouper import Checkpoint, ExportOptions, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
+from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 from grouper.uptraining.exported import ExportedModel
@@ -124,6 +125,20 @@ def test_a_training_that_betters_nothing_changes_nothing(folders, source, tmp_pa
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert "made nothing better" in told[1]
     assert json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]["best_step"] == 0
+
+
+def test_a_start_refined_on_all_of_the_text_is_not_preferred_for_it(folders, reader, source, tmp_path):
+    """As above, where nothing better is found; now the start's score says nothing, and the last weights are kept."""
+    shutil.copytree(folders["stock"], tmp_path / "in")
+    seen = Seen.of(text_of(Checkpoint.open(reader), source, 64), 10**6)
+    facts = json.loads((tmp_path / "in" / "grouper.json").read_text())
+    refined = {"tokens": 0, "steps": 0, "scope": "block", "seen": seen.to_data()}
+    (tmp_path / "in" / "grouper.json").write_text(json.dumps({**facts, "refined": refined}))
+    told, rough = [], UptrainOptions(**{**vars(QUICK), "lr": 0.5, "clip": 1e6})
+    uptrain_model(tmp_path / "in", tmp_path / "out", source, rough, base=str(reader), tell=told.append)
+    assert "has seen all" in told[1]
+    done = json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]
+    assert done["best_step"] == done["steps"] == 16
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(folders, source, tmp_path, monkeypatch):

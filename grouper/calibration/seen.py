@@ -1,0 +1,48 @@
+"""Which windows of a text a refinement has seen: training from there judges itself on others, for on those the start
+looks better than it is."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from grouper.calibration.text import digest, spread
+
+HEAD = 1024  # tokens that tell texts apart
+
+
+@dataclass(frozen=True)
+class Seen:
+    """head: digest of the text's first tokens. windows, window: the text as it was cut. used: how many of these windows
+    were seen, spread evenly."""
+
+    head: str
+    windows: int
+    window: int
+    used: int
+
+    @classmethod
+    def of(cls, every: Tensor, used: int) -> "Seen":
+        """every [n, window]: the whole text."""
+        return cls(digest(every.flatten()[:HEAD]), *every.shape, min(used, len(every)))
+
+    @classmethod
+    def from_data(cls, data: object) -> "Seen | None":
+        """What to_data gave; None where it is anything else, as in files of older versions."""
+        try:
+            found = cls(**data)
+            return found if all(0 < n < 2**40 for n in (found.windows, found.window, found.used)) else None
+        except TypeError:
+            return None
+
+    def to_data(self) -> dict:
+        return asdict(self)
+
+    def touches(self, tokens: Tensor) -> Tensor:
+        """[n], bool: which of these windows [n, window] hold a token that was seen; none if it is another text."""
+        if digest(tokens.flatten()[:HEAD]) != self.head:
+            return torch.zeros(len(tokens), dtype=torch.bool)
+        seen = torch.zeros(max(tokens.numel(), self.windows * self.window), dtype=torch.bool)
+        rows = spread(torch.arange(self.windows), self.used)
+        seen[: self.windows * self.window].view(self.windows, self.window)[rows] = True
+        return seen[: tokens.numel()].view(tokens.shape).any(1)

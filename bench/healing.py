@@ -119,11 +119,13 @@ class Bench:
         if layout.only_mean:
             merge = MERGES["mean"]
         if start.refined:
-            merged = self.regrouper.refined(layout, merge, RefineOptions(tokens=self.args.refine_tokens))
+            options = RefineOptions(tokens=self.args.refine_tokens)
+            merged, seen = self.regrouper.refined(layout, merge, options), self.regrouper.seen(options)
+            facts = {"tokens": seen.used * seen.window, "steps": 0, "scope": options.scope, "seen": seen.to_data()}
+            origin = {"refined": facts}
         else:
             merged = self.regrouper.merged(layout, merge)
-        seen = self.regrouper.seen(RefineOptions(tokens=self.args.refine_tokens)).to_data()
-        origin = {"refined": {"seen": seen}} if start.refined else None
+        origin = None
         place = self.folder / f"{start.name.replace(' ', '-')}-{count}"
         export_model(self.checkpoint, layout, place, merge=merge.name, merged=merged, origin=origin)
         return place

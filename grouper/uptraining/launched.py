@@ -30,7 +30,7 @@ def accelerator_for(device: str, options: UptrainOptions, saved: SavedTraining):
     with as_one_line("accelerate cannot begin"):
         accelerator = Accelerator(
             cpu="cuda" not in device, mixed_precision="bf16" if "cuda" in device else "no", log_with=options.tracker,
-            project_dir=saved.folder if options.tracker else None,
+            project_dir=saved.logs if options.tracker else None,
         )  # fmt: skip
         accelerator.init_trackers("grouper")
     return accelerator

@@ -50,7 +50,7 @@ class UptrainOptions:
     step_tokens: int | None = None
     micro_tokens: int | None = None
     window: int = 512
-    lr: float = 3e-4
+    lr: float = 1e-4
     warm_up: float = 0.08
     weight_decay: float = 0.0
     clip: float = 1.0

@@ -67,7 +67,7 @@ def uptrain_model(
     base: the model that the export was made from; what grouper.json names unless given. teacher: whose distribution is
     learnt; the base unless given. teacher_dtype: bfloat16 on a GPU, float32 else, unless given. memory: bytes that the
     teacher may take; a larger one is streamed. What training has come to is kept in OUTPUT.uptrain until the output is
-    whole, so that a killed one goes on, to the same result on the same machine. Several ranks train together. Raises
+    whole, so that a killed one goes on, to the same result on the same machine; what a tracker writes, in OUTPUT.logs. Several ranks train together. Raises
     GrouperError.
     """
     ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
@@ -85,9 +85,7 @@ def uptrain_model(
         check_teacher(taught_by, model.original)
     text = examples_of(model.original, source, options.window)
     options = options.resolved(device, text.tokens.numel())
-    seen, count = model.refined_on(text.tokens), options.held_out_windows(len(text))
-    flattered = int((~seen).sum()) < count
-    examples, held_out = text.split(count, None if flattered else seen)
+    examples, held_out, flattered = divided(text, model, options)
     check_text(examples, options, source.name, ranks)
     key = _key(model, taught_by, examples, held_out, options)
     saved = SavedTraining(Path(f"{str(output).rstrip('/')}.uptrain") / key)
@@ -98,15 +96,21 @@ def uptrain_model(
         student = new_student(model, options, device)
         texts = (examples, held_out)
         training = Training(accelerator_for(device, options, saved), student, opened, texts, options, saved, ranks)
+        training.keep_last = flattered
         tell(announced(training))
-        if flattered:
-            training.keep_last = True
-            tell(f"refinement has seen all of {source.name}, which flatters the start: trained to the end, last kept")
         score = training.run(progress)
         tell(told(score, training.reached.best_step))
         facts = facts_of(model, training, score, taught_by, command)
         del student, training, opened  # several ranks may hold them in parts: the best weights are read from the disk
         return ranks.first_does(lambda: write(model, options, output, facts, saved, overwrite, progress))
+
+
+def divided(text: Examples, model: ExportedModel, options: UptrainOptions) -> tuple[Examples, Examples, bool]:
+    """(for training, held out, whether refinement has seen these): windows that it has not seen, where there are enough
+    of them."""
+    seen, count = model.refined_on(text.tokens), options.held_out_windows(len(text))
+    flattered = int((~seen).sum()) < count
+    return *text.split(count, None if flattered else seen), flattered
 
 
 def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> Student:
@@ -140,9 +144,11 @@ def announced(training: Training) -> str:
     if training.teacher is not None:
         needed += sum(p.nbytes for p in training.teacher.model.model.parameters() if not p.is_meta)
     passes, seconds = options.tokens / text, training.seconds_left()
+    kept = "; refinement has seen all of this text, which flatters the start: the last weights are kept"
     return (
         f"training {trained:,} of {there:,} parameters on {options.tokens:,} tokens ({passes:.1f} passes over "
         f"{text:,}), {options.steps} steps: about {seconds:.0f} s, {needed / 1e9:.1f} GB and activations"
+        f"{kept if training.keep_last else ''}"
     )
 
 

@@ -136,7 +136,7 @@ def test_a_start_refined_on_all_of_the_text_is_not_preferred_for_it(folders, rea
     (tmp_path / "in" / "grouper.json").write_text(json.dumps({**facts, "refined": refined}))
     told, rough = [], UptrainOptions(**{**vars(QUICK), "lr": 0.5, "clip": 1e6})
     uptrain_model(tmp_path / "in", tmp_path / "out", source, rough, base=str(reader), tell=told.append)
-    assert "has seen all" in told[1]
+    assert "has seen all" in told[0]
     done = json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]
     assert done["best_step"] == done["steps"] == 16
 
@@ -292,3 +292,10 @@ def test_low_rank_training_from_the_command_line(folders, text, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["deploy"] == "stock" and "about" in done.stderr
+
+
+def test_what_a_tracker_writes_stays(folders, source, tmp_path):
+    pytest.importorskip("tensorboard", reason="trackers are none of our dependencies")
+    options = UptrainOptions(**{**vars(QUICK), "tracker": "tensorboard"})
+    uptrain_model(folders["stock"], tmp_path / "out", source, options)
+    assert list((tmp_path / "out.logs").rglob("*tfevents*")) and not (tmp_path / "out.uptrain").exists()

@@ -36,9 +36,7 @@ class SavedTraining:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.logs = Path(
-            str(folder.parent).removesuffix(".uptrain") + ".logs"
-        )  # trackers', which stay when the folder goes
+        self.logs = Path(str(folder.parent).removesuffix(".uptrain") + ".logs")  # trackers', which stay
         self.state, self.best, self.log = (folder / n for n in ("state.safetensors", "best.safetensors", "log.jsonl"))
 
     def reached(self) -> Reached | None:

@@ -30,8 +30,10 @@ class Activation(Fitness):
     ) -> PairwiseFitness:
         """part: "k" and "v" add up to "kv"; or "q"."""
         grams = [gram(attention, kind, inputs.second_moment) for kind in kinds_of(part)]
-        shares = sum(g / max(float(np.trace(g)), 1e-300) for g in grams)
-        return PairwiseFitness.from_gram(shares, distance=cosine_distance(grams))
+        shares = [g / max(float(np.trace(g)), 1e-300) for g in grams]
+        found = PairwiseFitness.from_gram(sum(shares), distance=cosine_distance(grams))
+        found.of_k = PairwiseFitness.from_gram(shares[0]) if part == "kv" else None
+        return found
 
     def pairs(self, attention: Attention, inputs: InputMoments, part: str = "kv") -> PairwiseFitness:
         return self.tables(attention, inputs, part)

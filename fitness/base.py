@@ -22,10 +22,12 @@ class LayerFitness(Protocol):
 
     heads: KV heads of the layer before regrouping (G). surrogate: an error that follows from pairs of heads and group
     sizes alone, by which searches choose their moves. screen: a cheaper form of the error, by which they choose among
-    what they found. Both are the fitness itself where it is of that form, or cheap.
+    what they found. Both are the fitness itself where it is of that form, or cheap. of_k: K's part of the error, for
+    people to look at; None where it is not known.
     """
 
     heads: int
+    of_k: "LayerFitness | None"
     surrogate: PairwiseFitness
     screen: "LayerFitness"
 

@@ -13,6 +13,8 @@ BATCH = 1 << 24  # elements of matrices that are worked on together
 class ByGroup(ABC):
     """heads: of the layer before regrouping (G). device: where errors are computed."""
 
+    of_k: "ByGroup | None" = None
+
     def __init__(self, heads: int, device: torch.device):
         self.heads, self.device = heads, device
         self._known: dict[tuple[int, ...], float] = {(h,): 0.0 for h in range(heads)}

@@ -23,6 +23,7 @@ class PairwiseFitness:
     def __init__(self, pairs: np.ndarray, by_size: np.ndarray | None = None, distance: np.ndarray | None = None):
         self.pairs = np.ascontiguousarray(pairs, dtype=np.float64)
         self.heads = len(self.pairs)
+        self.of_k: PairwiseFitness | None = None
         self.distance = self.pairs if distance is None else distance
         self.by_size = (
             1 / np.maximum(np.arange(self.heads + 1), 1) if by_size is None else np.asarray(by_size, np.float64)

@@ -72,6 +72,7 @@ class SpectralFitness(ByGroup):
         if tables.unrotated is not None:
             k_energy += float(tables.unrotated.trace())
         self.k_energy = max(k_energy, 1e-300)
+        self.of_k = SpectralKeys(self) if part == "kv" else None
         self.screen = SpectralScreen(self, screen_rows)
         self.surrogate = self._surrogate(sampled)
 
@@ -100,10 +101,10 @@ class SpectralFitness(ByGroup):
         v_errors = v_errors / self.v_energy
         if self.part == "v":
             return v_errors
-        k_errors = self._k_errors(index) / self.k_energy
+        k_errors = self.k_errors(index) / self.k_energy
         return k_errors if self.part == "k" else k_errors + v_errors
 
-    def _k_errors(self, index: Tensor) -> Tensor:
+    def k_errors(self, index: Tensor) -> Tensor:
         k, t = torch.zeros(len(index), dtype=torch.float64, device=index.device), self.tables
         if t.planes is not None:
             sub = t.planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
@@ -116,6 +117,20 @@ class SpectralFitness(ByGroup):
             f = t.unrotated.shape[0] // self.heads
             k += beyond_leading(_blocks(t.unrotated, index, f), f)
         return k
+
+
+class SpectralKeys(ByGroup):
+    """K's part of the error."""
+
+    def __init__(self, exact: SpectralFitness):
+        super().__init__(exact.heads, exact.device)
+        self.exact = exact
+
+    def rows(self, size: int) -> int:
+        return self.exact.rows(size)
+
+    def errors_of(self, index: Tensor) -> Tensor:
+        return self.exact.k_errors(index) / self.exact.k_energy
 
 
 class SpectralScreen(ByGroup):

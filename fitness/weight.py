@@ -38,7 +38,9 @@ class Weight(Fitness):
         energy = float(sum(np.trace(grams[kind]) for kind in sorted(grams)))
         chosen = [grams[kind] for kind in kinds]
         scale = energy if self.normalised and energy > 0 else 1.0
-        return PairwiseFitness.from_gram(sum(chosen), scale, cosine_distance(chosen))
+        found = PairwiseFitness.from_gram(sum(chosen), scale, cosine_distance(chosen))
+        found.of_k = PairwiseFitness.from_gram(grams["k"], scale) if part == "kv" else None
+        return found
 
     def pairs(self, attention: Attention, inputs: InputMoments | None = None, part: str = "kv") -> PairwiseFitness:
         return self.tables(attention, inputs, part)

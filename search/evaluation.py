@@ -38,6 +38,7 @@ from search.proxies import FILE as PROXIES
 from search.proxies import judge_proxies, write_proxies
 from search.run_folder import RunFolder
 
+Errors = list[tuple[float, float]]
 Texts = Mapping[str, TextSource]  # by the names that columns get; one alone needs none, and is called ""
 
 
@@ -212,7 +213,7 @@ def fill_in(
     if todo and not ranks.alone and regrouper.calibration:
         regrouper.kept_moments(progress)  # which all ranks collect together
 
-    def measure(index: int) -> dict[str, float]:
+    def measure(index: int) -> tuple[dict[str, float], Errors]:
         row = front.table.loc[index]
         layout = folder.layout(int(row["layout"]))
         return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine)
@@ -220,7 +221,7 @@ def fill_in(
     for begin in range(0, len(todo), ranks.size):
         one_each = todo[begin : begin + ranks.size]
         found = ranks.gather(measure(one_each[ranks.rank]) if ranks.rank < len(one_each) else None)
-        for done, (index, values) in enumerate(zip(one_each, found), begin + 1):
+        for done, (index, (values, errors)) in enumerate(zip(one_each, found), begin + 1):
             number = front.table.loc[index, "layout"]
             if not math.isfinite(values.get("nll", 0.0)):
                 raise GrouperError(
@@ -228,6 +229,8 @@ def fill_in(
                 )
             front.fill(index, values)
             row = front.table.loc[index]
+            if errors and ranks.first:
+                folder.note_refined(int(number), row["merge"], errors)
             what = f"layout {number}, {row['method']}, {row['kv_ratio']:.0%}"
             progress(done, len(todo), f"{what}: {row['nll']:.4f} nats per token" if meter.texts else what)
         front.mark()
@@ -236,14 +239,16 @@ def fill_in(
 
 def measured(
     meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefineOptions | None
-) -> dict[str, float]:
-    """By column, of the model as it came, or under this layout, merged and perhaps refined."""
+) -> tuple[dict[str, float], Errors]:
+    """By column, of the model as it came, or under this layout, merged and perhaps refined; and layers' errors before
+    and after refinement."""
     if original:
-        return meter.of_original()
+        return meter.of_original(), []
     regrouper = meter.regrouper
     with temporary_folder(Path(tempfile.gettempdir())) as folder:
         if refine:
             merged = regrouper.refined(layout, merge, refine, folder)
         else:
             merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
-        return meter.of_layout(layout, merged)
+        errors = [merged.errors(layer) for layer in range(len(layout.layers))] if refine else []
+        return meter.of_layout(layout, merged), errors

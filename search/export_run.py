@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -96,7 +97,8 @@ def export_from_run(
         regrouper.kept_moments(progress)  # which all ranks collect together
     origin = origin_of(folder, chosen, command)
     with locked_by_first(ranks, output):
-        return carry_out(regrouper, chosen, output, refine, options, origin, destination, tell, progress)
+        note = partial(folder.note_refined, chosen.picked.layout, chosen.label)
+        return carry_out(regrouper, chosen, output, refine, options, origin, destination, note, tell, progress)
 
 
 def carry_out(
@@ -107,14 +109,17 @@ def carry_out(
     options: ExportOptions,
     origin: dict,
     destination: Destination | None,
+    note: Callable[[list[tuple[float, float]]], None],
     tell: Tell,
     progress: Progress,
 ) -> Exported:
-    """Acts two to four. What is refined is kept until the export is whole."""
+    """Acts two to four. What is refined is kept until the export is whole. note(errors): of layers, before and after
+    their refinement."""
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
     with temporary_folder(output.absolute().parent, output.name) as temporary:
         if refine:
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
+            regrouper.ranks.first_does(lambda: note(origin["refined"]["errors"]))
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
 
@@ -184,10 +189,11 @@ def merge_and_refine(
     seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
     tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
     merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, progress, regrouper.ranks)
-    for layer in layers:
-        before, after = merged.errors(layer)
+    errors = [merged.errors(layer) for layer in layers]
+    for layer, (before, after) in enumerate(errors):
         tell(f"layer {layer}: error {before:.4f} -> {after:.4f}")
-    return merged, {"tokens": tokens, "steps": steps, "scope": refine.scope, "seen": regrouper.seen(refine).to_data()}
+    facts = {"tokens": tokens, "steps": steps, "scope": refine.scope, "errors": errors}
+    return merged, {**facts, "seen": regrouper.seen(refine).to_data()}
 
 
 def push(exported: Exported, destination: Destination | None) -> Exported:

@@ -145,7 +145,7 @@ class ParetoFront:
             for column in ("on_nll_front", "weights_bytes"):
                 table[column] = table[column].astype("Int64")
             table["also_found_by"] = table["also_found_by"].fillna("").astype(str)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
         if table.empty:
             raise GrouperError(f"{path} has no rows: delete it and run the search again")

@@ -1,4 +1,5 @@
-"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg. What is where, and how it is read back."""
+"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg, refined.csv. What is where, and how it is read
+back."""
 
 import csv
 import io
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout, LayerLayout
@@ -16,6 +18,7 @@ from search.pareto import ParetoFront
 from search.run_settings import RunSettings
 
 MARKER = "run.json"
+REFINED = ["layout", "merge", "layer", "before", "after"]  # columns of refined.csv
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,15 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote, and nothing else."""
-        for pattern in ("layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", MARKER):
+        for pattern in (
+            "layers/*.csv",
+            "layouts/*.json",
+            "pareto.csv",
+            "pareto.svg",
+            "evaluation.json",
+            "refined.csv",
+            MARKER,
+        ):
             for file in self.path.glob(pattern):
                 file.unlink()
 
@@ -78,18 +89,19 @@ class RunFolder:
         return self.path / "layers" / f"{layer:02}.csv"
 
     def write_layer(self, layer: int, found: dict[str, list[Candidate]]) -> None:
-        """Stage 1 of one layer: method, KV heads, error, the groups of KV heads as "0 3|1 2", and the whole layout as
-        JSON where groups do not say it."""
+        """Stage 1 of one layer: method, KV heads, error, the groups of KV heads as "0 3|1 2", the whole layout as JSON
+        where groups do not say it, and K's part of the error."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["method", "kv_heads", "error", "groups", "layout"])
+        rows.writerow(["method", "kv_heads", "error", "groups", "layout", "k_error"])
         for method, candidates in found.items():
             for c in candidates:
                 k = c.layout.k
                 groups = "|".join(" ".join(map(str, np.flatnonzero(k.labels == g))) for g in range(k.kv_heads))
                 plain = LayerLayout.from_labels(k.labels.tolist(), sum(k.sizes) // len(k.labels)) == c.layout
                 layout = "" if plain else json.dumps(c.layout.to_data())
-                rows.writerow([method, c.layout.kv_heads, repr(c.error), groups, layout])
+                k_error = "" if c.k_error is None else repr(c.k_error)
+                rows.writerow([method, c.layout.kv_heads, repr(c.error), groups, layout, k_error])
         write_text(self.layer_path(layer), text.getvalue())
 
     def read_layer(self, layer: int, queries_per_kv_head: int) -> dict[str, list[Candidate]] | None:
@@ -101,7 +113,8 @@ class RunFolder:
             with open(self.layer_path(layer), newline="") as stream:
                 for row in csv.DictReader(stream):
                     layout = _layout_of(row, queries_per_kv_head)
-                    found.setdefault(row["method"], []).append(Candidate(layout, float(row["error"])))
+                    k_error = float(row["k_error"]) if row.get("k_error") else None  # older runs have none
+                    found.setdefault(row["method"], []).append(Candidate(layout, float(row["error"]), k_error))
         except (KeyError, ValueError, IndexError, AttributeError, TypeError, RecursionError, GrouperError) as error:
             raise self._damaged(layer) from error
         if not found:
@@ -110,6 +123,30 @@ class RunFolder:
 
     def _damaged(self, layer: int) -> GrouperError:
         return GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")
+
+    # layers/00.progress.csv and refined.csv, for people to look at
+
+    def write_progress(self, layer: int, notes: list[tuple[str, int, float]]) -> None:
+        """notes: method, groupings scored so far, the mean of the least errors at all KV-head counts."""
+        lines = [f"{method},{scored},{error!r}" for method, scored, error in notes]
+        path = self.layer_path(layer).with_suffix(".progress.csv")
+        write_text(path, "\n".join(["method,scored,error", *lines]) + "\n")
+
+    def read_progress(self, layer: int) -> pd.DataFrame:
+        """What write_progress wrote; empty where there is nothing."""
+        return _table(self.layer_path(layer).with_suffix(".progress.csv"), ["method", "scored", "error"])
+
+    def note_refined(self, layout: int, merge: str, errors: list[tuple[float, float]]) -> None:
+        """errors: of each layer, before and after its refinement; the last time counts."""
+        known = self.read_refined()
+        known = known[(known["layout"] != layout) | (known["merge"] != merge)]
+        rows = [(layout, merge, layer, *pair) for layer, pair in enumerate(errors)]
+        new = pd.DataFrame(rows, columns=REFINED)
+        table = pd.concat([known, new]) if len(known) else new
+        write_text(self.path / "refined.csv", table.to_csv(index=False, lineterminator="\n"))
+
+    def read_refined(self) -> pd.DataFrame:
+        return _table(self.path / "refined.csv", REFINED)
 
     # layouts and front
 
@@ -127,6 +164,14 @@ class RunFolder:
 
     def front(self) -> ParetoFront:
         return ParetoFront.read(self.path / "pareto.csv")
+
+
+def _table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A table that nothing depends on: what is missing or damaged is empty."""
+    try:
+        return pd.read_csv(path, float_precision="round_trip")[columns]
+    except (OSError, ValueError, KeyError):
+        return pd.DataFrame(columns=columns)
 
 
 def _layout_of(row: dict[str, str], queries_per_kv_head: int) -> LayerLayout:

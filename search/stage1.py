@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from fitness import FITNESSES, Fitness
 from grouper.calibration.input_moments import InputMoments
 from grouper.errors import GrouperError
+from grouper.layout import Grouping, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.progress import Progress, untold
@@ -33,7 +34,8 @@ Found = dict[str, list[Candidate]]  # by method
 @dataclass(frozen=True)
 class LayerSearch:
     """What a process needs to search any layer of one model: called with a layer, reads its attention weights, makes
-    its tables and runs every method. moments: a file with the layer's, where there is text."""
+    its tables, runs every method, and notes in `folder` how they came on. moments: a file with the layer's, where there
+    is text."""
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -41,6 +43,7 @@ class LayerSearch:
     methods: list[Method]
     options: SearchOptions
     device: str
+    folder: RunFolder | None = None
 
     def __call__(self, layer: int, moments: Path | None = None, report: Progress = untold) -> Found:
         with one_thread():
@@ -74,12 +77,29 @@ class LayerSearch:
     def search(self, task: LayerTask, layer: int, report: Progress = untold) -> Found:
         """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends
         on what ran before."""
-        found = {}
+        found, notes = {}, []
         for method in self.methods:
             rng = np.random.default_rng([self.options.seed, layer, zlib.crc32(method.name.encode())])
             tell = lambda done, total, note, name=method.name: report(done, total, f"{name}, {note}")  # noqa: E731
-            found[method.name] = method.search_layer(task, rng, self.options.genetic, tell)
+            found[method.name] = with_k_errors(task, method.search_layer(task, rng, self.options.genetic, tell))
+            notes += [(method.name, *note) for note in task.progress]
+            task.progress.clear()
+        if self.folder:
+            self.folder.write_progress(layer, notes)
         return found
+
+
+def with_k_errors(task: LayerTask, candidates: list[Candidate]) -> list[Candidate]:
+    """With K's part of their errors, where query heads follow the heads that they read."""
+    n, of_k = task.queries_per_kv_head, task.tables.of_k
+
+    def follows(layout: LayerLayout) -> bool:
+        return layout.q is None and Grouping.from_labels(layout.k.labels.tolist(), n) == layout.k
+
+    return [
+        replace(c, k_error=float(of_k.errors(c.layout.k.labels)[0])) if of_k and follows(c.layout) else c
+        for c in candidates
+    ]
 
 
 def search_layers(
@@ -101,7 +121,7 @@ def search_layers(
     if not todo:
         return read
     fitness = FITNESSES.configured(options.set)[options.fitness]
-    work = LayerSearch(regrouper.checkpoint, a, fitness, methods, options, regrouper.device)
+    work = LayerSearch(regrouper.checkpoint, a, fitness, methods, options, regrouper.device, folder)
 
     def keep(layer: int, of_layer: Found) -> None:
         found[layer] = of_layer

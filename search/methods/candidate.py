@@ -7,10 +7,11 @@ from grouper.layout import LayerLayout
 
 @dataclass(frozen=True)
 class Candidate:
-    """error: the fitness."""
+    """error: the fitness. k_error: what of it is K's, where the fitness says."""
 
     layout: LayerLayout
     error: float
+    k_error: float | None = None
 
     @property
     def kv_heads(self) -> int:

@@ -41,11 +41,15 @@ class QCQA(Method):
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         search = equal_sizes if self.equal_groups else any_sizes
-        return task.candidates(search(task.tables, rng, genetic, report))
+        return task.candidates(search(task.tables, rng, genetic, report, task.progress))
 
 
 def any_sizes(
-    fitness: LayerFitness, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+    fitness: LayerFitness,
+    rng: np.random.Generator,
+    genetic: GeneticOptions,
+    report: Progress = untold,
+    notes: list[tuple[int, float]] | None = None,
 ) -> list[Partition]:
     """The best partition found for each number of groups, groups of any size."""
     heads = fitness.heads
@@ -59,7 +63,7 @@ def any_sizes(
         toolbox.register("mate", operators.two_point, rng)
         toolbox.register("mutate", operators.reset, rng)
         start = canonical_labels(rng.integers(0, heads, (genetic.population, heads)))
-    found = _front(fitness, toolbox, start, genetic, rng, report, swaps_only=False)
+    found = _front(fitness, toolbox, start, genetic, rng, report, notes, swaps_only=False)
     if genetic.memetic and fitness.surrogate is not fitness:
         # a surrogate may mislead across sizes: never worse than equal groups
         found += equal_sizes(fitness, rng, genetic, report)
@@ -68,7 +72,11 @@ def any_sizes(
 
 
 def equal_sizes(
-    fitness: LayerFitness, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+    fitness: LayerFitness,
+    rng: np.random.Generator,
+    genetic: GeneticOptions,
+    report: Progress = untold,
+    notes: list[tuple[int, float]] | None = None,
 ) -> list[Partition]:
     """The best partition found for each divisor of the head count, groups of equal size."""
     heads = fitness.heads
@@ -80,7 +88,7 @@ def equal_sizes(
     toolbox = base.Toolbox()
     toolbox.register("mate", operators.order_crossover, rng)
     toolbox.register("mutate", operators.swap_mutate, rng)
-    return _front(fitness, toolbox, start, genetic, rng, report, swaps_only=True)
+    return _front(fitness, toolbox, start, genetic, rng, report, notes, swaps_only=True)
 
 
 def _front(
@@ -90,9 +98,10 @@ def _front(
     genetic: GeneticOptions,
     rng: np.random.Generator,
     report: Progress,
+    notes: list[tuple[int, float]] | None,
     swaps_only: bool,
 ) -> list[Partition]:
-    """Evolve on what pairs say, settle on the exact error."""
+    """Evolve on what pairs say, settle on the exact error. notes: see LayerTask.progress."""
     heads, table = fitness.heads, fitness.surrogate
     if genetic.memetic:
         toolbox.register("improve", operators.improve, table, swaps_only=swaps_only)
@@ -102,11 +111,15 @@ def _front(
 
     toolbox.register("evaluate", evaluate)
     pool: dict[int, list[Partition]] = {}
+    scored = 0
     for rows, scores in evolve(toolbox, start, genetic, rng, report):
         for k in range(1, heads):
             here = np.flatnonzero(scores[:, 0] == k)
             best = here[np.argsort(scores[here, 1], kind="stable")[:POOL]]
             pool[k] = _shortest(pool.get(k, []) + [Partition(rows[i], float(scores[i, 1])) for i in best])
+        scored += len(rows)
+        if notes is not None:
+            notes.append((scored, float(np.mean([p[0].error for p in pool.values() if p]))))
     found = [p for k in sorted(pool) for p in pool[k]]
     if table is not fitness:
         found = settled(fitness, found, swaps_only)

@@ -19,7 +19,8 @@ Judge = Callable[[np.ndarray], np.ndarray]  # labels [n, G] -> [n], what the mer
 class LayerTask:
     """fitness: the entry. tables: of the layer, by that fitness. parts: tables of "k", "v" or "q" alone, or of "pairs".
     attention, inputs: where a method asks for them. judges: by method, for searches that are steered by the merged
-    model's loss."""
+    model's loss. progress: what a genetic search notes of each generation: how many groupings it has scored, and the
+    mean of the least errors at all KV-head counts, as it sees them."""
 
     fitness: Fitness
     tables: LayerFitness
@@ -28,6 +29,7 @@ class LayerTask:
     attention: Attention | None = None
     inputs: InputMoments | None = None
     judges: dict[str, Judge] = field(default_factory=dict)
+    progress: list[tuple[int, float]] = field(default_factory=list)
 
     def candidates(self, partitions: Iterable[Partition]) -> list[Candidate]:
         """Partitions of KV heads as layouts: every query head follows the KV head that it reads."""

@@ -103,6 +103,8 @@ def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, promp
     assert done.self_test.passed and any("refining 3 layers" in line and "about" in line for line in lines)
     facts = json.loads((tmp_path / "out" / "grouper.json").read_text())
     assert facts["merge"] == "spectral+refine" and facts["refined"]["scope"] == scope
+    noted = RunFolder(small_run).read_refined()
+    assert noted[["before", "after"]].to_numpy().tolist() == facts["refined"]["errors"]
     assert facts["refined"]["seen"]["used"] * facts["refined"]["seen"]["window"] == facts["refined"]["tokens"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "what refinement kept is gone"
     mlp = "model.layers.2.mlp.up_proj.weight"

@@ -74,7 +74,7 @@ PANELS = {  # what options are about, as --help shows them
     "Refinement and training": "refine scope refine_tokens teacher kl hidden causal step_tokens micro_tokens lr train "
     "lora_rank patience checkpointing",
     "Output": "output overwrite json_ config format_ dtype max_padding push_to_hub private create_pr commit_message "
-    "tracker best_under every",
+    "tracker best_under every similar",
     "Machine": "jobs device memory teacher_device teacher_dtype context batch card",
 }
 
@@ -448,6 +448,52 @@ def layouts(
         print(rows.to_json(orient="records"))
     else:
         layouts_table(rows)
+
+
+@app.command()
+@in_panels
+def report(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="RUN/report.html unless given; a folder with --format.")
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Single pictures instead of the page: png, svg, pdf, or several.")
+    ] = None,
+    layout: Annotated[int | None, typer.Option(help="What pictures show; the best at half of the cache.")] = None,
+    similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
+    overwrite: Overwrite = False,
+):
+    """A run as one page to look at, that needs no network; or its pictures, for papers."""
+    from search import RunFolder
+    from search.console import bar
+    from search.report import write_pictures, write_report
+    from search.report.facts import facts_of, half_of
+
+    folder = RunFolder.open(run)
+    output = output or run / ("pictures" if format_ else "report.html")
+    if not format_ and output.exists() and not overwrite and not _is_page(output):
+        raise GrouperError(f"{output} is there and no report: choose another place, or --overwrite")
+    with bar("reading the run") as progress:
+        facts = facts_of(folder, similar, progress)
+    if facts.missing:
+        say.print(printable(facts.missing), soft_wrap=True)
+    if format_:
+        formats = tuple(name.strip() for name in format_.split(","))
+        written = write_pictures(facts, output, formats, half_of(facts.front) if layout is None else layout)
+    else:
+        write_report(facts, output)
+        written = [output]
+    for path in written:
+        print(path)
+
+
+def _is_page(path: Path) -> bool:
+    """Whether an earlier report stands there."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return b"fewer KV heads</title>" in file.read(4096)
 
 
 @app.command()

@@ -14,6 +14,7 @@ import pandas as pd
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from grouper.names import printable
@@ -30,23 +31,29 @@ SHARES = {0.5: "half", 0.25: "quarter"}
 
 def draw(front: ParetoFront, path: Path, title: str) -> None:
     """SVG, the same bytes for the same table."""
-    table, what, logarithmic = values(front)
     with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
-        figure, (axes, heads) = plt.subplots(
-            2, 1, figsize=(7.2, 5.8), layout="constrained", gridspec_kw={"height_ratios": [3.4, 1]}
-        )
-        draw_front(axes, table)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set(xlabel="KV cache, of the original's", ylabel=what, xlim=(0, 1.04))
-        axes.set_yscale("log" if logarithmic else "linear")
-        axes.set_title(printable(title), parse_math=False)
-        draw_heads(heads, table)
-        for one in (axes, heads):
-            one.grid(alpha=0.25)
-            one.spines[["top", "right"]].set_visible(False)
-            one.legend(frameon=False, fontsize=8)
+        figure = front_picture(front, title)
         write_file(path, lambda beside: figure.savefig(beside, format="svg", metadata={"Date": None}))
         plt.close(figure)
+
+
+def front_picture(front: ParetoFront, title: str) -> Figure:
+    """The front, and heads per layer below it."""
+    table, what, logarithmic = values(front)
+    figure, (axes, heads) = plt.subplots(
+        2, 1, figsize=(7.2, 5.8), layout="constrained", gridspec_kw={"height_ratios": [3.4, 1]}
+    )
+    draw_front(axes, table)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set(xlabel="KV cache, of the original's", ylabel=what, xlim=(0, 1.04))
+    axes.set_yscale("log" if logarithmic else "linear")
+    axes.set_title(printable(title), parse_math=False)
+    draw_heads(heads, table)
+    for one in (axes, heads):
+        one.grid(alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+        one.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def values(front: ParetoFront) -> tuple[pd.DataFrame, str, bool]:

@@ -27,7 +27,7 @@ def test_generations_come_nearer(folder):
     table = folder.read_progress(0)
     assert table["method"].unique().tolist() == ["qcqa-ac", "qcqa-ec"]
     table = table[table["method"] == "qcqa-ac"]
-    assert table["scored"].is_monotonic_increasing and table["scored"].iloc[0] >= 12
+    assert table["scored"].is_monotonic_increasing and table["scored"].iloc[0] >= 8
     assert table["error"].iloc[-1] < table["error"].iloc[0]
 
 

@@ -1,0 +1,6 @@
+"""`grouper report`: a run as one page that needs no network, and as single pictures for papers."""
+
+from search.report.page import write_report
+from search.report.pictures import PICTURES, write_pictures
+
+__all__ = ["PICTURES", "write_pictures", "write_report"]

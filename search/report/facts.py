@@ -1,0 +1,158 @@
+"""What a report shows of a run, as plain data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fitness.similarity import Similarity, key_similarity, value_similarity
+from grouper.errors import GrouperError
+from grouper.export.formats import FORMATS
+from grouper.kv_cache import bytes_of
+from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.names import printable
+from grouper.progress import Progress, untold
+from search.methods.registry import ORIGINAL, baselines, not_found
+from search.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from search.pareto import ParetoFront
+
+DIGITS = 5  # of numbers in a report
+
+
+@dataclass(frozen=True)
+class Facts:
+    """landscape: layer, kv_heads, error, k_error: the least at each count. progress: method, scored, error, a list per
+    layer. refined: layout, merge, layer, before, after. similarity: of every layer's K and V heads; empty where the
+    model is not to be found, and `missing` says why."""
+
+    folder: RunFolder
+    front: ParetoFront
+    landscape: pd.DataFrame
+    progress: list[pd.DataFrame]
+    refined: pd.DataFrame
+    similarity: list[dict[str, Similarity]] = field(default_factory=list)
+    windows: list[int | None] | None = None
+    context: int | None = None
+    engines: dict[str, list[str]] = field(default_factory=dict)
+    missing: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The model's name."""
+        return printable(self.folder.settings.model.rstrip("/").rpartition("/")[2])
+
+    def layout(self, number: int) -> HeadLayout:
+        return self.folder.layout(number)
+
+
+def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untold) -> Facts:
+    """Read a run. similar: compare heads, for which the model is read. Raises GrouperError where there is no run."""
+    front = folder.front()
+    first = folder.layout(int(front.table["layout"].iloc[0]))
+    layers = range(len(first.layers))
+    facts = {
+        "landscape": landscape(folder, first), "progress": [folder.read_progress(layer) for layer in layers],
+        "refined": folder.read_refined(),
+    }  # fmt: skip
+    try:
+        checkpoint = folder.settings.open_checkpoint()
+        a = Architecture.of(checkpoint.config)
+    except GrouperError as error:
+        return Facts(folder, front, **facts, missing=f"the model was not there: {error}")
+    facts |= {"windows": list(a.windows), "context": a.context}
+    facts["engines"] = {kind: FORMATS["hf"].engines(a, kind) for kind in ("stock", "padded", "ragged")}
+    maps = similarities(checkpoint, a, progress) if similar else []
+    return Facts(folder, front, **facts, similarity=maps)
+
+
+def half_of(front: ParetoFront) -> int:
+    """The layout that stands for a run: the best within half of the cache that can be written, else the first."""
+    table = front.table.assign(over=front.over)
+    measure = "nll" if table["nll"].notna().any() else "error"
+    rows = table[~table["method"].isin(not_found()) & table[measure].notna() & (table["kv_ratio"] <= 0.5 + 1e-9)]
+    rows = rows[rows["deploy"] != "none"].sort_values(["kv_ratio", measure], ascending=[False, True])
+    return int((rows if len(rows) else table)["layout"].iloc[0])
+
+
+def landscape(folder: RunFolder, first: HeadLayout) -> pd.DataFrame:
+    """The least error of each layer at each number of KV heads, of any method that groups K and V alike."""
+    rows = []
+    n = first.query_heads // first.original_kv_heads
+    for layer in range(len(first.layers)):
+        best: dict[int, tuple[float, float | None]] = {}
+        for candidates in (folder.read_layer(layer, n) or {}).values():
+            for c in candidates:
+                if len(c.counts) == 1 and c.error < best.get(c.kv_heads, (math.inf, None))[0]:
+                    best[c.kv_heads] = (c.error, c.k_error)
+        rows += [(layer, heads, *found) for heads, found in sorted(best.items())]
+    return pd.DataFrame(rows, columns=["layer", "kv_heads", "error", "k_error"])
+
+
+def similarities(checkpoint: Checkpoint, a: Architecture, progress: Progress) -> list[dict[str, Similarity]]:
+    """Of all layers' heads, by what the norms' weights say of inputs."""
+    found = []
+    for layer in range(a.layers):
+        attention, inputs = a.read(checkpoint, layer), a.input_moments(checkpoint, layer)
+        found.append({"k": key_similarity(attention, inputs), "v": value_similarity(attention, inputs)})
+        progress(layer + 1, a.layers, "comparing heads")
+    return found
+
+
+def to_data(facts: Facts) -> dict[str, Any]:
+    """For the page's scripts. Groups are a character a query head (from "0" on), maps a byte a pair of heads."""
+    settings, first = facts.folder.settings, facts.layout(int(facts.front.table["layout"].iloc[0]))
+    table = facts.front.table.assign(over=facts.front.over)
+    numbers = table["layout"].unique().tolist()
+    return {
+        "model": facts.title, "run": printable(str(facts.folder.path)), "command": printable(settings.command or ""),
+        "fitness": settings.options.fitness, "text": printable(settings.options.text or settings.options.dataset or ""),
+        "merge": facts.front.own_merge, "missing": facts.missing and printable(facts.missing),
+        "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
+        "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
+        "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
+        "original": ORIGINAL, "baselines": list(baselines()),
+        "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
+        "layouts": {number: groups_of(facts.layout(number)) for number in numbers},
+        "landscape": columns_of(facts.landscape),
+        "progress": [columns_of(one) for one in facts.progress], "refined": columns_of(facts.refined),
+        "similarity": [{kind: maps_of(one) for kind, one in kinds.items()} for kinds in facts.similarity],
+    }  # fmt: skip
+
+
+def groups_of(layout: HeadLayout) -> dict[str, list[str] | None]:
+    """K's groups and, where they differ, V's: a string a layer."""
+    k, v = ([letters(getattr(layer, kind).group_of) for layer in layout.layers] for kind in ("k", "v"))
+    return {"k": k, "v": None if v == k else v}
+
+
+def letters(groups: np.ndarray) -> str:
+    return "".join(chr(ord("0") + int(g)) for g in groups)
+
+
+def maps_of(similarity: Similarity) -> dict[str, list[int]]:
+    """In percent."""
+    both = {"before": similarity.before, "aligned": similarity.aligned}
+    return {name: (100 * of).round().int().flatten().tolist() for name, of in both.items()}
+
+
+def columns_of(table: pd.DataFrame) -> dict[str, list]:
+    return {str(name): [plain(v) for v in table[name].tolist()] for name in table.columns}
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: a few digits, null for what there is not."""
+    if isinstance(value, str):
+        return printable(value)
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return float(f"{float(value):.{DIGITS}g}")

@@ -1,0 +1,46 @@
+"""One page with everything in it: the plotting library, our scripts, the run's data. It asks the network for nothing.
+
+What is large is compressed, and inflated by the browser itself when the page opens.
+"""
+
+import base64
+import gzip
+import html
+import json
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from grouper.errors import GrouperError
+from grouper.outputs import write_text
+from search.report.facts import Facts, to_data
+
+SCRIPTS = ("start.js", "colours.js", "front.js", "layout.js", "layers.js", "cache.js", "table.js", "page.js")
+
+
+def write_report(facts: Facts, path: Path) -> None:
+    """Raises GrouperError where plotly is not installed."""
+    parts = files("search.report") / "page"
+    scripts = "\n".join((parts / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    page = Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(f"{facts.title}: fewer KV heads"),
+        style=(parts / "page.css").read_text(encoding="utf-8"),
+        library=packed(plotting_library()),
+        data=packed(json.dumps(to_data(facts), allow_nan=False)),
+        scripts=scripts,
+    )
+    write_text(path, page)
+
+
+def plotting_library() -> str:
+    """plotly.js, MIT."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise GrouperError("reports need plotly: pip install 'kv-grouper[report]'") from error
+    return get_plotlyjs()
+
+
+def packed(text: str) -> str:
+    """gzip in base64, the same for the same text."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()

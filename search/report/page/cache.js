@@ -1,0 +1,32 @@
+// What the cache takes at a batch and context, and how many sequences a card holds.
+
+const USABLE = 0.9; // of a card's memory, as serving engines take by default
+
+function cacheOf(row, context) {
+  const windows = state.run.windows || headsOf(row).map(() => null);
+  const numbers = headsOf(row).reduce((sum, [k, v], layer) => sum + (k + v) * Math.min(context, windows[layer] || context), 0);
+  return numbers * state.run.headDim * state.run.bytes;
+}
+
+function showCache(row) {
+  const [batch, context, card] = ["batch", "context", "card"].map((id) => Math.max(1, Number($(id).value) || 1));
+  const original = state.rows.find((one) => one.method === state.run.original);
+  const line = (name, cells, tag = "td") => {
+    const tr = document.createElement("tr");
+    [name, ...cells].forEach((cell, at) => {
+      const td = document.createElement(tag);
+      td.textContent = cell;
+      td.className = at ? "" : "word";
+      tr.append(td);
+    });
+    return tr;
+  };
+  const of = (one) => {
+    const bytes = cacheOf(one, context), room = USABLE * card * 1e9 - (one.weights_bytes || 0);
+    return [(batch * bytes / 2 ** 30).toPrecision(4), one.weights_bytes === null ? "" : Math.max(0, Math.floor(room / bytes)).toLocaleString("en")];
+  };
+  $("cache").replaceChildren(
+    line("", ["cache, GiB", "largest batch on the card"], "th"),
+    ...(original ? [line("original", of(original))] : []), line(`layout ${row.layout}`, of(row)),
+  );
+}

@@ -1,0 +1,87 @@
+// What opens the page, and what its controls do.
+
+function rowsOf(run) {
+  return run.rows.map((cells, at) => ({ at, ...Object.fromEntries(run.columns.map((name, i) => [name, cells[i]])) }));
+}
+
+/** The one that the address names, else the best at half of the cache, else the first one found. */
+function firstSelected() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const named = state.rows.find((row) => String(row.layout) === asked.get("layout") && (!asked.get("merge") || row.merge === asked.get("merge")));
+  if (named) return named;
+  const measure = $("measure").value;
+  const half = state.rows.filter((row) => isFound(row) && row[measure] !== null && row.kv_ratio <= 0.5 + 1e-9 && row.deploy !== "none")
+    .sort((a, b) => b.kv_ratio - a.kv_ratio || a[measure] - b[measure]);
+  return half[0] || state.rows.find(isFound) || state.rows[0];
+}
+
+function redraw() {
+  drawFront();
+  drawProgress();
+  if (state.selected) listeners.forEach((listener) => listener(state.selected));
+}
+
+function connect() {
+  const again = (ids, call, event = "change") => ids.forEach((id) => $(id).addEventListener(event, call));
+  again(["measure", "log"], drawFront);
+  again(["kind"], () => drawHeads(state.selected));
+  again(["part"], () => drawLandscape(state.selected));
+  again(["layer"], () => drawSimilarity(state.selected), "input");
+  again(["batch", "context", "card"], () => showCache(state.selected), "input");
+  again(["filter"], drawTable, "input");
+  again(["front-only"], drawTable);
+  $("copy").addEventListener("click", copyCommand);
+  $("previous").addEventListener("click", () => step(-1));
+  $("next").addEventListener("click", () => step(1));
+  $("more").addEventListener("click", () => { table.all = true; drawTable(); });
+  $("theme").addEventListener("click", () => {
+    const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    redraw();
+  });
+  matchMedia("(max-width: 799px)").addEventListener("change", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  const chosen = (event) => event.target.closest("tr.selectable");
+  $("table").addEventListener("click", (event) => { if (chosen(event)) select(state.rows[chosen(event).dataset.at]); });
+  $("table").addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target.matches("tr.selectable")) select(state.rows[event.target.dataset.at]); });
+  document.addEventListener("keydown", (event) => {
+    if (event.target.closest("input, select, textarea") || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    step(event.key === "ArrowLeft" ? -1 : 1);
+    event.preventDefault();
+  });
+  $("front").on("plotly_click", ({ points }) => { if (points[0].customdata !== undefined) select(state.rows[points[0].customdata]); });
+}
+
+async function open() {
+  const [library, data] = await Promise.all([unpacked("library"), unpacked("data")]);
+  const script = document.createElement("script");
+  script.textContent = library;
+  document.head.append(script);
+  const run = state.run = JSON.parse(data);
+  state.rows = rowsOf(run);
+  const text = run.text ? `calibrated on ${run.text}` : "without text";
+  $("about").textContent = `${run.layers} layers, ${run.queryHeads} query heads over ${run.kvHeads} KV heads of ${run.headDim}; ${run.fitness} fitness, ${text}`;
+  $("made").textContent = run.command;
+  $("missing").hidden = !run.missing;
+  $("missing").textContent = run.missing || "";
+  $("context").value = run.context;
+  $("layer").max = run.layers - 1;
+  fillMeasures();
+  whenSelected(showFacts);
+  whenSelected(showCache);
+  whenSelected(drawFront);
+  whenSelected(drawHeads);
+  whenSelected(drawSimilarity);
+  whenSelected(drawLandscape);
+  whenSelected(drawRefined);
+  whenSelected(markSelected);
+  state.selected = firstSelected();
+  drawTable();
+  drawFront();
+  drawProgress();
+  connect();
+  select(state.selected);
+  document.documentElement.dataset.ready = "yes";
+}
+
+open();

@@ -1,0 +1,135 @@
+"""What a report shows, as single pictures for papers."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+
+from grouper.errors import GrouperError
+from grouper.names import expected
+from grouper.outputs import write_file
+from search.picture import COLOURS, front_picture
+from search.report.facts import Facts
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout: int) -> list[Path]:
+    """FOLDER/front.png and so on, as far as the run has what they show. layout: the one that heads and refinement are
+    of. Raises GrouperError for a format that there is not."""
+    for name in formats:
+        if name not in FORMATS:
+            raise GrouperError(f"unknown picture format {name!r}: {expected(name, FORMATS)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}):
+        for (name, draw), kind in product(PICTURES.items(), formats):
+            figure = draw(facts, layout)  # anew for each: saving one moves what is laid out
+            if figure:
+                path, dated = folder / f"{name}.{kind}", {"pdf": "CreationDate", "svg": "Date"}
+                metadata = {dated[kind]: None} if kind in dated else None
+                save = partial(figure.savefig, format=kind, dpi=200, metadata=metadata)
+                write_file(path, save)
+                written.append(path)
+                plt.close(figure)
+    return written
+
+
+def front(facts: Facts, layout: int) -> Figure:
+    return front_picture(facts.front, facts.title)
+
+
+def heads(facts: Facts, layout: int) -> Figure:
+    """Layer by query head, coloured by group."""
+    found = facts.layout(layout)
+    groups = np.stack([layer.k.group_of for layer in found.layers])
+    figure, axes = plt.subplots(figsize=(6, 1.2 + 0.18 * len(groups)), layout="constrained")
+    colours = ListedColormap([plt.get_cmap("tab20")(i % 20) for i in range(groups.max() + 1)])
+    axes.imshow(groups, cmap=colours, aspect="auto", interpolation="nearest")
+    axes.set(xlabel="query head", ylabel="layer", title=f"layout {layout}: which query heads share a K head")
+    return figure
+
+
+def similarity(facts: Facts, layout: int) -> Figure | None:
+    """The middle layer's heads, as they stand and aligned, in the order of the layout's groups."""
+    if not facts.similarity:
+        return None
+    layer = len(facts.similarity) // 2
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained")
+    for column, (kind, when) in enumerate([("k", "before"), ("k", "aligned"), ("v", "before"), ("v", "aligned")]):
+        grouping = getattr(facts.layout(layout).layers[layer], kind)
+        order = [source for sources in grouping.sources for source in sources]
+        shown = getattr(facts.similarity[layer][kind], when)[order][:, order]
+        image = axes[column].imshow(shown, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        axes[column].set_title(f"{kind.upper()}, {'as they stand' if when == 'before' else 'aligned'}")
+        axes[column].set(xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes, shrink=0.8, label=f"cosine, layer {layer}")
+    return figure
+
+
+def landscape(facts: Facts, layout: int) -> Figure | None:
+    """Error of each layer at each KV-head count, together, and K's and V's apart where the run says."""
+    table = facts.landscape
+    parts = {"K and V": table["error"]}
+    if table["k_error"].notna().all() and len(table):
+        parts |= {"K": table["k_error"], "V": table["error"] - table["k_error"]}
+    shown = {name: table.assign(value=values)[values > 0] for name, values in parts.items()}
+    if any(rows.empty for rows in shown.values()):
+        return None
+    figure, axes = plt.subplots(1, len(shown), figsize=(1 + 3.4 * len(shown), 3), layout="constrained", squeeze=False)
+    for axis, (name, rows) in zip(axes[0], shown.items()):
+        grid = rows.pivot(index="kv_heads", columns="layer", values="value").astype(float)
+        image = axis.pcolormesh(grid.columns, range(len(grid)), grid.to_numpy(), norm=LogNorm(), cmap="viridis")
+        axis.set(title=name, xlabel="layer", ylabel="KV heads")
+        axis.set_yticks(range(len(grid)), grid.index)
+        figure.colorbar(image, ax=axis)
+    return figure
+
+
+def progress(facts: Facts, layout: int) -> Figure | None:
+    """Least errors against groupings scored, of all layers."""
+    methods = sorted({m for table in facts.progress for m in table["method"]})
+    if not methods:
+        return None
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    for method, colour in zip(methods, COLOURS * len(methods)):
+        for table in facts.progress:
+            rows = table[table["method"] == method]
+            label = method if table is facts.progress[0] else None
+            axes.plot(rows["scored"], rows["error"] / rows["error"].iloc[:1].sum(), color=colour, lw=0.8, label=label)
+    axes.set(xlabel="groupings scored, in a layer", ylabel="least errors, of the first generation's")
+    return tidy(figure, axes)
+
+
+def refinement(facts: Facts, layout: int) -> Figure | None:
+    rows = facts.refined[facts.refined["layout"] == layout]
+    if rows.empty:
+        return None
+    rows = rows[rows["merge"] == rows["merge"].iloc[-1]]
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    for offset, (column, label) in enumerate({"before": "merged", "after": "refined"}.items()):
+        axes.bar(rows["layer"] + 0.4 * offset - 0.2, rows[column], 0.4, label=label, color=COLOURS[offset])
+    axes.set(xlabel="layer", ylabel="error of what leaves the layer")
+    return tidy(figure, axes)
+
+
+def tidy(figure: Figure, axes: Axes) -> Figure:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Facts, int], Figure | None]] = {
+    "front": front, "heads": heads, "similarity": similarity, "landscape": landscape, "progress": progress,
+    "refinement": refinement,
+}  # fmt: skip

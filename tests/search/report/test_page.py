@@ -1,0 +1,177 @@
+"""The page, as a browser shows it."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from search.report import write_report
+from search.report.facts import facts_of
+from search.report.page import packed
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def page(measured_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(facts_of(measured_run), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    browsers = [b for b in map(shutil.which, BROWSERS) if b]
+    driver = shutil.which("chromedriver")
+    if not browsers or not driver:
+        pytest.skip("no Chromium with its driver here: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browsers[0]
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1400,2400"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def opened(browser, page):
+    browser.get(f"file://{page}")
+    wait(lambda: browser.execute_script("return document.documentElement.dataset.ready") == "yes")
+    return browser
+
+
+def wait(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def text(browser, identity: str) -> str:
+    return browser.execute_script("return document.getElementById(arguments[0]).textContent", identity)
+
+
+def typed(browser, identity: str, value: str) -> None:
+    box = browser.find_element("id", identity)
+    box.clear()
+    box.send_keys(value)
+
+
+def test_it_says_nothing_on_the_console_and_asks_nobody(opened):
+    assert not opened.get_log("browser")
+    sent = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    urls = {m["params"]["request"]["url"].split(":")[0] for m in sent if m["method"] == "Network.requestWillBeSent"}
+    assert urls <= {"file", "data", "blob"}
+    drawn = opened.execute_script(
+        "return [...document.querySelectorAll('.plot')].map(p => !!p.querySelector('.main-svg'))"
+    )
+    assert drawn.count(True) >= 5
+
+
+def test_hovering_shows_a_layout_and_a_click_selects_it(opened, measured_run):
+    from selenium.webdriver import ActionChains
+
+    before = text(opened, "number")
+    points = opened.find_elements("css selector", "#front .scatterlayer .point")
+    actions = ActionChains(opened)
+    for point in points[1:]:
+        actions.move_to_element(point).pause(0.2).perform()
+        shown = opened.find_elements("css selector", "#front .hoverlayer .hovertext")
+        if shown and f"layout {before}," not in shown[0].text:
+            break
+    number = re.search(r"layout (\d+)", shown[0].text)[1]
+    actions.click().perform()
+    wait(lambda: text(opened, "number") == number)
+    table = measured_run.front().table.set_index("layout")
+    row = table.loc[[int(number)]].iloc[0]
+    assert f"{row['kv_bytes_per_token']:,} bytes" in text(opened, "facts")
+    selected = opened.find_element("css selector", "tr.selected td").text
+    assert selected == number
+
+
+def test_arrow_keys_go_along_the_front(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    def size() -> float:
+        return float(re.search(r"([\d.]+)%", text(opened, "facts"))[1])
+
+    body, before = opened.find_element("tag name", "body"), size()
+    body.send_keys(Keys.ARROW_LEFT)
+    wait(lambda: size() < before)
+    body.send_keys(Keys.ARROW_RIGHT)
+    wait(lambda: size() >= before)
+
+
+def test_the_table_filters_and_sorts(opened, measured_run):
+    table = measured_run.front().table
+    typed(opened, "filter", "qcqa-ac kv_ratio<0.5")
+    wanted = ((table["method"] == "qcqa-ac") | table["also_found_by"].str.contains("qcqa-ac")) & (
+        table["kv_ratio"] < 0.5
+    )
+    wait(lambda: text(opened, "count") == f"{wanted.sum()} of {len(table)} rows")
+    heads = opened.find_elements("css selector", "#table th button")
+    next(h for h in heads if h.text.startswith("error")).click()
+    cells = opened.execute_script(
+        "const at = [...document.querySelectorAll('#table th')].findIndex((t) => t.textContent.startsWith('error'));"
+        "return [...document.querySelectorAll('#table tbody tr')].map((tr) => Number(tr.cells[at].textContent))"
+    )
+    assert len(cells) == wanted.sum() and cells == sorted(cells)
+
+
+def test_the_command_is_copied(opened):
+    opened.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+    opened.find_element("id", "copy").click()
+    wait(lambda: text(opened, "copy") == "Copied")
+    copied = opened.execute_async_script("navigator.clipboard.readText().then(arguments[0], arguments[0])")
+    assert copied == text(opened, "command") and copied.startswith("grouper export ") and "--layout" in copied
+
+
+def test_the_cache_is_bytes_times_tokens_times_sequences(opened, measured_run):
+    typed(opened, "batch", "3")
+    typed(opened, "context", "64")
+    row = measured_run.front().table.iloc[0]
+    wait(lambda: f"{3 * 64 * row['kv_bytes_per_token'] / 2**30:.4g}" in text(opened, "cache").replace("e-5", "e-05"))
+
+
+def test_dark_and_light(opened):
+    back = "return getComputedStyle(document.body).backgroundColor"
+    before = opened.execute_script(back)
+    opened.find_element("id", "theme").click()
+    assert opened.execute_script(back) != before and not opened.get_log("browser")
+
+
+def test_names_are_text_and_not_markup(measured_run, tmp_path, browser):
+    facts = facts_of(measured_run, similar=False)
+    front = type(facts.front)(facts.front.table.assign(merge="<img src=x onerror=alert(1)>"))
+    write_report(replace(facts, front=front), tmp_path / "report.html")
+    browser.get(f"file://{tmp_path / 'report.html'}")
+    wait(lambda: browser.execute_script("return document.documentElement.dataset.ready") == "yes")
+    assert not browser.execute_script("return document.querySelectorAll('img').length")
+
+
+def test_a_large_run_stays_below_five_megabytes(measured_run, tmp_path):
+    """2,000 rows, as a 7B has; its 32 layers' groups by chance, which pack worst."""
+    facts = facts_of(measured_run)
+    table = pd.concat([facts.front.table] * (2000 // len(facts.front.table) + 1)).head(2000)
+    table = table.assign(error=[i / 7 for i in range(2000)], kv_heads=";".join(["16"] * 32))
+    write_report(replace(facts, front=type(facts.front)(table)), tmp_path / "report.html")
+    import random
+
+    chance = random.Random(0)
+    groups = {i: ["".join(chr(48 + chance.randrange(32)) for _ in range(32)) for _ in range(32)] for i in range(2000)}
+    assert (tmp_path / "report.html").stat().st_size + len(packed(json.dumps(groups))) < 5e6
+
+
+def test_what_is_packed_is_whole():
+    text = "Ä<script>" * 1000
+    assert gzip.decompress(base64.b64decode(packed(text))).decode() == text and packed(text) == packed(text)

@@ -90,7 +90,8 @@ def landscape(folder: RunFolder, first: HeadLayout) -> pd.DataFrame:
         best: dict[int, tuple[float, float | None]] = {}
         for candidates in (folder.read_layer(layer, n) or {}).values():
             for c in candidates:
-                if len(c.counts) == 1 and c.error < best.get(c.kv_heads, (math.inf, None))[0]:
+                alike = c.layout.is_shared and c.layout.q is None
+                if alike and c.error < best.get(c.kv_heads, (math.inf, None))[0]:
                     best[c.kv_heads] = (c.error, c.k_error)
         rows += [(layer, heads, *found) for heads, found in sorted(best.items())]
     return pd.DataFrame(rows, columns=["layer", "kv_heads", "error", "k_error"])

@@ -19,6 +19,7 @@ test-real: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Prints what searches, exports, refinement and the peers of the genetic search take here: half an hour on 2 cores.
 bench: $(READY)

@@ -5,6 +5,8 @@ V: sum over query heads of |(W_O W_V - W_O' W_V') C^(1/2)|^2. K: the same of the
 averaged over phases. Each over its energy; for the spectral merge of a layout this is what `SpectralFitness` gives.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from grouper.attention import Attention
 from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, scored
+
+Pair = tuple[Tensor, Tensor]  # before and after
 
 
 def calibrated_errors(
@@ -24,28 +28,30 @@ def calibrated_errors(
     new_k, kv = torch.from_numpy(layout.k.group_of), before.head_read
     q, k = (was[0], now[0][new_q]), (was[1][kv], now[1][new_k])  # [H, d, D + 1] before and after
     v = (augmented(before.v, before.v_bias)[kv], augmented(after.v, after.v_bias))
-    o = tuple(a.o.double().permute(1, 2, 0) for a in (before, after))  # [H, d, D]
-    v_error, v_energy = _product_change(o, v, None, inputs)
+    o, new_o = (a.o.double().permute(1, 2, 0) for a in (before, after))  # [H, d, D]
+    v_error, v_energy = _product_change((o, new_o), v, None, inputs)
     k_error = k_energy = 0.0
     d = before.head_dim
     rotary = [] if before.planes is None else before.planes.flatten().tolist()
     if rotary:
         a, b = before.planes.T
         weight = 0.5 if len(rotary) < d else 1.0
-        planes = [[torch.complex(x[:, a], x[:, b])[:, :, None] for x in pair] for pair in (q, k)]  # [H, P, 1, D + 1]
-        error, energy = _product_change(*planes, inputs, inputs)
+        q_planes, k_planes = (_on(lambda x: torch.complex(x[:, a], x[:, b])[:, :, None], pair) for pair in (q, k))
+        error, energy = _product_change(q_planes, k_planes, inputs, inputs)  # [H, P, 1, D + 1]
         k_error, k_energy = weight * error, weight * energy
     unrotated = [i for i in range(d) if i not in set(rotary)]
     if unrotated:
-        rows = (tuple(x[:, unrotated] for x in pair) for pair in (q, k))
-        error, energy = _product_change(*rows, inputs, inputs.centred())
+        q_rows, k_rows = (_on(lambda x: x[:, unrotated], pair) for pair in (q, k))
+        error, energy = _product_change(q_rows, k_rows, inputs, inputs.centred())
         k_error, k_energy = k_error + error, k_energy + energy
     return k_error / max(k_energy, 1e-300), v_error / max(v_energy, 1e-300)
 
 
-def _product_change(
-    left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], metric: InputMoments | None, inputs: InputMoments
-) -> tuple[float, float]:
+def _on(change: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
+    return change(pair[0]), change(pair[1])
+
+
+def _product_change(left: Pair, right: Pair, metric: InputMoments | None, inputs: InputMoments) -> tuple[float, float]:
     """left [..., f, X] and right [..., f, Y], before and after. Returns |A^H B - A'^H B'|^2 and |A^H B|^2, summed, X
     measured by `metric` (identity if None) and Y by `inputs`."""
 

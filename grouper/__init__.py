@@ -6,8 +6,23 @@
 """
 
 import os
+from typing import TYPE_CHECKING
 
 from grouper.lazy import lazily
+
+if TYPE_CHECKING:
+    import grouper.export as export
+    from grouper.calibration.source import TextSource as TextSource
+    from grouper.errors import GrouperError as GrouperError
+    from grouper.export.options import ExportOptions as ExportOptions
+    from grouper.layout import Grouping as Grouping
+    from grouper.layout import HeadLayout as HeadLayout
+    from grouper.layout import LayerLayout as LayerLayout
+    from grouper.model.architecture import Architecture as Architecture
+    from grouper.model.checkpoint import Checkpoint as Checkpoint
+    from grouper.model.inspection import inspect as inspect
+    from grouper.uptraining.options import UptrainOptions as UptrainOptions
+    from grouper.uptraining.uptrain import uptrain_model as uptrain_model
 
 # Threads of torch that wait for one another sleep instead of spinning: on a busy machine, spinning ones fight for the
 # cores that the others need, and small eigenproblems become thirty times slower. It counts if torch comes later.
@@ -21,6 +36,7 @@ MODULES = {
     "Grouping": "grouper.layout",
     "HeadLayout": "grouper.layout",
     "LayerLayout": "grouper.layout",
+    "TextSource": "grouper.calibration.source",
     "UptrainOptions": "grouper.uptraining.options",
     "inspect": "grouper.model.inspection",
     "uptrain_model": "grouper.uptraining.uptrain",

@@ -44,8 +44,8 @@ def groups_of(labels: Sequence[int]) -> Groups:
     >>> groups_of([7, 3, 7])
     ((0, 2), (1,))
     """
-    labels = canonical_labels(np.asarray(labels))
-    return tuple(tuple(np.flatnonzero(labels == g).tolist()) for g in range(int(labels.max()) + 1))
+    canonical = canonical_labels(np.asarray(labels))
+    return tuple(tuple(np.flatnonzero(canonical == g).tolist()) for g in range(int(canonical.max()) + 1))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
-from grouper.refinement.saved import SavedLayers
+from grouper.refinement.saved import RefinedLayers, SavedLayers
 
 
 class Regrouper:
@@ -157,7 +157,7 @@ class Regrouper:
         folder: Path | None = None,
         progress: Progress = untold,
         ranks: Ranks = ALONE,
-    ) -> Merged:
+    ) -> RefinedLayers:
         """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""
         options = (options or RefineOptions()).for_device(self.device)
         start = self._made(layout, merge.before_refinement())

@@ -5,7 +5,20 @@
 ('qcqa-ac', 'qcqa-ec')
 """
 
+from typing import TYPE_CHECKING
+
 from grouper.lazy import lazily
+
+if TYPE_CHECKING:
+    from search.evaluation import evaluate as evaluate
+    from search.export_run import export_from_run as export_from_run
+    from search.one_call import regroup as regroup
+    from search.options import SearchOptions as SearchOptions
+    from search.pareto import ParetoFront as ParetoFront
+    from search.picking import Selection as Selection
+    from search.picking import pick as pick
+    from search.run import search as search
+    from search.run_folder import RunFolder as RunFolder
 
 MODULES = {
     "ParetoFront": "search.pareto",

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,10 +143,10 @@ class Meter:
 
     @cached_property
     def tasks(self) -> Tasks | None:
-        return self.asked and Tasks(self.asked)
+        return None if self.asked is None else Tasks(self.asked)
 
     @cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         return load_tokenizer(self.regrouper.checkpoint)
 
     def is_missing(self, row: dict) -> bool:
@@ -247,8 +248,8 @@ def measured(
     regrouper = meter.regrouper
     with temporary_folder(Path(tempfile.gettempdir())) as folder:
         if refine:
-            merged = regrouper.refined(layout, merge, refine, folder)
-        else:
-            merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
-        errors = [merged.errors(layer) for layer in range(len(layout.layers))] if refine else []
-        return meter.of_layout(layout, merged), errors
+            refined = regrouper.refined(layout, merge, refine, folder)
+            errors = [refined.errors(layer) for layer in range(len(layout.layers))]
+            return meter.of_layout(layout, refined), errors
+        merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
+        return meter.of_layout(layout, merged), []

@@ -21,8 +21,9 @@ from grouper.outputs import refuse_existing, refuse_inside, temporary_folder
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.layer import RefineOptions
+from grouper.refinement.saved import RefinedLayers
 from grouper.registry import check_assignments
-from grouper.regroup import Merged, Regrouper
+from grouper.regroup import Regrouper
 from search.columns import SE, called
 from search.measuring import REFINED, comparable
 from search.methods.registry import ORIGINAL
@@ -116,6 +117,7 @@ def carry_out(
     """Acts two to four. What is refined is kept until the export is whole. note(errors): of layers, before and after
     their refinement."""
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
+    merged: Merged
     with temporary_folder(output.absolute().parent, output.name) as temporary:
         if refine:
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
@@ -182,7 +184,7 @@ def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions,
 
 def merge_and_refine(
     regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, kept: Path, tell: Tell, progress: Progress
-) -> tuple[Merged, dict]:
+) -> tuple[RefinedLayers, dict]:
     """Act two, with an estimate of the time: the layers' weights, and what was done for the record."""
     tokens = regrouper.windows(refine.tokens).numel()
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)

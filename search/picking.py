@@ -1,6 +1,7 @@
 """Which layout of a run to export: by number, by KV ratio or by KV bytes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -37,7 +38,7 @@ class Picked:
     others: str | None = None
 
 
-def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **asked) -> Picked:
+def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **asked: Any) -> Picked:
     """One layout; `asked` are a Selection's fields. With kv_ratio, among those within 0.005 of it; with
     kv_bytes_per_token, among those within that budget.
 

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_models import ROOT
@@ -173,3 +174,14 @@ def test_no_function_is_longer_than_one_reads_at_a_glance():
                 text = ast.get_docstring(node, clean=False) or ""
                 lines = node.end_lineno - node.lineno + 1 - (text.count("\n") + 1 if text else 0)
                 assert lines <= 50, f"{module_of(path)}.{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("package", [grouper, search, importlib.import_module("grouper.export")])
+def test_type_checkers_see_what_is_imported_lazily(package):
+    """The names below TYPE_CHECKING are those of MODULES, from the same modules."""
+    tree = ast.parse(Path(package.__file__).read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    seen = {a.asname: n.module for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert seen == package.MODULES and Path(package.__file__).with_name("py.typed").is_file() == (
+        "." not in package.__name__
+    )

@@ -6,8 +6,14 @@ The package itself is what one calls: `from grouper import export; export(checkp
 
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from grouper.lazy import lazily
+
+if TYPE_CHECKING:
+    from grouper.export.options import ExportOptions as ExportOptions
+    from grouper.export.write import Exported as Exported
+    from grouper.export.write import export_model as export_model
 
 MODULES = {
     "ExportOptions": "grouper.export.options",
@@ -19,7 +25,7 @@ __getattr__ = lazily(__name__, MODULES)
 
 
 class _CallableModule(ModuleType):
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> "Exported":
         return self.export_model(*args, **kwargs)
 
 

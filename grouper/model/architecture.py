@@ -182,13 +182,13 @@ class Architecture:
         """Gains of the norms on q [H, d] and k [G, d]; where all heads have the same, each gets its copy."""
         if self.family.qk_norm is None:
             return None, None
-        gains = (
+        q_gain, k_gain = (
             checkpoint.finite(f"{prefix}{self.family.attention}.{n}.weight") + self.family.norm_offset
             for n in ("q_norm", "k_norm")
         )
-        return tuple(
-            g.reshape(-1, self.head_dim).expand(heads, -1) for g, heads in zip(gains, (self.query_heads, self.kv_heads))
-        )
+        per_head = (g.reshape(-1, self.head_dim) for g in (q_gain, k_gain))
+        q, k = (g.expand(heads, -1) for g, heads in zip(per_head, (self.query_heads, self.kv_heads)))
+        return q, k
 
     def by_head(self, rows: Tensor, module: str = "") -> Tensor:
         """[heads * d, D] -> [heads, d, D]"""

@@ -5,9 +5,10 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
+from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
 from grouper.model.door import check_configuration
@@ -100,7 +101,7 @@ class Checkpoint:
         """Every tensor's file, dtype, shape and bytes, from the headers alone."""
         found: dict[str, TensorInfo] = {}
         for file in self.weight_files:
-            found.update(read_header(file, lambda a, b, f=file: self.source.read(f, a, b), self.source.size(file)))
+            found.update(read_header(file, partial(self.source.read, file), self.source.size(file)))
         return found
 
     @property
@@ -141,9 +142,8 @@ class Checkpoint:
         try:
             with open(path, "rb", buffering=0) as file:
                 file.seek(info.start)
-                read_into(
-                    file, memoryview(tensor.view(-1).view(torch.uint8).numpy()) if info.nbytes else memoryview(b"")
-                )
+                if info.nbytes:
+                    read_into(file, tensor.view(-1).view(torch.uint8).numpy().data)
         except OSError as error:
             raise GrouperError(
                 f"{info.file} of {self.name} is truncated or corrupt ({error}): download it again"
@@ -208,7 +208,7 @@ def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str
     return min((p for p in prefixes if not any(t in p for t in towers)), key=len, default=otherwise)
 
 
-def read_into(file: BinaryIO, room: memoryview) -> None:
+def read_into(file: FileIO, room: memoryview) -> None:
     """Fill `room` from where the file is at. Raises OSError where it ends before."""
     at = 0
     while at < len(room):

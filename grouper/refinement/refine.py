@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper.attention import Merged, MergedLayer
+from grouper.attention import Merged
 from grouper.calibration.streams import first_inputs, room
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
@@ -28,7 +28,7 @@ from grouper.names import expected
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.layer import MEASURED, SCOPES, LayerWorker, RefineOptions
-from grouper.refinement.saved import SavedLayers, save_layer
+from grouper.refinement.saved import LayersInMemory, RefinedLayers, SavedLayers, save_layer
 
 ESTIMATED = 8  # steps that a time is estimated from
 
@@ -44,7 +44,7 @@ def refine_layers(
     folder: Path | None = None,
     progress: Progress = untold,
     ranks: Ranks = ALONE,
-) -> Merged:
+) -> RefinedLayers:
     """Refine layer by layer; a layer that training does not improve stays as merged. Returns the layers' weights.
 
     model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the
@@ -62,7 +62,7 @@ def refine_layers(
     regrouped = room(original.shape, device).copy_(original)
     # in scope "block" what is wanted behind a layer is the original's next stream
     wanted = original if options.scope == "block" else room(original.shape, device)
-    in_memory: dict[int, MergedLayer] = {}
+    in_memory = LayersInMemory()
     saved = None if folder is None else SavedLayers(folder)
     with deterministic():
         for layer, layer_layout in enumerate(layout.layers):
@@ -85,7 +85,7 @@ def refine_layers(
                 worker.advance(worker.original, original)
             worker.advance(worker.regrouped, regrouped)
     ranks.wait()
-    return in_memory.__getitem__ if saved is None else saved
+    return in_memory if saved is None else saved
 
 
 def estimate_seconds(

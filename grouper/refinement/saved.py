@@ -1,6 +1,7 @@
 """Merged and refined layers on disk, one file each: so that none stays in memory, and a killed refinement goes on."""
 
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,25 @@ from grouper.outputs import write_file
 
 WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "planes")
 KINDS = ("attention.", "others.")  # how tensors in a file begin
+
+
+class RefinedLayers(Protocol):
+    """Called with a layer's number, gives its weights."""
+
+    def __call__(self, layer: int) -> MergedLayer: ...
+
+    def errors(self, layer: int) -> tuple[float, float]:
+        """Before and after its refinement."""
+
+
+class LayersInMemory(dict[int, MergedLayer]):
+    """Refined layers by their numbers."""
+
+    def __call__(self, layer: int) -> MergedLayer:
+        return self[layer]
+
+    def errors(self, layer: int) -> tuple[float, float]:
+        return self[layer].before, self[layer].after
 
 
 class SavedLayers:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
 from grouper.export import Exported, ExportOptions, export_model

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
@@ -29,6 +30,7 @@ PLAIN = {"highlight": False, "markup": False, "emoji": False}  # names are text
 OUT = Console(**PLAIN)
 ERR = Console(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")), **PLAIN)
 SHOWN = 16  # rows of the closing table
+WORTH_SAYING = 60  # seconds that are left
 WIDE = 110  # characters of a line that holds all columns
 HEADINGS = ("layout", "method", "merge", "KV cache", "bytes", "class", "error")
 
@@ -42,10 +44,29 @@ def bar(what: str) -> Iterator[Progress]:
     with _bars() as bars:
         task = bars.add_task(what, total=None, note="")
 
+        began, said = time.monotonic(), False
+
         def update(done: int, total: int, note: str) -> None:
+            nonlocal said
             bars.update(task, completed=done, total=total, note=note)
+            if done and not said:
+                said = True
+                left = (time.monotonic() - began) / done * (total - done)
+                if left > WORTH_SAYING:
+                    ERR.print(f"{what}: about {duration(left)} left after {note}", soft_wrap=True)
 
         yield update
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(50), duration(700), duration(9000)
+    ('50 s', '12 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _bars() -> Bars:
@@ -54,6 +75,7 @@ def _bars() -> Bars:
         BarColumn(24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
     return Bars(*columns, console=ERR, transient=True, disable=not ERR.is_terminal)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
-from grouper.calibration.source import TextSource, is_demo
+from grouper.calibration.source import TextSource, is_file_name
 from grouper.errors import GrouperError
 from grouper.kv_cache import bytes_of
 from grouper.names import expected
@@ -114,7 +114,7 @@ class SearchOptions:
         self._check_not_the_recipes(recipe)
         recipe = {**recipe, "set": tuple(dict.fromkeys((*recipe.get("set", ()), *self.set)))}
         options = replace(self, **{"method": tuple(dict.fromkeys(self.method)), **recipe})
-        if options.text and not is_demo(options.text):  # the run may be used from elsewhere
+        if options.text and is_file_name(options.text):  # the run may be used from elsewhere
             options = replace(options, text=os.path.abspath(os.path.expanduser(options.text)))
         if options.acceptance == "loss" and options.calibration() is None:
             raise GrouperError("steps are judged by the merged model's loss on text: give --text or --dataset")

@@ -37,6 +37,11 @@ def draw(front: ParetoFront, path: Path, title: str) -> None:
         plt.close(figure)
 
 
+def ink() -> str:
+    """Of text, as pictures are now: they may be dark."""
+    return plt.rcParams["text.color"]
+
+
 def front_picture(front: ParetoFront, title: str) -> Figure:
     """The front, and heads per layer below it."""
     table, what, logarithmic = values(front)
@@ -88,9 +93,9 @@ def draw_front(axes: Axes, table: pd.DataFrame) -> None:
             label = f"{method}, {merge}" if several_merges else f"{method} heads"
             axes.plot(some["kv_ratio"], some["value"], marker, ls=":", lw=1, ms=4, color=GREY, label=label, zorder=2)
     original = table[table["method"] == ORIGINAL]
-    axes.plot(original["kv_ratio"], original["value"], "*", ms=13, color="black", label="original", zorder=4)
+    axes.plot(original["kv_ratio"], original["value"], "*", ms=13, color=ink(), label="original", zorder=4)
     for kind in [k for k in MARKERS if (found["deploy"] == k).any()]:
-        axes.plot([], [], MARKERS[kind], color="black", ms=4, label=kind if kind != "none" else "not exported")
+        axes.plot([], [], MARKERS[kind], color=ink(), ms=4, label=kind if kind != "none" else "not exported")
     best = found.loc[found.groupby("kv_ratio")["value"].idxmin()].sort_values("kv_ratio")
     marked = {name: best[(best["kv_ratio"] - share).abs() < 0.005] for share, name in SHARES.items()}
     at = knee(best["kv_ratio"].to_numpy(), best["value"].to_numpy())
@@ -101,7 +106,7 @@ def draw_front(axes: Axes, table: pd.DataFrame) -> None:
             place, offset = (row["kv_ratio"], row["value"]), (-28, -22) if name == "knee" else (8, 14)
             axes.annotate(
                 f"{name}: {row['value']:.3g}", place, offset, textcoords="offset points", fontsize=8,
-                arrowprops={"arrowstyle": "-", "lw": 0.6},
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": ink()},
             )  # fmt: skip
 
 

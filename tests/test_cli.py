@@ -81,6 +81,8 @@ def test_inspect(models):
         (["inspect", "./nowhere"], "no folder ./nowhere"),
         (["search", "demo", "-o", "{tmp}/run", "--method", "luck"], "unknown method 'luck'"),
         (["evaluate", "{tmp}", "--text", "demo"], "holds no run"),
+        (["evaluate", "demo", "--text", "demo", "--refine"], "demo is a model, and --refine is for runs"),
+        (["report", "{tmp}"], "holds no run"),
         (["search", "demo", "-o", "{tmp}/run", "--config", "{tmp}/bad.yaml"], "does not know"),
         (["search", "demo", "-o", "{tmp}/run", "--config", "{tmp}/none.yaml"], "cannot read"),
     ],

@@ -21,7 +21,8 @@ from grouper.refinement.layer import RefineOptions
 from search import SearchOptions, Selection, evaluate, export_from_run, search
 from search.evaluated_model import evaluate_model
 
-REAL = Path(__file__).parent.parent / ".real-models"
+ROOT = Path(__file__).parent.parent
+REAL = ROOT / ".real-models"
 MODEL = REAL / "SmolLM2-135M-Instruct"
 CALIBRATION, EVALUATION = (REAL / f"wikipedia-{name}.txt" for name in ("calibration", "evaluation"))
 
@@ -155,3 +156,16 @@ def test_a_planted_grouping_is_found_and_lossless(in_float32, tmp_path, tokens):
 
 def test_search_spectral_merge_refinement_export_reload(tmp_path, tokens):
     check_refined(MODEL, tmp_path, tokens[:2], [layouts()["ragged"], layouts()["stock"]], tokens)
+
+
+def test_the_notebook_runs(tmp_path):
+    """Every cell of examples/regroup_smollm2.ipynb, on the real model."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "examples" / "regroup_smollm2.ipynb", as_version=4)
+    given = {"MODEL": str(MODEL), "TEXT": str(CALIBRATION), "OTHER": str(EVALUATION), "PYTHONPATH": str(ROOT)}
+    client = NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env={**os.environ, **given})
+    outputs = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert "stock SelfTest" in outputs and "Paris" in outputs and (tmp_path / "report.html").is_file()

@@ -8,14 +8,20 @@ from pathlib import Path
 from grouper.errors import GrouperError
 
 DATA = Path(__file__).parent.parent / "data"
+DATASETS = {  # texts by a short name: dataset, and its split for each purpose
+    "wikitext": ("Salesforce/wikitext:wikitext-2-raw-v1", {"calibration": "train", "evaluation": "test"}),
+    "ultrachat": ("HuggingFaceH4/ultrachat_200k", {"calibration": "train_sft", "evaluation": "test_sft"}),
+}
 DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split], or `demo`.
+    """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split] or
+    NAME:config:split, `demo`, or a name in DATASETS.
 
-    purpose: "calibration" or "evaluation", which of the texts in the box `demo` means: never the same one for both.
+    purpose: "calibration" or "evaluation", which text `demo`, or which split a name in DATASETS means: never the same
+    one for both.
     """
 
     text: str | None = None
@@ -49,6 +55,9 @@ class TextSource:
         """Plain text whole, or the rows of JSONL or of a dataset."""
         if self.dataset:
             return _from_dataset(self.dataset)
+        if is_named(self.text):
+            name, splits = DATASETS[self.text]
+            return _from_dataset(f"{name}:{splits[self.purpose]}")
         path = DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
         try:
             content = path.read_text(encoding="utf-8")
@@ -93,6 +102,15 @@ def is_demo(text: str) -> bool:
     return text == "demo" and not Path("demo").is_file()
 
 
+def is_file_name(text: str) -> bool:
+    return not is_demo(text) and not is_named(text)
+
+
+def is_named(text: str) -> bool:
+    """Whether this is a name in DATASETS, and no file is called so."""
+    return text in DATASETS and not Path(text).is_file()
+
+
 def _document(row: dict, tokenizer) -> str:
     if "messages" in row:
         return tokenizer.apply_chat_template(row["messages"], tokenize=False)
@@ -105,12 +123,14 @@ def _from_dataset(name: str) -> list[dict]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise GrouperError("--dataset needs the datasets package: pip install 'kv-grouper[datasets]'") from error
-    path, _, split = name.partition(":")
+        raise GrouperError(f"{name} needs the datasets package: pip install 'kv-grouper[datasets]'") from error
+    path, *more = name.split(":")
+    config, split = more if len(more) == 2 else (None, *more) if more else (None, "train")
     try:
-        rows = load_dataset(path, split=split or "train")
+        rows = load_dataset(path, config, split=split or "train")
     except (OSError, ValueError) as error:
-        raise GrouperError(f"cannot load the dataset {name} ({type(error).__name__}): expected NAME[:split]") from error
+        what = f"cannot load the dataset {name} ({type(error).__name__})"
+        raise GrouperError(f"{what}: expected NAME[:split] or NAME:config:split") from error
     if not {"text", "messages"} & set(rows.column_names):
         raise GrouperError(f"{name} has neither a `text` column nor chat `messages`")
     return list(rows)

@@ -21,21 +21,27 @@ from search.picture import COLOURS, front_picture
 from search.report.facts import Facts
 
 FORMATS = ("png", "svg", "pdf")
+STYLE = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
+INK, BACK = "#e6edf3", "#0d1117"
+DARK = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), BACK),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
 
 
-def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout: int) -> list[Path]:
-    """FOLDER/front.png and so on, as far as the run has what they show. layout: the one that heads and refinement are
-    of. Raises GrouperError for a format that there is not."""
+def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout: int, dark: bool = False) -> list[Path]:
+    """FOLDER/front.png and so on, front-dark.png if they are to be dark, as far as the run has what they show. layout:
+    the one that heads and refinement are of. Raises GrouperError for a format that there is not."""
     for name in formats:
         if name not in FORMATS:
             raise GrouperError(f"unknown picture format {name!r}: {expected(name, FORMATS)}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}):
+    with plt.rc_context(STYLE | (DARK if dark else {})):
         for (name, draw), kind in product(PICTURES.items(), formats):
             figure = draw(facts, layout)  # anew for each: saving one moves what is laid out
             if figure:
-                path, dated = folder / f"{name}.{kind}", {"pdf": "CreationDate", "svg": "Date"}
+                path, dated = folder / f"{name}{'-dark' if dark else ''}.{kind}", {"pdf": "CreationDate", "svg": "Date"}
                 metadata = {dated[kind]: None} if kind in dated else None
                 save = partial(figure.savefig, format=kind, dpi=200, metadata=metadata)
                 write_file(path, save)
@@ -45,7 +51,7 @@ def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout:
 
 
 def front(facts: Facts, layout: int) -> Figure:
-    return front_picture(facts.front, facts.title)
+    return front_picture(facts.front, f"{facts.title}: KV cache against what it costs")
 
 
 def heads(facts: Facts, layout: int) -> Figure:

@@ -29,6 +29,31 @@ def test_a_dataset_calibrates_like_a_file(reader, text, tmp_path):
         TextSource(dataset=f"{tmp_path}/nowhere").documents(None)
 
 
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        (TextSource("wikitext"), ("Salesforce/wikitext", "wikitext-2-raw-v1", "train")),
+        (TextSource("wikitext", purpose="evaluation"), ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")),
+        (TextSource("ultrachat", purpose="evaluation"), ("HuggingFaceH4/ultrachat_200k", None, "test_sft")),
+        (TextSource(dataset="a/b"), ("a/b", None, "train")),
+        (TextSource(dataset="a/b:valid"), ("a/b", None, "valid")),
+        (TextSource(dataset="a/b:en:valid"), ("a/b", "en", "valid")),
+    ],
+)
+def test_texts_have_short_names_and_datasets_parts(monkeypatch, source, asked):
+    datasets = pytest.importorskip("datasets", reason="an optional extra")
+    calls = []
+    rows = datasets.Dataset.from_list([{"text": "words"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: calls.append((path, name, split)) or rows)
+    assert source.documents(None) == ["words"] and calls == [asked]
+
+
+def test_a_file_of_a_short_name_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wikitext").write_text("mine")
+    assert TextSource("wikitext").documents(None) == ["mine"]
+
+
 def test_kept_calibration_is_used_again_and_only_for_the_same_text(reader, text, tmp_path, monkeypatch):
     def calibrated(tokens: int) -> KeptMoments:
         calibration = Calibration(TextSource(str(text)), tokens, window=128, keep=tmp_path / "kept")

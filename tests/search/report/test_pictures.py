@@ -16,6 +16,16 @@ def test_each_picture_in_each_format_and_the_same_twice(measured_run, tmp_path):
     assert all(p.read_bytes() == (tmp_path / "a" / p.name).read_bytes() for p in again)
 
 
+def test_dark_pictures_are_dark(measured_run, tmp_path):
+    from matplotlib.image import imread
+
+    facts = facts_of(measured_run, similar=False)
+    first = int(facts.front.table["layout"].iloc[0])
+    for dark, name in ((False, "front.png"), (True, "front-dark.png")):
+        write_pictures(facts, tmp_path, ("png",), first, dark)
+        assert (imread(tmp_path / name)[:, :, :3].mean() < 0.3) == dark
+
+
 def test_what_a_run_does_not_have_is_not_drawn(measured_run, tmp_path):
     facts = facts_of(measured_run, similar=False)
     first = int(facts.front.table["layout"].iloc[0])

@@ -60,7 +60,7 @@ function drawFront() {
   }));
 }
 
-const heightAxis = (rising) => ($("log").checked && !rising ? { type: "log", dtick: 1 } : { type: "linear" });
+const heightAxis = (rising) => ($("log").checked && !rising ? { type: "log", dtick: 1, exponentformat: "power" } : { type: "linear" });
 
 /** What stands for nothing and less on a logarithmic axis: half of the least there is. */
 const leastOf = (measure) => 0.5 * Math.min(...state.rows.map((row) => row[measure]).filter((v) => v !== null && v > 0));

@@ -44,6 +44,7 @@ class Attention:
     o_bias: Tensor | None = None  # [D]
     q_norm: Tensor | None = None  # [H, d] gains of a norm between q's projection and RoPE
     k_norm: Tensor | None = None  # [G, d]
+    sinks: Tensor | None = None  # [H] a score that each softmax has beside those of tokens
     planes: Tensor | None = None  # [P, 2] the rows of each plane; None without RoPE
     qk_norm: str | None = None  # "head": each head is divided by its own root mean square, "all": by that of all heads
 
@@ -54,8 +55,12 @@ class Attention:
                 f"attention has q, k, v, o of shapes {shapes}: expected [heads, d, D] thrice and [D, H, d]"
             )
         d, D = self.q.shape[1:]
-        expected = {part: (len(getattr(self, part)), d, D) for part in ("q", "k", "v")}
-        expected |= {"o": (self.o.shape[0], self.o.shape[1], d), "o_bias": (self.o.shape[0],)}
+        expected: dict[str, tuple] = {part: (len(getattr(self, part)), d, D) for part in ("q", "k", "v")}
+        expected |= {
+            "o": (self.o.shape[0], self.o.shape[1], d),
+            "o_bias": (self.o.shape[0],),
+            "sinks": (self.o.shape[1],),
+        }
         expected |= {f"{part}_bias": (len(getattr(self, part)), d) for part in ("q", "k", "v")}
         expected |= {f"{part}_norm": (len(getattr(self, part)), d) for part in ("q", "k")}
         for name, shape in expected.items():

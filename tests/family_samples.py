@@ -58,6 +58,7 @@ SAMPLES = {
     "olmo2": ("olmo2", GQA),
     "olmo3": ("olmo3", {**GQA, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "olmoe": ("olmoe", {**GQA, "num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": ("gpt_oss", {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}),
     "stablelm": ("stablelm", {**GQA, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "starcoder2": ("starcoder2", {**GQA, "sliding_window": 8}),
     "granite": ("granite", {**GQA, "residual_multiplier": 0.5, "attention_multiplier": 0.2}),

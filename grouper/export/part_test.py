@@ -119,10 +119,9 @@ def compare_beside_attention(
 ) -> None:
     """A layer's other tensors are the original's, or what refinement left of them: `others`."""
     prefix = a.prefix(original, layer)
-    attention = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
     for name in (n for n in original.tensors if n.startswith(prefix)):
         inner = name.removeprefix(prefix)
-        if inner not in attention:
+        if inner not in a.attention_tensors:
             if name not in written:
                 check(name, False)
             elif inner in others:

@@ -139,6 +139,13 @@ class Architecture:
             else ()
         )
 
+    @property
+    def attention_tensors(self) -> set[str]:
+        """The names, within a layer, of the tensors that an Attention is made of, as far as there are such."""
+        modules = (*self.projections(), *self.norm_modules)
+        sinks = set() if self.family.sinks is None else {self.family.sinks}
+        return {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} | sinks
+
     # Reading
 
     def read(self, checkpoint: Checkpoint, layer: int, query_projections: int | None = None) -> Attention:
@@ -176,7 +183,9 @@ class Architecture:
         o = o.reshape(o.shape[0], self.query_heads, self.head_dim)
         planes = self.planes if self.rotary_dim and layer not in self.unrotated else None
         norms = self._qk_norms(checkpoint, prefix)
-        return Attention(q, k, v, o, q_bias, k_bias, v_bias, bias(f.o), *norms, planes=planes, qk_norm=f.qk_norm)
+        sinks = None if f.sinks is None else checkpoint.finite(f"{prefix}{f.sinks}")
+        biases = q_bias, k_bias, v_bias, bias(f.o)
+        return Attention(q, k, v, o, *biases, *norms, sinks=sinks, planes=planes, qk_norm=f.qk_norm)
 
     def _qk_norms(self, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor | None, Tensor | None]:
         """Gains of the norms on q [H, d] and k [G, d]; where all heads have the same, each gets its copy."""
@@ -259,6 +268,8 @@ class Architecture:
         yield from separate_tensors(prefix, (f.q, f.k, f.v, f.o), attention)
         for module, gain in zip(self.norm_modules, (attention.q_norm, attention.k_norm)):
             yield f"{prefix}{module}.weight", (gain - f.norm_offset).flatten()
+        if attention.sinks is not None:
+            yield f"{prefix}{f.sinks}", attention.sinks
 
     def _fuse(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Heads of one fused projection in its order: [heads, d, ...]."""

@@ -139,6 +139,8 @@ def _implied(checkpoint: "Checkpoint", architecture: "Architecture") -> Iterator
         for norm in a.norms:
             yield f"{prefix}{norm}.weight", (hidden,), False
             yield f"{prefix}{norm}.bias", (hidden,), False
+        if f.sinks is not None:
+            yield f"{prefix}{f.sinks}", (a.query_heads,), True
         if f.qk_norm is not None:
             for norm, count in (("q_norm", q), ("k_norm", kv)):
                 size = count if f.qk_norm == "all" else a.head_dim

@@ -20,6 +20,7 @@ class Family:
         its weight, and to those of norms on q and k (Gemma's g = 1 + w).
     adds: the module whose output joins the residual stream; `o` unless given.
     qk_norm: None, "head" (each head by itself, one gain for all) or "all" (across heads, a gain for each).
+    sinks: the tensor with a number for each query head that its softmax counts as one more score.
     position: "rope", or what stands in its place: "learned" or "alibi".
     rope: "half" (rows i and i + d/2 are a plane) or "interleaved" (2i and 2i + 1).
     rotary: the configuration's key for the rotated share of head_dim, or the number of rotated rows, if partial.
@@ -47,6 +48,7 @@ class Family:
     fused: str | None = None
     transposed: bool = False
     qk_norm: str | None = None
+    sinks: str | None = None
     position: str = "rope"
     rope: str = "half"
     rotary: str | None = None
@@ -106,6 +108,7 @@ FAMILIES = {
         Family("olmo2", "OLMo 2", "Olmo2", norm=(), adds="post_attention_layernorm", qk_norm="all"),
         Family("olmo3", "OLMo 3", "Olmo3", norm=(), adds="post_attention_layernorm", qk_norm="all"),
         Family("olmoe", "OLMoE", "Olmoe", qk_norm="all", approximate="clip_qkv"),
+        Family("gpt_oss", "gpt-oss (dequantised)", "GptOss", sinks="self_attn.sinks", padded=OWN),
         Family("stablelm", "StableLM 2, Zephyr 3B", "StableLm", rotary="partial_rotary_factor"),
         Family("starcoder2", "StarCoder2", "Starcoder2", padded=OWN),
         Family("granite", "Granite 3", "Granite", padded=OWN),
@@ -166,6 +169,5 @@ REFUSED = {
         ), LINEAR,
     ),
     **dict.fromkeys(("t5", "mt5", "bart", "mbart", "bert", "roberta", "t5gemma"), ENCODER),
-    "gpt_oss": "every query head has an attention sink of its own: not supported yet",
     "gpt_bigcode": "it is multi-query already: there is nothing left to group",
 }  # fmt: skip

@@ -110,6 +110,10 @@ def expanded_attention(
     for name, value in counts.items():
         if hasattr(new, name):
             setattr(new, name, value)
+    if f.sinks is not None:
+        name = f.sinks.rpartition(".")[2]
+        empty = torch.empty(a.query_heads, device=device, dtype=dtype)
+        new._parameters[name] = nn.Parameter(empty, requires_grad=False)
     if f.qk_norm == "all":
         norm = attention.k_norm.norm if isinstance(attention.k_norm, _NormThenExpand) else attention.k_norm
         new.q_norm = _emptied(attention.q_norm, device, dtype)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from grouper.attention import Attention, Merged, MergedLayer
 from grouper.outputs import write_file
 
-WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "planes")
+WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "sinks", "planes")
 KINDS = ("attention.", "others.")  # how tensors in a file begin
 
 

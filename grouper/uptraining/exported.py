@@ -76,7 +76,7 @@ class ExportedModel:
         with as_one_line(f"layer {layer} of {self.folder.name} is not what its {MARKER} says"):
             attention = CLASSES[self.export_class].read(self.folder, self.base, layer, self.layout)
         here = a.prefix(self.base, layer)
-        replaced = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
+        replaced = a.attention_tensors
         inner = (n.removeprefix(here) for n in self.base.tensors if n.startswith(here))
         return MergedLayer(attention, {n: self._tensor(here + n) for n in inner if n not in replaced})
 

@@ -32,6 +32,8 @@ class SharedAttention(nn.Module):
         if attention.qk_norm == "all":  # a gain of each head; one of all heads is the module's own
             for gain in ("q_norm", "k_norm"):
                 self.register_parameter(gain, nn.Parameter(getattr(attention, gain).float().clone()))
+        if attention.sinks is not None:
+            self.register_parameter("sinks", nn.Parameter(attention.sinks.float().clone()))
         inner = expanded_attention(architecture, module, layout, "meta", torch.float32)
         self.inside = f"{architecture.family.attention}."
         for name in expanded_tensors(architecture, attention, layout):  # given anew in every pass
@@ -55,7 +57,7 @@ class SharedAttention(nn.Module):
         """As they are now, in the layout's order; gradients flow."""
         parts = {part: self.heads(part) for part in ("q", "k", "v", "o")}
         biases = {f"{part}_bias": self.bias(part) for part in ("q", "k", "v", "o")}
-        gains = {n: p for n, p in self._parameters.items() if n in ("q_norm", "k_norm")}
+        gains = {n: p for n, p in self._parameters.items() if n in ("q_norm", "k_norm", "sinks")}
         return Attention(**parts, **biases, **gains, **self.fixed)
 
     def forward(self, *inputs, **named):

@@ -82,7 +82,11 @@ def ragged_attention(layer, query, key, value, attention_mask, **kwargs):
     batch, _, tokens, head_dim = query.shape
     if layer.head_of_slot != list(range(query.shape[1])):
         query = query.index_select(1, index(layer, "head_of_slot", query.device))  # [batch, G * m, tokens, head_dim]
-    output, weights = attend(layer, query, key, value, attention_mask, **kwargs)
+    seen = layer
+    if kwargs.get("s_aux") is not None:  # attention sinks, one for each query head
+        kwargs["s_aux"] = kwargs["s_aux"].index_select(0, index(layer, "head_of_slot", query.device))
+        seen = WithSinks(layer, kwargs["s_aux"])
+    output, weights = attend(seen, query, key, value, attention_mask, **kwargs)
     if layer.padded:
         slot_of_head = index(layer, "slot_of_head", query.device)
         output = output.reshape(batch, tokens, -1, head_dim).index_select(2, slot_of_head)  # serving engines flatten it
@@ -108,6 +112,16 @@ class LayerConfig:
         if "whole" not in self.__dict__:  # while it is being copied
             raise AttributeError(name)
         return getattr(self.whole, name)
+
+
+class WithSinks:
+    """A layer as a kernel sees it that reads sinks from it: with one for each slot."""
+
+    def __init__(self, layer, sinks):
+        self.layer, self.sinks = layer, sinks
+
+    def __getattr__(self, name):
+        return getattr(self.layer, name)
 
 
 def begin(layer, inputs):

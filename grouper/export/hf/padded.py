@@ -110,7 +110,7 @@ def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Att
         return filled
 
     o = padded(attention.o.transpose(0, 1)).transpose(0, 1)
-    parts = {n: padded(getattr(attention, n)) for n in ("q", "q_bias", "q_norm")}
+    parts = {n: padded(getattr(attention, n)) for n in ("q", "q_bias", "q_norm", "sinks")}
     return replace(attention, o=o, **parts)
 
 

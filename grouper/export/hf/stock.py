@@ -41,12 +41,7 @@ def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
 
     Where the layout shares query projections, q keeps its order: the modelling file has an index into it.
     """
-    order = torch.tensor(layout.k.reader_order)
-    o = attention.o[:, order]
-    if layout.q is not None:
-        return replace(attention, o=o)
-    parts = {n: getattr(attention, n) for n in ("q", "q_bias", "q_norm")}
-    return replace(attention, o=o, **{n: t[order] for n, t in parts.items() if t is not None})
+    return _ordered(attention, layout, torch.tensor(layout.k.reader_order))
 
 
 def head_order(attention: Attention, layout: LayerLayout, places: list[int] | None = None) -> Attention:
@@ -54,8 +49,11 @@ def head_order(attention: Attention, layout: LayerLayout, places: list[int] | No
     order = torch.tensor(layout.k.reader_order)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order)) if places is None else torch.tensor(places)
-    o = attention.o[:, inverse]
-    if layout.q is not None:
-        return replace(attention, o=o)
-    parts = {n: getattr(attention, n) for n in ("q", "q_bias", "q_norm")}
-    return replace(attention, o=o, **{n: t[inverse] for n, t in parts.items() if t is not None})
+    return _ordered(attention, layout, inverse)
+
+
+def _ordered(attention: Attention, layout: LayerLayout, order: torch.Tensor) -> Attention:
+    """What there is of each query head, in this order."""
+    names = ("sinks",) if layout.q is not None else ("q", "q_bias", "q_norm", "sinks")
+    parts = {n: getattr(attention, n) for n in names}
+    return replace(attention, o=attention.o[:, order], **{n: t[order] for n, t in parts.items() if t is not None})

@@ -28,7 +28,7 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
         yield from map(finite, phi_tensors(checkpoint, a, job.merged, arranged))
         return
     prefixes = {a.prefix(checkpoint, layer): layer for layer in range(a.layers)}
-    replaced = {f"{m}.{kind}" for m in (*a.projections(), *a.norm_modules) for kind in ("weight", "bias")}
+    replaced = a.attention_tensors
     current, done, written = None, None, False
     for name in sorted(checkpoint.tensors):  # a layer's names are neighbours
         prefix = next((p for p in prefixes if name.startswith(p)), None)

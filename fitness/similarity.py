@@ -25,49 +25,41 @@ class Similarity:
 
 
 def key_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
-    cross = cross_products(augmented(attention.k, attention.k_bias), inputs)
-    plain = inner(cross)
+    k = augmented(attention.k, attention.k_bias)
+    seen = inputs.times(k)
+    plain = k.flatten(1) @ seen.flatten(1).T
     if attention.qk_norm:
         return normalised(plain, plain)
     rotary = torch.arange(0) if attention.planes is None else attention.planes.flatten()
-    unrotated = torch.tensor([i for i in range(cross.shape[-1]) if i not in set(rotary.tolist())], dtype=torch.long)
+    unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in set(rotary.tolist())], dtype=torch.long)
     aligned = torch.zeros_like(plain)
     if len(rotary):
-        a, b = attention.planes.T
-        real, imaginary = cross[..., a, a] + cross[..., b, b], cross[..., b, a] - cross[..., a, b]
-        aligned += torch.hypot(real, imaginary).sum(-1)
+        planes, seen_planes = (torch.complex(*(x[:, rows] for rows in attention.planes.T)) for x in (k, seen))
+        inner = torch.einsum("gpx,hpx->phg", planes, seen_planes.conj())
+        aligned += inner.abs().sum(0)
     if len(unrotated):
-        aligned += nuclear(cross[..., unrotated[:, None], unrotated])
+        aligned += nuclear(k[:, unrotated], seen[:, unrotated])
     return normalised(plain, aligned)
 
 
 def value_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
-    cross = cross_products(augmented(attention.v, attention.v_bias), inputs)
-    return normalised(inner(cross), nuclear(cross))
+    v = augmented(attention.v, attention.v_bias)
+    seen = inputs.times(v)
+    return normalised(v.flatten(1) @ seen.flatten(1).T, nuclear(v, seen))
 
 
-def cross_products(weights: Tensor, inputs: InputMoments) -> Tensor:
-    """weights [G, d, D + 1]. Returns [G, G, d, d]: W_a C W_b^T of all pairs of heads."""
-    heads, d, width = weights.shape
-    seen = inputs.times(weights).reshape(heads * d, width)
-    return (seen @ weights.reshape(heads * d, width).T).view(heads, d, heads, d).permute(0, 2, 1, 3)
-
-
-def inner(cross: Tensor) -> Tensor:
-    """[G, G, d, d] -> [G, G]: traces."""
-    return cross.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def nuclear(cross: Tensor) -> Tensor:
-    """[G, G, d, d] -> [G, G]: sums of singular values, half of which say the other half."""
-    heads = len(cross)
-    rows, columns = torch.triu_indices(heads, heads)
-    found = cross.new_zeros(heads, heads)
-    found[rows, columns] = torch.linalg.svdvals(cross[rows, columns].float()).sum(-1).to(found)
+def nuclear(heads: Tensor, seen: Tensor) -> Tensor:
+    """heads, and seen through the inputs' moments [G, d, D + 1]. Returns [G, G]: sums of the singular values of
+    W_a C W_b^T, in float32; half of the pairs say the other half."""
+    found = heads.new_zeros(len(heads), len(heads))
+    flat = seen.float().flatten(0, 1)
+    for a, head in enumerate(heads.float()):
+        cross = (head @ flat[a * len(head) :].T).unflatten(1, (-1, len(head)))  # [d, G - a, d]
+        found[a, a:] = torch.linalg.svdvals(cross.transpose(0, 1)).sum(-1).to(found)
     return torch.triu(found) + torch.triu(found, 1).T
 
 
 def normalised(plain: Tensor, aligned: Tensor) -> Similarity:
     norms = plain.diagonal().clamp_min(1e-300).sqrt()
     scale = norms[:, None] * norms
-    return Similarity(plain / scale, (aligned / scale).clamp(-1, 1))
+    return Similarity((plain / scale).clamp(-1, 1), (aligned / scale).clamp(-1, 1))

@@ -10,7 +10,7 @@ _VLLM = (
     "granite", "smollm3", "stablelm", "cohere", "phi", "phi3",
 )  # fmt: skip
 _PADDED = ("llama", "mistral", "qwen3", "gemma", "starcoder2", "granite", "smollm3")
-VLLM = {"stock": _VLLM, "padded": _PADDED, "ragged": _VLLM}  # by class
+VLLM = {"stock": (*_VLLM, "gpt_oss"), "padded": (*_PADDED, "gpt_oss"), "ragged": _VLLM}  # by class
 
 
 def engines_for(architecture: Architecture, export_class: str) -> list[str]:

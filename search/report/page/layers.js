@@ -11,8 +11,6 @@ function order(row, layer, kind) {
 
 function drawSimilarity(row) {
   const maps = state.run.similarity;
-  $("similarity-section").hidden = !maps.length;
-  if (!maps.length) return;
   const layer = Number($("layer").value), traces = [], n = state.run.kvHeads, layout = { annotations: [] };
   $("layer-number").textContent = layer;
   let at = 0;
@@ -74,8 +72,6 @@ function drawProgress() {
       methods.set(name, [...(methods.get(name) || []), { scored: scored[i], share: error[i] / first[name] }]);
     });
   });
-  $("progress-section").hidden = !methods.size;
-  if (!methods.size) return;
   let colour = 0;
   const traces = [...methods].map(([name, points]) => ({
     name, mode: "markers", type: "scatter", x: points.map((p) => p.scored), y: points.map((p) => p.share),
@@ -87,11 +83,21 @@ function drawProgress() {
   }));
 }
 
+/** Where the table of refinements speaks of this row's layout and merge. */
+function refinedRows(row) {
+  const { layout, merge } = state.run.refined, wanted = row.merge.endsWith("+refine") ? row.merge : `${row.merge}+refine`;
+  return layout.map((_, i) => i).filter((i) => layout[i] === row.layout && merge[i] === wanted);
+}
+
+/** Sections that this run, or this layout, has nothing for are not shown. */
+function showSections(row) {
+  $("similarity-section").hidden = !state.run.similarity.length;
+  $("progress-section").hidden = !state.run.progress.some(({ method }) => method.length);
+  $("refined-section").hidden = !refinedRows(row).length;
+}
+
 function drawRefined(row) {
-  const { layout, merge, layer, before, after } = state.run.refined;
-  const here = layout.map((_, i) => i).filter((i) => layout[i] === row.layout && merge[i] === (row.merge.endsWith("+refine") ? row.merge : `${row.merge}+refine`));
-  $("refined-section").hidden = !here.length;
-  if (!here.length) return;
+  const { layer, before, after } = state.run.refined, here = refinedRows(row);
   const bars = (name, values, color) => ({
     name, type: "bar", x: here.map((i) => layer[i]), y: here.map((i) => values[i]), marker: { color }, hovertemplate: `layer %{x}, ${name}: %{y:.4f}<extra></extra>`,
   });

@@ -15,9 +15,12 @@ function firstSelected() {
   return half[0] || state.rows.find(isFound) || state.rows[0];
 }
 
+/** Sections below the first screen, and what draws them. */
+const LATER = {
+  heads: drawHeads, similarity: drawSimilarity, landscape: drawLandscape, progress: drawProgress, refined: drawRefined,
+};
+
 function redraw() {
-  drawFront();
-  drawProgress();
   if (state.selected) listeners.forEach((listener) => listener(state.selected));
 }
 
@@ -67,20 +70,15 @@ async function open() {
   $("context").value = run.context;
   $("layer").max = run.layers - 1;
   fillMeasures();
+  whenSelected(showSections);
   whenSelected(showFacts);
   whenSelected(showCache);
   whenSelected(drawFront);
-  whenSelected(drawHeads);
-  whenSelected(drawSimilarity);
-  whenSelected(drawLandscape);
-  whenSelected(drawRefined);
+  for (const [id, drawing] of Object.entries(LATER)) whenSelected((row) => whenNear(id, () => drawing(row)));
   whenSelected(markSelected);
-  state.selected = firstSelected();
   drawTable();
-  drawFront();
-  drawProgress();
+  select(firstSelected());
   connect();
-  select(state.selected);
   document.documentElement.dataset.ready = "yes";
 }
 

@@ -16,6 +16,25 @@ const listeners = [];
 /** Called with the row whenever another one is selected. */
 const whenSelected = (listener) => listeners.push(listener);
 
+const pending = new Map(); // plots that wait until they are near what is seen, with what draws them
+
+/** Draw into this element now if it is near what is seen, else when it comes there. */
+function whenNear(id, drawing) {
+  pending.set(id, drawing);
+  watcher.unobserve($(id));
+  watcher.observe($(id));
+}
+
+const watcher = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    const drawing = pending.get(target.id);
+    if (isIntersecting && drawing) {
+      pending.delete(target.id);
+      drawing();
+    }
+  }
+}, { rootMargin: "300px" });
+
 function select(row) {
   state.selected = row;
   history.replaceState(null, "", `#layout=${row.layout}&merge=${encodeURIComponent(row.merge)}`);

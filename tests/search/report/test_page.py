@@ -50,7 +50,7 @@ def opened(browser, page):
     return browser
 
 
-def wait(condition, seconds: float = 60) -> None:
+def wait(condition, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

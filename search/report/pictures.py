@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,9 +22,9 @@ from search.picture import COLOURS, front_picture
 from search.report.facts import Facts
 
 FORMATS = ("png", "svg", "pdf")
-STYLE = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
+STYLE: dict[str, Any] = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
 INK, BACK = "#e6edf3", "#0d1117"
-DARK = {
+DARK: dict[str, Any] = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), BACK),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }

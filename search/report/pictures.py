@@ -22,9 +22,9 @@ from search.picture import COLOURS, front_picture
 from search.report.facts import Facts
 
 FORMATS = ("png", "svg", "pdf")
-STYLE: dict[str, Any] = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
+STYLE: dict[Any, Any] = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
 INK, BACK = "#e6edf3", "#0d1117"
-DARK: dict[str, Any] = {
+DARK: dict[Any, Any] = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), BACK),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from safetensors.torch import load_file
 from whole_job import whole_job
@@ -51,7 +53,10 @@ def test_two_ranks_write_what_one_writes(reader, tmp_path):
     files = sorted(p.relative_to(alone) for p in alone.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
     for name in files:
-        if name.parts[0] == "run" and name.name != "run.json":
+        if name.name == "refined.csv":  # errors of refined layers, but for the order of sums
+            ours, theirs = (pd.read_csv(folder / name).to_numpy(object)[:, 2:].astype(float) for folder in (alone, two))
+            assert np.allclose(ours, theirs, rtol=1e-3)
+        elif name.parts[0] == "run" and name.name != "run.json":
             assert (alone / name).read_bytes() == (two / name).read_bytes(), name
     for out in ("out-1", "out-3", "healed"):
         ours, theirs = (load_file(folder / out / "model.safetensors") for folder in (alone, two))

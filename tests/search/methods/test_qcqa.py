@@ -44,3 +44,12 @@ def test_the_same_seed_gives_the_same_candidates():
     fitness = random_pairs(1, 12)
     a, b = (any_sizes(fitness, np.random.default_rng(5), GeneticOptions(generations=5)) for _ in range(2))
     assert [(p.labels.tolist(), p.error) for p in a] == [(p.labels.tolist(), p.error) for p in b]
+
+
+def test_what_is_noted_of_generations_is_the_least_so_far():
+    """Of a plain search: groupings scored so far, and the mean over counts of the least error, which comes down."""
+    fitness, notes = random_pairs(3, 10), []
+    found = any_sizes(fitness, np.random.default_rng(0), GeneticOptions(24, 30, 0, memetic=False), notes=notes)
+    scored, errors = zip(*notes)
+    assert list(scored) == sorted(scored) and errors[-1] < errors[0]
+    assert abs(errors[-1] - np.mean([p.error for p in found])) < 1e-12

@@ -221,7 +221,7 @@ def search(
         seed=seed, text=text, dataset=dataset, tokens=tokens, window=window, acceptance=acceptance,
         set=tuple(set_ or ()), sensitivity=sensitivity,
     )  # fmt: skip
-    with bar("searching") as progress:
+    with bar("searching", says_how_long=True) as progress:
         front = run_search(
             model, output, options, revision=revision, jobs=jobs, device=_device(device), memory=_bytes(memory),
             keep_calibration=keep_calibration, overwrite=overwrite, progress=progress, command=_command(),
@@ -287,15 +287,18 @@ def evaluate(
         given = {
             "--merge": merge, "--refine": refine, "--scope": scope, "--refine-tokens": refine_tokens, "--set": set_,
             "--keep-calibration": keep_calibration, "--layouts": layouts != MEASURED, "--overwrite": overwrite,
+            "--dtype": dtype != COMPUTING,
         }  # fmt: skip
         if strange := [name for name, value in given.items() if value]:
             raise GrouperError(f"{run} is a model, and {strange[0]} is for runs: leave it away")
         with bar("measuring"):
             found = evaluate_model(run, source, base=base, **common)
         return _print_json(found.to_data()) if json_ else evaluated_table(found)
+    if base:
+        raise GrouperError(f"{run} is a run, and --base is for exported folders: leave it away")
     seed = RunFolder.open(Path(run)).settings.options.seed
     options = RefineOptions(scope, seed=seed, tokens=refine_tokens) if refine else None
-    with bar("measuring") as progress:
+    with bar("measuring", says_how_long=True) as progress:
         front = measure(
             run, source, merge=merge, refine=options, layouts=layouts, dtype=_dtype(dtype),
             keep_calibration=keep_calibration, set=tuple(set_ or ()), overwrite=overwrite, progress=progress, **common,
@@ -486,31 +489,31 @@ def report(
     from search.console import bar
     from search.report import write_pictures, write_report
     from search.report.facts import facts_of, half_of
+    from search.report.page import check_page
+    from search.report.pictures import parsed_formats
 
     folder = RunFolder.open(run)
     output = output or run / ("pictures" if format_ else "report.html")
-    if not format_ and output.exists() and not overwrite and not _is_page(output):
-        raise GrouperError(f"{output} is there and no report: choose another place, or --overwrite")
-    with bar("reading the run") as progress:
+    formats = parsed_formats(format_) if format_ else ()
+    if not formats and (layout is not None or dark):
+        raise GrouperError("--layout and --dark are for pictures: give --format, too")
+    if layout is not None:
+        folder.layout(layout)
+    if not formats:
+        check_page(output, overwrite)
+    elif output.exists() and not output.is_dir():
+        raise GrouperError(f"{output} is a file: pictures go to a folder")
+    with bar("comparing heads", says_how_long=True) as progress:
         facts = facts_of(folder, similar, progress)
     if facts.missing:
         say.print(printable(facts.missing), soft_wrap=True)
-    if format_:
-        formats = tuple(name.strip() for name in format_.split(","))
+    if formats:
         written = write_pictures(facts, output, formats, half_of(facts.front) if layout is None else layout, dark)
     else:
         write_report(facts, output)
         written = [output]
     for path in written:
         print(path)
-
-
-def _is_page(path: Path) -> bool:
-    """Whether an earlier report stands there."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return b"fewer KV heads</title>" in file.read(4096)
 
 
 @app.command()

@@ -43,6 +43,7 @@ from grouper.uptraining.student import Student
 from grouper.uptraining.teacher import Teacher
 from grouper.uptraining.text import examples_of
 from grouper.uptraining.training import Training
+from grouper.uptraining.uptrain import divided
 from search import RunFolder, SearchOptions, search
 from search.methods.exact import LIMIT
 
@@ -118,6 +119,7 @@ class Bench:
         layout, merge = self.layout(start, count), MERGES[start.merge]
         if layout.only_mean:
             merge = MERGES["mean"]
+        origin = None
         if start.refined:
             options = RefineOptions(tokens=self.args.refine_tokens)
             merged, seen = self.regrouper.refined(layout, merge, options), self.regrouper.seen(options)
@@ -125,7 +127,6 @@ class Bench:
             origin = {"refined": facts}
         else:
             merged = self.regrouper.merged(layout, merge)
-        origin = None
         place = self.folder / f"{start.name.replace(' ', '-')}-{count}"
         export_model(self.checkpoint, layout, place, merge=merge.name, merged=merged, origin=origin)
         return place
@@ -135,7 +136,7 @@ class Bench:
         model = ExportedModel.open(folder, self.args.model)
         text = examples_of(model.original, TextSource(self.args.text), options.window)
         options = options.resolved(self.device, text.tokens.numel())
-        texts = text.split(options.held_out_windows(len(text)), model.refined_on(text.tokens))
+        *texts, _ = divided(text, TextSource(self.args.text), model, options)
         dtype = torch.bfloat16 if "cuda" in self.device else torch.float32
         teacher = Teacher(InMemoryModel(self.checkpoint, self.device, dtype))
         saved = SavedTraining(self.folder / "training" / folder.name)

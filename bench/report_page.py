@@ -2,7 +2,8 @@
 
     python bench/report_page.py        # a search by weights on a 7B's shape; needs chromium and chromedriver
 
-The page counts as shown when every plot and the table are drawn: the median of five openings.
+The page counts as shown when its first screen and the table are drawn, for the rest is drawn when one comes there: the
+median of five openings.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def opening(page: Path) -> float:
-    """Seconds from asking for the page until it is drawn."""
+    """Seconds from asking for the page until its first screen is drawn."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

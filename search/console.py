@@ -36,26 +36,42 @@ HEADINGS = ("layout", "method", "merge", "KV cache", "bytes", "class", "error")
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Progress]:
-    """A bar of steps with a note. transformers' own bars stay out of the way."""
+def bar(what: str, says_how_long: bool = False) -> Iterator[Progress]:
+    """A bar of steps with a note. transformers' own bars stay out of the way. says_how_long: once, where much is left;
+    for work that nobody estimated before."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     with _bars() as bars:
         task = bars.add_task(what, total=None, note="")
 
-        began, said = time.monotonic(), False
+        left = TimeLeft()
 
         def update(done: int, total: int, note: str) -> None:
-            nonlocal said
             bars.update(task, completed=done, total=total, note=note)
-            if done and not said:
-                said = True
-                left = (time.monotonic() - began) / done * (total - done)
-                if left > WORTH_SAYING:
-                    ERR.print(f"{what}: about {duration(left)} left after {note}", soft_wrap=True)
+            seconds = left.after(done, total)
+            if says_how_long and seconds is not None and seconds > WORTH_SAYING:
+                ERR.print(f"{what}: about {duration(seconds)} left after {note}", soft_wrap=True)
 
         yield update
+
+
+class TimeLeft:
+    """Of work in parts, some of which may have been done before it was looked at; where fewer are done than before,
+    other work began."""
+
+    def __init__(self) -> None:
+        self.began, self.first, self.last, self.said = time.monotonic(), None, 0, False
+
+    def after(self, done: int, total: int) -> float | None:
+        """Seconds that are left, once: when the first part was done that is not the first that was told of."""
+        if self.first is None or done < self.last:
+            self.began, self.first, self.said = time.monotonic(), done, False
+        self.last = done
+        if self.said or done == self.first:
+            return None
+        self.said = True
+        return (time.monotonic() - self.began) / (done - self.first) * (total - done)
 
 
 def duration(seconds: float) -> str:

@@ -122,7 +122,6 @@ def carry_out(
     with temporary_folder(output.absolute().parent, output.name) as temporary:
         if refine:
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
-            regrouper.ranks.first_does(lambda: note(origin["refined"]["errors"]))
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
 
@@ -132,6 +131,8 @@ def carry_out(
                 origin=origin, progress=progress,
             )  # fmt: skip
             if kept:
+                with suppress(OSError):  # a run that cannot be written to: its report lacks this
+                    note(origin["refined"]["errors"])
                 shutil.rmtree(kept)
                 with suppress(OSError):
                     kept.parent.rmdir()

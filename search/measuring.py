@@ -51,6 +51,7 @@ class Measuring:
             front.table[columns] = np.nan
             front.mark()
             front.write(folder.path / "pareto.csv")
+            folder.forget_refined()
             before = {}
         elif measured and before:
             self._refuse_others(folder, before, refinement)

@@ -145,6 +145,9 @@ class RunFolder:
         table = pd.concat([known, new]) if len(known) else new
         write_text(self.path / "refined.csv", table.to_csv(index=False, lineterminator="\n"))
 
+    def forget_refined(self) -> None:
+        (self.path / "refined.csv").unlink(missing_ok=True)
+
     def read_refined(self) -> pd.DataFrame:
         return _table(self.path / "refined.csv", REFINED)
 
@@ -169,8 +172,13 @@ class RunFolder:
 def _table(path: Path, columns: list[str]) -> pd.DataFrame:
     """A table that nothing depends on: what is missing or damaged is empty."""
     try:
-        return pd.read_csv(path, float_precision="round_trip")[columns]
-    except (OSError, ValueError, KeyError):
+        table = pd.read_csv(path, float_precision="round_trip")[columns]
+        for column in table.columns.difference(["method", "merge"]):
+            table[column] = pd.to_numeric(table[column])
+        if table.isna().to_numpy().any():
+            raise ValueError("cells are empty")
+        return table
+    except (OSError, ValueError, KeyError, TypeError):
         return pd.DataFrame(columns=columns)
 
 

@@ -61,9 +61,11 @@ class RunSettings:
         mine, theirs = (json.loads(settings.to_json()) for settings in (self, other))
         return sorted(k for k in mine if k not in FREE and mine[k] != theirs[k])
 
-    def open_checkpoint(self) -> Checkpoint:
-        """The model that was searched, on this disk. Raises GrouperError where its files are others now."""
-        checkpoint = Checkpoint.open(self.model, self.revision).local()
+    def open_checkpoint(self, local: bool = True) -> Checkpoint:
+        """The model that was searched; local: on this disk, whole. Raises GrouperError where its files are others
+        now."""
+        checkpoint = Checkpoint.open(self.model, self.revision)
+        checkpoint = checkpoint.local() if local else checkpoint
         if checkpoint.fingerprint != self.fingerprint:
             raise GrouperError(f"{self.model} is not the model that was searched (its files changed): search again")
         return checkpoint

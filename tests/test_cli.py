@@ -95,6 +95,31 @@ def test_failures_are_one_line_and_exit_1(tmp_path, arguments, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_report_and_its_pictures(models, tmp_path):
+    run = tmp_path / "run"
+    small = ("--generations", 3, "--population", 16, "--fitness", "weight")
+    assert grouper("search", models("llama"), "-o", run, *small).returncode == 0
+    for _ in range(2):  # an earlier report is replaced
+        done = grouper("report", run)
+        assert (done.returncode, done.stdout.strip()) == (0, str(run / "report.html")), done.stderr
+    (tmp_path / "mine.html").write_text("<html>mine</html>")
+    refused = {
+        ("-o", tmp_path / "mine.html"): "no report",
+        ("-o", tmp_path / "no" / "page.html"): "a folder that is there",
+        ("--layout", 0): "--format, too",
+        ("--format", "png", "--layout", 999): "no layout 999",
+        ("--format", "gif"): "unknown picture format 'gif'",
+        ("--format", "png", "-o", tmp_path / "mine.html"): "is a file",
+    }
+    for arguments, message in refused.items():
+        done = grouper("report", run, *arguments)
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert (tmp_path / "mine.html").read_text() == "<html>mine</html>" and not (tmp_path / "no").exists()
+    assert not (run / "pictures").exists()
+    done = grouper("report", run, "--format", "svg", "--no-similar")
+    assert done.returncode == 0 and str(run / "pictures" / "front.svg") in done.stdout.splitlines()
+
+
 def test_commands_guide(models, tmp_path):
     """Options in groups; the next command with its values; nothing but results when asked to be quiet."""
     helped = grouper("search", "--help").stdout

@@ -9,6 +9,7 @@ from torch import Tensor
 from grouper.calibration.text import digest, spread
 
 HEAD = 1024  # tokens that tell texts apart
+MOST = 2**26  # windows of a text
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Seen:
         """What to_data gave; None where it is anything else, as in files of older versions."""
         try:
             found = cls(**data)
-            return found if all(0 < n < 2**40 for n in (found.windows, found.window, found.used)) else None
+            whole = all(type(n) is int and n > 0 for n in (found.windows, found.window, found.used))
+            return found if whole and found.used <= found.windows < MOST else None
         except TypeError:
             return None
 
@@ -42,7 +44,9 @@ class Seen:
         """[n], bool: which of these windows [n, window] hold a token that was seen; none if it is another text."""
         if digest(tokens.flatten()[:HEAD]) != self.head:
             return torch.zeros(len(tokens), dtype=torch.bool)
-        seen = torch.zeros(max(tokens.numel(), self.windows * self.window), dtype=torch.bool)
         rows = spread(torch.arange(self.windows), self.used)
-        seen[: self.windows * self.window].view(self.windows, self.window)[rows] = True
-        return seen[: tokens.numel()].view(tokens.shape).any(1)
+        rows = rows[rows * self.window < tokens.numel()]
+        places = (rows[:, None] * self.window + torch.arange(min(self.window, tokens.numel()))).flatten()
+        seen = torch.zeros(tokens.numel(), dtype=torch.bool)
+        seen[places[places < tokens.numel()]] = True
+        return seen.view(tokens.shape).any(1)

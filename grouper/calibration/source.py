@@ -10,8 +10,9 @@ from grouper.errors import GrouperError
 DATA = Path(__file__).parent.parent / "data"
 DATASETS = {  # texts by a short name: dataset, and its split for each purpose
     "wikitext": ("Salesforce/wikitext:wikitext-2-raw-v1", {"calibration": "train", "evaluation": "test"}),
-    "ultrachat": ("HuggingFaceH4/ultrachat_200k", {"calibration": "train_sft", "evaluation": "test_sft"}),
+    "ultrachat": ("HuggingFaceH4/ultrachat_200k", {"calibration": "train_sft[:5000]", "evaluation": "test_sft[:5000]"}),
 }
+LINES = ("wikitext",)  # whose rows are lines of one text
 DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
 
 
@@ -57,7 +58,8 @@ class TextSource:
             return _from_dataset(self.dataset)
         if is_named(self.text):
             name, splits = DATASETS[self.text]
-            return _from_dataset(f"{name}:{splits[self.purpose]}")
+            rows = _from_dataset(f"{name}:{splits[self.purpose]}")
+            return ["".join(row["text"] for row in rows)] if self.text in LINES else rows
         path = DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
         try:
             content = path.read_text(encoding="utf-8")
@@ -124,8 +126,10 @@ def _from_dataset(name: str) -> list[dict]:
         from datasets import load_dataset
     except ImportError as error:
         raise GrouperError(f"{name} needs the datasets package: pip install 'kv-grouper[datasets]'") from error
-    path, *more = name.split(":")
-    config, split = more if len(more) == 2 else (None, *more) if more else (None, "train")
+    path, *more = re.split(r":(?![^\[]*\])", name)  # not at those of a slice, as in NAME:train[:1%]
+    if len(more) > 2:
+        raise GrouperError(f"the dataset {name} has {len(more) + 1} parts: expected NAME[:split] or NAME:config:split")
+    config, split = more[0] if len(more) == 2 else None, more[-1] if more else "train"
     try:
         rows = load_dataset(path, config, split=split or "train")
     except (OSError, ValueError) as error:

@@ -58,9 +58,13 @@ class ExportedModel:
 
     def refined_on(self, tokens: Tensor) -> Tensor:
         """[n], bool: which of a text's windows [n, window] its refinement has seen."""
+        return torch.zeros(len(tokens), dtype=torch.bool) if self.seen is None else self.seen.touches(tokens)
+
+    @cached_property
+    def seen(self) -> Seen | None:
+        """What its refinement has seen, if there was one and grouper.json says so."""
         refined = self.facts.get("refined")
-        seen = Seen.from_data(refined.get("seen")) if isinstance(refined, dict) else None
-        return torch.zeros(len(tokens), dtype=torch.bool) if seen is None else seen.touches(tokens)
+        return Seen.from_data(refined.get("seen")) if isinstance(refined, dict) else None
 
     @cached_property
     def architecture(self) -> Architecture:

@@ -32,7 +32,7 @@ class Examples:
             )
         free = torch.arange(n) if seen is None else torch.arange(n)[~seen]
         held = torch.zeros(n, dtype=torch.bool)
-        held[free[torch.linspace(0, len(free) - 1, count + 2)[1:-1].round().long()]] = True
+        held[free[(torch.arange(count) * 2 + 1) * len(free) // (2 * count)]] = True
         return Examples(self.tokens[~held], self.counted[~held]), Examples(self.tokens[held], self.counted[held])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import digest
+from grouper.calibration.text import digest, text_of
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.write import MARKER
@@ -85,7 +85,7 @@ def uptrain_model(
         check_teacher(taught_by, model.original)
     text = examples_of(model.original, source, options.window)
     options = options.resolved(device, text.tokens.numel())
-    examples, held_out, flattered = divided(text, model, options)
+    examples, held_out, flattered = divided(text, source, model, options)
     check_text(examples, options, source.name, ranks)
     key = _key(model, taught_by, examples, held_out, options)
     saved = SavedTraining(Path(f"{str(output).rstrip('/')}.uptrain") / key)
@@ -105,10 +105,17 @@ def uptrain_model(
         return ranks.first_does(lambda: write(model, options, output, facts, saved, overwrite, progress))
 
 
-def divided(text: Examples, model: ExportedModel, options: UptrainOptions) -> tuple[Examples, Examples, bool]:
+def divided(
+    text: Examples, source: TextSource, model: ExportedModel, options: UptrainOptions
+) -> tuple[Examples, Examples, bool]:
     """(for training, held out, whether refinement has seen these): windows that it has not seen, where there are enough
-    of them."""
-    seen, count = model.refined_on(text.tokens), options.held_out_windows(len(text))
+    of them. Refinement cuts chats otherwise: of a file of them it may have seen any window."""
+    if source.chats() is None or model.seen is None:
+        seen = model.refined_on(text.tokens)
+    else:
+        as_text = text_of(model.original, source, model.seen.window)
+        seen = model.refined_on(as_text).any().expand(len(text))
+    count = options.held_out_windows(len(text))
     flattered = int((~seen).sum()) < count
     return *text.split(count, None if flattered else seen), flattered
 
@@ -144,7 +151,7 @@ def announced(training: Training) -> str:
     if training.teacher is not None:
         needed += sum(p.nbytes for p in training.teacher.model.model.parameters() if not p.is_meta)
     passes, seconds = options.tokens / text, training.seconds_left()
-    kept = "; refinement has seen all of this text, which flatters the start: the last weights are kept"
+    kept = "; refinement has seen nearly all of this text, which flatters the start: trained to the end"
     return (
         f"training {trained:,} of {there:,} parameters on {options.tokens:,} tokens ({passes:.1f} passes over "
         f"{text:,}), {options.steps} steps: about {seconds:.0f} s, {needed / 1e9:.1f} GB and activations"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -63,14 +64,14 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untol
         "refined": folder.read_refined(),
     }  # fmt: skip
     try:
-        checkpoint = folder.settings.open_checkpoint()
+        checkpoint = folder.settings.open_checkpoint(local=False)
         a = Architecture.of(checkpoint.config)
+        facts |= {"windows": list(a.windows), "context": a.context}
+        facts["engines"] = {kind: FORMATS["hf"].engines(a, kind) for kind in ("stock", "padded", "ragged")}
+        facts["similarity"] = similarities(checkpoint, a, progress) if similar else []
     except GrouperError as error:
-        return Facts(folder, front, **facts, missing=f"the model was not there: {error}")
-    facts |= {"windows": list(a.windows), "context": a.context}
-    facts["engines"] = {kind: FORMATS["hf"].engines(a, kind) for kind in ("stock", "padded", "ragged")}
-    maps = similarities(checkpoint, a, progress) if similar else []
-    return Facts(folder, front, **facts, similarity=maps)
+        facts["missing"] = f"the model could not be read: {error}"
+    return Facts(folder, front, **facts)
 
 
 def half_of(front: ParetoFront) -> int:
@@ -115,7 +116,8 @@ def to_data(facts: Facts) -> dict[str, Any]:
     return {
         "model": facts.title, "run": printable(str(facts.folder.path)), "command": printable(settings.command or ""),
         "fitness": settings.options.fitness, "text": printable(settings.options.text or settings.options.dataset or ""),
-        "merge": facts.front.own_merge, "missing": facts.missing and printable(facts.missing),
+        "calibration": calibrated_by(facts.folder), "merge": facts.front.own_merge,
+        "missing": facts.missing and printable(facts.missing),
         "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
         "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
         "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
@@ -126,6 +128,19 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "progress": [columns_of(one) for one in facts.progress], "refined": columns_of(facts.refined),
         "similarity": [{kind: maps_of(one) for kind, one in kinds.items()} for kinds in facts.similarity],
     }  # fmt: skip
+
+
+def calibrated_by(folder: RunFolder) -> list[str]:
+    """The options of `grouper export` that refine as the run's evaluation did, by the run's own text."""
+    options, path = folder.settings.options, folder.path / "evaluation.json"
+    words = ["--dataset", options.dataset] if options.dataset else ["--text", options.text or "calibration.txt"]
+    try:
+        made = json.loads(path.read_text(errors="replace"))["refinement"]
+        words += ["--scope", str(made["scope"])] if made["scope"] else []
+        words += ["--refine-tokens", str(made["tokens"])] if made["tokens"] else []
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # it was not refined there
+    return [printable(word) for word in words]
 
 
 def groups_of(layout: HeadLayout) -> dict[str, list[str] | None]:

@@ -32,6 +32,24 @@ def write_report(facts: Facts, path: Path) -> None:
     write_text(path, page)
 
 
+def check_page(path: Path, overwrite: bool) -> None:
+    """Raise GrouperError where no page can be written: something else stands there, its folder is missing, or plotly
+    is."""
+    if path.exists() and not overwrite and not is_page(path):
+        raise GrouperError(f"{path} is there and no report: choose another place, or --overwrite")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise GrouperError(f"{path} cannot be written: expected a file's name in a folder that is there")
+    plotting_library()
+
+
+def is_page(path: Path) -> bool:
+    """Whether it is an earlier report."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return b"fewer KV heads</title>" in file.read(4096)
+
+
 def plotting_library() -> str:
     """plotly.js, MIT."""
     try:

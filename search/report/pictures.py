@@ -30,12 +30,18 @@ DARK: dict[Any, Any] = {
 }
 
 
-def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout: int, dark: bool = False) -> list[Path]:
-    """FOLDER/front.png and so on, front-dark.png if they are to be dark, as far as the run has what they show. layout:
-    the one that heads and refinement are of. Raises GrouperError for a format that there is not."""
-    for name in formats:
+def parsed_formats(text: str) -> tuple[str, ...]:
+    """ "png,svg" -> ("png", "svg"). Raises GrouperError for a format that there is not."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
         if name not in FORMATS:
             raise GrouperError(f"unknown picture format {name!r}: {expected(name, FORMATS)}")
+    return names
+
+
+def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout: int, dark: bool = False) -> list[Path]:
+    """FOLDER/front.png and so on, front-dark.png if they are to be dark, as far as the run has what they show. layout:
+    the one that heads and refinement are of."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with plt.rc_context(STYLE | (DARK if dark else {})):

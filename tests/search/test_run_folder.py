@@ -39,3 +39,5 @@ def test_the_last_refinement_of_a_layout_counts(folder):
     assert table["layout"].tolist() == [4, 3] and table["after"].tolist() == [0.3, 0.05]
     (folder.path / "refined.csv").write_bytes(b"\xff\x00,")
     assert folder.read_refined().empty, "nothing depends on it"
+    folder.layer_path(0).with_suffix(".progress.csv").write_text("method,scored,error\nqcqa-ac,12,xyz\n")
+    assert folder.read_progress(0).empty

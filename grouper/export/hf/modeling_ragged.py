@@ -84,7 +84,7 @@ def ragged_attention(layer, query, key, value, attention_mask, **kwargs):
         query = query.index_select(1, index(layer, "head_of_slot", query.device))  # [batch, G * m, tokens, head_dim]
     seen = layer
     if kwargs.get("s_aux") is not None:  # attention sinks, one for each query head
-        kwargs["s_aux"] = kwargs["s_aux"].index_select(0, index(layer, "head_of_slot", query.device))
+        kwargs["s_aux"] = kwargs["s_aux"].index_select(0, index(layer, "output_of_slot", query.device))
         seen = WithSinks(layer, kwargs["s_aux"])
     output, weights = attend(seen, query, key, value, attention_mask, **kwargs)
     if layer.padded:
@@ -146,6 +146,7 @@ class RaggedAttention(LlamaAttention):
         self.num_key_value_groups = max(groups)
         self.padded, self.indices = len(set(groups)) > 1, {}
         self.head_of_slot, self.slot_of_head = slots(groups)
+        self.output_of_slot = self.head_of_slot
         if config.query_of_head:
             self.head_of_slot = [config.query_of_head[layer_idx][head] for head in self.head_of_slot]
             self.num_heads = max(self.head_of_slot) + 1

@@ -5,14 +5,22 @@ const MEASURES = {
   agreement: "same likeliest token",
 };
 
+/** What was measured on one of several texts is called KIND:TEXT, what a task gave TASK,METRIC. */
+const isMeasure = (column) => column.split(":")[0] in MEASURES || (column.includes(",") && !/stderr/.test(column));
+const nameOf = (column) => MEASURES[column] || column;
+/** Whether more of it is better. */
+const isRising = (column) => column.includes(",") || column.split(":")[0] === "agreement";
+/** Whether a is better than b. */
+const isBetter = (column, a, b) => (isRising(column) ? a > b : a < b);
+
 function measures() {
-  const columns = state.run.columns.filter((c) => c in MEASURES || (c.includes(",") && !/stderr/.test(c)));
+  const columns = state.run.columns.filter(isMeasure);
   const known = columns.filter((c) => state.rows.some((row) => isFound(row) && row[c] !== null));
   return ["over", ...known].filter((c, at, all) => all.indexOf(c) === at && known.includes(c));
 }
 
 function fillMeasures() {
-  $("measure").replaceChildren(...measures().map((c) => new Option(MEASURES[c] || c, c)));
+  $("measure").replaceChildren(...measures().map((c) => new Option(nameOf(c), c)));
 }
 
 /** Rows of one line, the best of each size connected. */
@@ -26,7 +34,7 @@ function series() {
 }
 
 function drawFront() {
-  const measure = $("measure").value, rising = measure.includes(",");
+  const measure = $("measure").value, rising = isRising(measure);
   const floor = (v) => ($("log").checked && !rising ? Math.max(v, leastOf(measure)) : v);
   const traces = [];
   let colour = 0;
@@ -56,7 +64,7 @@ function drawFront() {
   draw("front", traces, look({
     hovermode: "closest", legend: legend(),
     xaxis: { title: { text: "KV cache, of the original's" }, tickformat: ".0%", range: [0, 1.04] },
-    yaxis: { title: { text: MEASURES[measure] || measure }, ...heightAxis(rising) },
+    yaxis: { title: { text: nameOf(measure) }, ...heightAxis(rising) },
   }));
 }
 
@@ -71,7 +79,7 @@ function frontLine(rows, measure, floor, trace) {
   const best = new Map();
   for (const row of rows) {
     const known = best.get(row.kv_ratio);
-    if (!known || row[measure] < known[measure]) best.set(row.kv_ratio, row);
+    if (!known || isBetter(measure, row[measure], known[measure])) best.set(row.kv_ratio, row);
   }
   const line = [...best.values()].sort((a, b) => a.kv_ratio - b.kv_ratio);
   return {

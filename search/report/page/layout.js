@@ -9,8 +9,7 @@ function showFacts(row) {
     "error": number(row.error),
   };
   for (const column of state.run.columns) {
-    const shown = column === "over" || column === "kl" || column === "agreement" || column === "nll" || column.includes(",");
-    if (shown && !/stderr/.test(column) && row[column] !== null) facts[MEASURES[column] || column] = number(row[column], 5);
+    if (isMeasure(column) && column !== "error" && row[column] !== null) facts[nameOf(column)] = number(row[column], 5);
   }
   const parts = Object.entries(facts).flatMap(([name, value]) => {
     const pair = [document.createElement("dt"), document.createElement("dd")];
@@ -39,7 +38,7 @@ function commandOf(row) {
   const merge = row.merge.replace(/\+refine$/, ""), refined = row.merge.endsWith("+refine");
   const words = ["grouper", "export", state.run.run, "-o", `${state.run.model}-${row.layout}`, "--layout", String(row.layout)];
   if (merge !== state.run.merge) words.push("--merge", merge);
-  if (refined) words.push("--text", state.run.text || "calibration.txt");
+  if (refined) words.push(...state.run.calibration);
   return words.map(quoted).join(" ");
 }
 

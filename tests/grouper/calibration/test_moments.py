@@ -34,10 +34,12 @@ def test_a_dataset_calibrates_like_a_file(reader, text, tmp_path):
     [
         (TextSource("wikitext"), ("Salesforce/wikitext", "wikitext-2-raw-v1", "train")),
         (TextSource("wikitext", purpose="evaluation"), ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")),
-        (TextSource("ultrachat", purpose="evaluation"), ("HuggingFaceH4/ultrachat_200k", None, "test_sft")),
+        (TextSource("ultrachat", purpose="evaluation"), ("HuggingFaceH4/ultrachat_200k", None, "test_sft[:5000]")),
         (TextSource(dataset="a/b"), ("a/b", None, "train")),
         (TextSource(dataset="a/b:valid"), ("a/b", None, "valid")),
         (TextSource(dataset="a/b:en:valid"), ("a/b", "en", "valid")),
+        (TextSource(dataset="a/b:train[:1%]"), ("a/b", None, "train[:1%]")),
+        (TextSource(dataset="a/b:en:train[10:20]"), ("a/b", "en", "train[10:20]")),
     ],
 )
 def test_texts_have_short_names_and_datasets_parts(monkeypatch, source, asked):
@@ -46,6 +48,19 @@ def test_texts_have_short_names_and_datasets_parts(monkeypatch, source, asked):
     rows = datasets.Dataset.from_list([{"text": "words"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: calls.append((path, name, split)) or rows)
     assert source.documents(None) == ["words"] and calls == [asked]
+
+
+def test_a_dataset_of_too_many_parts_is_refused():
+    pytest.importorskip("datasets", reason="an optional extra")
+    with pytest.raises(GrouperError, match="4 parts"):
+        TextSource(dataset="a:b:c:d").documents(None)
+
+
+def test_the_lines_of_wikitext_are_one_text(monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="an optional extra")
+    rows = datasets.Dataset.from_list([{"text": " = Title = \n"}, {"text": ""}, {"text": "Words.\n"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: rows)
+    assert TextSource("wikitext").documents(None) == [" = Title = \nWords.\n"]
 
 
 def test_a_file_of_a_short_name_is_that_file(tmp_path, monkeypatch):

@@ -20,5 +20,7 @@ def test_windows_that_share_a_token_with_what_was_seen(monkeypatch):
 def test_what_is_written_is_read_and_nonsense_is_nothing():
     seen = Seen.of(torch.arange(32).view(8, 4), 2)
     assert Seen.from_data(seen.to_data()) == seen
-    for data in (None, 3, [], {}, {"head": "a"}, {**seen.to_data(), "used": "x"}, {**seen.to_data(), "windows": 2**60}):
+    known = seen.to_data()
+    odd = [{"windows": 2**60}, {"window": 4.5}, {"used": 99}, {"used": True}, {"used": "x"}]
+    for data in (None, 3, [], {}, {"head": "a"}, *({**known, **one} for one in odd)):
         assert Seen.from_data(data) is None

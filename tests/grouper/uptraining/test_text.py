@@ -96,6 +96,13 @@ def test_defaults_follow_the_text_and_the_device():
     assert UptrainOptions(window=4096).resolved("cpu", 10**9).step_tokens == 4096
 
 
+@pytest.mark.parametrize(("windows", "count"), [(9, 8), (10, 8), (17, 16), (100, 7)])
+def test_as_many_are_held_out_as_asked(windows, count):
+    tokens = torch.arange(2 * windows).view(windows, 2)
+    train, held = Examples(tokens, tokens >= 0).split(count)
+    assert (len(train), len(held)) == (windows - count, count)
+
+
 def test_what_refinement_has_seen_is_not_held_out():
     tokens = torch.arange(40).view(10, 4)
     seen = torch.tensor([False, True, True, True, True, True, True, True, False, True])

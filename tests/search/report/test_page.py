@@ -73,7 +73,7 @@ def test_it_says_nothing_on_the_console_and_asks_nobody(opened):
     urls = {m["params"]["request"]["url"].split(":")[0] for m in sent if m["method"] == "Network.requestWillBeSent"}
     assert urls <= {"file", "data", "blob"}
     plots = "return [...document.querySelectorAll('.plot')].filter((p) => p.querySelector('.main-svg')).length"
-    assert opened.execute_script(plots) >= 5
+    wait(lambda: opened.execute_script(plots) >= 5)
 
 
 def test_hovering_shows_a_layout_and_a_click_selects_it(opened, measured_run):
@@ -87,6 +87,7 @@ def test_hovering_shows_a_layout_and_a_click_selects_it(opened, measured_run):
         shown = opened.find_elements("css selector", "#front .hoverlayer .hovertext")
         if shown and f"layout {before}," not in shown[0].text:
             break
+    assert shown, "nothing to hover over"
     number = re.search(r"layout (\d+)", shown[0].text)[1]
     actions.click().perform()
     wait(lambda: text(opened, "number") == number)
@@ -108,6 +109,21 @@ def test_arrow_keys_go_along_the_front(opened):
     wait(lambda: size() < before)
     body.send_keys(Keys.ARROW_RIGHT)
     wait(lambda: size() >= before)
+
+
+def test_of_what_should_rise_the_best_are_joined(opened, measured_run):
+    """Agreement with the original: the line goes through the highest of each size."""
+    opened.execute_script(
+        "const m = document.getElementById('measure'); m.value = 'agreement';m.dispatchEvent(new Event('change'))"
+    )
+    lines = opened.execute_script(
+        "return document.getElementById('front').data.filter((t) => t.mode === 'lines').map((t) => [t.x, t.y])"
+    )
+    table = measured_run.front().table.dropna(subset="agreement")
+    best = table[table["method"] == "qcqa-ac"].groupby("kv_ratio")["agreement"].max()
+    drawn = [dict(zip(x, y)) for x, y in lines]
+    wanted = {float(f"{ratio:.5g}"): float(f"{value:.5g}") for ratio, value in best.items()}
+    assert wanted in drawn
 
 
 def test_the_table_filters_and_sorts(opened, measured_run):

@@ -3,6 +3,7 @@ import pytest
 from grouper import GrouperError
 from search.report import PICTURES, write_pictures
 from search.report.facts import facts_of
+from search.report.pictures import parsed_formats
 
 
 def test_each_picture_in_each_format_and_the_same_twice(measured_run, tmp_path):
@@ -33,6 +34,7 @@ def test_what_a_run_does_not_have_is_not_drawn(measured_run, tmp_path):
     assert names == set(PICTURES) - {"similarity", "refinement"}
 
 
-def test_a_format_that_there_is_not(measured_run, tmp_path):
+def test_a_format_that_there_is_not():
+    assert parsed_formats("png, svg,png") == ("png", "svg")
     with pytest.raises(GrouperError, match="pnk"):
-        write_pictures(facts_of(measured_run, similar=False), tmp_path, ("pnk",), 0)
+        parsed_formats("svg,pnk")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from grouper.model.architecture import Architecture as Architecture
     from grouper.model.checkpoint import Checkpoint as Checkpoint
     from grouper.model.inspection import inspect as inspect
+    from grouper.progress import progress_bar as progress_bar
     from grouper.uptraining.options import UptrainOptions as UptrainOptions
     from grouper.uptraining.uptrain import uptrain_model as uptrain_model
 
@@ -39,6 +40,7 @@ MODULES = {
     "TextSource": "grouper.calibration.source",
     "UptrainOptions": "grouper.uptraining.options",
     "inspect": "grouper.model.inspection",
+    "progress_bar": "grouper.progress",
     "uptrain_model": "grouper.uptraining.uptrain",
 }
 __all__ = [*MODULES, "export"]

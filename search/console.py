@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -51,7 +51,8 @@ def bar(what: str, says_how_long: bool = False) -> Iterator[Progress]:
             bars.update(task, completed=done, total=total, note=note)
             seconds = left.after(done, total)
             if says_how_long and seconds is not None and seconds > WORTH_SAYING:
-                ERR.print(f"{what}: about {duration(seconds)} left after {note}", soft_wrap=True)
+                held = f"{memory_in_use() / 1e9:.1f} GB in use"
+                ERR.print(f"{what}: about {duration(seconds)} left after {note}, {held}", soft_wrap=True)
 
         yield update
 
@@ -72,6 +73,17 @@ class TimeLeft:
             return None
         self.said = True
         return (time.monotonic() - self.began) / (done - self.first) * (total - done)
+
+
+def memory_in_use() -> int:
+    """Bytes that are this process's and its workers' alone."""
+    import psutil
+
+    me, found = psutil.Process(), 0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error):  # one that has just ended
+            found += process.memory_full_info().uss
+    return found
 
 
 def duration(seconds: float) -> str:

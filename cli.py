@@ -213,7 +213,8 @@ def search(
 ):
     """Find which heads can share: writes the Pareto front of KV bytes against error, resumable."""
     from search import search as run_search
-    from search.console import bar, closing_table
+    from search.bars import bar
+    from search.console import closing_table
 
     options = SearchOptions(
         method=tuple(m.strip() for m in method.split(",")), fitness=fitness, stage2=stage2, paper=paper,
@@ -274,7 +275,8 @@ def evaluate(
     from grouper.refinement.layer import RefineOptions
     from search import RunFolder
     from search import evaluate as measure
-    from search.console import bar, closing_table, evaluated_table, proxies_table, tasks_table
+    from search.bars import bar
+    from search.console import closing_table, evaluated_table, proxies_table, tasks_table
     from search.evaluated_model import evaluate_model, names_a_model
     from search.proxies import read_proxies
 
@@ -354,7 +356,8 @@ def export(
     from grouper.export.hub import Destination
     from grouper.refinement.layer import RefineOptions
     from search import Selection, export_from_run
-    from search.console import bar, exported_summary
+    from search.bars import bar
+    from search.console import exported_summary
     from search.shares import parsed_share
 
     calibration = None
@@ -423,7 +426,8 @@ def uptrain(
     from grouper.calibration.source import TextSource
     from grouper.uptraining.methods import METHODS
     from grouper.uptraining.uptrain import uptrain_model
-    from search.console import bar, exported_summary
+    from search.bars import bar
+    from search.console import exported_summary
 
     given = {"kl": kl, "hidden": hidden, "causal": causal}
     losses = replace(METHODS.named(method).losses, **{n: w for n, w in given.items() if w is not None})
@@ -486,7 +490,7 @@ def report(
 ):
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search import RunFolder
-    from search.console import bar
+    from search.bars import bar
     from search.report import write_pictures, write_report
     from search.report.facts import facts_of, half_of
     from search.report.page import check_page

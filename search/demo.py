@@ -15,7 +15,8 @@ from grouper.errors import GrouperError
 from grouper.model.checkpoint import DEMO, Checkpoint
 from grouper.model.inspection import inspect
 from grouper.refinement.layer import RefineOptions
-from search.console import ERR, OUT, bar, closing_table, exported_summary, inspection
+from search.bars import bar
+from search.console import ERR, OUT, closing_table, exported_summary, inspection
 from search.evaluation import evaluate
 from search.export_run import export_from_run
 from search.options import DEMO_FOLDER, SearchOptions

@@ -96,10 +96,12 @@ def with_k_errors(task: LayerTask, candidates: list[Candidate]) -> list[Candidat
     def follows(layout: LayerLayout) -> bool:
         return layout.q is None and Grouping.from_labels(layout.k.labels.tolist(), n) == layout.k
 
-    return [
-        replace(c, k_error=float(of_k.errors(c.layout.k.labels)[0])) if of_k and follows(c.layout) else c
-        for c in candidates
-    ]
+    places = [i for i, c in enumerate(candidates) if follows(c.layout)]
+    if of_k is None or not places:
+        return candidates
+    errors = of_k.errors(np.stack([candidates[i].layout.k.labels for i in places])).tolist()
+    found = dict(zip(places, errors))
+    return [replace(c, k_error=found.get(i)) for i, c in enumerate(candidates)]
 
 
 def search_layers(

@@ -118,10 +118,10 @@ def compare_beside_attention(
     compared: Mapping[str, Stored] = NOTHING,
 ) -> None:
     """A layer's other tensors are the original's, or what refinement left of them: `others`."""
-    prefix = a.prefix(original, layer)
+    prefix, attention = a.prefix(original, layer), a.attention_tensors
     for name in (n for n in original.tensors if n.startswith(prefix)):
         inner = name.removeprefix(prefix)
-        if inner not in a.attention_tensors:
+        if inner not in attention:
             if name not in written:
                 check(name, False)
             elif inner in others:

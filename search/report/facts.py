@@ -13,7 +13,7 @@ import pandas as pd
 from fitness.similarity import Similarity, key_similarity, value_similarity
 from grouper.errors import GrouperError
 from grouper.export.formats import FORMATS
-from grouper.kv_cache import bytes_of
+from grouper.kv_cache import USABLE, bytes_of
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untol
 
 def half_of(front: ParetoFront) -> int:
     """The layout that stands for a run: the best within half of the cache that can be written, else the first."""
-    table = front.table.assign(over=front.over)
+    table = front.table
     measure = "nll" if table["nll"].notna().any() else "error"
     rows = table[~table["method"].isin(not_found()) & table[measure].notna() & (table["kv_ratio"] <= 0.5 + 1e-9)]
     rows = rows[rows["deploy"] != "none"].sort_values(["kv_ratio", measure], ascending=[False, True])
@@ -120,7 +120,7 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "missing": facts.missing and printable(facts.missing),
         "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
         "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
-        "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
+        "usable": USABLE, "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
         "original": ORIGINAL, "baselines": list(baselines()),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},

@@ -1,7 +1,5 @@
 // What the cache takes at a batch and context, and how many sequences a card holds.
 
-const USABLE = 0.9; // of a card's memory, as serving engines take by default
-
 function cacheOf(row, context) {
   const windows = state.run.windows || headsOf(row).map(() => null);
   const numbers = headsOf(row).reduce((sum, [k, v], layer) => sum + (k + v) * Math.min(context, windows[layer] || context), 0);
@@ -22,7 +20,7 @@ function showCache(row) {
     return tr;
   };
   const of = (one) => {
-    const bytes = cacheOf(one, context), room = USABLE * card * 1e9 - (one.weights_bytes || 0);
+    const bytes = cacheOf(one, context), room = state.run.usable * card * 1e9 - (one.weights_bytes || 0);
     return [(batch * bytes / 2 ** 30).toPrecision(4), one.weights_bytes === null ? "" : Math.max(0, Math.floor(room / bytes)).toLocaleString("en")];
   };
   $("cache").replaceChildren(

@@ -28,7 +28,8 @@ function series() {
   const found = new Map();
   for (const row of state.rows) {
     const key = `${row.method}, ${row.merge}`;
-    found.set(key, [...(found.get(key) || []), row]);
+    if (!found.has(key)) found.set(key, []);
+    found.get(key).push(row);
   }
   return found;
 }

@@ -69,7 +69,8 @@ function drawProgress() {
     const first = {};
     method.forEach((name, i) => {
       first[name] = first[name] || error[i] || 1;
-      methods.set(name, [...(methods.get(name) || []), { scored: scored[i], share: error[i] / first[name] }]);
+      if (!methods.has(name)) methods.set(name, []);
+      methods.get(name).push({ scored: scored[i], share: error[i] / first[name] });
     });
   });
   let colour = 0;

@@ -14,8 +14,12 @@ from grouper.calibration.source import TextSource
 from grouper.regroup import Regrouper
 
 
-def test_a_dataset_calibrates_like_a_file(reader, text, tmp_path):
-    pytest.importorskip("datasets")  # an optional extra
+@pytest.fixture
+def datasets():
+    return pytest.importorskip("datasets", reason="an optional extra")
+
+
+def test_a_dataset_calibrates_like_a_file(datasets, reader, text, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"text": text.read_text()}) + "\n")
     a, b = (
@@ -42,22 +46,19 @@ def test_a_dataset_calibrates_like_a_file(reader, text, tmp_path):
         (TextSource(dataset="a/b:en:train[10:20]"), ("a/b", "en", "train[10:20]")),
     ],
 )
-def test_texts_have_short_names_and_datasets_parts(monkeypatch, source, asked):
-    datasets = pytest.importorskip("datasets", reason="an optional extra")
+def test_texts_have_short_names_and_datasets_parts(datasets, monkeypatch, source, asked):
     calls = []
     rows = datasets.Dataset.from_list([{"text": "words"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: calls.append((path, name, split)) or rows)
     assert source.documents(None) == ["words"] and calls == [asked]
 
 
-def test_a_dataset_of_too_many_parts_is_refused():
-    pytest.importorskip("datasets", reason="an optional extra")
+def test_a_dataset_of_too_many_parts_is_refused(datasets):
     with pytest.raises(GrouperError, match="4 parts"):
         TextSource(dataset="a:b:c:d").documents(None)
 
 
-def test_the_lines_of_wikitext_are_one_text(monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="an optional extra")
+def test_the_lines_of_wikitext_are_one_text(datasets, monkeypatch):
     rows = datasets.Dataset.from_list([{"text": " = Title = \n"}, {"text": ""}, {"text": "Words.\n"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: rows)
     assert TextSource("wikitext").documents(None) == [" = Title = \nWords.\n"]

@@ -29,7 +29,7 @@ class Activation(Fitness):
         self, attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu"
     ) -> PairwiseFitness:
         """part: "k" and "v" add up to "kv"; or "q"."""
-        grams = [gram(attention, kind, inputs.second_moment) for kind in kinds_of(part)]
+        grams = [gram(attention, kind, inputs) for kind in kinds_of(part)]
         shares = [g / max(float(np.trace(g)), 1e-300) for g in grams]
         found = PairwiseFitness.from_gram(sum(shares), distance=cosine_distance(grams))
         found.of_k = PairwiseFitness.from_gram(shares[0]) if part == "kv" else None
@@ -39,5 +39,5 @@ class Activation(Fitness):
         return self.tables(attention, inputs, part)
 
     def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments) -> float:
-        changed, energy = changes(attention, MEAN.merge(attention, layout), layout, inputs.second_moment)
+        changed, energy = changes(attention, MEAN.merge(attention, layout), layout, inputs)
         return sum(changed[kind] / max(energy[kind], 1e-300) for kind in changed)

@@ -37,12 +37,12 @@ def calibrated_errors(
         a, b = before.planes.T
         weight = 0.5 if len(rotary) < d else 1.0
         q_planes, k_planes = (_on(lambda x: torch.complex(x[:, a], x[:, b])[:, :, None], pair) for pair in (q, k))
-        error, energy = _product_change(q_planes, k_planes, inputs, inputs)  # [H, P, 1, D + 1]
+        error, energy = _product_change(q_planes, k_planes, inputs.of_queries, inputs)  # [H, P, 1, D + 1]
         k_error, k_energy = weight * error, weight * energy
     unrotated = [i for i in range(d) if i not in set(rotary)]
     if unrotated:
         q_rows, k_rows = (_on(lambda x: x[:, unrotated], pair) for pair in (q, k))
-        error, energy = _product_change(q_rows, k_rows, inputs, inputs.centred())
+        error, energy = _product_change(q_rows, k_rows, inputs.of_queries, inputs.centred())
         k_error, k_energy = k_error + error, k_energy + energy
     return k_error / max(k_energy, 1e-300), v_error / max(v_energy, 1e-300)
 

@@ -97,7 +97,7 @@ def walked(model: Layers, windows: Tensor, layout: HeadLayout | None = None, mer
             if layout is None:
                 _advance(model, block, stream, given)
             else:
-                with exchanged(model, block, merged(layer), layout.layers[layer]):
+                with exchanged(model, layer, block, merged(layer), layout.layers[layer]):
                     _advance(model, block, stream, given)
     return stream
 

@@ -55,11 +55,11 @@ class Weight(Fitness):
         return kv + changed["q"] / max(energy["q"], 1e-300)
 
 
-def gram(attention: Attention, kind: str, second_moment: Tensor | None = None) -> np.ndarray:
-    """[G, G] float64: inner products of the q, k or v heads' weights, biases included; under `second_moment`, of their
+def gram(attention: Attention, kind: str, inputs: InputMoments | None = None) -> np.ndarray:
+    """[G, G] float64: inner products of the q, k or v heads' weights, biases included; given `inputs`, of their
     outputs."""
     weights = augmented(getattr(attention, kind), getattr(attention, f"{kind}_bias"))  # [G, d, D + 1]
-    seen = weights if second_moment is None else weights @ second_moment
+    seen = _seen(weights, kind, inputs)
     return (seen.flatten(1) @ weights.flatten(1).T).numpy()
 
 
@@ -74,10 +74,10 @@ def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
 
 
 def changes(
-    before: Attention, merged: Attention, layout: LayerLayout, second_moment: Tensor | None = None
+    before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Summed over query heads, for each of "k", "v" and "q": the squared change of weights, and their energy before;
-    under `second_moment`, of outputs.
+    given `inputs`, of outputs.
 
     Where readers stay with their heads and the merge is the mean, change over energy is the fitness.
     """
@@ -87,7 +87,13 @@ def changes(
         old = old if kind == "q" else old[before.head_read]
         norms = []
         for weights in (old - new, old):
-            seen = weights if second_moment is None else weights @ second_moment
-            norms.append(float((seen * weights).sum()))
+            norms.append(float((_seen(weights, kind, inputs) * weights).sum()))
         changed[kind], energy[kind] = norms
     return changed, energy
+
+
+def _seen(weights: Tensor, kind: str, inputs: InputMoments | None) -> Tensor:
+    """Weights [..., D + 1] of q, k or v, times the second moment of what enters them."""
+    if inputs is None:
+        return weights
+    return weights @ (inputs.of_queries if kind == "q" else inputs).second_moment

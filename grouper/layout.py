@@ -21,6 +21,7 @@ from grouper.kv_cache import bytes_of
 
 Groups = tuple[tuple[int, ...], ...]
 FORMAT = 1
+CACHES = ("token", "source", "none")
 
 
 def canonical_labels(labels: np.ndarray) -> np.ndarray:
@@ -191,15 +192,23 @@ class LayerLayout:
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """The KV heads of a whole model. Immutable; equal layouts compare and hash equal."""
+    """The KV heads of a whole model. Immutable; equal layouts compare and hash equal.
+
+    layers: one for each attention of the model. caches: what an engine keeps each one's K and V of: "token", "source"
+    (tokens of the source that a decoder attends to), "none" (an encoder); () where it is tokens for all.
+    """
 
     layers: tuple[LayerLayout, ...]
     query_heads: int
     original_kv_heads: int
     head_dim: int
+    caches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "caches", tuple(self.caches))
+        if self.caches and (len(self.caches) != len(self.layers) or not set(self.caches) <= set(CACHES)):
+            raise GrouperError(f"a layout of caches {self.caches}: expected one of {', '.join(CACHES)} for each layer")
         sizes = {
             "query_heads": self.query_heads,
             "original_kv_heads": self.original_kv_heads,
@@ -251,13 +260,33 @@ class HeadLayout:
         """K heads plus V heads, over all layers."""
         return sum(layer.cached_heads for layer in self.layers)
 
+    def _of_cache(self, *kinds: str) -> list[LayerLayout]:
+        """The layers whose K and V are kept of one of these."""
+        return [layer for layer, cache in zip(self.layers, self.caches or ("token",) * len(self.layers)) if cache in kinds]
+
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
         """Bytes that one token adds to the KV cache."""
-        return self.cached_heads * self.head_dim * bytes_of(dtype)
+        return sum(layer.cached_heads for layer in self._of_cache("token")) * self.head_dim * bytes_of(dtype)
+
+    def kv_bytes_per_source_token(self, dtype: str = "bfloat16") -> int:
+        """Bytes that one token of the source adds to what a decoder keeps of it."""
+        return sum(layer.cached_heads for layer in self._of_cache("source")) * self.head_dim * bytes_of(dtype)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether an engine keeps any K and V: an encoder alone keeps none."""
+        return bool(self._of_cache("token", "source"))
 
     @property
     def kv_ratio(self) -> float:
-        """KV bytes relative to the model that came in."""
+        """KV bytes relative to the model that came in, at as many tokens of a source as others; of an encoder alone,
+        which keeps none, `weight_ratio`."""
+        kept = self._of_cache("token", "source") or self.layers
+        return sum(layer.cached_heads for layer in kept) / (2 * self.original_kv_heads * len(kept))
+
+    @property
+    def weight_ratio(self) -> float:
+        """Weights of K and V relative to the model that came in."""
         return self.cached_heads / (2 * self.original_kv_heads * len(self.layers))
 
     @property
@@ -282,7 +311,7 @@ class HeadLayout:
         """One line a layer, so that two layouts diff well."""
         facts = {
             "format": FORMAT, "query_heads": self.query_heads, "original_kv_heads": self.original_kv_heads,
-            "head_dim": self.head_dim,
+            "head_dim": self.head_dim, **({"caches": self.caches} if self.caches else {}),
         }  # fmt: skip
         layers = ",\n  ".join(json.dumps(layer.to_data()) for layer in self.layers)
         return json.dumps(facts)[:-1] + f', "layers": [\n  {layers}\n]}}\n'
@@ -295,6 +324,7 @@ class HeadLayout:
             if data["format"] != FORMAT:
                 raise GrouperError(f"a layout of format {data['format']}: this Grouper reads format {FORMAT}")
             layers = tuple(map(LayerLayout.from_data, data["layers"]))
-            return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"])
+            caches = tuple(data.get("caches", ()))
+            return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"], caches)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise GrouperError(f"not a Grouper layout: {type(error).__name__} {error}") from error

@@ -11,7 +11,7 @@ def weight_bytes(checkpoint: Checkpoint, layout: HeadLayout) -> int:
     a = Architecture.of(checkpoint.config)
     total = checkpoint.nbytes
     for index, layer in enumerate(layout.layers):
-        here, f = a.prefix(checkpoint, index), a.family
+        here, f = a.prefix(checkpoint, index), a.family_of(index)
         q, k, v = a.query_heads - layer.query_heads, a.kv_heads - layer.k.kv_heads, a.kv_heads - layer.v.kv_heads
         for module, heads in [(f.q, q + k + v)] if f.fused else [(f.q, q), (f.k, k), (f.v, v)]:
             weight = checkpoint.tensors[f"{here}{module}.weight"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fitness import FITNESSES
-from grouper.layout import HeadLayout, LayerLayout
+from grouper.layout import HeadLayout
 from grouper.merging import MERGES, merge_for
 from grouper.model.architecture import Architecture
 from search.methods.candidate import Candidate, best_per_size
@@ -30,7 +30,7 @@ class Layouts:
 
     def add(self, method: str, picks: Iterable[Candidate], baseline: bool = False) -> None:
         picks, a = list(picks), self.architecture
-        layout = HeadLayout(tuple(c.layout for c in picks), a.query_heads, a.kv_heads, a.head_dim)
+        layout = a.layout(c.layout for c in picks)
         before = self.scored.get((baseline, layout))
         if before is None:
             merge = merge_for(layout, self.own_merge).name
@@ -48,8 +48,7 @@ def assemble_layouts(
     in all layers; methods also what stage 2 makes of them.
     """
     layouts = Layouts(architecture, options.fitness)
-    whole = LayerLayout.from_labels(range(architecture.kv_heads), architecture.queries_per_kv_head)
-    alone = Candidate(whole, 0.0)
+    alone = Candidate(architecture.whole_layer, 0.0)
     layouts.add(ORIGINAL, [alone] * len(found))
     counts = architecture.uniform_counts(options.kv_heads_multiple_of)
     allowed = {*counts, architecture.kv_heads}

@@ -122,7 +122,7 @@ def chosen(of_layer: Found, kv_heads: int) -> list[Candidate]:
 def _alone(regrouper: Regrouper, layer: int, candidate: Candidate) -> HeadLayout:
     """The model as it came, but for this layer."""
     a = regrouper.architecture
-    whole = HeadLayout.ungrouped(a.layers, a.query_heads, a.kv_heads, a.head_dim)
+    whole = a.ungrouped
     layers = (*whole.layers[:layer], candidate.layout, *whole.layers[layer + 1 :])
     return replace(whole, layers=layers)
 

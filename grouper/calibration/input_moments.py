@@ -21,21 +21,30 @@ class InputMoments:
     multiplies biases).
 
     tokens: how many were averaged; 0 where the moments are a guess from weights. keys: [windows, G, G] inner products
-    of the K heads' outputs, summed over each window's tokens (for key-driven allocation); None without text.
+    of the K heads' outputs, summed over each window's tokens (for key-driven allocation); None without text. queries:
+    where something else enters q than k and v (attention across from a decoder to an encoder), the moments of that.
     """
 
     second_moment: Tensor
     tokens: int = 0
     keys: Tensor | None = None
+    queries: "InputMoments | None" = None
+
+    @property
+    def of_queries(self) -> "InputMoments":
+        """Of what enters q."""
+        return self if self.queries is None else self.queries
 
     @classmethod
-    def from_norm(cls, gain: Tensor | None, bias: Tensor | None, hidden_size: int) -> "InputMoments":
+    def from_norm(
+        cls, gain: Tensor | None, bias: Tensor | None, hidden_size: int, queries: "InputMoments | None" = None
+    ) -> "InputMoments":
         """Without text: the norm's output has about unit variance times its gain g, so diag(g^2), plus b b^T for a
         LayerNorm's bias b. gain, bias: [D], or None where there is none."""
         gain = torch.ones(hidden_size) if gain is None else gain
         mean = torch.zeros(hidden_size) if bias is None else bias
         constant = torch.ones(1, dtype=torch.float64)
-        return NormMoments(torch.cat([gain.double() ** 2, 0 * constant]), torch.cat([mean.double(), constant]))
+        return NormMoments(torch.cat([gain.double() ** 2, 0 * constant]), torch.cat([mean.double(), constant]), queries)
 
     def times(self, weights: Tensor) -> Tensor:
         """weights [..., D + 1], real or complex -> weights @ second_moment."""
@@ -52,11 +61,13 @@ class InputMoments:
 
     def to(self, device: str | torch.device) -> "InputMoments":
         """The second moment in float64 on that device."""
-        return replace(self, second_moment=self.second_moment.to(device, torch.float64))
+        queries = None if self.queries is None else self.queries.to(device)
+        return replace(self, second_moment=self.second_moment.to(device, torch.float64), queries=queries)
 
     def save(self, path: Path) -> None:
         """One file, float32: 67 MB for a hidden size of 4096."""
         tensors = {"second_moment": self.second_moment.float(), "keys": self.keys}
+        tensors |= {} if self.queries is None else {"queries": self.queries.second_moment.float()}
         write_file(path, lambda beside: save_file(tensors, beside, metadata={"tokens": str(self.tokens)}))
 
     @classmethod
@@ -65,7 +76,9 @@ class InputMoments:
         try:
             with safe_open(path, framework="pt") as file:
                 moment, keys = file.get_tensor("second_moment"), file.get_tensor("keys")
-                return cls(moment.double(), int(file.metadata()["tokens"]), keys)
+                tokens, named = int(file.metadata()["tokens"]), file.keys()
+                queries = cls(file.get_tensor("queries").double(), tokens) if "queries" in named else None
+                return cls(moment.double(), tokens, keys, queries)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             again = "delete its folder, and it is made again"
             raise GrouperError(f"{path} holds no kept calibration ({error}): {again}") from error
@@ -75,8 +88,9 @@ class NormMoments(InputMoments):
     """diag(diagonal) + mean mean^T, never written out unless somebody asks: products cost nothing beside those with a
     whole matrix. diagonal, mean: [D + 1] float64."""
 
-    def __init__(self, diagonal: Tensor, mean: Tensor):
-        for name, value in {"diagonal": diagonal, "mean": mean, "tokens": 0, "keys": None}.items():
+    def __init__(self, diagonal: Tensor, mean: Tensor, queries: InputMoments | None = None):
+        known = {"diagonal": diagonal, "mean": mean, "tokens": 0, "keys": None, "queries": queries}
+        for name, value in known.items():
             object.__setattr__(self, name, value)
 
     @cached_property
@@ -90,4 +104,5 @@ class NormMoments(InputMoments):
         return NormMoments(self.diagonal, torch.zeros_like(self.mean))
 
     def to(self, device: str | torch.device) -> InputMoments:
-        return NormMoments(self.diagonal.to(device), self.mean.to(device))
+        queries = None if self.queries is None else self.queries.to(device)
+        return NormMoments(self.diagonal.to(device), self.mean.to(device), queries)

@@ -103,8 +103,8 @@ class Format(Entry, ABC):
         """What runs it: what bench/engines found, nothing more."""
 
     @abstractmethod
-    def loader(self, architecture: Architecture) -> str:
-        """What loads it: a class of transformers, a program."""
+    def loader(self, config: dict) -> str:
+        """What loads it: a class of transformers, a program. config: the original's."""
 
     @abstractmethod
     def how_to_load(self, report: "Report", place: str) -> tuple[str, str]:

@@ -59,7 +59,7 @@ def run_part_test(
             comparing = reader.submit(compare_beside_attention, original, written, a, layer, done.others, compared)
             with ours.attention_loaded(layer) as block:
                 got = attention_output(block, a, stream, arguments[0][layer])
-            with theirs.attention_loaded(layer) as block, exchanged(theirs, block, as_stored, layer_layout):
+            with theirs.attention_loaded(layer) as block, exchanged(theirs, layer, block, as_stored, layer_layout):
                 wanted = attention_output(block, a, stream, arguments[1][layer])
             worst = max(worst, difference(got, wanted))
         comparing.result()
@@ -118,7 +118,7 @@ def compare_beside_attention(
     compared: Mapping[str, Stored] = NOTHING,
 ) -> None:
     """A layer's other tensors are the original's, or what refinement left of them: `others`."""
-    prefix, attention = a.prefix(original, layer), a.attention_tensors
+    prefix, attention = a.prefix(original, layer), a.attention_tensors()
     for name in (n for n in original.tensors if n.startswith(prefix)):
         inner = name.removeprefix(prefix)
         if inner not in attention:

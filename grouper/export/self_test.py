@@ -30,6 +30,7 @@ from grouper.model.families import FAMILIES
 from grouper.model.in_memory import InMemoryModel, in_double
 from grouper.model.memory import free_memory
 from grouper.model.one_layer import cut
+from grouper.model.random_inputs import answer, random_inputs
 from grouper.model.shards import Stored
 
 PROMPT, GENERATED = 48, 16  # tokens
@@ -51,8 +52,12 @@ def run_self_test(
     compared (models that go out as Phi: one layer after the other, each with the model's embedding and head). Raises
     GrouperError if the exported model does not compute what the merged weights say.
     """
-    folded = Architecture.of(original.config).as_phi
-    if (3 if folded else 2) * 8 * original.parameters < min(MEMORY, free_memory()):
+    a = Architecture.of(original.config)
+    folded = a.as_phi
+    if a.encodes:  # always whole: none of them is large
+        with gathered_reference(original, layout, merged, around) as reference:
+            result = _compare_encoders(exported, reference, a)
+    elif (3 if folded else 2) * 8 * original.parameters < min(MEMORY, free_memory()):
         with gathered_reference(original, layout, merged, around) as reference:
             result = _compare(exported, reference, as_phi(original, layout, merged))
     elif folded:
@@ -118,14 +123,40 @@ def _compare(exported: Path, reference, unrounded: dict[str, Tensor]) -> SelfTes
     return SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
 
 
+def _compare_encoders(exported: Path, reference, architecture: Architecture) -> SelfTest:
+    """Logits, or what stands behind the last layer; of a model with a decoder greedy tokens, too."""
+    import transformers
+
+    config = json.loads((exported / "config.json").read_text())
+    auto = next(name for name, loaded in config["auto_map"].items() if loaded.endswith(config["architectures"][0]))
+    ours = getattr(transformers, auto).from_pretrained(exported, dtype=reference.dtype, trust_remote_code=True).eval()
+    inputs, writes = random_inputs(reference, architecture, PROMPT), bool(architecture.family.parts)
+    options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "num_beams": 1}
+    tokens = []
+    with torch.inference_mode():
+        got, wanted = (answer(model(**inputs)) for model in (ours, reference))
+        for model in (ours, reference) if writes and ours.can_generate() else ():
+            prompt = {name: given[:1] for name, given in inputs.items()}
+            tokens.append(transformers.GenerationMixin.generate(model, **prompt, **options)[0, -GENERATED:])
+    same = int((tokens[0] == tokens[1]).sum()) if tokens else 0
+    told = None if tokens else f"answers differ by {difference_of(got, wanted):.1g}"
+    return SelfTest(difference_of(got, wanted), same, GENERATED if tokens else 0, told)
+
+
+def difference_of(got: Tensor, wanted: Tensor) -> float:
+    return (got - wanted).abs().max().item()
+
+
 @contextmanager
 def gathered_reference(
     original: Checkpoint, layout: HeadLayout, merged: Merged, around: Mapping[str, Tensor] = NOTHING
 ) -> Iterator[nn.Module]:
     """The original model with the merged weights as stored: each query head gets its own copy of the K and V head that
     it reads."""
-    model = InMemoryModel(original, dtype=torch.float64)
-    model.replace_around({name: changed(original, around, name) for name in around})
+    fits = 2 * 8 * original.parameters < max(MEMORY, free_memory() / 2)
+    model = InMemoryModel(original, dtype=torch.float64 if fits else torch.float32)
+    if around:
+        model.replace_around({name: changed(original, around, name) for name in around})
     a = model.architecture
 
     def as_stored(layer: int) -> MergedLayer:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,8 @@ def export_model(
     """
     options = options or ExportOptions()
     checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
+    if not layout.caches:  # one made by hand need not say what an encoder keeps
+        layout = replace(layout, caches=Architecture.of(checkpoint.config).caches)
     form = check_exportable(checkpoint, layout, options)
     refuse_inside(Path(output), checkpoint.folder)
     with new_folder(Path(output), MARKER, options.overwrite) as folder, temporary_folder(folder) as temporary:
@@ -96,7 +98,7 @@ def export_model(
             kv_bytes_per_token=kv_bytes(described or layout),
             weight_bytes=(checkpoint.nbytes, form.weight_bytes(folder)),
             engines=form.engines(job.architecture, export_class), self_test=form.verify(job, folder), note=note,
-            loader=form.loader(job.architecture),
+            loader=form.loader(checkpoint.config),
         )  # fmt: skip
         for name, file in (beside or {}).items():
             shutil.copyfile(file, folder / name)

@@ -57,12 +57,12 @@ class SpectralLayer:
         if self.planes is not None:
             a, b = self.planes.T
             self.kappa = torch.complex(self.k[:, a], self.k[:, b])  # [G, P, D + 1]
-            rows = row_energy(self.q, self.inputs).sum(1)  # [G, d]
+            rows = row_energy(self.q, self.inputs.of_queries).sum(1)  # [G, d]
             self.q_energy = (rows[:, a] + rows[:, b]).clamp_min(0)  # [G, P]
             self.b = self.q_energy.sqrt()[..., None] * self.kappa
         if len(self.unrotated):
             q = self.q[:, :, self.unrotated]
-            gram = torch.einsum("gqfx,gqex->gfe", self.inputs.times(q), q)
+            gram = torch.einsum("gqfx,gqex->gfe", self.inputs.of_queries.times(q), q)
             values, vectors = torch.linalg.eigh(gram)
             keep = values > TINY * values[:, -1:].clamp_min(1e-300)
             root = torch.where(keep, values, 0).sqrt()

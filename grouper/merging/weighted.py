@@ -58,7 +58,7 @@ class Weighted(Merge):
         k, v = augmented(attention.k, attention.k_bias), augmented(attention.v, attention.v_bias)
         o = attention.o.double().unflatten(1, (attention.kv_heads, -1))  # [D, G, queries, d]
         seen_of_v = torch.einsum("xgqd,xgqe->gde", o, o)  # [G, d, d]
-        seen_of_k = query_energy(attention, second_moment)
+        seen_of_k = query_energy(attention, inputs.of_queries.second_moment)
         new_k = [self.fitted(k[list(s)], seen_of_k[list(s)], second_moment) for s in layout.k.sources]
         new_v = [self.fitted(v[list(s)], seen_of_v[list(s)], second_moment) for s in layout.v.sources]
         k, k_bias = split(torch.stack(new_k), attention.k_bias, attention.k)

@@ -5,12 +5,13 @@ Sizes, and how its tensors are read, named and written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
+from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import (
     decoder_config,
@@ -20,7 +21,7 @@ from grouper.model.configuration import (
     sliding_windows,
     unrotated_layers,
 )
-from grouper.model.families import Family
+from grouper.model.family import Family
 
 if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
     import torch
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
 class Architecture:
     """rotary_dim: of head_dim, 0 without RoPE; `unrotated` are layers that have none though the others have. windows:
     per layer, the tokens that a sliding window keeps, None for all. multiplier: of what a layer adds to the stream.
+    layers: attentions, in a decoder one for each of its layers. An encoder with a decoder has those of the encoder
+    first (`encoder_layers` of them), then for each layer of the decoder its own and the one across to the encoder.
     nested: whether the decoder is part of a larger model (vision and language), whose configuration holds its own as
     text_config. as_phi: whether it goes out as a Phi.
     """
@@ -53,6 +56,7 @@ class Architecture:
     norms: tuple[str, ...] = ()
     nested: bool = False
     as_phi: bool = False
+    encoder_layers: int = 0
 
     @classmethod
     def of(cls, config: dict) -> Architecture:
@@ -64,8 +68,8 @@ class Architecture:
             query_heads, hidden, layers = (
                 setting(text, key) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
             )
-            head_dim = text.get("head_dim") or family.head_dim or hidden // query_heads
-            kv_heads = setting(text, "num_key_value_heads", None) or query_heads
+            head_dim = setting(text, "head_dim", None) or family.head_dim or hidden // query_heads
+            kv_heads = query_heads if family.encodes else setting(text, "num_key_value_heads", None) or query_heads
             if model_type == "falcon":
                 one = 1 if text.get("multi_query", True) else query_heads
                 kv_heads = kv_heads if text.get("new_decoder_architecture") else one
@@ -78,6 +82,9 @@ class Architecture:
             raise GrouperError(
                 f"{query_heads} query heads are no multiple of {kv_heads} KV heads: is config.json right?"
             )
+        encoder_layers = layers if family.parts else 0
+        if family.parts:
+            layers += 2 * (setting(text, "decoder_layers", None) or layers)
         position = "alibi" if text.get("alibi") else family.position
         return cls(
             family, layers, query_heads, kv_heads, head_dim, hidden,
@@ -87,7 +94,48 @@ class Architecture:
             multiplier=float(text.get("residual_multiplier") or 1.0),
             norms=() if text.get("do_layer_norm_before") is False else family.norm, nested=text is not config,
             as_phi=family.as_phi is not None and position == "rope" and bool(text.get(family.as_phi, True)),
+            encoder_layers=encoder_layers,
         )  # fmt: skip
+
+    def place(self, layer: int) -> tuple[Family, int]:
+        """How this attention is stored, and the number of the layer that it is in."""
+        if not self.family.parts:
+            return self.family, layer
+        encoder, decoder, across = self.family.parts
+        if layer < self.encoder_layers:
+            return encoder, layer
+        number, second = divmod(layer - self.encoder_layers, 2)
+        return across if second else decoder, number
+
+    def family_of(self, layer: int) -> Family:
+        """How this attention is stored."""
+        return self.place(layer)[0]
+
+    def name_of(self, layer: int) -> str:
+        """For people: "layer 3", or "encoder 3", "decoder 3", "decoder 3 across"."""
+        family, number = self.place(layer)
+        if not self.family.parts:
+            return f"layer {layer}"
+        return {"none": "encoder {}", "token": "decoder {}", "source": "decoder {} across"}[family.cache].format(number)
+
+    @cached_property
+    def caches(self) -> tuple[str, ...]:
+        """For each attention what K and V are kept of (see Family.cache); () where it is each token for all."""
+        return tuple(self.family_of(i).cache for i in range(self.layers)) if self.family.encodes else ()
+
+    def layout(self, layers: Iterable[LayerLayout]) -> HeadLayout:
+        """A layout of this model."""
+        return HeadLayout(tuple(layers), self.query_heads, self.kv_heads, self.head_dim, self.caches)
+
+    @property
+    def ungrouped(self) -> HeadLayout:
+        """The model as it came."""
+        return self.layout([self.whole_layer] * self.layers)
+
+    @property
+    def whole_layer(self) -> LayerLayout:
+        """A layer as it came."""
+        return LayerLayout.from_labels(range(self.kv_heads), self.queries_per_kv_head)
 
     @property
     def queries_per_kv_head(self) -> int:
@@ -97,6 +145,11 @@ class Architecture:
     def needs_own_attention(self) -> bool:
         """Whether no class of transformers holds it with fewer KV heads than query heads."""
         return not self.family.stock and not self.as_phi
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it is an encoder, or has one: then it is run whole, not layer by layer."""
+        return self.family.encodes
 
     def uniform_counts(self, multiple_of: int = 1) -> list[int]:
         """KV-head counts below the model's own that every layer can have at once, ascending."""
@@ -113,9 +166,10 @@ class Architecture:
         return torch.stack([torch.arange(half), torch.arange(half) + half], dim=-1)
 
     def kv_bytes(self, cached_heads: list[int], bytes_per_number: int, context: int) -> int:
-        """The KV cache at `context` tokens. cached_heads: K heads plus V heads of each layer; a sliding window holds no
-        more than its tokens."""
+        """The KV cache at `context` tokens, and as many of the source where there is an encoder. cached_heads: K heads
+        plus V heads of each layer; a sliding window holds no more than its tokens, an encoder none."""
         kept = [context if window is None else min(context, window) for window in self.windows]
+        kept = [0 if cache == "none" else tokens for cache, tokens in zip(self.caches or ("token",) * len(kept), kept)]
         return sum(count * tokens for count, tokens in zip(cached_heads, kept)) * self.head_dim * bytes_per_number
 
     # Names
@@ -123,11 +177,12 @@ class Architecture:
     def prefix(self, checkpoint: Checkpoint, layer: int) -> str:
         """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`,
         `language_model.model.` or nothing."""
-        return checkpoint.before(self.family.layer.format(layer=0)) + self.family.layer.format(layer=layer)
+        family, number = self.place(layer)
+        return checkpoint.before(family.layer.format(layer=0)) + family.layer.format(layer=number)
 
-    def projections(self) -> list[str]:
+    def projections(self, layer: int = 0) -> list[str]:
         """The modules that hold attention weights, within a layer."""
-        f = self.family
+        f = self.family_of(layer)
         return [f.q, f.o] if f.fused else [f.q, f.k, f.v, f.o]
 
     @property
@@ -139,10 +194,9 @@ class Architecture:
             else ()
         )
 
-    @property
-    def attention_tensors(self) -> set[str]:
+    def attention_tensors(self, layer: int = 0) -> set[str]:
         """The names, within a layer, of the tensors that an Attention is made of, as far as there are such."""
-        modules = (*self.projections(), *self.norm_modules)
+        modules = (*self.projections(layer), *self.norm_modules)
         sinks = set() if self.family.sinks is None else {self.family.sinks}
         return {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} | sinks
 
@@ -153,7 +207,7 @@ class Architecture:
         missing, misshapen or non-finite tensors."""
         from grouper.attention import Attention
 
-        prefix, f = self.prefix(checkpoint, layer), self.family
+        prefix, f = self.prefix(checkpoint, layer), self.family_of(layer)
 
         def weight(module: str) -> Tensor:
             tensor = checkpoint.finite(f"{prefix}{module}.weight")
@@ -176,9 +230,8 @@ class Architecture:
             )
         expected = (query_projections or self.query_heads, self.kv_heads, self.kv_heads)
         if (q.shape[0], k.shape[0], v.shape[0]) != expected:
-            raise GrouperError(
-                f"layer {layer} has {q.shape[0]}/{k.shape[0]}/{v.shape[0]} q/k/v heads, config.json says otherwise"
-            )
+            counts = f"{q.shape[0]}/{k.shape[0]}/{v.shape[0]} q/k/v heads"
+            raise GrouperError(f"{self.name_of(layer)} has {counts}, config.json says otherwise")
         o = weight(f.o)
         o = o.reshape(o.shape[0], self.query_heads, self.head_dim)
         planes = self.planes if self.rotary_dim and layer not in self.unrotated else None
@@ -231,31 +284,39 @@ class Architecture:
     def norm(self, checkpoint: Checkpoint, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """(gain [D], bias [D]) of the norm before the projections; None where there is none, or it has no weights."""
         prefix = self.prefix(checkpoint, layer)
-        for name in self.norms:
-            if f"{prefix}{name}.weight" in checkpoint:
-                gain, bias = (
-                    checkpoint.finite(f"{prefix}{name}.weight") + self.family.norm_offset,
-                    f"{prefix}{name}.bias",
-                )
-                return gain, checkpoint.finite(bias) if bias in checkpoint else None
+        names = self.norms if not self.family.parts else self.family_of(layer).norm
+        return self._norm_named(checkpoint, [prefix + name for name in names])
+
+    def _norm_named(self, checkpoint: Checkpoint, names: list[str]) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and bias of the first of these norms that there is."""
+        for name in (n for n in names if f"{n}.weight" in checkpoint):
+            gain, bias = checkpoint.finite(f"{name}.weight") + self.family.norm_offset, f"{name}.bias"
+            return gain, checkpoint.finite(bias) if bias in checkpoint else None
         return None, None
 
     def input_moments(self, checkpoint: Checkpoint, layer: int) -> InputMoments:
-        """What the norm before the projections says of their inputs, without text."""
+        """What the norm before the projections says of their inputs, without text. Across from a decoder to an encoder,
+        q has one norm and k and v another one."""
         from grouper.calibration.input_moments import InputMoments
 
-        return InputMoments.from_norm(*self.norm(checkpoint, layer), self.hidden_size)
+        inputs = InputMoments.from_norm(*self.norm(checkpoint, layer), self.hidden_size)
+        family = self.family_of(layer)
+        if family.cache != "source":
+            return inputs
+        stem = checkpoint.before(family.layer.format(layer=0))
+        norm = self._norm_named(checkpoint, [stem + family.source_norm] if family.source_norm else [])
+        return InputMoments.from_norm(*norm, self.hidden_size, queries=inputs)
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
         """What the layer's projections are kept in."""
-        return checkpoint.tensors[f"{self.prefix(checkpoint, layer)}{self.family.q}.weight"].torch_dtype
+        return checkpoint.tensors[f"{self.prefix(checkpoint, layer)}{self.family_of(layer).q}.weight"].torch_dtype
 
     # Writing
 
-    def tensors(self, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the projections as the family's own class has them, heads in the order given. A fused
+    def tensors(self, prefix: str, attention: Attention, layer: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of the projections as checkpoints of the family have them, heads in the order given. A fused
         "per-group" projection takes equal groups, query heads in their order."""
-        f = self.family
+        f = self.family_of(layer)
         turn: Callable[[Tensor], Tensor] = (lambda w: w.T) if f.transposed else (lambda w: w)
         if f.fused:
             yield f"{prefix}{f.q}.weight", turn(self._fuse(attention.q, attention.k, attention.v).flatten(0, 1))

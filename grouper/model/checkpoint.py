@@ -205,7 +205,8 @@ def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str
     found = (f".{n}".partition(f".{layer}") for n in names)
     prefixes = {f"{head}."[1:] for head, middle, _ in found if middle}
     towers = ("vision", "visual", "audio", "vit", "vpm", "siglip")
-    return min((p for p in prefixes if not any(t in p for t in towers)), key=len, default=otherwise)
+    beside = [p for p in prefixes if not any(t in p for t in towers)]
+    return min(beside or prefixes, key=len, default=otherwise)
 
 
 def read_into(file: FileIO, room: memoryview) -> None:

@@ -6,10 +6,11 @@ from grouper.errors import GrouperError
 from grouper.model.families import FAMILIES, REFUSED, Family
 
 ALIASES = {  # what older or other configurations call it
-    "num_attention_heads": ("n_head", "n_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
-    "hidden_size": ("n_embd", "n_embed", "d_model"),
-    "num_hidden_layers": ("n_layer", "n_layers"),
-    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads", "encoder_attention_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
+    "hidden_size": ("n_embd", "n_embed", "d_model", "dim"), "head_dim": ("d_kv",),
+    "num_hidden_layers": ("n_layer", "n_layers", "encoder_layers", "num_layers"),
+    "decoder_layers": ("num_decoder_layers",),
+    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length", "max_target_positions"),
 }  # fmt: skip
 TEXT_MODELS = {  # decoders inside vision-language models that are a family under another name
     "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
@@ -49,12 +50,27 @@ def family_of(config: dict) -> Family:
         if outer not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             why = "of those that hold a decoder, only vision-language models are"
             raise GrouperError(f"models of type {outer!r} are not supported: {why}")
+    _check_encoder(config, model_type)
     for key in PER_HEAD_NORMS:
         if decoder_config(config).get(key):
             raise GrouperError(
                 f"this {model_type} model has LayerNorms on q and k with gains for each head ({key}): not supported yet"
             )
     return FAMILIES[model_type]
+
+
+def _check_encoder(config: dict, model_type: str) -> None:
+    """Raise GrouperError for a configuration of an encoder that is none of ours."""
+    if not FAMILIES[model_type].encodes:
+        return
+    if not FAMILIES[model_type].parts and (config.get("is_decoder") or config.get("add_cross_attention")):
+        raise GrouperError(f"this {model_type} model is a decoder (is_decoder): {model_type} is supported as an encoder")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        kind = config["position_embedding_type"]
+        raise GrouperError(f"this {model_type} model has {kind} positions within attention: not supported")
+    encoder, decoder = config.get("encoder_attention_heads"), config.get("decoder_attention_heads")
+    if encoder != decoder:
+        raise GrouperError(f"the encoder has {encoder} heads, the decoder {decoder}: expected the same number in both")
 
 
 def setting(config: dict, key: str, otherwise: Any = NOTHING) -> Any:

@@ -126,17 +126,17 @@ def check_tensors(checkpoint: "Checkpoint", architecture: "Architecture") -> Non
 
 def _implied(checkpoint: "Checkpoint", architecture: "Architecture") -> Iterator[tuple[str, tuple[int, ...], bool]]:
     """(name, shape, whether it must be there) of every layer's attention tensors, norms among them."""
-    a, f = architecture, architecture.family
+    a = architecture
     q, kv, hidden = a.query_heads * a.head_dim, a.kv_heads * a.head_dim, a.hidden_size
-    rows = {f.q: q + 2 * kv} if f.fused else {f.q: q, f.k: kv, f.v: kv}
     for layer in range(a.layers):
-        prefix = a.prefix(checkpoint, layer)
+        prefix, f = a.prefix(checkpoint, layer), a.family_of(layer)
+        rows = {f.q: q + 2 * kv} if f.fused else {f.q: q, f.k: kv, f.v: kv}
         for module, count in rows.items():
             yield f"{prefix}{module}.weight", (hidden, count) if f.transposed else (count, hidden), True
             yield f"{prefix}{module}.bias", (count,), False
         yield f"{prefix}{f.o}.weight", (q, hidden) if f.transposed else (hidden, q), True
         yield f"{prefix}{f.o}.bias", (hidden,), False
-        for norm in a.norms:
+        for norm in f.norm if a.family.parts else a.norms:
             yield f"{prefix}{norm}.weight", (hidden,), False
             yield f"{prefix}{norm}.bias", (hidden,), False
         if f.sinks is not None:

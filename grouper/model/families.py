@@ -1,87 +1,11 @@
 """The model families that can be regrouped, and the reasons for those that cannot.
 
-A new family is one entry here and one line in tests/family_samples.py.
+A new family is one entry here, or in encoder_families.py, and one line in tests/family_samples.py.
 """
 
-from dataclasses import dataclass
+from grouper.model.encoder_families import ENCODERS
+from grouper.model.family import DIVIDES, OWN, Family
 
-
-@dataclass(frozen=True)
-class Family:
-    """How one family stores attention. {layer} is the layer's number; names are within the decoder, whatever precedes
-    them in a checkpoint.
-
-    models: names that people know it by.
-    fused: None, or how the rows of `q` (then the only projection) are ordered: "stacked" (all q, all k, all v) or
-        "per-group" (the queries of KV head 0, its k, its v, then KV head 1, ...; in a multi-head model q, k, v of head
-        0, of head 1, ...).
-    transposed: weights are [in, out] (GPT-2's Conv1D).
-    norm: what stands before the projections, the first of the names that the checkpoint has; norm_offset is added to
-        its weight, and to those of norms on q and k (Gemma's g = 1 + w).
-    adds: the module whose output joins the residual stream; `o` unless given.
-    qk_norm: None, "head" (each head by itself, one gain for all) or "all" (across heads, a gain for each).
-    sinks: the tensor with a number for each query head that its softmax counts as one more score.
-    position: "rope", or what stands in its place: "learned" or "alibi".
-    rope: "half" (rows i and i + d/2 are a plane) or "interleaved" (2i and 2i + 1).
-    rotary: the configuration's key for the rotated share of head_dim, or the number of rotated rows, if partial.
-    head_dim: where the configuration names none and the class does not divide hidden_size by heads.
-    classes: how the names of its transformers classes begin.
-    stock: whether its class takes fewer KV heads than query heads.
-    padded: what carries more query heads than hidden_size / head_dim: "own" class, "own, if they divide hidden_size",
-        another class, or None (so where a norm spans all query heads: zeros change its mean, and its epsilon then
-        counts otherwise).
-    as_phi: why and when it goes out as Phi: "always", or a configuration key that must be true.
-    approximate: what makes merges that change a head's scale or basis approximate, if the configuration has it.
-    """
-
-    model_type: str
-    models: str
-    classes: str
-    layer: str = "layers.{layer}."
-    q: str = "self_attn.q_proj"
-    k: str = "self_attn.k_proj"
-    v: str = "self_attn.v_proj"
-    o: str = "self_attn.o_proj"
-    norm: tuple[str, ...] = ("input_layernorm",)
-    norm_offset: float = 0.0
-    adds: str | None = None
-    fused: str | None = None
-    transposed: bool = False
-    qk_norm: str | None = None
-    sinks: str | None = None
-    position: str = "rope"
-    rope: str = "half"
-    rotary: str | None = None
-    head_dim: int | None = None
-    stock: bool = True
-    padded: str | None = None
-    as_phi: str | None = None
-    approximate: str | None = None
-    model_class: str | None = None
-    config_class: str | None = None
-    head_class: str | None = None
-
-    @property
-    def attention(self) -> str:
-        """The module that holds the projections, within a layer."""
-        return self.q.rpartition(".")[0]
-
-    def export_classes(self, as_phi: bool, nested: bool = False, windowed: bool = False) -> list[str]:
-        """The classes that models of this family can be exported as; a layout may still be refused one of them, for its
-        padding say. nested: a decoder inside a larger model. windowed: some layers attend within a window."""
-        if nested:
-            return ["stock"]
-        if as_phi:
-            return ["stock", "ragged"]
-        padded = self.padded and not (windowed and self.padded == "llama")  # Llama knows no windows
-        return [*(["stock"] if self.stock else []), *(["padded"] if padded else []), "ragged"]
-
-    @property
-    def causal_lm(self) -> str:
-        return self.head_class or f"{self.classes}ForCausalLM"
-
-
-OWN, DIVIDES = "own", "own, if they divide hidden_size"
 FUSED = {"q": "self_attention.query_key_value", "k": "", "v": "", "o": "self_attention.dense"}
 # A norm before attention and one behind it.
 SANDWICH = {"adds": "post_attention_layernorm", "norm_offset": 1.0, "head_dim": 256}
@@ -151,13 +75,14 @@ FAMILIES = {
             q="attn.Wqkv", k="", v="", o="attn.out_proj", norm=("norm_1",),
             fused="stacked", position="alibi", stock=False, approximate="clip_qkv",
         ),
+        *ENCODERS,
     )
 }  # fmt: skip
 
 MLA = "its keys and values are compressed together (MLA): there are no KV heads to group"
 SHARED_KV = "some of its layers use other layers' KV heads"
 LINEAR = "it mixes attention with linear attention or state-space layers, which have no KV cache"
-ENCODER = "it is no decoder-only language model"
+UNLIKE = "its encoder and its decoder may have heads of different numbers and sizes"
 REFUSED = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3", "kimi_k2", "longcat_flash", "glm4_moe_lite"), MLA),
     **dict.fromkeys(("gemma3n_text", "gemma3n", "gemma4", "gemma4_text"), SHARED_KV),
@@ -168,6 +93,6 @@ REFUSED = {
             "qwen3_5_moe", "lfm2", "granitemoehybrid", "nemotron_h", "minimax", "kimi_linear", "olmo_hybrid",
         ), LINEAR,
     ),
-    **dict.fromkeys(("t5", "mt5", "bart", "mbart", "bert", "roberta", "t5gemma"), ENCODER),
+    **dict.fromkeys(("t5gemma", "t5gemma2"), UNLIKE),
     "gpt_bigcode": "it is multi-query already: there is nothing left to group",
 }  # fmt: skip

@@ -15,6 +15,7 @@ from grouper.attention import Attention, Merged, MergedLayer
 from grouper.errors import GrouperError, as_one_line
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
+from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.configuration import decoder_config
 from grouper.model.layers import Layers
@@ -24,12 +25,12 @@ class InMemoryModel(Layers):
     """`model` is the transformers model; `installed` lets layers compute with other weights for a while."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32):
-        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+        import transformers
 
         self.checkpoint = checkpoint.local()
         self.architecture = Architecture.of(checkpoint.config)
         self.device, self.dtype = device, dtype
-        load = (AutoModelForImageTextToText if self.architecture.nested else AutoModelForCausalLM).from_pretrained
+        load = getattr(transformers, auto_class(checkpoint.config)).from_pretrained
         options = in_double(checkpoint.config) if dtype == torch.float64 else {}
         options |= {"device_map": {"": device}} if "cuda" in device else {}
         with as_one_line(f"transformers cannot load {checkpoint.name}"):
@@ -39,7 +40,7 @@ class InMemoryModel(Layers):
         check_loaded(checkpoint.name, loading)
         self.model.eval().requires_grad_(False)
         names = (name for name, _ in self.model.named_parameters())
-        self.prefix = decoder_prefix(names, self.architecture.family.layer.format(layer=0))
+        self.prefix = decoder_prefix(names, self.architecture.family_of(0).in_class.layer.format(layer=0))
 
     @contextmanager
     def loaded(self, layer: int) -> Iterator[nn.Module]:
@@ -55,8 +56,7 @@ class InMemoryModel(Layers):
         layers = dict(enumerate(layout.layers)) if isinstance(layout, HeadLayout) else layout
         with ExitStack() as stack:
             for layer, layer_layout in layers.items():
-                block = self.layer(layer)
-                stack.enter_context(exchanged(self, block, merged(layer), layer_layout))
+                stack.enter_context(exchanged(self, layer, self.layer(layer), merged(layer), layer_layout))
             yield self.model
 
 
@@ -69,14 +69,18 @@ def check_loaded(name: str, loading: dict) -> None:
 
 
 @contextmanager
-def exchanged(model: Layers, block: nn.Module, merged: MergedLayer, layout: LayerLayout) -> Iterator[nn.Module]:
-    """A layer of the model, computing with these weights until the block ends."""
-    a, path = model.architecture, model.architecture.family.attention
+def exchanged(
+    model: Layers, layer: int, block: nn.Module, merged: MergedLayer, layout: LayerLayout
+) -> Iterator[nn.Module]:
+    """The layer of the model that this attention is in, computing with these weights until the block ends."""
+    a, family = model.architecture, model.architecture.family_of(layer)
+    path = family.in_class.attention
     attention = block.get_submodule(path)
-    before = {name: block.get_parameter(name).data for name in merged.others}
+    others = {family.class_name(name): tensor for name, tensor in merged.others.items()}
+    before = {name: block.get_parameter(name).data for name in others}
     try:
-        block.set_submodule(path, expanded_attention(a, attention, layout, model.device, model.dtype))
-        for name, tensor in (expanded_tensors(a, merged.attention, layout) | merged.others).items():
+        block.set_submodule(path, expanded_attention(a, attention, layout, model.device, model.dtype, layer))
+        for name, tensor in (expanded_tensors(a, merged.attention, layout, layer) | others).items():
             block.get_parameter(name).data = tensor.to(model.device, model.dtype).contiguous()
         yield block
     finally:
@@ -86,26 +90,35 @@ def exchanged(model: Layers, block: nn.Module, merged: MergedLayer, layout: Laye
 
 
 def expanded_attention(
-    architecture: Architecture, attention: nn.Module, layout: LayerLayout, device, dtype: torch.dtype
+    architecture: Architecture,
+    attention: nn.Module,
+    layout: LayerLayout,
+    device,
+    dtype: torch.dtype,
+    layer: int = 0,
 ) -> nn.Module:
     """A shallow copy of an attention module whose projections have room for one q, K and V head per attention output,
     weights not yet set.
 
     Where a norm spans all K heads, k_proj has the layout's heads alone: the norm is theirs, and its output is expanded.
     """
-    a, f = architecture, architecture.family
+    a, f = architecture, architecture.family_of(layer).in_class
     new = _shallow_copy(attention)
     outputs = a.query_heads * a.head_dim
     keys = layout.k.kv_heads * a.head_dim if f.qk_norm == "all" else outputs
     rows = {f.q: 3 * outputs, f.o: None} if f.fused else {f.q: outputs, f.k: keys, f.v: outputs, f.o: None}
     for path, out_features in rows.items():
-        name = path.rpartition(".")[2]
-        old = getattr(attention, name)
+        *within, name = path.removeprefix(f"{f.attention}.").split(".")
+        owner = new
+        for part in within:  # modules on the way are copied, too
+            setattr(owner, part, _shallow_copy(getattr(owner, part)))
+            owner = getattr(owner, part)
+        old = getattr(owner, name)
         if f.transposed or out_features is None:  # as large as before
-            setattr(new, name, _emptied(old, device, dtype))
+            setattr(owner, name, _emptied(old, device, dtype))
         else:
             linear = nn.Linear(a.hidden_size, out_features, bias=old.bias is not None, device="meta")
-            setattr(new, name, _emptied(linear, device, dtype))
+            setattr(owner, name, _emptied(linear, device, dtype))
     counts = {"num_key_value_groups": 1, "num_key_value_heads": a.query_heads, "num_kv_heads": a.query_heads}
     for name, value in counts.items():
         if hasattr(new, name):
@@ -121,11 +134,13 @@ def expanded_attention(
     return new
 
 
-def expanded_tensors(architecture: Architecture, attention: Attention, layout: LayerLayout) -> dict[str, torch.Tensor]:
+def expanded_tensors(
+    architecture: Architecture, attention: Attention, layout: LayerLayout, layer: int = 0
+) -> dict[str, torch.Tensor]:
     """The attention tensors that such a module takes, by name within the layer; gradients flow through."""
-    whole = attention.expanded(layout)
+    whole, family = attention.expanded(layout), architecture.family_of(layer)
     if architecture.family.qk_norm != "all":
-        return dict(architecture.tensors("", whole))
+        return {family.class_name(n): t for n, t in architecture.tensors("", whole, layer)}
     whole.k, whole.k_bias, whole.k_norm = attention.k, attention.k_bias, attention.k_norm
     named = dict(architecture.tensors("", whole))
     inner = architecture.norm_modules[1]

@@ -5,7 +5,6 @@ from typing import Any
 
 from grouper.errors import GrouperError
 from grouper.kv_cache import Saving, bytes_of, largest_batch
-from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.door import check_tensors
@@ -57,9 +56,8 @@ def inspect(
         raise GrouperError(f"a context of {context} tokens, a batch of {batch}: expected at least 1 of each")
     a = Architecture.of(checkpoint.config)
     check_tensors(checkpoint, a)
-    layout = HeadLayout.ungrouped(a.layers, a.query_heads, a.kv_heads, a.head_dim)
     context = context or a.context
-    per_token = layout.kv_bytes_per_token(kv_dtype)
+    per_token = a.ungrouped.kv_bytes_per_token(kv_dtype)
     rope = "none"
     if a.position != "rope":
         rope = f"none ({a.position} positions)"
@@ -74,7 +72,7 @@ def inspect(
         parameters=checkpoint.parameters,
         dtype=checkpoint.dtype, layers=a.layers, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
         hidden_size=a.hidden_size, rope=rope, sliding_layers=sum(w is not None for w in a.windows),
-        biases=f"{a.prefix(checkpoint, 0)}{a.family.q}.bias" in checkpoint,
+        biases=f"{a.prefix(checkpoint, 0)}{a.family_of(0).q}.bias" in checkpoint,
         kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context,
         kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
         uniform_kv_heads=a.uniform_counts(), export_classes=classes, batch=batch, card=card,

@@ -27,7 +27,9 @@ class Layers(ABC):
         """The layer with its weights, until the block ends. Layers come fastest in their order."""
 
     def layer(self, layer: int) -> nn.Module:
-        return self.model.get_submodule(self.prefix + self.architecture.family.layer.format(layer=layer).rstrip("."))
+        """The layer that this attention is in."""
+        family, number = self.architecture.place(layer)
+        return self.model.get_submodule(self.prefix + family.in_class.layer.format(layer=number).rstrip("."))
 
     @property
     def decoder(self) -> nn.Module:
@@ -36,11 +38,11 @@ class Layers(ABC):
 
     def query_projection(self, layer: int) -> nn.Module:
         """The module whose input is what enters q, k and v."""
-        return self.layer(layer).get_submodule(self.architecture.family.q)
+        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.q)
 
     def key_projection(self, layer: int) -> nn.Module:
         """The module that gives k, among others where projections are fused."""
-        family = self.architecture.family
+        family = self.architecture.family_of(layer).in_class
         return self.layer(layer).get_submodule(family.q if family.fused else family.k)
 
     def around(self) -> dict[str, nn.Parameter]:

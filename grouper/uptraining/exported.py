@@ -53,7 +53,7 @@ class ExportedModel:
                 )
             base = exported
             a = Architecture.of(base.config)
-            layout = HeadLayout.ungrouped(a.layers, a.query_heads, a.kv_heads, a.head_dim)
+            layout = a.ungrouped
         return cls(exported, source, base, layout, facts)
 
     def refined_on(self, tokens: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class ExportedModel:
         with as_one_line(f"layer {layer} of {self.folder.name} is not what its {MARKER} says"):
             attention = CLASSES[self.export_class].read(self.folder, self.base, layer, self.layout)
         here = a.prefix(self.base, layer)
-        replaced = a.attention_tensors
+        replaced = a.attention_tensors()
         inner = (n.removeprefix(here) for n in self.base.tensors if n.startswith(here))
         return MergedLayer(attention, {n: self._tensor(here + n) for n in inner if n not in replaced})
 

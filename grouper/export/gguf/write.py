@@ -67,7 +67,7 @@ class GGUF(Format):
     def engines(self, architecture: Architecture, export_class: str) -> list[str]:
         return ["llama.cpp"]
 
-    def loader(self, architecture: Architecture) -> str:
+    def loader(self, config: dict) -> str:
         return "llama.cpp"
 
     def how_to_load(self, report: Report, place: str) -> tuple[str, str]:

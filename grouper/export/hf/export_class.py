@@ -30,9 +30,11 @@ class ExportClass(ABC):
     def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
         """A layer of an exported folder, heads in the layout's order again: what `arranged` was given."""
 
-    def tensors(self, architecture: Architecture, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
+    def tensors(
+        self, architecture: Architecture, prefix: str, attention: Attention, layer: int
+    ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of arranged attention."""
-        return architecture.tensors(prefix, attention)
+        return architecture.tensors(prefix, attention, layer)
 
     @abstractmethod
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:

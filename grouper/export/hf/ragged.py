@@ -1,7 +1,8 @@
 """`ragged`: KV heads per layer, groups of any size: a small modelling file travels with the weights.
 
 Classes that compute q, k and v for themselves and leave the rest to an attention function take theirs through that
-(modeling_ragged.py); older ones get an attention of our own (modeling_ragged_plain.py).
+(modeling_ragged.py); older ones get an attention of our own (modeling_ragged_plain.py); for encoders see
+ragged_encoder.py.
 """
 
 import re
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from grouper.attention import Attention
 from grouper.export.hf.export_class import ExportClass
+from grouper.export.hf.ragged_encoder import encoder_config, encoder_file, read_encoder
 from grouper.export.hf.stock import grouped_order, head_order
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture, separate_tensors
@@ -33,7 +35,7 @@ class Ragged(ExportClass):
     ) -> str | None:
         if architecture.nested:
             return "there is no modelling file for vision-language models: take a layout of class stock"
-        if any(layer.q for layer in layout.layers):
+        if any(layer.q for layer in layout.layers) and not architecture.encodes:
             if architecture.needs_own_attention or architecture.family.fused:
                 models = f"{architecture.family.model_type} models"
                 return f"there is no modelling file for {models} that share query projections"
@@ -42,10 +44,14 @@ class Ragged(ExportClass):
         return None
 
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
+        if layout.caches:  # an encoder, whose modelling file takes query heads as they are
+            return attention
         return grouped_order(attention, layout.layers[layer])
 
     def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
         one, architecture = layout.layers[layer], Architecture.of(original.config)
+        if architecture.encodes:
+            return read_encoder(exported, original, layer, layout)
         if architecture.needs_own_attention:
             q, k, v, o = (f"{architecture.family.attention}.{m}" for m in PROJECTIONS)
             family = replace(architecture.family, q=q, k=k, v=v, o=o, fused=None, transposed=False)
@@ -53,15 +59,19 @@ class Ragged(ExportClass):
         architecture = replace(architecture, kv_heads=one.k.kv_heads)
         return head_order(architecture.read(exported, layer, one.query_heads), one)
 
-    def tensors(self, architecture: Architecture, prefix: str, attention: Attention) -> Iterator[tuple[str, Tensor]]:
-        if not architecture.needs_own_attention:
-            return architecture.tensors(prefix, attention)
+    def tensors(
+        self, architecture: Architecture, prefix: str, attention: Attention, layer: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        if not architecture.needs_own_attention or architecture.encodes:
+            return architecture.tensors(prefix, attention, layer)
         modules = tuple(f"{architecture.family.attention}.{m}" for m in PROJECTIONS)
         return separate_tensors(prefix, modules, attention)
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
         """kv_groups, and query_of_head where queries are shared, are what the modelling file reads, per_layer_config
         what serving engines do."""
+        if architecture.encodes:
+            return encoder_config(config, architecture, layout)
         sizes = [list(layer.k.sizes) for layer in layout.layers]
         own = {"AutoConfig": "RaggedConfig", "AutoModel": "RaggedModel", "AutoModelForCausalLM": "RaggedForCausalLM"}
         common = {
@@ -91,6 +101,8 @@ class Ragged(ExportClass):
 
 def modelling_file(architecture: Architecture) -> str:
     """The source of modeling_ragged.py on this family's classes."""
+    if architecture.encodes:
+        return encoder_file(architecture)
     plain = architecture.needs_own_attention
     source = Path(__file__).with_name("modeling_ragged_plain.py" if plain else FILE).read_text(encoding="utf-8")
     theirs, ours = TEMPLATE[plain], FAMILIES["phi"] if architecture.as_phi else architecture.family

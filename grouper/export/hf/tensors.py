@@ -17,7 +17,7 @@ Named = tuple[str, Tensor | Stored]
 
 def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
     """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in: what stays as it is
-    where it lies, the rest loaded. One layer's merged weights are held at a time. Raises GrouperError where a merge
+    where it lies, the rest loaded. The merged weights of one layer of the model are held at a time. Raises GrouperError where a merge
     gave numbers that are not finite."""
     a, checkpoint = job.architecture, job.checkpoint
     if a.as_phi:
@@ -27,24 +27,27 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
         )
         yield from map(finite, phi_tensors(checkpoint, a, job.merged, arranged))
         return
-    prefixes = {a.prefix(checkpoint, layer): layer for layer in range(a.layers)}
-    replaced = a.attention_tensors
-    current, done, written = None, None, False
+    inside: dict[str, list[int]] = {}  # the attentions of each layer of the model: a decoder may have two in one
+    for layer in range(a.layers):
+        inside.setdefault(a.prefix(checkpoint, layer), []).append(layer)
+    replaced = [a.attention_tensors(layer) for layer in range(a.layers)]
+    current, done, written = None, {}, set()
     for name in sorted(checkpoint.tensors):  # a layer's names are neighbours
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
+        prefix = next((p for p in inside if name.startswith(p)), None)
         if prefix is None:
             yield finite((name, job.outside(name)))
             continue
         if prefix != current:
-            current, done, written = prefix, job.merged(prefixes[prefix]), False
+            current, done, written = prefix, {layer: job.merged(layer) for layer in inside[prefix]}, set()
         inner = name.removeprefix(prefix)
-        if inner not in replaced:
-            yield name, _other(job, name, inner, done)
-        elif not written:
-            written = True
-            dtype = a.stored_dtype(checkpoint, prefixes[prefix])
-            attention = export_class.arranged(done.attention, prefixes[prefix], job.layout, checkpoint.config)
-            for new_name, tensor in map(finite, export_class.tensors(a, prefix, attention)):
+        layer = next((i for i in inside[prefix] if inner in replaced[i]), None)
+        if layer is None:
+            yield name, _other(job, name, inner, done[inside[prefix][-1]])
+        elif layer not in written:
+            written.add(layer)
+            dtype = a.stored_dtype(checkpoint, layer)
+            attention = export_class.arranged(done[layer].attention, layer, job.layout, checkpoint.config)
+            for new_name, tensor in map(finite, export_class.tensors(a, prefix, attention, layer)):
                 yield new_name, tensor.to(dtype)
 
 

@@ -15,6 +15,7 @@ from grouper.export.hf.tokenizer import name_tokenizer_class
 from grouper.export.self_test import run_self_test
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
+from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.shards import write_shards
 from grouper.model.sources import is_own_file
@@ -23,7 +24,8 @@ from grouper.progress import Progress
 
 COMPANIONS = (  # what belongs to a model beside its weights; never code
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "*.model", "chat_template*", "*processor_config.json", "additional_chat_templates", "LICENSE*",
+    "*.model", "*.spm", "chat_template*", "*processor_config.json", "additional_chat_templates", "LICENSE*",
+    "normalizer.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*",
 )  # fmt: skip
 PYTHON = """```python
 from transformers import {auto}
@@ -72,8 +74,8 @@ class HuggingFace(Format):
     def engines(self, architecture: Architecture, export_class: str) -> list[str]:
         return engines_for(architecture, export_class)
 
-    def loader(self, architecture: Architecture) -> str:
-        return "AutoModelForImageTextToText" if architecture.nested else "AutoModelForCausalLM"
+    def loader(self, config: dict) -> str:
+        return auto_class(config)
 
     def how_to_load(self, report: Report, place: str) -> tuple[str, str]:
         own_code = CLASSES[report.export_class].own_code

@@ -71,8 +71,8 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
 
 PANELS = {  # what options are about, as --help shows them
     "What": "families revision merge layout layouts kv_ratio kv_bytes_per_token deploy method fitness base",
-    "Text": "text dataset tokens window limit keep_calibration tasks num_fewshot task_path",
-    "Search": "paper acceptance stage2 kv_heads_multiple_of kv_dtype population generations sensitivity seed set_ sort",
+    "Text": "text dataset images tokens window limit keep_calibration tasks num_fewshot task_path",
+    "Search": "blocks paper acceptance stage2 kv_heads_multiple_of kv_dtype population generations sensitivity seed set_ sort",
     "Refinement and training": "refine scope refine_tokens teacher kl hidden causal step_tokens micro_tokens lr train "
     "lora_rank patience checkpointing",
     "Output": "output overwrite json_ config format_ dtype max_padding push_to_hub private create_pr commit_message "
@@ -113,6 +113,9 @@ Assignments = Annotated[
 ]
 Text = Annotated[
     str | None, typer.Option(help="Plain text, JSONL with `text` or chat `messages`; demo, wikitext or ultrachat.")
+]
+Images = Annotated[
+    str | None, typer.Option(help="Pictures in folders of classes, FOLDER/CLASS/*.png, for models that look at them.")
 ]
 Dataset = Annotated[
     str | None, typer.Option(help="NAME[:split] or NAME:config:split of a dataset (needs kv-grouper[datasets]).")
@@ -186,6 +189,11 @@ def search(
     dataset: Dataset = None,
     tokens: Tokens = SEARCH.tokens,
     window: Window = SEARCH.window,
+    images: Images = None,
+    blocks: Annotated[
+        str,
+        typer.Option(help="Of models with an encoder: cached (what a KV cache is of), all, encoder, decoder, across."),
+    ] = SEARCH.blocks,
     keep_calibration: Keep = None,
     paper: Annotated[str | None, typer.Option(help="A published recipe: qcqa or asymgqa.")] = None,
     acceptance: Annotated[
@@ -220,7 +228,7 @@ def search(
         method=tuple(m.strip() for m in method.split(",")), fitness=fitness, stage2=stage2, paper=paper,
         kv_heads_multiple_of=kv_heads_multiple_of, kv_dtype=kv_dtype, population=population, generations=generations,
         seed=seed, text=text, dataset=dataset, tokens=tokens, window=window, acceptance=acceptance,
-        set=tuple(set_ or ()), sensitivity=sensitivity,
+        set=tuple(set_ or ()), sensitivity=sensitivity, images=images, blocks=blocks,
     )  # fmt: skip
     with bar("searching", says_how_long=True) as progress:
         front = run_search(
@@ -228,7 +236,7 @@ def search(
             keep_calibration=keep_calibration, overwrite=overwrite, progress=progress, command=_command(),
         )  # fmt: skip
     closing_table(front, str(output))
-    if not text and not dataset and fitness != "weight":
+    if not text and not dataset and not images and fitness != "weight":
         say.print(WITHOUT_TEXT, soft_wrap=True)
     _next("evaluate", output, "--text", "other.txt")
     _print_front(front, json_, output)
@@ -245,6 +253,7 @@ def evaluate(
         ),
     ] = None,
     dataset: Dataset = None,
+    images: Images = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, like hellaswag,piqa (needs kv-grouper[eval]).")
     ] = None,
@@ -280,7 +289,7 @@ def evaluate(
     from search.evaluated_model import evaluate_model, names_a_model
     from search.proxies import read_proxies
 
-    source = named_sources(text or [], dataset, purpose="evaluation") if text or dataset else None
+    source = named_sources(text or [], dataset, "evaluation", images) if text or dataset or images else None
     asked = None
     if tasks is not None:
         asked = TaskOptions(tuple(t.strip() for t in tasks.split(",")), task_path, limit, num_fewshot)
@@ -326,6 +335,7 @@ def export(
     set_: Assignments = None,
     text: Text = None,
     dataset: Dataset = None,
+    images: Images = None,
     refine: Annotated[bool, typer.Option(help="Refine layer by layer, where text is given.")] = True,
     push_to_hub: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Push the folder to the Hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")] = False,
@@ -361,8 +371,8 @@ def export(
     from search.shares import parsed_share
 
     calibration = None
-    if text or dataset:
-        calibration = Calibration(TextSource(text, dataset), tokens, window, keep_calibration)
+    if text or dataset or images:
+        calibration = Calibration(TextSource(text, dataset, images=images), tokens, window, keep_calibration)
     padding = parsed_share(max_padding, "--max-padding")
     destination = None
     if push_to_hub:
@@ -379,7 +389,7 @@ def export(
     if json_:
         return _print_json(exported.to_data())
     exported_summary(exported)
-    if format_ == "hf":
+    if format_ == "hf" and exported.loader in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
         _next("uptrain", output, "-o", f"{output}-healed", "--text", text or "training.txt")
 
 

@@ -8,7 +8,7 @@ k k k k       k   k            k    k
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from numbers import Integral
@@ -262,7 +262,9 @@ class HeadLayout:
 
     def _of_cache(self, *kinds: str) -> list[LayerLayout]:
         """The layers whose K and V are kept of one of these."""
-        return [layer for layer, cache in zip(self.layers, self.caches or ("token",) * len(self.layers)) if cache in kinds]
+        return [
+            layer for layer, cache in zip(self.layers, self.caches or ("token",) * len(self.layers)) if cache in kinds
+        ]
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
         """Bytes that one token adds to the KV cache."""
@@ -285,6 +287,17 @@ class HeadLayout:
         return sum(layer.cached_heads for layer in kept) / (2 * self.original_kv_heads * len(kept))
 
     @property
+    def groups_encoder(self) -> bool:
+        """Whether something is grouped that no cache is kept of."""
+        return any(layer.cached_heads < 2 * self.original_kv_heads for layer in self._of_cache("none"))
+
+    @property
+    def whole(self) -> "HeadLayout":
+        """The model as it came."""
+        alone = LayerLayout.from_labels(range(self.original_kv_heads), self.queries_per_kv_head)
+        return replace(self, layers=(alone,) * len(self.layers))
+
+    @property
     def weight_ratio(self) -> float:
         """Weights of K and V relative to the model that came in."""
         return self.cached_heads / (2 * self.original_kv_heads * len(self.layers))
@@ -298,12 +311,12 @@ class HeadLayout:
     def export_class(self) -> str:
         """What the layout by itself allows; grouper.export.classes says what a model's family makes of it.
 
-        stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ or queries are
-        shared. none: K and V differ.
+        stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ, queries are shared,
+        or there is an encoder, whose classes know nothing else. none: K and V differ.
         """
         if not all(layer.is_shared for layer in self.layers):
             return "none"
-        if any(layer.q for layer in self.layers) or len({layer.k.kv_heads for layer in self.layers}) > 1:
+        if self.caches or any(layer.q for layer in self.layers) or len({layer.k.kv_heads for layer in self.layers}) > 1:
             return "ragged"
         return "stock" if len({size for layer in self.layers for size in layer.k.sizes}) == 1 else "padded"
 

@@ -1,5 +1,6 @@
 """From a layout to weights: calibrate once, merge layers, refine them. What export and evaluation share."""
 
+import math
 import tempfile
 from collections import deque
 from functools import cached_property
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from grouper.attention import Merged, MergedLayer
 from grouper.calibration.calibration import Calibration
+from grouper.calibration.example_moments import collect_of_examples
+from grouper.calibration.examples import Examples
 from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.moments import KeptMoments, collect_moments
+from grouper.calibration.reading import read_examples
 from grouper.calibration.seen import Seen
 from grouper.calibration.text import digest, spread, text_of
 from grouper.errors import GrouperError
@@ -20,12 +24,14 @@ from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.door import check_tensors
+from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
 from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
+from grouper.refinement.refine_encoders import refine_encoders
 from grouper.refinement.saved import RefinedLayers, SavedLayers
 
 
@@ -63,22 +69,29 @@ class Regrouper:
     # Text
 
     @cached_property
-    def every_window(self) -> Tensor:
-        """[n, window]: the whole calibration text."""
+    def every_window(self) -> Tensor | Examples:
+        """[n, window]: the whole calibration text; for encoders as they take it."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
+        if self.architecture.encodes:
+            return read_examples(self.checkpoint, self.calibration.source, self.calibration.window)
         return text_of(self.checkpoint, self.calibration.source, self.calibration.window)
 
-    def windows(self, tokens: int) -> Tensor:
+    def windows(self, tokens: int) -> Tensor | Examples:
         """[n, window] of the calibration text, spread over it."""
         return spread(self.every_window, max(1, tokens // self.every_window.shape[1]))
 
-    def seen(self, options: RefineOptions) -> Seen:
-        """What `refined` sees of the calibration text."""
+    def seen(self, options: RefineOptions) -> Seen | None:
+        """What `refined` sees of the calibration text, for training that follows; which encoders have none of."""
+        if self.architecture.encodes:
+            return None
         return Seen.of(self.every_window, len(self.windows(options.for_device(self.device).tokens)))
 
     def held_out(self, tokens: int) -> Tensor:
-        """[n, window] of the calibration text that the moments have not seen, for judging merges on."""
+        """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
+        GrouperError where there is none, and for encoders."""
+        if self.architecture.encodes:
+            raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
         used = {tuple(row) for row in self.windows(self.calibration.tokens).tolist()}
         every = self.every_window
         rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
@@ -107,7 +120,8 @@ class Regrouper:
                 folder = Path(self._temporary.name)
             moments = KeptMoments(folder / name, self.architecture.layers)
             if not self.ranks.first_does(lambda: moments.complete):
-                collected = collect_moments(self.model, tokens, progress, self.ranks)
+                collect = collect_of_examples if self.architecture.encodes else collect_moments
+                collected = collect(self.model, tokens, progress, self.ranks)
                 if self.ranks.first or self._temporary:
                     moments.keep(collected)
                 else:
@@ -144,7 +158,9 @@ class Regrouper:
         return made
 
     def estimate(self, layout: HeadLayout, merge: Merge, options: RefineOptions) -> float:
-        """Seconds that `refined` will take, shared by all ranks."""
+        """Seconds that `refined` will take, shared by all ranks; NaN for encoders, which takes as long to find out."""
+        if self.architecture.encodes:
+            return math.nan
         options = options.for_device(self.device)
         start, tokens = self._made(layout, merge.before_refinement()), self.windows(options.tokens)
         return estimate_seconds(self.model, layout, start, tokens, options, self.device, self.ranks)
@@ -162,6 +178,8 @@ class Regrouper:
         options = (options or RefineOptions()).for_device(self.device)
         start = self._made(layout, merge.before_refinement())
         tokens = self.windows(options.tokens)
+        if isinstance(self.model, InMemoryModel) and isinstance(tokens, Examples):
+            return refine_encoders(self.model, layout, start, tokens, options, folder=folder, progress=progress)
         return refine_layers(
             self.model, layout, start, tokens, options,
             device=self.device, folder=folder, progress=progress, ranks=ranks,

@@ -23,14 +23,16 @@ class Layouts:
     """Layouts as they come, equal ones once, under the first method that has them; baselines stand beside, for
     comparison."""
 
-    def __init__(self, architecture: Architecture, fitness: str):
-        self.architecture = architecture
-        self.own_merge = MERGES[FITNESSES[fitness].own_merge]
+    def __init__(self, architecture: Architecture, options: SearchOptions):
+        self.architecture, self.searched = architecture, options.searched(architecture)
+        self.own_merge = MERGES[FITNESSES[options.fitness].own_merge]
         self.scored: dict[tuple[bool, HeadLayout], Scored] = {}
 
     def add(self, method: str, picks: Iterable[Candidate], baseline: bool = False) -> None:
+        """picks: one for each layer that is searched; the others stay as they came."""
         picks, a = list(picks), self.architecture
-        layout = a.layout(c.layout for c in picks)
+        chosen = dict(zip(self.searched, picks))
+        layout = a.layout(chosen[i].layout if i in chosen else a.whole_layer for i in range(a.layers))
         before = self.scored.get((baseline, layout))
         if before is None:
             merge = merge_for(layout, self.own_merge).name
@@ -42,12 +44,12 @@ class Layouts:
 def assemble_layouts(
     found: list[dict[str, list[Candidate]]], architecture: Architecture, options: SearchOptions, methods: list[Method]
 ) -> list[Scored]:
-    """Every layout of a run, the original first, then by falling KV bytes.
+    """Every layout of a run, the original first, then by falling KV bytes. found: of the layers that are searched.
 
     Baselines and methods each give, for every uniform KV-head count, the best any-size and the best equal-size grouping
     in all layers; methods also what stage 2 makes of them.
     """
-    layouts = Layouts(architecture, options.fitness)
+    layouts = Layouts(architecture, options)
     alone = Candidate(architecture.whole_layer, 0.0)
     layouts.add(ORIGINAL, [alone] * len(found))
     counts = architecture.uniform_counts(options.kv_heads_multiple_of)

@@ -11,6 +11,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stage2": ("knapsack", "nsga2", "none"),
     "paper": ("qcqa", "asymgqa"),
     "acceptance": ("fitness", "loss"),
+    "blocks": ("cached", "all", "encoder", "decoder", "across"),
     "merge": (
         "mean", "select", "first", "procrustes", "weighted", "weighted-column", "weighted-row", "spectral",
     ),

@@ -31,9 +31,9 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
     baselines = table[table["method"].isin(not_found())]
     found = table.drop(baselines.index)
     if len(baselines) > MOST_BASELINES:
-        baselines = baselines[baselines["deploy"] == "stock"]
-    stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_bytes_per_token")
-    along = found[found["on_front"] == 1].sort_values("kv_bytes_per_token")
+        baselines = baselines[(baselines["deploy"] == "stock") | baselines["method"].isin((ORIGINAL, "neighbour"))]
+    stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_ratio")
+    along = found[found["on_front"] == 1].sort_values(front.size)
     places = np.linspace(0, len(along) - 1, min(SPREAD, len(along))).round().astype(int)
     return sorted({*baselines["layout"], *stock["layout"], *along.iloc[np.unique(places)]["layout"]})
 

@@ -3,7 +3,15 @@
 import re
 
 SE = re.compile(r"_se(:|$)|_stderr(,|$)")
-CALLED = {"nll": "nats per token", "kl": "KL to the original", "agreement": "agreement with the original"}
+CALLED = {
+    "nll": "nats per token", "kl": "KL to the original", "agreement": "agreement with the original",
+    "cosine": "cosine with the original's vectors",
+}  # fmt: skip
+JUDGES = {
+    "nll": 1,
+    "cosine": -1,
+    "kl": 1,
+}  # by which layouts are ranked, the first that was measured; -1: more is better
 
 
 def called(column: str) -> str:

@@ -26,7 +26,7 @@ OUT = Console(**PLAIN)
 ERR = Console(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")), **PLAIN)
 SHOWN = 16  # rows of the closing table
 WIDE = 110  # characters of a line that holds all columns
-HEADINGS = ("layout", "method", "merge", "KV cache", "bytes", "class", "error")
+LEFT = ("method", "merge", "class")  # headings of words
 
 
 def closing_table(front: ParetoFront, folder: str) -> None:
@@ -34,24 +34,26 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     from search.methods.registry import ORIGINAL, baselines
 
     table = front.table
-    measured = table["nll"].notna().any()
-    by = ["kv_bytes_per_token", "nll", "error"] if measured else ["kv_bytes_per_token", "error"]
-    shown = table[table["nll"].notna()] if measured else spread(table)
+    judge = front.judge
+    measured, nats = judge != "error", judge == "nll"
+    by = list(dict.fromkeys([front.size, judge, "error"]))
+    shown = table[table[judge].notna()] if measured else spread(table)
     shown = shown.sort_values(by, ascending=[False, *[True] * (len(by) - 1)])
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (*HEADINGS, *(["nats", "over"] if measured else [])):
-        view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right", no_wrap=True)
-    added = [c for c in ("kl", "agreement") if measured and c in shown and ERR.width >= WIDE]
+    headings = ("layout", "method", "merge", *sizes(table), "class", "error", *(["nats", "over"] if nats else []))
+    for heading in headings:
+        view.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
+    added = [c for c in ("accuracy", "cosine", "kl", "agreement") if c in shown and (not nats or ERR.width >= WIDE)]
     for column in added:
         view.add_column(column, justify="right", no_wrap=True)
     losses = front.over
     for index, row in shown.iterrows():
-        size = (f"{row['kv_ratio']:.1%}", f"{row['kv_bytes_per_token']:,}")
+        size = sizes(table, row)
         cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
-        if measured:
+        if nats:
             over = losses[index]  # NaN where the original was not measured
             cells += [f"{row['nll']:.4f}", "" if row["method"] == ORIGINAL or over != over else f"{over:+.4f}"]
-            cells += ["" if row[c] != row[c] else f"{row[c]:.4f}" for c in added]
+        cells += ["" if row[c] != row[c] else f"{row[c]:.4f}" for c in added]
         style = "dim" if row["method"] in baselines() else "bold" if row["method"] == ORIGINAL else None
         view.add_row(*cells, style=style)
     ERR.print(view)
@@ -60,19 +62,32 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     ERR.print(f"{len(table)} rows, {int(table['on_front'].sum())} on the front; {places}", soft_wrap=True)
 
 
+def sizes(table: pd.DataFrame, row: pd.Series | None = None) -> list[str]:
+    """What a row of the table says of its size, or the headings of that. Only encoders have no cache; those with a
+    decoder keep something of each token of the source, too."""
+    shown = []
+    if table["kv_bytes_per_token"].any():
+        shown = [("KV cache", "kv_ratio", ".1%"), ("bytes", "kv_bytes_per_token", ",")]
+    if "kv_bytes_per_source_token" in table:
+        shown.append(("of source", "kv_bytes_per_source_token", ","))
+    if "weight_ratio" in table or not shown:
+        shown.append(("K, V weights", "weight_ratio" if "weight_ratio" in table else "kv_ratio", ".1%"))
+    return [name if row is None else f"{row[column]:{form}}" for name, column, form in shown]
+
+
 def layouts_table(rows: pd.DataFrame) -> None:
     """On stdout: layouts of a run, as many columns as were measured."""
     from search.layouts_table import counts
 
     view = Table(box=None, pad_edge=False, header_style="bold")
     measured = rows["nll"].notna().any()
-    for heading in ("layout", "method", "merge", "KV cache", "bytes", "class", "error"):
-        view.add_column(heading, justify="left" if heading in ("method", "merge", "class") else "right", no_wrap=True)
+    for heading in ("layout", "method", "merge", *sizes(rows), "class", "error"):
+        view.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
     for heading in ("nats", "over", "kl") if measured else ():
         view.add_column(heading, justify="right", no_wrap=True)
     view.add_column("KV heads")
     for _, row in rows.iterrows():
-        size = (f"{row['kv_ratio']:.1%}", f"{row['kv_bytes_per_token']:,}")
+        size = sizes(rows, row)
         cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
         for column, form in (("nll", ".4f"), ("over", "+.4f"), ("kl", ".4f")) if measured else ():
             value = row.get(column, float("nan"))
@@ -153,10 +168,11 @@ def spread(table: pd.DataFrame) -> pd.DataFrame:
 
     base = table[table["method"].isin(not_found())]
     found = table.drop(base.index)
-    stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_bytes_per_token")
-    along = found[(found["on_front"] == 1) & ~found.index.isin(stock.index)].sort_values("kv_bytes_per_token")
+    stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_ratio")
+    along = found[(found["on_front"] == 1) & ~found.index.isin(stock.index)].sort_values("kv_ratio")
     step = max(1, -(-len(along) // max(1, SHOWN - len(stock))))
-    return pd.concat([base[base["kv_ratio"].isin({1.0, *stock["kv_ratio"]})], stock, along.iloc[::step]])
+    known = {1.0, *(stock["kv_ratio"] if len(stock) else base["kv_ratio"])}  # encoders have no stock layouts
+    return pd.concat([base[base["kv_ratio"].isin(known)], stock, along.iloc[::step]])
 
 
 def inspection(found: Inspection) -> None:
@@ -214,7 +230,11 @@ def exported_summary(exported: Exported) -> None:
     OUT.print(f"wrote {place}, class {exported.export_class}", soft_wrap=True)
     if exported.note:
         OUT.print(exported.note, soft_wrap=True)
-    OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
+    if before:
+        OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
+    if exported.kv_bytes_per_source_token[0]:
+        before, after = exported.kv_bytes_per_source_token
+        OUT.print(f"KV cache {before:,} -> {after:,} bytes per token of the source ({after / before:.1%})")
     OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
     OUT.print(f"self-test: {exported.self_test.summary}")
     if exported.pushed:

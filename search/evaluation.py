@@ -3,26 +3,26 @@
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from torch import Tensor
 
-from fitness.closeness import Closeness, Original, closeness_of
-from fitness.tasks import TaskOptions, Tasks
-from grouper.attention import Merged
+from fitness.tasks import TaskOptions
 from grouper.calibration.calibration import WINDOW
+from grouper.calibration.examples import Examples
+from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import digest, load_tokenizer, text_of
+from grouper.calibration.text import digest, text_of
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
+from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import InMemoryModel
-from grouper.model.layers import Layers
 from grouper.outputs import temporary_folder
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
@@ -30,7 +30,10 @@ from grouper.refinement.layer import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
 from search.choosing import add_rows, choose
+from search.columns import JUDGES, called
+from search.example_meter import ExampleMeter
 from search.measuring import REFINED, Measuring
+from search.meter import Meter
 from search.methods.registry import ORIGINAL
 from search.options import COMPUTING, MEASURED
 from search.pareto import ParetoFront
@@ -93,7 +96,7 @@ def evaluate(
         front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
         regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
-        meter = Meter(regrouper, texts, tasks, dtype)
+        meter = (ExampleMeter if regrouper.architecture.encodes else Meter)(regrouper, texts, tasks, dtype)
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
         fill_in(folder, front, todo, meter, fitting, refine, progress)
@@ -107,16 +110,21 @@ def evaluate(
 
 def texts_of(
     checkpoint: Checkpoint, source: TextSource | Texts | None, tasks: TaskOptions | None, window: int, limit: int | None
-) -> dict[str, Tensor]:
-    """[n, window] ids by the texts' names."""
+) -> dict[str, Tensor | Examples]:
+    """[n, window] ids by the texts' names; for encoders what they take."""
     if source is None and tasks is None:
-        raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --tasks")
+        raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images or --tasks")
     sources = {"": source} if isinstance(source, TextSource) else source or {}
-    return {name: text_of(checkpoint, one, window, limit) for name, one in sources.items()}
+    read: Callable[..., Tensor | Examples] = text_of
+    if Architecture.of(checkpoint.config).encodes:
+        if tasks is not None:
+            raise GrouperError("tasks are for decoders: lm-evaluation-harness runs nothing else")
+        read = read_examples
+    return {name: read(checkpoint, one, window, limit) for name, one in sources.items()}
 
 
 def measuring_of(
-    source: TextSource | Texts | None, texts: dict[str, Tensor], tasks: TaskOptions | None, dtype: str, set: tuple
+    source: TextSource | Texts | None, texts: dict[str, Any], tasks: TaskOptions | None, dtype: str, set: tuple
 ) -> Measuring:
     about = None if tasks is None else {"limit": tasks.limit, "few_shot": tasks.few_shot}
     if not texts:
@@ -127,76 +135,6 @@ def measuring_of(
     names = ", ".join(f"{name}={one.name}" for name, one in source.items())
     digests = " ".join(f"{name}={digest(tokens)}" for name, tokens in texts.items())
     return Measuring(names, digests, tuple(list(tokens.shape) for tokens in texts.values()), dtype, set, about)
-
-
-class Meter:
-    """Measures layouts of one model, on texts and by tasks."""
-
-    def __init__(self, regrouper: Regrouper, texts: dict[str, Tensor], tasks: TaskOptions | None, dtype: str):
-        self.regrouper, self.texts, self.asked = regrouper, texts, tasks
-        if dtype != COMPUTING:
-            regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))
-
-    @cached_property
-    def originals(self) -> dict[str, Original]:
-        return {name: Original.of(self.regrouper.model, tokens) for name, tokens in self.texts.items()}
-
-    @cached_property
-    def tasks(self) -> Tasks | None:
-        return None if self.asked is None else Tasks(self.asked)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.regrouper.checkpoint)
-
-    def is_missing(self, row: dict) -> bool:
-        """Whether the row lacks something of what is measured."""
-        if self.texts and any(np.isnan(row.get(column, np.nan)) for column in ("nll", "kl")):
-            return True
-        names = () if self.asked is None else self.asked.names
-        return any(all(np.isnan(row[c]) for c in row if c.startswith(f"{name},")) for name in names)
-
-    def of_original(self) -> dict[str, float]:
-        values = on_texts({name: original.closeness for name, original in self.originals.items()})
-        return {**values, **self._of_tasks(None)}
-
-    def of_layout(self, layout: HeadLayout, merged: Merged) -> dict[str, float]:
-        model = self.regrouper.model
-        found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
-        return {**on_texts(found), **self._of_tasks((layout, merged))}
-
-    def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> dict[str, float]:
-        if self.tasks is None:
-            return {}
-        model = in_memory(self.regrouper.model)
-        if regrouped is None:
-            return self.tasks.scores(model.model, self.tokenizer)
-        with model.installed(*regrouped) as installed:
-            return self.tasks.scores(installed, self.tokenizer)
-
-
-def in_memory(model: Layers) -> InMemoryModel:
-    """The model itself. Raises GrouperError for one that is streamed, which no task harness can run."""
-    if not isinstance(model, InMemoryModel):
-        size = 4 * model.checkpoint.parameters / 1e9
-        raise GrouperError(f"tasks need the model in memory, {size:.1f} GB: give more --memory")
-    return model
-
-
-def on_texts(found: dict[str, Closeness]) -> dict[str, float]:
-    """As columns: of a single text, or the mean of several with each of them beside it."""
-    if not found:
-        return {}
-    several = len(found) > 1 or "" not in found
-    values = _columns(Closeness.mean(list(found.values())) if several else found[""], "")
-    for name, one in found.items() if several else ():
-        values |= _columns(one, f":{name}")
-    return values
-
-
-def _columns(one: Closeness, suffix: str) -> dict[str, float]:
-    values = {n: getattr(one, n) for n in ("nll", "perplexity", "nll_se", "kl", "kl_se", "agreement", "agreement_se")}
-    return {f"{n}{suffix}": value for n, value in values.items()}
 
 
 def fill_in(
@@ -233,9 +171,15 @@ def fill_in(
             if errors and ranks.first:
                 folder.note_refined(int(number), row["merge"], errors)
             what = f"layout {number}, {row['method']}, {row['kv_ratio']:.0%}"
-            progress(done, len(todo), f"{what}: {row['nll']:.4f} nats per token" if meter.texts else what)
+            progress(done, len(todo), f"{what}: {told(row)}" if meter.texts else what)
         front.mark()
         ranks.first_does(lambda: front.write(folder.path / "pareto.csv"))
+
+
+def told(row: pd.Series) -> str:
+    """What a row was found to lose, by the first measure that it has."""
+    column = next((c for c in JUDGES if row.get(c, np.nan) == row.get(c, np.nan)), "error")
+    return f"{row[column]:.4f} {called(column)}"
 
 
 def measured(

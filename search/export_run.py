@@ -1,6 +1,7 @@
 """Export a layout of a run, in four acts: choose it, merge and refine it, write it, push it."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -170,7 +171,8 @@ def origin_of(folder: RunFolder, chosen: Chosen, command: str | None) -> dict:
 
 def announce(chosen: Chosen, tell: Tell) -> None:
     picked, row = chosen.picked, chosen.picked.row
-    what = f"layout {picked.layout} ({row['method']}, {row['deploy']}, {row['kv_ratio']:.1%} of the KV cache)"
+    share = f"{row['kv_ratio']:.1%} of the {'KV cache' if chosen.layout.is_cached else 'K and V weights'}"
+    what = f"layout {picked.layout} ({row['method']}, {row['deploy']}, {share})"
     tell(f"{what}: {picked.why}")
     if picked.others:
         tell(picked.others)
@@ -191,13 +193,15 @@ def merge_and_refine(
     tokens = regrouper.windows(refine.tokens).numel()
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
     seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
-    tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
+    takes = "" if math.isnan(seconds) else f": about {seconds:.0f} s"
+    tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each{takes}")
     merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, progress, regrouper.ranks)
     errors = [merged.errors(layer) for layer in layers]
     for layer, (before, after) in enumerate(errors):
-        tell(f"layer {layer}: error {before:.4f} -> {after:.4f}")
+        tell(f"{regrouper.architecture.name_of(layer)}: error {before:.4f} -> {after:.4f}")
     facts = {"tokens": tokens, "steps": steps, "scope": refine.scope, "errors": errors}
-    return merged, {**facts, "seen": regrouper.seen(refine).to_data()}
+    seen = regrouper.seen(refine)
+    return merged, {**facts, **({} if seen is None else {"seen": seen.to_data()})}
 
 
 def push(exported: Exported, destination: Destination | None) -> Exported:

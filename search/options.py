@@ -3,16 +3,21 @@
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
 from grouper.calibration.source import TextSource, is_file_name
 from grouper.errors import GrouperError
 from grouper.kv_cache import bytes_of
+from grouper.layout import CACHES
 from grouper.names import expected
+
+if TYPE_CHECKING:
+    from grouper.model.architecture import Architecture
 
 STAGES_2 = ("knapsack", "nsga2", "none")
 ACCEPTANCES = ("fitness", "loss")
+BLOCKS = ("cached", "all", "encoder", "decoder", "across")
 # What the other commands do unless told.
 MEASURED = "spread"  # layouts that `evaluate` measures: the baselines, the best stock ones and 12 along the front
 COMPUTING = "float32"
@@ -51,6 +56,9 @@ class SearchOptions:
     text. text or dataset: what to calibrate on, `tokens` of it in windows of `window`; without either, inputs are taken
     to be what the norms' weights say. set: parameters of methods, fitnesses and merges, as "NAME.FIELD=VALUE".
     sensitivity: errors become nats, by what merging each layer alone does to the loss on held-out calibration text.
+    images: for models that look at pictures, a folder of them in place of text. blocks: which attentions of a model
+    with an encoder are grouped: "cached" (what a KV cache is kept of; all where there is none), "all", or the
+    "encoder"'s, the "decoder"'s own, the decoder's "across" to the encoder.
     """
 
     method: tuple[str, ...] = ("qcqa-ac", "qcqa-ec")
@@ -69,6 +77,8 @@ class SearchOptions:
     acceptance: str = "fitness"
     set: tuple[str, ...] = ()
     sensitivity: bool = False
+    images: str | None = None
+    blocks: str = "cached"
 
     @property
     def genetic(self) -> GeneticOptions:
@@ -78,10 +88,19 @@ class SearchOptions:
 
     def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
         """keep: a folder where moments are kept and looked for."""
-        if not self.text and not self.dataset:
+        if not self.text and not self.dataset and not self.images:
             return None
-        source = TextSource(self.text, self.dataset)
+        source = TextSource(self.text, self.dataset, images=self.images)
         return Calibration(source, self.tokens, self.window, None if keep is None else Path(keep))
+
+    def searched(self, architecture: "Architecture") -> list[int]:
+        """The attentions that are grouped, by their numbers. Raises GrouperError where the model has none of these."""
+        caches = architecture.caches or ("token",) * architecture.layers
+        kinds = {"encoder": ("none",), "decoder": ("token",), "across": ("source",), "all": CACHES}
+        wanted = kinds.get(self.blocks) or [c for c in ("token", "source") if c in caches] or ["none"]
+        if not (found := [layer for layer, cache in enumerate(caches) if cache in wanted]):
+            raise GrouperError(f"--blocks {self.blocks}: the model has no such attention")
+        return found
 
     def _check_not_the_recipes(self, recipe: dict[str, Any]) -> None:
         """Raise GrouperError where something else than the recipe's was asked for."""
@@ -101,6 +120,7 @@ class SearchOptions:
         FITNESSES.named(self.fitness)
         _check_one_of("stage 2", self.stage2, STAGES_2)
         _check_one_of("acceptance", self.acceptance, ACCEPTANCES)
+        _check_one_of("choice of blocks", self.blocks, BLOCKS)
         if self.population < 4 or self.generations < 1:
             asked = f"a population of {self.population} for {self.generations} generations"
             raise GrouperError(f"{asked}: expected at least 4 and 1")
@@ -116,6 +136,8 @@ class SearchOptions:
         options = replace(self, **{"method": tuple(dict.fromkeys(self.method)), **recipe})
         if options.text and is_file_name(options.text):  # the run may be used from elsewhere
             options = replace(options, text=os.path.abspath(os.path.expanduser(options.text)))
+        if options.images:
+            options = replace(options, images=os.path.abspath(os.path.expanduser(options.images)))
         if options.acceptance == "loss" and options.calibration() is None:
             raise GrouperError("steps are judged by the merged model's loss on text: give --text or --dataset")
         if options.sensitivity and options.calibration() is None:

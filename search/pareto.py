@@ -1,4 +1,4 @@
-"""Layouts with what they cost: the Pareto front of KV bytes against error, and its CSV."""
+"""Layouts with what they cost: the Pareto front of size against error, and its CSV."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +11,16 @@ import pandas as pd
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.outputs import write_file
+from search.columns import JUDGES
 from search.methods.registry import ORIGINAL
 
 COLUMNS = [
     "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
     "nll", "perplexity", "on_nll_front", "also_found_by", "weights_bytes",
 ]  # fmt: skip
+# Where a model has an encoder: bytes kept of each token that a decoder attends across to, and where what is grouped has
+# no cache, the weights of K and V relative to the original, in whose place they are what is traded for accuracy.
+OF_ENCODERS = ["kv_bytes_per_source_token", "weight_ratio"]
 
 
 @dataclass(frozen=True)
@@ -55,28 +59,37 @@ class ParetoFront:
             for number, s in enumerate(layouts)
         ]  # fmt: skip
         table = pd.DataFrame(rows, columns=COLUMNS)
+        every = [s.layout for s in layouts]
+        if any("source" in layout.caches for layout in every):
+            table[OF_ENCODERS[0]] = [layout.kv_bytes_per_source_token(kv_dtype) for layout in every]
+        if any(layout.groups_encoder for layout in every):
+            table[OF_ENCODERS[1]] = [layout.weight_ratio for layout in every]
         for column in ("on_nll_front", "weights_bytes"):
             table[column] = table[column].astype("Int64")
         front = cls(table)
         front.mark()
         return front
 
+    @property
+    def size(self) -> str:
+        """The column that is traded for accuracy: the cache relative to the original's, or the weights of K and V where
+        an encoder, which has no cache, was grouped."""
+        return "weight_ratio" if "weight_ratio" in self.table else "kv_ratio"
+
     def mark(self) -> None:
-        """Set on_front by bytes and error, and on_nll_front by bytes and measured nats per token."""
+        """Set on_front by size and error, and on_nll_front by size and measured nats per token."""
         t = self.table
-        t["on_front"] = moocore.is_nondominated(
-            t[["kv_bytes_per_token", "error"]].to_numpy(float), keep_weakly=True
-        ).astype(int)
+        t["on_front"] = moocore.is_nondominated(t[[self.size, "error"]].to_numpy(float), keep_weakly=True).astype(int)
         measured = t["nll"].notna()
         t["on_nll_front"] = pd.array([pd.NA] * len(t), dtype="Int64")
         if measured.any():
-            points = t.loc[measured, ["kv_bytes_per_token", "nll"]].to_numpy(float)
+            points = t.loc[measured, [self.size, "nll"]].to_numpy(float)
             t.loc[measured, "on_nll_front"] = moocore.is_nondominated(points, keep_weakly=True).astype(int)
 
     @property
     def measured_columns(self) -> list[str]:
         """What `evaluate` fills, the front aside: nll and perplexity, and all that it added."""
-        return ["nll", "perplexity", *(c for c in self.table.columns if c not in COLUMNS)]
+        return ["nll", "perplexity", *(c for c in self.table.columns if c not in (*COLUMNS, *OF_ENCODERS))]
 
     def fill(self, index: int, values: dict[str, float]) -> None:
         """Measurements of a row; columns come as they are needed."""
@@ -90,6 +103,11 @@ class ParetoFront:
         """Nats over the original, row by row; NaN where either was not measured."""
         original = self.table.loc[self.table["method"] == ORIGINAL, "nll"]
         return self.table["nll"] - (original.iloc[0] if len(original) else np.nan)
+
+    @property
+    def judge(self) -> str:
+        """The column that layouts are ranked by: the first of JUDGES that was measured, else `error`."""
+        return next((c for c in JUDGES if c in self.table and self.table[c].notna().any()), "error")
 
     @property
     def own_merge(self) -> str:
@@ -110,13 +128,13 @@ class ParetoFront:
         ]
 
     def front(self) -> pd.DataFrame:
-        """The rows no other row beats in both KV bytes and error, by ascending bytes."""
-        return self.table[self.table["on_front"] == 1].sort_values(["kv_bytes_per_token", "layout"])
+        """The rows no other row beats in both size and error, the smallest first."""
+        return self.table[self.table["on_front"] == 1].sort_values([self.size, "layout"])
 
     def hypervolume(self, column: str = "error", reference: tuple[float, float] | None = None) -> float:
-        """Area that the front dominates, in (kv_ratio, `column`), up to `reference` (default: 1 and the column's
+        """Area that the front dominates, in (size, `column`), up to `reference` (default: 1 and the column's
         largest value)."""
-        points = self.table[["kv_ratio", column]].dropna().to_numpy(float)
+        points = self.table[[self.size, column]].dropna().to_numpy(float)
         return float(moocore.hypervolume(points, ref=reference or (1.0, float(points[:, 1].max()))))
 
     def _repr_html_(self) -> str:
@@ -153,11 +171,12 @@ class ParetoFront:
         if missing:
             raise GrouperError(f"{path} lacks the columns {', '.join(missing)}: it is not a pareto.csv of this version")
         try:
-            for column in ("layout", "on_front", "kv_bytes_per_token"):
+            whole = [c for c in ("layout", "on_front", "kv_bytes_per_token", OF_ENCODERS[0]) if c in table]
+            for column in whole:
                 table[column] = table[column].astype("int64")
             for column in ("kv_ratio", "error", "nll", "perplexity"):
                 table[column] = table[column].astype(float)
-            for column in table.columns.difference(COLUMNS):  # measurements
+            for column in table.columns.difference([*COLUMNS, OF_ENCODERS[0]]):  # measurements, and ratios
                 table[column] = table[column].astype(float)
             known = table[["kv_ratio", "error"]].to_numpy(float)
             named = table[["method", "merge", "deploy", "kv_heads"]].notna().to_numpy()

@@ -8,6 +8,7 @@ import pandas as pd
 from grouper.errors import GrouperError
 from grouper.export.classes import ASKED
 from grouper.names import expected
+from search.columns import JUDGES, called
 from search.methods.registry import not_found
 from search.pareto import ParetoFront
 from search.shares import parsed_share
@@ -59,7 +60,9 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
     rows, asked_for = _within(found, s)
     allowed = _of_class(rows, s.deploy, asked_for)
     best, column = _best(allowed, merge)
-    why = f"the lowest {'measured nats per token' if column == 'nll' else 'error'} of {len(allowed)} at {asked_for}"
+    extreme = "highest" if JUDGES.get(column, 1) < 0 else "lowest"
+    which = "the lowest error" if column == "error" else f"the {extreme} measured {called(column)}"
+    why = f"{which} of {len(allowed)} at {asked_for}"
     return Picked(int(best["layout"]), best, why, _gain(rows, best, column, merge))
 
 
@@ -105,15 +108,17 @@ def _of_class(rows: pd.DataFrame, deploy: str | None, asked_for: str) -> pd.Data
 
 
 def _best(rows: pd.DataFrame, merge: str) -> tuple[pd.Series, str]:
-    measured = rows[(rows["merge"] == merge) & rows["nll"].notna()]
-    rows, column = (measured, "nll") if len(measured) else (rows, "error")
-    return rows.sort_values([column, "layout"]).iloc[0], column
+    for column in (c for c in JUDGES if c in rows):
+        measured = rows[(rows["merge"] == merge) & rows[column].notna()]
+        if len(measured):
+            return measured.sort_values([column, "layout"], ascending=[JUDGES[column] > 0, True]).iloc[0], column
+    return rows.sort_values(["error", "layout"]).iloc[0], "error"
 
 
 def _gain(rows: pd.DataFrame, best: pd.Series, column: str, merge: str) -> str | None:
     """What another class would gain, if anything."""
     other, other_column = _best(rows[rows["deploy"] != "none"], merge)
-    if column != other_column or not other[column] < best[column]:
+    if column != other_column or not JUDGES.get(column, 1) * (other[column] - best[column]) < 0:
         return None
-    what = f"{'nats per token' if column == 'nll' else 'error'} {other[column]:.4f} (layout {other['layout']})"
+    what = f"{called(column)} {other[column]:.4f} (layout {other['layout']})"
     return f"--deploy {other['deploy']} would have {what} instead of {best[column]:.4f}"

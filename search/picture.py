@@ -26,6 +26,7 @@ COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444"]
 GREY = "#9a9a9a"
 MARKERS = {"stock": "s", "padded": "^", "ragged": "o", "none": "x"}  # by export class
 LEAST = 1e-4  # nats over the original; less is not told apart
+TRADED = {"kv_ratio": "KV cache, of the original's", "weight_ratio": "weights of K and V, of the original's"}
 SHARES = {0.5: "half", 0.25: "quarter"}
 
 
@@ -50,7 +51,7 @@ def front_picture(front: ParetoFront, title: str) -> Figure:
     )
     draw_front(axes, table)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set(xlabel="KV cache, of the original's", ylabel=what, xlim=(0, 1.04))
+    axes.set(xlabel=TRADED[front.size], ylabel=what, xlim=(0, 1.04))
     axes.set_yscale("log" if logarithmic else "linear")
     axes.set_title(printable(title), parse_math=False)
     draw_heads(heads, table)
@@ -62,14 +63,19 @@ def front_picture(front: ParetoFront, title: str) -> Figure:
 
 
 def values(front: ParetoFront) -> tuple[pd.DataFrame, str, bool]:
-    """(the rows to draw, with a column `value`; what that is; whether the axis is logarithmic)."""
-    table, over = front.table, front.over
+    """(the rows to draw, with a column `value`, and `kv_ratio` what it is traded for; what the value is; whether the
+    axis is logarithmic)."""
+    table, over = front.table.assign(kv_ratio=front.table[front.size]), front.over
     if table["nll"].notna().any():
         if over.notna().any():
             least = max(LEAST, 0.5 * over[over > 0].min()) if (over > 0).any() else LEAST
             over = over.clip(lower=least)  # the original stands at the bottom
             return table.assign(value=over).dropna(subset="value"), "nats per token over the original", True
         return table.assign(value=table["nll"]).dropna(subset="value"), "nats per token", False
+    if front.judge in ("cosine", "kl"):  # of a model that has no loss
+        value = 1 - table["cosine"] if front.judge == "cosine" else table["kl"]
+        what = "1 - cosine with the original's vectors" if front.judge == "cosine" else "KL to the original"
+        return table.assign(value=value.clip(lower=LEAST)).dropna(subset="value"), what, True
     return table.assign(value=table["error"]), "error of the merge (fitness)", False
 
 

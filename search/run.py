@@ -64,7 +64,7 @@ def search(
     text_digest = None
     if calibration:  # a text that is too short is refused before anything is written
         text_digest = digest(regrouper.windows(options.tokens))
-        if options.acceptance == "loss":
+        if options.acceptance == "loss" or options.sensitivity:
             regrouper.held_out(1)
     settings = RunSettings.of(
         checkpoint, options, revision=revision, text_digest=text_digest, jobs=jobs, device=device, command=command

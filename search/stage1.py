@@ -112,13 +112,13 @@ def search_layers(
     jobs: int = 1,
     progress: Progress = untold,
 ) -> list[Found]:
-    """Per layer, what each method found; read back where the layer is done. jobs: layers searched at a time, each by a
+    """Per layer that is searched, what each method found; read back where the layer is done. jobs: layers searched at a time, each by a
     process that reads it, makes its tables and searches; no other tables wait. Each of several ranks takes every
     so-many-th layer."""
     a, ranks = regrouper.architecture, regrouper.ranks
-    layers = range(a.layers)
+    layers = options.searched(a)
     read = ranks.first_does(lambda: [folder.read_layer(layer, a.queries_per_kv_head) for layer in layers])
-    found = {layer: of_layer for layer, of_layer in enumerate(read) if of_layer is not None}
+    found = {layer: of_layer for layer, of_layer in zip(layers, read) if of_layer is not None}
     todo = [layer for layer in layers if layer not in found]
     if not todo:
         return read
@@ -128,8 +128,9 @@ def search_layers(
     def keep(layer: int, of_layer: Found) -> None:
         found[layer] = of_layer
         folder.write_layer(layer, of_layer)
-        new = len(found) - a.layers + len(todo)
-        progress(min(a.layers, a.layers - len(todo) + ranks.size * new), a.layers, f"layer {layer} is done")
+        new = len(found) - len(layers) + len(todo)
+        done = min(len(layers), len(layers) - len(todo) + ranks.size * new)
+        progress(done, len(layers), f"{a.name_of(layer)} is done")
 
     if options.acceptance == "loss" and any(m.judged for m in methods):
         regrouper.kept_moments(progress)
@@ -184,7 +185,7 @@ def _side_by_side(
     """todo: the layers that are to be searched, each with the file of its moments."""
     if pool is None:
         for layer, moments in todo.items():
-            keep(layer, work(layer, moments, _reporting(found, work.architecture.layers, layer, progress)))
+            keep(layer, work(layer, moments, _reporting(found, work, layer, progress)))
         return
     running: dict[Future, int] = {pool.submit(work, layer, moments): layer for layer, moments in todo.items()}
     while running:
@@ -206,13 +207,14 @@ def _judged_in_turn(
             task = work.task(layer, regrouper.moments_of(layer))
             judged = [m.name for m in work.methods if m.judged]
             task.judges = {name: judge.judge(layer, [found[i][name] for i in range(layer)]) for name in judged}
-            keep(layer, work.search(task, layer, _reporting(found, work.architecture.layers, layer, progress)))
+            keep(layer, work.search(task, layer, _reporting(found, work, layer, progress)))
 
 
-def _reporting(found: dict[int, Found], layers: int, layer: int, progress: Progress) -> Progress:
+def _reporting(found: dict[int, Found], work: LayerSearch, layer: int, progress: Progress) -> Progress:
     """What tells of one layer: layers are what is counted."""
+    name, layers = work.architecture.name_of(layer), len(work.options.searched(work.architecture))
 
     def report(_done: int, _total: int, note: str) -> None:
-        progress(len(found), layers, f"layer {layer}, {note}")
+        progress(len(found), layers, f"{name}, {note}")
 
     return report

@@ -1,10 +1,16 @@
 """One line an encoder, with a decoder or without: a tiny random model of the real transformers class."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint
+from grouper.calibration.examples import NOT_ASKED, Examples
+from grouper.model.auto import auto_class
 from grouper.model.random_inputs import answer, random_inputs
 
 COMMON = {"vocab_size": 199, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -36,7 +42,9 @@ SAMPLES = {  # family, its configuration, the class that is saved
     "vit-bare": ("vit", {**VIT, "qkv_bias": False}, "ViTModel"),
     "deit": ("deit", VIT, "DeiTForImageClassification"),
     "t5": ("t5", T5, "T5ForConditionalGeneration"),
-    "t5-uneven": ("t5", {**T5, "num_decoder_layers": 1, "feed_forward_proj": "gated-gelu"}, "T5ForConditionalGeneration"),
+    "t5-uneven": (
+        "t5", {**T5, "num_decoder_layers": 1, "feed_forward_proj": "gated-gelu"}, "T5ForConditionalGeneration",
+    ),
     "mt5": ("mt5", T5, "MT5ForConditionalGeneration"),
     "bart": ("bart", BART, "BartForConditionalGeneration"),
     "mbart": ("mbart", {**BART, "decoder_layers": 1}, "MBartForConditionalGeneration"),
@@ -69,20 +77,71 @@ def make(folder: Path, family: str, options: dict, saved: str) -> Path:
     return folder
 
 
-def answers(folder: Path, saved: str | None = None, **options) -> torch.Tensor:
-    """Of two random examples, in float64. saved: the class, where the folder names none that transformers has."""
+def original_config(folder: Path) -> dict:
+    """As its original's, of an exported folder."""
+    config = json.loads((folder / "config.json").read_text())
+    return {**config, "model_type": config["model_type"].removeprefix("grouper_ragged_")}
+
+
+def architecture_of(folder: Path) -> Architecture:
+    return Architecture.of(original_config(folder))
+
+
+def load(folder: Path, auto: str | None = None, **options) -> torch.nn.Module:
+    """auto: the Auto class, else that of the class that was saved."""
     import transformers
 
-    from grouper.model.auto import auto_class
+    config = json.loads((folder / "config.json").read_text())
+    names = config.get("auto_map", {})
+    saved = (n for n, c in names.items() if c.endswith(config["architectures"][0]))
+    auto = auto or next(saved, None) or auto_class(config)
+    options = {"dtype": torch.float64, **options}
+    return getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, **options).eval()
 
-    checkpoint = Checkpoint.open(folder)
-    auto = checkpoint.config.get("auto_map")
-    if auto:
-        name = next(n for n, c in auto.items() if c.endswith(checkpoint.config["architectures"][0]))
-    else:
-        name = auto_class(checkpoint.config)
-    load = getattr(transformers, saved or name).from_pretrained
-    model = load(folder, dtype=torch.float64, trust_remote_code=True, **options).eval()
-    config = {**checkpoint.config, "model_type": checkpoint.config["model_type"].removeprefix("grouper_ragged_")}
+
+def answers(folder: Path, auto: str | None = None, **options) -> torch.Tensor:
+    """Of two random examples, in float64."""
+    model = load(folder, auto, **options)
     with torch.inference_mode():
-        return answer(model(**random_inputs(model, Architecture.of(config), 24)))
+        return answer(model(**random_inputs(model, architecture_of(folder), 24)))
+
+
+def examples(folder: Path, n: int = 6, tokens: int = 12) -> Examples:
+    """Random ones, some shorter than others where the model takes text."""
+    a, config = architecture_of(folder), original_config(folder)
+    generator = torch.Generator().manual_seed(5)
+
+    def ids() -> torch.Tensor:
+        return torch.randint(3, 199, (n, tokens), generator=generator)
+
+    model_type = config["model_type"]
+    if model_type in ("vit", "deit"):
+        pixels = torch.randn(n, 3, 16, 16, generator=generator)
+        return Examples({"pixel_values": pixels}, torch.randint(0, 5, (n,), generator=generator), 17)
+    lengths = torch.randint(tokens // 2, tokens + 1, (n,), generator=generator)
+    mask = (torch.arange(tokens) < lengths[:, None]).long()
+    labels = torch.where(torch.arange(tokens) < lengths.flip(0)[:, None], ids(), NOT_ASKED)
+    if model_type == "whisper":
+        return Examples({"input_features": torch.randn(n, 8, 48, generator=generator)}, labels, 24 + tokens)
+    inputs = {"input_ids": torch.where(mask.bool(), ids(), 2), "attention_mask": mask}
+    if a.family.parts:
+        return Examples(inputs, labels, 2 * tokens)
+    masked = torch.where((torch.arange(tokens) % 3 == 1) & mask.bool(), inputs["input_ids"], NOT_ASKED)
+    asked = auto_class(config) == "AutoModelForMaskedLM"
+    return Examples(inputs, masked if asked else None, tokens)
+
+
+def with_heads(folder: Path, target: Path, change: Callable[[int, torch.Tensor], torch.Tensor]) -> Path:
+    """A copy of the model, of its own class, with change(layer, heads [H, d, ...]) applied to K and V heads."""
+    checkpoint, a = Checkpoint.open(folder), architecture_of(folder)
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    for layer in range(a.layers):
+        attention = a.read(checkpoint, layer)
+        for name in ("k", "v", "k_bias", "v_bias"):
+            if getattr(attention, name) is not None:
+                setattr(attention, name, change(layer, getattr(attention, name)))
+        for name, tensor in a.tensors(a.prefix(checkpoint, layer), attention, layer):
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ DATASETS = {  # texts by a short name: dataset, and its split for each purpose
     "wikitext": ("Salesforce/wikitext:wikitext-2-raw-v1", {"calibration": "train", "evaluation": "test"}),
     "ultrachat": ("HuggingFaceH4/ultrachat_200k", {"calibration": "train_sft[:5000]", "evaluation": "test_sft[:5000]"}),
 }
+PAIR = ("source", "target")
 LINES = ("wikitext",)  # whose rows are lines of one text
 DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
 
@@ -19,7 +21,8 @@ DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DAT
 @dataclass(frozen=True)
 class TextSource:
     """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split] or
-    NAME:config:split, `demo`, or a name in DATASETS.
+    NAME:config:split, `demo`, or a name in DATASETS; or images, a folder of pictures. For models that write what they
+    read anew, a file has pairs: source, tab and target in each line, or .jsonl with `source` and `target`.
 
     purpose: "calibration" or "evaluation", which text `demo`, or which split a name in DATASETS means: never the same
     one for both.
@@ -28,14 +31,40 @@ class TextSource:
     text: str | None = None
     dataset: str | None = None
     purpose: str = "calibration"
+    images: str | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.text) == bool(self.dataset):
-            raise GrouperError("give text by --text FILE or by --dataset NAME[:split], one of them")
+        if sum(map(bool, (self.text, self.dataset, self.images))) != 1:
+            raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images FOLDER, one of them")
 
     @property
     def name(self) -> str:
-        return self.text or f"{self.dataset}"
+        return self.text or self.dataset or f"{self.images}"
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(source, target) of every line or row. Raises GrouperError where there are no pairs."""
+        if self.dataset or is_named(f"{self.text}"):
+            found = _from_dataset(f"{self.dataset or self.text}", ({"source", "target"},))
+        else:
+            found = list(self._lines_of_pairs())
+        pairs = [(row.get("source"), row.get("target")) for row in found]
+        if not pairs or not all(isinstance(part, str) for pair in pairs for part in pair):
+            raise GrouperError(f"{self.name} has no pairs: expected `source` and `target` in every row")
+        return pairs
+
+    def _lines_of_pairs(self) -> Iterator[dict]:
+        path = Path(f"{self.text}").expanduser()
+        for number, line in enumerate(_content_of(path).split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line) if path.suffix in (".jsonl", ".json") else dict(zip(PAIR, line.split("\t")))
+                if not isinstance(row, dict) or not set(PAIR) <= row.keys():
+                    raise ValueError("one is missing")
+            except ValueError as error:
+                expected = "source, tab and target, or JSON with `source` and `target`"
+                raise GrouperError(f"line {number} of {path} is no pair ({error}): expected {expected}") from error
+            yield row
 
     def documents(self, tokenizer) -> list[str]:
         return [row if isinstance(row, str) else self._document(row, tokenizer) for row in self._rows()]
@@ -61,12 +90,7 @@ class TextSource:
             rows = _from_dataset(f"{name}:{splits[self.purpose]}")
             return ["".join(row["text"] for row in rows)] if self.text in LINES else rows
         path = DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
-        try:
-            content = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise GrouperError(f"cannot read the text {path} ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise GrouperError(f"{path} is not UTF-8 text: give plain text or JSONL") from error
+        content = _content_of(path)
         if path.suffix not in (".jsonl", ".json"):
             return [content]
         rows = []
@@ -83,12 +107,23 @@ class TextSource:
         return rows
 
 
-def named_sources(texts: list[str], dataset: str | None, purpose: str) -> TextSource | dict[str, TextSource]:
+def _content_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GrouperError(f"cannot read the text {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise GrouperError(f"{path} is not UTF-8 text: give plain text or JSONL") from error
+
+
+def named_sources(
+    texts: list[str], dataset: str | None, purpose: str, images: str | None = None
+) -> TextSource | dict[str, TextSource]:
     """What several --text NAME=FILE say; one FILE alone needs no name. Raises GrouperError."""
     if len(texts) <= 1 and not (texts and _name_of(texts[0])):
-        return TextSource(texts[0] if texts else None, dataset, purpose)
+        return TextSource(texts[0] if texts else None, dataset, purpose, images)
     names = [_name_of(text) for text in texts]
-    if dataset or not all(names) or len(set(names)) < len(names):
+    if dataset or images or not all(names) or len(set(names)) < len(names):
         raise GrouperError("several texts need a name each: --text wiki=a.txt --text code=b.txt")
     return {name: TextSource(text.partition("=")[2], None, purpose) for name, text in zip(names, texts)}
 
@@ -121,7 +156,8 @@ def _document(row: dict, tokenizer) -> str:
     return row["text"]
 
 
-def _from_dataset(name: str) -> list[dict]:
+def _from_dataset(name: str, wanted: tuple[set[str], ...] = ({"text"}, {"messages"})) -> list[dict]:
+    """wanted: columns, one of which sets there must be."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -135,6 +171,7 @@ def _from_dataset(name: str) -> list[dict]:
     except (OSError, ValueError) as error:
         what = f"cannot load the dataset {name} ({type(error).__name__})"
         raise GrouperError(f"{what}: expected NAME[:split] or NAME:config:split") from error
-    if not {"text", "messages"} & set(rows.column_names):
-        raise GrouperError(f"{name} has neither a `text` column nor chat `messages`")
+    if not any(columns <= set(rows.column_names) for columns in wanted):
+        known = " or ".join(" and ".join(f"`{c}`" for c in sorted(columns)) for columns in wanted)
+        raise GrouperError(f"{name} has no column {known}")
     return list(rows)

@@ -5,6 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from grouper.calibration.examples import Examples
 from grouper.calibration.source import TextSource
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
@@ -55,9 +56,13 @@ def windows(source: TextSource, tokenizer, window: int, limit: int | None = None
     return every if limit is None else spread(every, limit)
 
 
-def spread(every: Tensor, limit: int) -> Tensor:
-    """At most `limit` of the windows, evenly over the text."""
-    return every[torch.linspace(0, len(every) - 1, limit).round().long()] if limit < len(every) else every
+def spread(every, limit: int):
+    """At most `limit` of the windows or examples, evenly over the text. every: whatever takes a tensor as index, or a
+    list."""
+    if limit >= len(every):
+        return every
+    rows = torch.linspace(0, len(every) - 1, limit).round().long()
+    return [every[row] for row in rows.tolist()] if isinstance(every, list) else every[rows]
 
 
 def shuffled_passes(n: int, size: int, steps: int, seed: int) -> Tensor:
@@ -68,6 +73,8 @@ def shuffled_passes(n: int, size: int, steps: int, seed: int) -> Tensor:
     return flat[: steps * size].view(steps, size)
 
 
-def digest(tokens: Tensor) -> str:
-    """A short name for these tokens."""
+def digest(tokens: "Tensor | Examples") -> str:
+    """A short name for these tokens or examples."""
+    if isinstance(tokens, Examples):
+        return tokens.digest
     return hashlib.sha256(tokens.to(torch.int64).numpy().tobytes()).hexdigest()[:16]

@@ -19,7 +19,6 @@ def model_card(
     """
     own, text = _card_of(checkpoint.folder)
     name = in_markdown(facts.get("base_model", checkpoint.title))
-    before, after = report.kv_bytes_per_token
     counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
     rows = (
         f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers)
@@ -29,9 +28,8 @@ def model_card(
     head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
     lines = [
         "---", *head, "---", "", f"# {name}, regrouped", "",
-        f"{name} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {after:,} bytes of KV cache per "
-        f"token in bfloat16 instead of {before:,} ({layout.kv_ratio:.1%}), {report.weight_bytes[1]:,} bytes of "
-        f"weights instead of {report.weight_bytes[0]:,}.",
+        f"{name} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {_cache(layout, report)}"
+        f"{report.weight_bytes[1]:,} bytes of weights instead of {report.weight_bytes[0]:,}.",
         f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. "
         f"Runs in {', '.join(report.engines)}.",
         "", loading, *_measured(facts), *_refined(facts), *_uptrained(facts),
@@ -41,6 +39,16 @@ def model_card(
     if text:
         lines += ["", f"# The card of {name}", "", text]
     return "\n".join(lines) + "\n"
+
+
+def _cache(layout: HeadLayout, report: Report) -> str:
+    """What is saved of a KV cache, where there is one."""
+    (before, after), (of_source, left) = report.kv_bytes_per_token, report.kv_bytes_per_source_token
+    if not layout.is_cached:
+        return ""
+    source = f" and {left:,} per token of the source instead of {of_source:,}" if of_source else ""
+    what = f"{after:,} bytes of KV cache per token in bfloat16 instead of {before:,}{source}"
+    return f"{what} ({layout.kv_ratio:.1%}), "
 
 
 def _measured(facts: dict) -> list[str]:

@@ -116,6 +116,7 @@ class Report(Protocol):
 
     export_class: str
     kv_bytes_per_token: tuple[int, int]
+    kv_bytes_per_source_token: tuple[int, int]
     weight_bytes: tuple[int, int]
     engines: list[str]
     loader: str

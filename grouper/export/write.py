@@ -29,8 +29,8 @@ MARKER = "grouper.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote. export_class: stock, padded, ragged, or gguf. Bytes are of the KV cache per token and of
-    the weights, before and after.
+    """What an export wrote. export_class: stock, padded, ragged, or gguf. Bytes are of the KV cache per token, of what
+    a decoder keeps of each token of an encoder's source, and of the weights, before and after.
 
     engines: what runs it. loader: what loads it. note: why it is not of the class that the layout
     would allow. pushed: its address on the Hub.
@@ -46,6 +46,7 @@ class Exported:
     loader: str
     note: str | None = None
     pushed: str | None = None
+    kv_bytes_per_source_token: tuple[int, int] = (0, 0)
 
     def to_data(self) -> dict[str, Any]:
         """For JSON. `deploy` is what the command line calls the class."""
@@ -99,6 +100,7 @@ def export_model(
             weight_bytes=(checkpoint.nbytes, form.weight_bytes(folder)),
             engines=form.engines(job.architecture, export_class), self_test=form.verify(job, folder), note=note,
             loader=form.loader(checkpoint.config),
+            kv_bytes_per_source_token=kv_bytes_of_source(described or layout),
         )  # fmt: skip
         for name, file in (beside or {}).items():
             shutil.copyfile(file, folder / name)
@@ -116,8 +118,12 @@ def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: Export
 
 def kv_bytes(layout: HeadLayout) -> tuple[int, int]:
     """KV bytes per token, before and after."""
-    before = HeadLayout.ungrouped(len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
-    return before.kv_bytes_per_token(), layout.kv_bytes_per_token()
+    return layout.whole.kv_bytes_per_token(), layout.kv_bytes_per_token()
+
+
+def kv_bytes_of_source(layout: HeadLayout) -> tuple[int, int]:
+    """KV bytes per token of what an encoder read, before and after."""
+    return layout.whole.kv_bytes_per_source_token(), layout.kv_bytes_per_source_token()
 
 
 def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, report: Exported) -> None:

@@ -64,7 +64,9 @@ def _check_encoder(config: dict, model_type: str) -> None:
     if not FAMILIES[model_type].encodes:
         return
     if not FAMILIES[model_type].parts and (config.get("is_decoder") or config.get("add_cross_attention")):
-        raise GrouperError(f"this {model_type} model is a decoder (is_decoder): {model_type} is supported as an encoder")
+        raise GrouperError(
+            f"this {model_type} model is a decoder (is_decoder): {model_type} is supported as an encoder"
+        )
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise GrouperError(f"this {model_type} model has {kind} positions within attention: not supported")

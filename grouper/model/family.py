@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-
 OWN, DIVIDES = "own", "own, if they divide hidden_size"
 
 

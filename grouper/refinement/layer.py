@@ -111,11 +111,11 @@ class LayerWorker:
 
         def stop(_module, _inputs, output) -> None:
             added.append(output)
-            raise _Enough
+            raise Enough
 
         hook = module.get_submodule(family.adds or family.o).register_forward_hook(stop)
         try:
-            with suppress(_Enough):
+            with suppress(Enough):
                 run_layer(module, stream, self.arguments)
         finally:
             hook.remove()
@@ -235,8 +235,8 @@ class LayerWorker:
     ) -> None:
         """Adam on `shared` and `others`, in place."""
         rate = self.options.rate
-        rates = [(t, rate * _size(t)) for t in shared.values()]
-        rates += [(t, rate * REST * _size(t)) for t in others.values()]
+        rates = [(t, rate * size_of(t)) for t in shared.values()]
+        rates += [(t, rate * REST * size_of(t)) for t in others.values()]
         forward = _Forward(self)
 
         def loss(given: Tensor, target: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ class LayerWorker:
         Descent(rates, loss, regrouped, wanted, order, self.device, self.ranks).run(tell)
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """What attention adds is known."""
 
 
@@ -273,6 +273,6 @@ def relative(difference: Tensor, stream: Tensor) -> Tensor:
     return (difference.square().sum(-1) / stream.square().sum(-1).clamp_min(1e-12)).mean()
 
 
-def _size(tensor: Tensor) -> float:
+def size_of(tensor: Tensor) -> float:
     """Root mean square."""
     return float(tensor.detach().square().mean().sqrt())

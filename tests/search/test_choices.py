@@ -10,14 +10,14 @@ from grouper.uptraining.methods import METHODS as WAYS_TO_TRAIN
 from grouper.uptraining.options import NEW_WEIGHTS
 from search.choices import CHOICES, choices_of, completing, listed
 from search.methods.registry import METHODS, baselines
-from search.options import ACCEPTANCES, RECIPES, STAGES_2
+from search.options import ACCEPTANCES, BLOCKS, RECIPES, STAGES_2
 from search.report.pictures import FORMATS as PICTURE_FORMATS
 
 
 def test_choices_are_what_registries_hold():
     known = {
         "method": set(METHODS) - set(baselines()), "fitness": FITNESSES, "stage2": STAGES_2, "paper": RECIPES,
-        "acceptance": ACCEPTANCES, "merge": MERGES, "deploy": ASKED, "format": FORMATS, "kv_dtype": BYTES,
+        "acceptance": ACCEPTANCES, "blocks": BLOCKS, "merge": MERGES, "deploy": ASKED, "format": FORMATS, "kv_dtype": BYTES,
         "scope": SCOPES, "train": NEW_WEIGHTS, "uptrain method": WAYS_TO_TRAIN, "report format": PICTURE_FORMATS,
     }  # fmt: skip
     assert {name: set(words) for name, words in CHOICES.items() if name != "tracker"} == {

@@ -1,0 +1,66 @@
+"""What models with an encoder are calibrated and measured on: inputs side by side, and the answers asked for."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+NOT_ASKED = -100  # in labels, as transformers marks it
+
+
+@dataclass(frozen=True)
+class Examples:
+    """inputs: what a model is called with, by name, [n, ...] each; `attention_mask` [n, tokens] marks what is no
+    filling. labels: [n] or [n, tokens], NOT_ASKED where no answer is known; None where there are none. tokens: of one
+    example, as far as their number goes."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None = None
+    tokens: int = 1
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def __getitem__(self, which: slice | Tensor | list[int]) -> "Examples":
+        labels = None if self.labels is None else self.labels[which]
+        return replace(self, inputs={name: given[which] for name, given in self.inputs.items()}, labels=labels)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(examples, tokens of each)."""
+        return len(self), self.tokens
+
+    def numel(self) -> int:
+        return len(self) * self.tokens
+
+    def called_with(self, device: str | torch.device, dtype: torch.dtype, decodes: bool) -> dict[str, Tensor]:
+        """The arguments of a call. decodes: whether labels are what a decoder is to write, which it then also reads."""
+        moved = {n: t.to(device, dtype if t.is_floating_point() else None) for n, t in self.inputs.items()}
+        return {**moved, "labels": self.labels.to(device)} if decodes else moved
+
+    @property
+    def read(self) -> Tensor | None:
+        """[n, tokens], bool: what of the inputs is no filling; None where all is."""
+        mask = self.inputs.get("attention_mask")
+        return None if mask is None else mask.bool()
+
+    @property
+    def written(self) -> Tensor:
+        """[n, tokens], bool: of what a decoder reads and writes, what is no filling."""
+        return self.labels != NOT_ASKED
+
+    @property
+    def digest(self) -> str:
+        """A short name for these examples."""
+        found = hashlib.sha256()
+        for name, given in sorted({**self.inputs, **({} if self.labels is None else {"labels": self.labels})}.items()):
+            found.update(name.encode())
+            found.update(given.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+
+def padded(rows: list[list[int]], filling: int) -> Tensor:
+    """[n, longest]"""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [filling] * (longest - len(row)) for row in rows])

@@ -1,0 +1,64 @@
+"""Pictures in folders, one folder for each class, as the datasets library's imagefolder has them."""
+
+from pathlib import Path
+
+import torch
+
+from grouper.calibration.examples import Examples
+from grouper.calibration.text import spread
+from grouper.errors import GrouperError, as_one_line
+from grouper.model.auto import auto_class
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.configuration import setting
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+
+
+def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -> Examples:
+    """The pictures of FOLDER/CLASS/*.png and so on, through the model's own processor; labels are the model's where it
+    has as many classes, named alike or in the same order. Raises GrouperError."""
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    files = picture_files(Path(folder).expanduser())
+    names = sorted({file.parent.name for file in files})
+    files = spread(files, limit) if limit else files
+    with as_one_line(f"{checkpoint.name} has no image processor that transformers can load"):
+        processor = AutoImageProcessor.from_pretrained(checkpoint.local().folder)
+    pixels = []
+    for file in files:
+        with as_one_line(f"cannot read the picture {file}"), Image.open(file) as picture:
+            pixels.append(processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0])
+    patches = (setting(checkpoint.config, "image_size") // setting(checkpoint.config, "patch_size")) ** 2
+    labels = None
+    if auto_class(checkpoint.config) == "AutoModelForImageClassification":
+        number = numbers_of(checkpoint, names)
+        labels = torch.tensor([number[file.parent.name] for file in files])
+    return Examples({"pixel_values": torch.stack(pixels)}, labels, patches + 1)
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """In the order of their names. Raises GrouperError where there are none."""
+    if not folder.is_dir():
+        raise GrouperError(f"{folder} is no folder of pictures: expected FOLDER/CLASS/PICTURE.png")
+    files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in ENDINGS and f.is_file())
+    if not files:
+        raise GrouperError(f"{folder} has no pictures in folders of classes: expected FOLDER/CLASS/PICTURE.png")
+    return files
+
+
+def numbers_of(checkpoint: Checkpoint, names: list[str]) -> dict[str, int]:
+    """The model's number of each class: by its name, else by the folders' order where there are as many."""
+    known = setting(checkpoint.config, "id2label", None) or {}
+    by_name = {str(label).lower(): int(number) for number, label in known.items()}
+    if all(name.lower() in by_name for name in names):
+        return {name: by_name[name.lower()] for name in names}
+    if all(name.isdecimal() and int(name) < len(known) for name in names):
+        return {name: int(name) for name in names}
+    if len(names) == len(known):
+        return {name: number for number, name in enumerate(names)}
+    first = ", ".join(map(str, list(known.values())[:3]))
+    raise GrouperError(
+        f"{len(names)} folders of classes ({', '.join(names[:3])}, ...), and {checkpoint.name} knows {len(known)} "
+        f"({first}, ...): name the folders as the model names its classes"
+    )

@@ -1,0 +1,93 @@
+"""From files to what a model with an encoder takes: text in windows, pairs of texts, pictures, sounds with their words."""
+
+import torch
+
+from grouper.calibration.examples import NOT_ASKED, Examples, padded
+from grouper.calibration.images import read_images
+from grouper.calibration.sounds import read_sounds
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer, spread
+from grouper.errors import GrouperError, as_one_line
+from grouper.model.architecture import Architecture
+from grouper.model.auto import auto_class
+from grouper.model.checkpoint import Checkpoint
+
+MASKED = 0.15  # share of a window's tokens that a masked language model is asked for, as BERT was trained
+
+
+def read_examples(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Examples:
+    """What `source` holds, as this model takes it; at most `limit` examples, spread evenly. window: tokens of one at
+    most. Raises GrouperError where source and model do not go together."""
+    architecture, kind = Architecture.of(checkpoint.config), kind_of(checkpoint.config)
+    if (kind == "pictures") != bool(source.images):
+        takes = "pictures: give --images FOLDER" if kind == "pictures" else "text: give --text FILE, not --images"
+        raise GrouperError(f"{checkpoint.name} takes {takes}")
+    if kind == "pictures":
+        return read_images(checkpoint, source.images, limit)
+    window = min(window, positions(architecture) or window)
+    if kind == "text":
+        return spread(_windows(checkpoint, source, window), limit) if limit else _windows(checkpoint, source, window)
+    pairs = source.pairs()
+    pairs = spread(pairs, limit) if limit else pairs
+    if kind == "sounds":
+        return read_sounds(checkpoint, source, pairs, window)
+    return _pairs(checkpoint, source, pairs, window)
+
+
+def kind_of(config: dict) -> str:
+    """What a model with an encoder reads: "text", "pairs", "pictures" or "sounds"."""
+    model_type = config["model_type"]
+    if model_type in ("vit", "deit"):
+        return "pictures"
+    if model_type == "whisper":
+        return "sounds"
+    return "pairs" if Architecture.of(config).family.parts else "text"
+
+
+def positions(architecture: Architecture) -> int:
+    """Tokens that it takes at most; 0 where there is no such number. RoBERTa counts positions from its padding's on."""
+    taken = 2 if architecture.family.model_type == "roberta" else 0
+    return 0 if architecture.position == "relative" else max(0, architecture.context - taken)
+
+
+def _windows(checkpoint: Checkpoint, source: TextSource, window: int) -> Examples:
+    """Text end to end, cut into windows, each begun and ended as the tokenizer does. For a masked language model a
+    share of the tokens is masked, always the same ones, and these are asked for."""
+    tokenizer = load_tokenizer(checkpoint)
+    begin, end = ([i] if i is not None else [] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+    ids: list[int] = []
+    with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
+        for document in source.documents(tokenizer):
+            ids += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+    size = window - len(begin) - len(end)
+    count = len(ids) // size if size > 0 else 0
+    if count == 0:
+        raise GrouperError(
+            f"{source.name} has {len(ids)} tokens, too few for one window of {window}: give more text or --window"
+        )
+    rows = torch.tensor([begin + ids[i * size : (i + 1) * size] + end for i in range(count)])
+    inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    if auto_class(checkpoint.config) != "AutoModelForMaskedLM":
+        return Examples(inputs, None, window)
+    if tokenizer.mask_token_id is None:
+        raise GrouperError(f"the tokenizer of {checkpoint.name} has no token for what is masked")
+    chosen = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)) < MASKED
+    chosen[:, : len(begin)] = False
+    chosen[:, rows.shape[1] - len(end) :] = False
+    labels = torch.where(chosen, rows, NOT_ASKED)
+    inputs["input_ids"] = torch.where(chosen, tokenizer.mask_token_id, rows)
+    return Examples(inputs, labels, window)
+
+
+def _pairs(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Examples:
+    """Sources with what is to be written for them, filled up to the longest."""
+    tokenizer = load_tokenizer(checkpoint)
+    with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
+        options = {"truncation": True, "max_length": window, "verbose": False}
+        read = [tokenizer(text, **options)["input_ids"] for text, _ in pairs]
+        written = [tokenizer(text_target=text, **options)["input_ids"] for _, text in pairs]
+    filling = tokenizer.pad_token_id or 0
+    ids = padded(read, filling)
+    mask = padded([[1] * len(row) for row in read], 0)
+    labels = padded(written, NOT_ASKED)
+    return Examples({"input_ids": ids, "attention_mask": mask}, labels, ids.shape[1] + labels.shape[1])

@@ -1,0 +1,47 @@
+"""Recordings with what is said in them, for Whisper."""
+
+from pathlib import Path
+
+import numpy as np
+
+from grouper.calibration.examples import NOT_ASKED, Examples, padded
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer
+from grouper.errors import GrouperError, as_one_line
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.configuration import setting
+
+
+def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Examples:
+    """pairs: the name of a .wav file beside or below the text's file, and the words. Raises GrouperError."""
+    from transformers import AutoFeatureExtractor
+
+    with as_one_line(f"{checkpoint.name} has no feature extractor that transformers can load"):
+        extractor = AutoFeatureExtractor.from_pretrained(checkpoint.local().folder)
+    tokenizer, folder = load_tokenizer(checkpoint), Path(source.text).expanduser().parent
+    sounds = [samples_of(folder, name, extractor.sampling_rate) for name, _ in pairs]
+    features = extractor(sounds, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
+    begin = setting(checkpoint.config, "decoder_start_token_id", None)
+    rows = [tokenizer(words, truncation=True, max_length=window, verbose=False)["input_ids"] for _, words in pairs]
+    rows = [row[1:] if row[0] == begin else row for row in rows]  # which the model puts there itself
+    positions = setting(checkpoint.config, "max_source_positions")
+    labels = padded(rows, NOT_ASKED)
+    return Examples({"input_features": features}, labels, positions + labels.shape[1])
+
+
+def samples_of(folder: Path, name: str, rate: int) -> np.ndarray:
+    """[samples] float32 from -1 to 1, both channels as one, at `rate` samples a second."""
+    from scipy.io import wavfile
+    from scipy.signal import resample_poly
+
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise GrouperError(f"{name} is outside the folder of its text: refused")
+    with as_one_line(f"cannot read {path} as a .wav file"):
+        own, samples = wavfile.read(path)
+    if samples.dtype.kind == "i":
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    elif samples.dtype.kind == "u":  # 8 bits
+        samples = samples / 128 - 1
+    samples = samples.mean(1) if samples.ndim > 1 else samples
+    return (samples if own == rate else resample_poly(samples, rate, own)).astype(np.float32)

@@ -1,0 +1,92 @@
+"""Measure layouts of one model: on text, nats per token and how near they are to the original; by tasks, scores."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitness.closeness import Closeness, Original, closeness_of
+from fitness.tasks import TaskOptions, Tasks
+from grouper.attention import Merged
+from grouper.calibration.examples import Examples
+from grouper.calibration.text import load_tokenizer
+from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
+from grouper.model.in_memory import InMemoryModel
+from grouper.model.layers import Layers
+from grouper.regroup import Regrouper
+from search.options import COMPUTING
+
+
+class Meter:
+    """Measures layouts of one model, on texts and by tasks."""
+
+    def __init__(
+        self, regrouper: Regrouper, texts: dict[str, Tensor | Examples], tasks: TaskOptions | None, dtype: str
+    ):
+        self.regrouper, self.texts, self.asked = regrouper, texts, tasks
+        if dtype != COMPUTING:
+            regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))
+
+    @cached_property
+    def originals(self) -> dict[str, Original]:
+        return {name: Original.of(self.regrouper.model, tokens) for name, tokens in self.texts.items()}
+
+    @cached_property
+    def tasks(self) -> Tasks | None:
+        return None if self.asked is None else Tasks(self.asked)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.regrouper.checkpoint)
+
+    def is_missing(self, row: dict) -> bool:
+        """Whether the row lacks something of what is measured."""
+        if self.texts and any(np.isnan(row.get(column, np.nan)) for column in ("nll", "kl")):
+            return True
+        names = () if self.asked is None else self.asked.names
+        return any(all(np.isnan(row[c]) for c in row if c.startswith(f"{name},")) for name in names)
+
+    def of_original(self) -> dict[str, float]:
+        values = on_texts({name: original.closeness for name, original in self.originals.items()})
+        return {**values, **self._of_tasks(None)}
+
+    def of_layout(self, layout: HeadLayout, merged: Merged) -> dict[str, float]:
+        model = self.regrouper.model
+        found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
+        return {**on_texts(found), **self._of_tasks((layout, merged))}
+
+    def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> dict[str, float]:
+        if self.tasks is None:
+            return {}
+        model = in_memory(self.regrouper.model)
+        if regrouped is None:
+            return self.tasks.scores(model.model, self.tokenizer)
+        with model.installed(*regrouped) as installed:
+            return self.tasks.scores(installed, self.tokenizer)
+
+
+def in_memory(model: Layers) -> InMemoryModel:
+    """The model itself. Raises GrouperError for one that is streamed, which no task harness can run."""
+    if not isinstance(model, InMemoryModel):
+        size = 4 * model.checkpoint.parameters / 1e9
+        raise GrouperError(f"tasks need the model in memory, {size:.1f} GB: give more --memory")
+    return model
+
+
+def on_texts(found: dict[str, Closeness]) -> dict[str, float]:
+    """As columns: of a single text, or the mean of several with each of them beside it."""
+    if not found:
+        return {}
+    several = len(found) > 1 or "" not in found
+    values = _columns(Closeness.mean(list(found.values())) if several else found[""], "")
+    for name, one in found.items() if several else ():
+        values |= _columns(one, f":{name}")
+    return values
+
+
+def _columns(one: Closeness, suffix: str) -> dict[str, float]:
+    values = {n: getattr(one, n) for n in ("nll", "perplexity", "nll_se", "kl", "kl_se", "agreement", "agreement_se")}
+    return {f"{n}{suffix}": value for n, value in values.items()}

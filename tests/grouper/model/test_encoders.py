@@ -1,0 +1,210 @@
+"""Every encoder, with a decoder or without, through everything."""
+
+import pytest
+import torch
+from encoder_samples import SAMPLES, answers, architecture_of, examples, load, make, with_heads
+
+from grouper import Checkpoint, HeadLayout, export
+from grouper.calibration.example_moments import collect_of_examples
+from grouper.layout import groups_of
+from grouper.merging import MERGES
+from grouper.merging.folding import augmented
+from grouper.model.encoder_families import ENCODERS
+from grouper.model.in_memory import InMemoryModel
+from grouper.model.inspection import inspect
+from grouper.model.random_inputs import random_inputs
+from grouper.refinement.layer import RefineOptions
+from grouper.refinement.refine_encoders import refine_encoders
+from grouper.regroup import Regrouper
+from search import RunFolder, SearchOptions, pick, search
+
+UNEVEN = ([0, 0, 1, 0, 2, 2, 2, 0], [0, 1, 1, 0, 1, 0, 1, 1], [0, 1, 2, 3, 0, 1, 2, 3])
+DECODES = [
+    name for name, (family, *_) in SAMPLES.items() if family in ("t5", "mt5", "bart", "mbart", "whisper", "marian")
+]
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            made[name] = make(tmp_path_factory.mktemp(name), *SAMPLES[name])
+        return made[name]
+
+    return get
+
+
+def layout_of(folder) -> HeadLayout:
+    """Other groups in every attention."""
+    a = architecture_of(folder)
+    return HeadLayout.from_labels([UNEVEN[i % 3] for i in range(a.layers)], a.query_heads, a.head_dim)
+
+
+def test_every_encoder_has_a_sample():
+    assert {family for family, *_ in SAMPLES.values()} == {family.model_type for family in ENCODERS}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("merge", ["mean", "spectral"])
+def test_the_identity_grouping_is_the_original(encoders, tmp_path, name, merge):
+    folder = encoders(name)
+    done = export(folder, architecture_of(folder).ungrouped, tmp_path / "out", merge=merge)
+    saved = load(tmp_path / "out").config.auto_map[done.loader]
+    assert (done.export_class, saved) == ("ragged", f"modeling_ragged.Ragged{SAMPLES[name][2]}")
+    assert (answers(tmp_path / "out") - answers(folder)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_groups_are_the_index_gather_reference(encoders, tmp_path, name):
+    """The original class, every KV head of a group replaced by the group's mean; with each kernel."""
+    folder = encoders(name)
+    layout = layout_of(folder)
+    export(folder, layout, tmp_path / "out")
+
+    def mean(layer: int, heads: torch.Tensor) -> torch.Tensor:
+        out = heads.clone()
+        for sources in layout.layers[layer].k.sources:
+            out[list(sources)] = heads[list(sources)].mean(0)
+        return out
+
+    wanted = answers(with_heads(folder, tmp_path / "reference", mean))
+    assert (wanted - answers(folder)).abs().max() > 0.01, "grouping changes something"
+    assert (answers(tmp_path / "out") - wanted).abs().max() < 1e-6
+    assert (answers(tmp_path / "out", attn_implementation="eager") - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLES if SAMPLES[n][0] not in ("vit", "deit", "whisper")])
+def test_what_fills_short_examples_up_changes_nothing(encoders, tmp_path, name):
+    folder = encoders(name)
+    export(folder, layout_of(folder), tmp_path / "out")
+    model, some = load(tmp_path / "out"), examples(folder)
+    decodes = name in DECODES
+    with torch.inference_mode():
+        whole = model(**some.called_with("cpu", torch.float64, decodes))
+        for i in range(len(some)):
+            length = int(some.inputs["attention_mask"][i].sum())
+            alone = {n: t[i : i + 1, :length] for n, t in some.inputs.items()}
+            if decodes:
+                written = int((some.labels[i] >= 0).sum())
+                got = model(**alone, labels=some.labels[i : i + 1, :written]).logits[0]
+                wanted = whole.logits[i, :written]
+            else:
+                got, wanted = model(**alone)[0][0], whole[0][i]
+                wanted = wanted[: len(got)]
+            assert torch.allclose(got, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DECODES)
+def test_caches_hold_the_layouts_heads(encoders, tmp_path, name):
+    folder = encoders(name)
+    layout, a = layout_of(folder), architecture_of(folder)
+    done = export(folder, layout, tmp_path / "out")
+    model = load(tmp_path / "out")
+    out = model(**random_inputs(model, a, 24), use_cache=True).past_key_values
+    kept = {"token": out.self_attention_cache.layers, "source": out.cross_attention_cache.layers}
+    wanted = {"token": [], "source": [], "none": []}
+    for layer, one in enumerate(layout.layers):
+        wanted[a.caches[layer]].append(one.k.kv_heads)
+    assert {kind: [layer.keys.shape[1] for layer in layers] for kind, layers in kept.items()} == {
+        kind: wanted[kind] for kind in kept
+    }
+    assert done.kv_bytes_per_token[1] == 2 * 2 * a.head_dim * sum(wanted["token"])
+    assert done.kv_bytes_per_source_token[1] == 2 * 2 * a.head_dim * sum(wanted["source"])
+    assert done.self_test.tokens == 16
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_planted_grouping_is_found_and_lossless(encoders, tmp_path, name):
+    folder, generator = encoders(name), torch.Generator().manual_seed(3)
+    a = architecture_of(folder)
+    labels = [(torch.randperm(8, generator=generator) // 2).tolist() for _ in range(a.layers)]
+    planted = with_heads(folder, tmp_path / "planted", lambda layer, heads: heads[labels[layer]])
+    options = SearchOptions(generations=4, population=16, fitness="weight", blocks="all")
+    front = search(planted, tmp_path / "run", options)
+    found = pick(front, "mean", kv_ratio="1/2")
+    layout = RunFolder(tmp_path / "run").layout(found.layout)
+    assert [layer.k.sources for layer in layout.layers] == [groups_of(row) for row in labels]
+    assert found.row["weight_ratio"] == 0.5 and front.size == "weight_ratio"
+    for merge in ("mean", "spectral"):
+        export(planted, layout, tmp_path / merge, merge=merge)
+        assert (answers(tmp_path / merge) - answers(planted)).abs().max() < 1e-4, merge
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_moments_are_of_what_the_heads_read(encoders, name):
+    """Keys by hook on the real module are keys by the weights that we read, filling left out; across, q reads the
+    decoder."""
+    folder = encoders(name)
+    checkpoint, some = Checkpoint.open(folder), examples(folder)
+    model = InMemoryModel(checkpoint)
+    a = model.architecture
+    tokens = {
+        "token": int((some.labels >= 0).sum()) if name in DECODES else 0,
+        "none": len(some) * {"whisper": 24, "deit": 18}.get(name, 17) if some.read is None else int(some.read.sum()),
+    }  # fmt: skip
+    tokens["source"] = tokens["none"]
+    for layer, moments in enumerate(collect_of_examples(model, some)):
+        attention = a.read(checkpoint, layer)
+        cache = a.family_of(layer).cache
+        k = augmented(attention.k, attention.k_bias)
+        expected = torch.einsum("gdx,xy,hdy->gh", k, moments.second_moment, k) * tokens[cache]
+        assert moments.tokens == tokens[cache]
+        assert torch.allclose(moments.keys.sum(0).double(), expected, rtol=1e-4, atol=1e-3)
+        assert (moments.queries is not None) == (cache == "source")
+        if moments.queries is not None:
+            assert moments.queries.tokens == tokens["token"]
+            assert not torch.allclose(moments.queries.second_moment, moments.second_moment)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_refinement_brings_every_attention_nearer(encoders, tmp_path, name, scope):
+    folder = encoders(name)
+    checkpoint, some, layout = Checkpoint.open(folder), examples(folder, 16), layout_of(folder)
+    ours, options = Regrouper(checkpoint), RefineOptions(scope, steps=8, batch_tokens=64)
+    start = ours.merged(layout, MERGES["spectral"].before_refinement())
+    model = InMemoryModel(checkpoint)
+    layers = refine_encoders(model, layout, start, some, options, folder=tmp_path / "kept")
+    done = [layers(i) for i in range(len(layout.layers))]
+    assert all(layer.after <= layer.before for layer in done) and any(layer.after < layer.before for layer in done)
+    exported = export(folder, layout, tmp_path / "out", merge="spectral+refine", merged=layers)
+    assert exported.self_test.passed and torch.isfinite(answers(tmp_path / "out")).all()
+    again = refine_encoders(model, layout, start, some, options, folder=tmp_path / "kept")
+    assert torch.equal(again(0).attention.k, layers(0).attention.k), "what is done is kept"
+
+
+def test_every_head_of_the_family_loads(encoders, tmp_path):
+    folder = encoders("bert")
+    export(folder, layout_of(folder), tmp_path / "out")
+    names = load(tmp_path / "out").config.auto_map
+    assert {"AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"} <= names.keys()
+    for auto in (n for n in names if n not in ("AutoConfig", "AutoModelForMultipleChoice")):
+        assert torch.isfinite(answers(tmp_path / "out", auto)).all(), auto
+
+
+def test_an_exported_folder_is_saved_and_loaded_again(encoders, tmp_path):
+    for name in ("bert", "vit", "t5"):
+        export(encoders(name), layout_of(encoders(name)), tmp_path / name)
+        load(tmp_path / name).save_pretrained(tmp_path / f"{name}-again")
+        again = answers(tmp_path / f"{name}-again")
+        assert torch.allclose(again, answers(tmp_path / name), rtol=0, atol=1e-9), name
+
+
+def test_shared_query_projections(encoders, tmp_path):
+    """GQKVA: fewer heads in q than in o."""
+    from search.methods.gqkva import GQKVA
+
+    for name in ("vit", "bert", "t5"):
+        folder = encoders(name)
+        search(folder, tmp_path / name, SearchOptions(method=(GQKVA().name,), fitness="weight", blocks="all"))
+        run = RunFolder(tmp_path / name)
+        number = next(i for i in run.front().table["layout"] if any(one.q for one in run.layout(i).layers))
+        assert export(folder, run.layout(number), tmp_path / f"{name}-out").self_test.passed
+
+
+def test_inspect_says_what_there_is(encoders):
+    bert, t5 = (inspect(Checkpoint.open(encoders(name))) for name in ("bert", "t5"))
+    assert (bert.layers, bert.kv_bytes_per_token, bert.export_classes) == (2, 0, ["ragged"])
+    assert (t5.layers, t5.kv_bytes_per_token) == (6, 2 * 2 * 8 * 16 * 2)

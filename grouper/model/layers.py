@@ -47,6 +47,8 @@ class Layers(ABC):
 
     def around(self) -> dict[str, nn.Parameter]:
         """The parameters outside the layers, by their names in the checkpoint, tied ones under each of theirs."""
+        if self.architecture.encodes:
+            return self._around_encoders()
         first = self.architecture.family.layer.format(layer=0)
         begin, stem = self.prefix + first.removesuffix("0."), self.architecture.prefix(self.checkpoint, 0)
         stem = stem.removesuffix(first)
@@ -57,6 +59,14 @@ class Layers(ABC):
             if stored is not None and not name.startswith(begin):
                 found[stored] = parameter
         return found
+
+    def _around_encoders(self) -> dict[str, nn.Parameter]:
+        """Outside the layers of an encoder or a decoder, names in the class and in checkpoints are the same."""
+        a = self.architecture
+        layers = (a.family_of(i).in_class.layer.partition("{")[0] for i in range(a.layers))
+        begins = tuple({self.prefix + layer for layer in layers})
+        every = self.model.named_parameters(remove_duplicate=False)
+        return {n: p for n, p in every if n in self.checkpoint and not n.startswith(begins)}
 
     def replace_around(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Give parameters outside the layers other values; what is tied to them goes along."""

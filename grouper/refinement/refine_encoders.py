@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from grouper.attention import Merged
+from grouper.attention import Merged, MergedLayer
 from grouper.calibration.examples import Examples
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
@@ -66,8 +66,10 @@ def refine_encoders(
 
                 wanted, start = worker.targets(streams), merged(layer)
                 worker.set(start)
-                worth = worker.error(wanted, streams) > NOTHING
-                fitted = worker.fit(start.attention, wanted, streams, steps if worth else 0, tell)
+                error = worker.error(wanted, streams)
+                fitted = MergedLayer(start.attention, {}, error, error)
+                if error > NOTHING:
+                    fitted = worker.fit(start.attention, wanted, streams, steps, tell)
                 done = worker.in_checkpoint(fitted)
                 if saved is None:
                     in_memory[layer] = done

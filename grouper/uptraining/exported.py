@@ -77,10 +77,10 @@ class ExportedModel:
     def layer(self, layer: int) -> MergedLayer:
         """A layer's weights, heads in the layout's order."""
         a = self.architecture
-        with as_one_line(f"layer {layer} of {self.folder.name} is not what its {MARKER} says"):
+        with as_one_line(f"{a.name_of(layer)} of {self.folder.name} is not what its {MARKER} says"):
             attention = CLASSES[self.export_class].read(self.folder, self.base, layer, self.layout)
         here = a.prefix(self.base, layer)
-        replaced = a.attention_tensors()
+        replaced = set().union(*(a.attention_tensors(i) for i in range(a.layers) if a.prefix(self.base, i) == here))
         inner = (n.removeprefix(here) for n in self.base.tensors if n.startswith(here))
         return MergedLayer(attention, {n: self._tensor(here + n) for n in inner if n not in replaced})
 

@@ -22,9 +22,12 @@ class SharedAttention(nn.Module):
     called: what knows linear modules (adapters, say) finds them.
     """
 
-    def __init__(self, module: nn.Module, architecture: Architecture, attention: Attention, layout: LayerLayout):
+    def __init__(
+        self, module: nn.Module, architecture: Architecture, attention: Attention, layout: LayerLayout, layer: int
+    ):
         super().__init__()
-        self.architecture, self.layout, self.step = architecture, layout, 0
+        self.architecture, self.layout, self.layer, self.step = architecture, layout, layer, 0
+        self.family = architecture.family_of(layer).in_class
         for part in ("q", "k", "v"):
             setattr(self, part, holder(getattr(attention, part).flatten(0, 1), getattr(attention, f"{part}_bias")))
         self.o = holder(attention.o.flatten(1), attention.o_bias)
@@ -34,9 +37,9 @@ class SharedAttention(nn.Module):
                 self.register_parameter(gain, nn.Parameter(getattr(attention, gain).float().clone()))
         if attention.sinks is not None:
             self.register_parameter("sinks", nn.Parameter(attention.sinks.float().clone()))
-        inner = expanded_attention(architecture, module, layout, "meta", torch.float32)
-        self.inside = f"{architecture.family.attention}."
-        for name in expanded_tensors(architecture, attention, layout):  # given anew in every pass
+        inner = expanded_attention(architecture, module, layout, "meta", torch.float32, layer)
+        self.inside = f"{self.family.attention}."
+        for name in expanded_tensors(architecture, attention, layout, layer):  # given anew in every pass
             owner, _, last = name.removeprefix(self.inside).rpartition(".")
             place = inner.get_submodule(owner)
             del place._parameters[last]
@@ -61,7 +64,7 @@ class SharedAttention(nn.Module):
         return Attention(**parts, **biases, **gains, **self.fixed)
 
     def forward(self, *inputs, **named):
-        tensors = expanded_tensors(self.architecture, self.weights(), self.layout)
+        tensors = expanded_tensors(self.architecture, self.weights(), self.layout, self.layer)
         state = {name.removeprefix(self.inside): tensor for name, tensor in tensors.items()}
         return functional_call(self.inner, state, inputs, named)
 
@@ -109,6 +112,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight
 
 
-def query_inputs(attention: SharedAttention) -> nn.Module:
-    """The module whose input is what enters q, k and v."""
-    return attention.inner.get_submodule(attention.architecture.family.q.removeprefix(attention.inside))
+def key_projection(attention: SharedAttention) -> nn.Module:
+    """The module whose input is what enters k."""
+    family = attention.family
+    return attention.inner.get_submodule((family.q if family.fused else family.k).removeprefix(attention.inside))

@@ -25,16 +25,16 @@ class Student:
         self.exported, self.loaded = exported, InMemoryModel(exported.base, device)
         self.model: nn.Module = self.loaded.model
         self.architecture = self.loaded.architecture
-        path = self.architecture.family.attention
         self.others: list[list[str]] = []  # for each layer, names within it of what else is trained
         for index, layout in enumerate(exported.layout.layers):
-            block, done = self.loaded.layer(index), exported.layer(index)
+            block, done, path = self.loaded.layer(index), exported.layer(index), self._path(index)
             attention = method.attention(block.get_submodule(path), exported, index, done.attention, layout).to(device)
             block.set_submodule(path, attention)
             parameters = {**dict(block.named_parameters()), **self._inside(block, path)}
-            self.others.append([n for n in done.others if n in parameters])
+            called = self.architecture.family_of(index).class_name
+            self.others.append([n for n in done.others if called(n) in parameters])
             for name in self.others[-1]:
-                parameters[name].data = done.others[name].to(device, torch.float32)
+                parameters[called(name)].data = done.others[name].to(device, torch.float32)
         known = self.loaded.around()
         self.loaded.replace_around({n: t for n, t in exported.around().items() if n in known})
         self.model.requires_grad_(False)
@@ -43,6 +43,10 @@ class Student:
         self.lora = lora > 0
         if lora:
             add_adapters(self.model, lora, seed)
+
+    def _path(self, layer: int) -> str:
+        """Of the attention, within its layer."""
+        return self.architecture.family_of(layer).in_class.attention
 
     @staticmethod
     def _inside(block: nn.Module, path: str) -> dict[str, nn.Parameter]:
@@ -70,8 +74,7 @@ class Student:
 
     @property
     def attentions(self) -> list[SharedAttention]:
-        path = self.architecture.family.attention
-        return [self.loaded.layer(i).get_submodule(path) for i in range(self.architecture.layers)]
+        return [self.loaded.layer(i).get_submodule(self._path(i)) for i in range(self.architecture.layers)]
 
     @property
     def layout(self) -> HeadLayout:
@@ -79,9 +82,10 @@ class Student:
         return replace(self.exported.layout, layers=tuple(a.layout for a in self.attentions))
 
     def _others(self, layer: int) -> dict[str, nn.Parameter]:
-        path, block = self.architecture.family.attention, self.loaded.layer(layer)
+        path, block = self._path(layer), self.loaded.layer(layer)
         parameters = {**dict(block.named_parameters()), **self._inside(block, path)}
-        return {name: parameters[name] for name in self.others[layer]}
+        called = self.architecture.family_of(layer).class_name
+        return {name: parameters[called(name)] for name in self.others[layer]}
 
     def _around(self) -> dict[str, nn.Parameter]:
         """What stands around the layers; of a larger model, the language model's alone."""

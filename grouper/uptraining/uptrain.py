@@ -73,6 +73,10 @@ def uptrain_model(
     ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
     ranks.first_does(lambda: refuse_existing(output, MARKER, overwrite))
     model = ExportedModel.open(exported, base, teacher)
+    if model.architecture.encodes:
+        raise GrouperError(
+            f"{exported} has an encoder, and uptrain is for decoders: train it as any model of its class"
+        )
     refuse_inside(output, model.folder.folder)
     refuse_inside(output, model.base.local_folder)
     check_assignments(options.set, METHODS)

@@ -39,14 +39,23 @@ class LearnedSums(TrainingMethod):
         self, module: nn.Module, exported: ExportedModel, layer: int, merged: Attention, layout: LayerLayout
     ) -> SharedAttention:
         original = exported.architecture.read(exported.base, layer)
-        return SummedAttention(module, exported.architecture, merged, layout, original, self.kind)
+        return SummedAttention(module, exported.architecture, merged, layout, layer, original, self.kind)
 
 
 class SummedAttention(SharedAttention):
     """Shared attention whose K and V heads are weighted sums of the original's. Gains of norms are as in the export."""
 
-    def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, original: Attention, kind: str):
-        super().__init__(module, architecture, attention, layout)
+    def __init__(
+        self,
+        module,
+        architecture,
+        attention: Attention,
+        layout: LayerLayout,
+        layer: int,
+        original: Attention,
+        kind: str,
+    ):
+        super().__init__(module, architecture, attention, layout, layer)
         for part, grouping in (("k", layout.k), ("v", layout.v)):
             heads = getattr(original, part)  # [G0, d, D]
             setattr(self, part, holder(heads.flatten(0, 1), getattr(original, f"{part}_bias")))

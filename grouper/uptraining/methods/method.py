@@ -41,4 +41,4 @@ class TrainingMethod(Entry):
         self, module: nn.Module, exported: ExportedModel, layer: int, merged: Attention, layout: LayerLayout
     ) -> SharedAttention:
         """What stands in the place of the layer's attention `module` while training. merged: its weights now."""
-        return SharedAttention(module, exported.architecture, merged, layout)
+        return SharedAttention(module, exported.architecture, merged, layout, layer)

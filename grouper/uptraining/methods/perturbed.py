@@ -41,9 +41,9 @@ class Perturbed(TrainingMethod):
 
 class PerturbedAttention(SharedAttention):
     def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, layer: int, scale: float):
-        super().__init__(module, architecture, attention, layout)
-        self.layer, self.scale = layer, scale
-        o = self.inner.get_submodule(architecture.family.o.removeprefix(self.inside))
+        super().__init__(module, architecture, attention, layout, layer)
+        self.scale = scale
+        o = self.inner.get_submodule(self.family.o.removeprefix(self.inside))
         o.register_forward_pre_hook(self._perturb)
 
     def _perturb(self, _module, inputs):

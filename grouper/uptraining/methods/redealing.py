@@ -20,7 +20,7 @@ from grouper.ranks import started_ranks
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod
 from grouper.uptraining.options import Losses
-from grouper.uptraining.shared_attention import SharedAttention, query_inputs
+from grouper.uptraining.shared_attention import SharedAttention, key_projection
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Redealing(TrainingMethod):
     def attention(
         self, module: nn.Module, exported: ExportedModel, layer: int, merged: Attention, layout: LayerLayout
     ) -> SharedAttention:
-        return RedealtAttention(module, exported.architecture, merged, layout, self)
+        return RedealtAttention(module, exported.architecture, merged, layout, layer, self)
 
 
 class RedealtAttention(SharedAttention):
-    def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, method: Redealing):
-        super().__init__(module, architecture, attention, layout)
+    def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, layer: int, method: Redealing):
+        super().__init__(module, architecture, attention, layout, layer)
         self.method = [method]
         self.register_buffer("before", torch.zeros(layout.k.kv_heads))
         self.register_buffer("energy", torch.zeros(layout.k.kv_heads))  # of this step's keys
-        query_inputs(self).register_forward_pre_hook(self._collect)
+        key_projection(self).register_forward_pre_hook(self._collect)
 
     def _collect(self, _module, inputs) -> None:
         """Squared norms of each shared head's keys, over the tokens that are learnt from."""

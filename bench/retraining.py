@@ -38,7 +38,9 @@ class Conversion:
     refined: bool = False
 
 
-def descend(model: nn.Module, parameters: list, loss: Loss, order: Tensor, rate: float, after=lambda step: None) -> float:
+def descend(
+    model: nn.Module, parameters: list, loss: Loss, order: Tensor, rate: float, after=lambda step: None
+) -> float:
     """AdamW over batches of `order` [steps, batch], rates rising for a twentieth of the steps, then falling as a cosine.
     Returns the seconds it took."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))

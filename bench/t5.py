@@ -145,8 +145,10 @@ def of_seed(task: Task, args, seed: int, folder: Path, device: str) -> list[dict
     task.pairs(folder / "pairs.tsv", seed)
     source = TextSource(str(folder / "pairs.tsv"))
     run = searched(folder / "model", folder / "run", CONVERSIONS, source, tokens=TOKENS, seed=seed)
-    found = [{"seed": seed, "name": "original", "share": 1.0, "before": original, "after": original}]
     more = passes(len(task.read), 128, args.more, 1000 + seed)
+    descend(model.train(), list(model.parameters()), task.loss, more, 3e-4)
+    after = task.nats(model.eval())
+    found = [{"seed": seed, "name": "original", "share": 1.0, "before": original, "after": after}]
     for share in SHARES:
         for number, conversion in enumerate(CONVERSIONS):
             start = exported(run, conversion, share, folder / f"{share}-{number}", source, TOKENS, seed)
@@ -170,8 +172,9 @@ def of_folder(task: Task, student, folder: Path, device: str) -> float:
 def table(found: list[dict]) -> str:
     """Nats per character, mean and standard error over seeds."""
     lines = ["| conversion | KV heads | before training | after |", "| --- | --- | --- | --- |"]
-    whole = mean_and_error([r["before"] for r in found if r["share"] == 1.0])
-    lines.append(f"| original | 8 | {whole} | |")
+    whole = [r for r in found if r["share"] == 1.0]
+    before, after = (mean_and_error([r[key] for r in whole]) for key in ("before", "after"))
+    lines.append(f"| original | 8 | {before} | {after} |")
     for share, name in SHARES.items():
         for conversion in CONVERSIONS:
             rows = [r for r in found if r["share"] == share and r["name"] == conversion.name]

@@ -92,7 +92,7 @@ def grouped_attention(query, key, value, mask, bias, scaling, dropout, causal):
             mask = mask.expand(-1, -1, packed.shape[2], tokens, -1)
         mask = mask.flatten(2, 3)
     output = scaled_dot_product_attention(packed.flatten(2, 3), key, value, attn_mask=mask, **options)
-    return output.view(query.shape)
+    return output.reshape(query.shape)
 
 
 ALL_ATTENTION_FUNCTIONS.register("grouper_ragged_encoder", ragged_attention)

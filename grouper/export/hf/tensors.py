@@ -1,6 +1,6 @@
 """Every tensor of an exported folder: attention as its class wants it, everything else as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
         inner = name.removeprefix(prefix)
         layer = next((i for i in inside[prefix] if inner in replaced[i]), None)
         if layer is None:
-            yield name, _other(job, name, inner, done[inside[prefix][-1]])
+            yield name, _other(job, name, inner, done.values())
         elif layer not in written:
             written.add(layer)
             dtype = a.stored_dtype(checkpoint, layer)
@@ -51,10 +51,12 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
                 yield new_name, tensor.to(dtype)
 
 
-def _other(job: Job, name: str, inner: str, done: MergedLayer) -> Tensor | Stored:
-    """A tensor outside attention: as refinement left it, or as it was."""
-    if inner in done.others:
-        return done.others[inner].to(job.checkpoint.tensors[name].torch_dtype)
+def _other(job: Job, name: str, inner: str, done: Iterable[MergedLayer]) -> Tensor | Stored:
+    """A tensor outside attention: as refinement left it, of several attentions in a layer that of the last, or as it
+    was."""
+    for one in reversed(list(done)):
+        if inner in one.others:
+            return one.others[inner].to(job.checkpoint.tensors[name].torch_dtype)
     return stored(job.checkpoint, name)
 
 

@@ -6,16 +6,20 @@ from encoder_samples import SAMPLES, answers, architecture_of, examples, load, m
 
 from grouper import Checkpoint, HeadLayout, export
 from grouper.calibration.example_moments import collect_of_examples
+from grouper.export import export_model
 from grouper.layout import groups_of
 from grouper.merging import MERGES
 from grouper.merging.folding import augmented
 from grouper.model.encoder_families import ENCODERS
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.inspection import inspect
-from grouper.model.random_inputs import random_inputs
+from grouper.model.random_inputs import answer, random_inputs
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine_encoders import refine_encoders
 from grouper.regroup import Regrouper
+from grouper.uptraining.exported import ExportedModel
+from grouper.uptraining.methods import METHODS
+from grouper.uptraining.student import Student
 from search import RunFolder, SearchOptions, pick, search
 
 UNEVEN = ([0, 0, 1, 0, 2, 2, 2, 0], [0, 1, 1, 0, 1, 0, 1, 1], [0, 1, 2, 3, 0, 1, 2, 3])
@@ -173,6 +177,35 @@ def test_refinement_brings_every_attention_nearer(encoders, tmp_path, name, scop
     assert exported.self_test.passed and torch.isfinite(answers(tmp_path / "out")).all()
     again = refine_encoders(model, layout, start, some, options, folder=tmp_path / "kept")
     assert torch.equal(again(0).attention.k, layers(0).attention.k), "what is done is kept"
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "vit", "t5", "bart", "whisper"])
+@pytest.mark.parametrize("training", ["distill", "wgqa-row", "pgqa", "dgqa"])
+def test_students_train_and_come_out_as_they_are(encoders, tmp_path, name, training):
+    """Every parameter is pushed a little; the folder that is written computes what the student did."""
+    folder = encoders(name)
+    a = architecture_of(folder)
+    layout = HeadLayout.from_labels([[h // 4 for h in range(8)]] * a.layers, a.query_heads, a.head_dim)
+    export(folder, layout, tmp_path / "start")
+    student = Student(ExportedModel.open(tmp_path / "start", str(folder)), METHODS.named(training), "cpu")
+    some = examples(folder)
+    given = some.called_with("cpu", torch.float32, name in DECODES)
+    first = answer(student.model(**given)).detach()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in student.trained():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    answer(student.model(**given)).square().mean().backward()
+    unmoved = [n for n, p in student.trained() if p.grad is None and "decoder" not in n]
+    assert not [n for n in unmoved if "attention" in n]
+    with torch.inference_mode():
+        wanted = answer(student.model(**given))
+    assert (wanted - first).abs().max() > 0.01
+    base, around = student.exported.base, student.around()
+    export_model(base, student.layout, tmp_path / "end", merge=training, merged=student.layer, around=around)
+    with torch.inference_mode():
+        got = answer(load(tmp_path / "end", dtype=torch.float32)(**given))
+    assert torch.allclose(got, wanted, atol=1e-3), (got - wanted).abs().max()
 
 
 def test_every_head_of_the_family_loads(encoders, tmp_path):

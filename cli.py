@@ -72,7 +72,8 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
 PANELS = {  # what options are about, as --help shows them
     "What": "families revision merge layout layouts kv_ratio kv_bytes_per_token deploy method fitness base",
     "Text": "text dataset images tokens window limit keep_calibration tasks num_fewshot task_path",
-    "Search": "blocks paper acceptance stage2 kv_heads_multiple_of kv_dtype population generations sensitivity seed set_ sort",
+    "Search": "blocks paper acceptance stage2 kv_heads_multiple_of kv_dtype population generations sensitivity seed "
+    "set_ sort",
     "Refinement and training": "refine scope refine_tokens teacher kl hidden causal step_tokens micro_tokens lr train "
     "lora_rank patience checkpointing",
     "Output": "output overwrite json_ config format_ dtype max_padding push_to_hub private create_pr commit_message "
@@ -192,7 +193,7 @@ def search(
     images: Images = None,
     blocks: Annotated[
         str,
-        typer.Option(help="Of models with an encoder: cached (what a KV cache is of), all, encoder, decoder, across."),
+        typer.Option(help="With an encoder: cached (what a KV cache is of), all, encoder, decoder, across."),
     ] = SEARCH.blocks,
     keep_calibration: Keep = None,
     paper: Annotated[str | None, typer.Option(help="A published recipe: qcqa or asymgqa.")] = None,

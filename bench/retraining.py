@@ -28,8 +28,8 @@ Loss = Callable[[nn.Module, Tensor], Tensor]  # of a model on the examples of th
 
 @dataclass(frozen=True)
 class Conversion:
-    """method: who found the layout. merge: how heads become one. training: what learns, a name in METHODS (the loss is the
-    task's own). refined: layer by layer before that."""
+    """method: who found the layout. merge: how heads become one. training: what learns, a name in METHODS (the loss is
+    the task's own). refined: layer by layer before that."""
 
     name: str
     method: str
@@ -41,8 +41,8 @@ class Conversion:
 def descend(
     model: nn.Module, parameters: list, loss: Loss, order: Tensor, rate: float, after=lambda step: None
 ) -> float:
-    """AdamW over batches of `order` [steps, batch], rates rising for a twentieth of the steps, then falling as a cosine.
-    Returns the seconds it took."""
+    """AdamW over batches of `order` [steps, batch], rates rising for a twentieth of the steps, then falling as a
+    cosine. Returns the seconds it took."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     steps, gpu, began = len(order), torch.cuda.is_available(), time.perf_counter()
     for step, rows in enumerate(order):

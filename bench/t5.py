@@ -2,8 +2,8 @@
 
     python bench/t5.py --json t5.json     # one GPU, some minutes
 
-A T5 of 4 + 4 layers of 8 heads is trained to write sentences of the addresses of 1977-2016, character by character, from
-the same sentences without their vowels. The decoder's attentions, its own and the one across to the encoder, are
+A T5 of 4 + 4 layers of 8 heads is trained to write sentences of the addresses of 1977-2016, character by character,
+from the same sentences without their vowels. The decoder's attentions, its own and the one across to the encoder, are
 converted to a half and to a quarter of their KV heads, and every conversion is trained for the same steps. Nats per
 character are on sentences of addresses since 2017.
 """

@@ -37,9 +37,12 @@ CALIBRATED = 1024  # pictures
 
 def pictures(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """[n, 28, 28] uint8 and [n]. part: "train" or "t10k"."""
-    read = lambda name, skip: np.frombuffer(gzip.open(folder / name).read(), np.uint8, offset=skip)  # noqa: E731
-    images = read(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    return torch.from_numpy(images.copy()), torch.from_numpy(read(f"{part}-labels-idx1-ubyte.gz", 8).copy()).long()
+
+    def read(name: str, skip: int) -> Tensor:
+        unpacked = gzip.decompress((folder / f"{part}-{name}-ubyte.gz").read_bytes())
+        return torch.from_numpy(np.frombuffer(unpacked, np.uint8, offset=skip).copy())
+
+    return read("images-idx3", 16).view(-1, 28, 28), read("labels-idx1", 8).long()
 
 
 def pixels(images: Tensor) -> Tensor:

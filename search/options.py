@@ -97,7 +97,8 @@ class SearchOptions:
         """The attentions that are grouped, by their numbers. Raises GrouperError where the model has none of these."""
         caches = architecture.caches or ("token",) * architecture.layers
         kinds = {"encoder": ("none",), "decoder": ("token",), "across": ("source",), "all": CACHES}
-        wanted = kinds.get(self.blocks) or [c for c in ("token", "source") if c in caches] or ["none"]
+        cached = tuple(c for c in ("token", "source") if c in caches)
+        wanted = kinds.get(self.blocks) or cached or ("none",)
         if not (found := [layer for layer, cache in enumerate(caches) if cache in wanted]):
             raise GrouperError(f"--blocks {self.blocks}: the model has no such attention")
         return found

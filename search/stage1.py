@@ -112,9 +112,9 @@ def search_layers(
     jobs: int = 1,
     progress: Progress = untold,
 ) -> list[Found]:
-    """Per layer that is searched, what each method found; read back where the layer is done. jobs: layers searched at a time, each by a
-    process that reads it, makes its tables and searches; no other tables wait. Each of several ranks takes every
-    so-many-th layer."""
+    """Per layer that is searched, what each method found; read back where the layer is done. jobs: layers searched at a
+    time, each by a process that reads it, makes its tables and searches; no other tables wait. Each of several ranks
+    takes every so-many-th layer."""
     a, ranks = regrouper.architecture, regrouper.ranks
     layers = options.searched(a)
     read = ranks.first_does(lambda: [folder.read_layer(layer, a.queries_per_kv_head) for layer in layers])

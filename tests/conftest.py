@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_samples import SAMPLES as ENCODERS
+from encoder_samples import make as make_encoder
 from tiny_models import SIZES, add_tokenizer, edit_weights, make_model
 
 from grouper.calibration.source import DATA
@@ -21,6 +23,19 @@ def models(tmp_path_factory):
         if key not in made:
             made[key] = make_model(tmp_path_factory.mktemp(family), family, **options)
         return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    """encoders("t5"): the folder of a sample of encoder_samples.py."""
+    made = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = make_encoder(tmp_path_factory.mktemp(name), *ENCODERS[name])
+        return made[name]
 
     return get
 

@@ -51,7 +51,7 @@ SAMPLES = {  # family, its configuration, the class that is saved
     "whisper": (
         "whisper",
         {
-            **BART, "num_mel_bins": 8, "max_source_positions": 24, "max_target_positions": 64,
+            **BART, "num_mel_bins": 8, "max_source_positions": 50, "max_target_positions": 64,
             "suppress_tokens": None, "begin_suppress_tokens": None,
         },
         "WhisperForConditionalGeneration",
@@ -122,7 +122,7 @@ def examples(folder: Path, n: int = 6, tokens: int = 12) -> Examples:
     mask = (torch.arange(tokens) < lengths[:, None]).long()
     labels = torch.where(torch.arange(tokens) < lengths.flip(0)[:, None], ids(), NOT_ASKED)
     if model_type == "whisper":
-        return Examples({"input_features": torch.randn(n, 8, 48, generator=generator)}, labels, 24 + tokens)
+        return Examples({"input_features": torch.randn(n, 8, 100, generator=generator)}, labels, 50 + tokens)
     inputs = {"input_ids": torch.where(mask.bool(), ids(), 2), "attention_mask": mask}
     if a.family.parts:
         return Examples(inputs, labels, 2 * tokens)
@@ -145,3 +145,66 @@ def with_heads(folder: Path, target: Path, change: Callable[[int, torch.Tensor],
             tensors[name] = tensor.contiguous()
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+def with_reader(folder: Path, target: Path) -> Path:
+    """A copy of the model with what turns files into its inputs: a tokenizer of characters, a processor of pictures, an
+    extractor of features of sounds."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, ViTImageProcessor, WhisperFeatureExtractor
+
+    shutil.copytree(folder, target)
+    config = original_config(folder)
+    if config["model_type"] in ("vit", "deit"):
+        (target / "preprocessor_config.json").write_text(json.dumps({
+            "image_processor_type": ViTImageProcessor.__name__, "size": {"height": 16, "width": 16}, "do_resize": True,
+            "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        }))  # fmt: skip
+        return target
+    if config["model_type"] == "whisper":
+        WhisperFeatureExtractor(feature_size=8, chunk_length=1, n_fft=64).save_pretrained(target)
+    special = ["<bos>", "</s>", "<pad>", "<mask>", "<unk>"]
+    ids = {token: i for i, token in enumerate([*special, *map(chr, range(32, 127))])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    ends = [("<bos>", 0), ("</s>", 1)]
+    begun = "$A </s>" if architecture_of(folder).family.parts else "<bos> $A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(begun, special_tokens=ends)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="<bos>", sep_token="</s>", eos_token="</s>", pad_token="<pad>",
+        mask_token="<mask>", unk_token="<unk>",
+    ).save_pretrained(target)  # fmt: skip
+    return target
+
+
+def files_for(kind: str, folder: Path, seed: int = 0) -> dict[str, str]:
+    """The options that name a source of this kind, with its files in `folder`."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    if kind == "pictures":
+        from PIL import Image
+
+        for number in range(30):
+            place = folder / f"LABEL_{number % 5}"
+            place.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 18, 3), dtype=np.uint8)).save(place / f"{number}.png")
+        return {"images": str(folder)}
+    words = ["".join(chr(97 + c) for c in rng.integers(0, 26, rng.integers(2, 9))) for _ in range(40)]
+    lines = [" ".join(rng.choice(words, rng.integers(2, 5))) for _ in range(40)]
+    path = folder / "source.txt"
+    if kind == "text":
+        path.write_text("\n".join(lines * 4))
+    elif kind == "pairs":
+        path.write_text("\n".join(f"{line}\t{line[::-1]}" for line in lines))
+    else:
+        from scipy.io import wavfile
+
+        for number in range(6):
+            noise = rng.integers(-3000, 3000, (8000, 2), dtype=np.int16)
+            wavfile.write(folder / f"{number}.wav", 8000, noise)
+        path = folder / "source.jsonl"
+        path.write_text("\n".join(json.dumps({"source": f"{i}.wav", "target": lines[i]}) for i in range(6)))
+    return {"text": str(path)}

@@ -1,4 +1,4 @@
-"""From files to what a model with an encoder takes: text in windows, pairs of texts, pictures, sounds with their words."""
+"""From files to what a model with an encoder takes: text in windows, pairs, pictures, sounds with their words."""
 
 import torch
 

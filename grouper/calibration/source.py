@@ -53,6 +53,8 @@ class TextSource:
         return pairs
 
     def _lines_of_pairs(self) -> Iterator[dict]:
+        if is_demo(f"{self.text}"):
+            raise GrouperError("the text in the box has no pairs of source and target: give a file of pairs")
         path = Path(f"{self.text}").expanduser()
         for number, line in enumerate(_content_of(path).split("\n"), 1):
             if not line.strip():

@@ -6,7 +6,8 @@ from grouper.errors import GrouperError
 from grouper.model.families import FAMILIES, REFUSED, Family
 
 ALIASES = {  # what older or other configurations call it
-    "num_attention_heads": ("n_head", "n_heads", "num_heads", "encoder_attention_heads"), "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads", "encoder_attention_heads"),
+    "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
     "hidden_size": ("n_embd", "n_embed", "d_model", "dim"), "head_dim": ("d_kv",),
     "num_hidden_layers": ("n_layer", "n_layers", "encoder_layers", "num_layers"),
     "decoder_layers": ("num_decoder_layers",),

@@ -17,8 +17,9 @@ from search.report.pictures import FORMATS as PICTURE_FORMATS
 def test_choices_are_what_registries_hold():
     known = {
         "method": set(METHODS) - set(baselines()), "fitness": FITNESSES, "stage2": STAGES_2, "paper": RECIPES,
-        "acceptance": ACCEPTANCES, "blocks": BLOCKS, "merge": MERGES, "deploy": ASKED, "format": FORMATS, "kv_dtype": BYTES,
-        "scope": SCOPES, "train": NEW_WEIGHTS, "uptrain method": WAYS_TO_TRAIN, "report format": PICTURE_FORMATS,
+        "acceptance": ACCEPTANCES, "blocks": BLOCKS, "merge": MERGES, "deploy": ASKED, "format": FORMATS,
+        "kv_dtype": BYTES, "scope": SCOPES, "train": NEW_WEIGHTS, "uptrain method": WAYS_TO_TRAIN,
+        "report format": PICTURE_FORMATS,
     }  # fmt: skip
     assert {name: set(words) for name, words in CHOICES.items() if name != "tracker"} == {
         name: set(words) for name, words in known.items()

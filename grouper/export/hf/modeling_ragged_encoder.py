@@ -79,11 +79,9 @@ def grouped_attention(query, key, value, mask, bias, scaling, dropout, causal):
     if bias is not None:
         if causal:
             mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=key.device).tril()
-        least = torch.finfo(key.dtype).min
-        if mask is None:
-            mask = bias
-        else:
-            mask = torch.where(mask, bias, least) if mask.dtype == torch.bool else mask + bias
+        if mask is not None and mask.dtype == torch.bool:
+            bias = bias.masked_fill(mask.logical_not(), torch.finfo(key.dtype).min)
+        mask = bias if mask is None or mask.dtype == torch.bool else mask + bias
     packed = query.unflatten(1, (key.shape[1], -1))  # [batch, G, m, tokens, head_dim]
     if mask is not None:
         shared = mask.shape[1] == 1

@@ -17,8 +17,8 @@ Named = tuple[str, Tensor | Stored]
 
 def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
     """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in: what stays as it is
-    where it lies, the rest loaded. The merged weights of one layer of the model are held at a time. Raises GrouperError where a merge
-    gave numbers that are not finite."""
+    where it lies, the rest loaded. The merged weights of one layer of the model are held at a time. Raises GrouperError
+    where a merge gave numbers that are not finite."""
     a, checkpoint = job.architecture, job.checkpoint
     if a.as_phi:
         assert not job.around, "what stands around the layers has other names there: uptrain the exported Phi instead"

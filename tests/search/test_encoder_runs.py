@@ -1,0 +1,185 @@
+"""Whole runs on models with an encoder: search, evaluate, export, on what each of them reads."""
+
+import numpy as np
+import pytest
+import torch
+from encoder_samples import answers, architecture_of, files_for, load, with_reader
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from grouper import Checkpoint, GrouperError
+from grouper.calibration.examples import NOT_ASKED
+from grouper.calibration.reading import kind_of, read_examples
+from grouper.calibration.source import TextSource
+from grouper.refinement.layer import RefineOptions
+from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search
+from search.evaluated_model import evaluate_model
+
+QUICK = {"generations": 3, "population": 16, "tokens": 512, "window": 24}
+KINDS = {
+    "bert": "text",
+    "bert-bare": "text",
+    "t5": "pairs",
+    "vit": "pictures",
+    "vit-bare": "pictures",
+    "whisper": "sounds",
+}
+
+
+@pytest.fixture(scope="module")
+def run_of(encoders, tmp_path_factory):
+    """run_of("t5"): (model, run, what it was calibrated on, what it is measured on)."""
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            model = with_reader(encoders(name), folder / "model")
+            given, other = (files_for(KINDS[name], folder / part, seed) for seed, part in enumerate("ab"))
+            search(model, folder / "run", SearchOptions(**QUICK, **given))
+            made[name] = model, folder / "run", given, other
+        return made[name]
+
+    return get
+
+
+def by_hand(model, source: TextSource, window: int) -> dict[str, float]:
+    """What transformers itself says of the examples, one by one."""
+    checkpoint, network = Checkpoint.open(model), load(model, dtype=torch.float32)
+    some = read_examples(checkpoint, source, window)
+    nll, right = [], []
+    for i in range(len(some)):
+        one = some[i : i + 1]
+        with torch.inference_mode():
+            if kind_of(checkpoint.config) in ("pairs", "sounds"):
+                nll.append(network(**one.inputs, labels=one.labels).loss.item())
+                continue
+            logits = network(**one.inputs).logits
+        nll.append(cross_entropy(logits.flatten(0, -2), one.labels.flatten(), ignore_index=NOT_ASKED).item())
+        right.append(float((logits.argmax(-1) == one.labels).float().mean()))
+    return {"nll": float(np.nanmean(nll)), "accuracy": float(np.mean(right)) if right else 0.0}
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "vit", "whisper"])
+def test_losses_are_what_transformers_says(run_of, name):
+    model, run, _given, other = run_of(name)
+    source, first = TextSource(**other), RunFolder(run).front().table["layout"].max()
+    front = evaluate(run, source, layouts=f"0,1,{first}", window=24)
+    rows = front.table.set_index("layout")
+    wanted = by_hand(model, source, 24)
+    assert rows.loc[0, "nll"] == pytest.approx(wanted["nll"], rel=1e-5) and rows.loc[0, "kl"] == 0
+    assert rows.loc[0, "agreement"] == 1 and rows.loc[first, "kl"] > rows.loc[1, "kl"] > 0
+    if name == "vit":
+        assert rows.loc[0, "accuracy"] == pytest.approx(wanted["accuracy"])
+    assert evaluate_model(model, source, window=24).values["nll"] == pytest.approx(wanted["nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert-bare", "vit-bare"])
+def test_models_without_a_head_are_compared_by_their_vectors(run_of, tmp_path, name):
+    model, run, _given, other = run_of(name)
+    source, last = TextSource(**other), int(RunFolder(run).front().table["layout"].max())
+    front = evaluate(run, source, layouts=f"0,1,{last}", window=24)
+    rows = front.table.set_index("layout")
+    assert rows.loc[0, "cosine"] == pytest.approx(1) and rows.loc[last, "cosine"] < rows.loc[1, "cosine"] < 1
+    export_from_run(run, tmp_path / "out", Selection(layout=last))
+    some = read_examples(Checkpoint.open(model), source, 24)
+    with torch.inference_mode():
+        theirs, ours = (load(f, dtype=torch.float32)(**some.inputs)[0].mean(1) for f in (model, tmp_path / "out"))
+    assert rows.loc[last, "cosine"] == pytest.approx(cosine_similarity(theirs, ours).mean().item(), abs=1e-5)
+    assert front.judge == "cosine"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_exported_is_what_was_measured(run_of, tmp_path, name):
+    """With refinement on the run's own examples."""
+    model, run, given, other = run_of(name)
+    from grouper.calibration.calibration import Calibration
+
+    calibration = Calibration(TextSource(**given), 512, 24)
+    done = export_from_run(
+        run, tmp_path / "out", Selection(kv_ratio="1/2"), calibration, RefineOptions("block", steps=4, tokens=256)
+    )
+    assert done.export_class == "ragged" and torch.isfinite(answers(tmp_path / "out")).all()
+    layout = RunFolder(run).layout(RunFolder(run).front().table.query("layout == 0")["layout"].iloc[0])
+    assert layout.caches == architecture_of(model).caches
+    found = evaluate_model(tmp_path / "out", TextSource(**other), base=str(model), window=24)
+    key = "cosine" if name.endswith("bare") else "nll"
+    assert np.isfinite(found.values[key])
+    if key == "nll":
+        whole = evaluate_model(model, TextSource(**other), window=24).values["nll"]
+        assert found.original["nll"] == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_table_says_what_is_kept_of_what(run_of):
+    table = RunFolder(run_of("t5")[1]).front().table
+    a = architecture_of(run_of("t5")[0])
+    assert table["kv_heads"].str.startswith("8;8;").all(), "the encoder stays as it was"
+    whole = table.iloc[0]
+    per_token = 2 * 2 * 8 * a.head_dim * 2  # layers, K and V, heads, rows, bytes
+    assert (whole["kv_bytes_per_token"], whole["kv_bytes_per_source_token"]) == (per_token, per_token)
+    some = table[(table["kv_ratio"] > 0.4) & (table["kv_ratio"] < 0.6)].iloc[0]
+    kept = some["kv_bytes_per_token"] + some["kv_bytes_per_source_token"]
+    assert some["kv_ratio"] == pytest.approx(kept / (2 * per_token))
+    assert "weight_ratio" not in table and RunFolder(run_of("t5")[1]).front().size == "kv_ratio"
+    encoder = RunFolder(run_of("bert")[1]).front()
+    assert (encoder.table["kv_bytes_per_token"] == 0).all() and encoder.size == "weight_ratio"
+    assert encoder.table["weight_ratio"].min() == 1 / 8
+    assert "weights of K and V" in (run_of("bert")[1] / "pareto.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "grouped"), [("encoder", [0, 1]), ("decoder", [2, 4]), ("across", [3, 5]), ("all", [0, 1, 2, 3, 4, 5])]
+)
+def test_which_attentions_are_grouped(encoders, tmp_path, blocks, grouped):
+    front = search(encoders("bart"), tmp_path / "run", SearchOptions(fitness="weight", generations=2, blocks=blocks))
+    fewest = front.table["kv_heads"].iloc[-1].split(";")
+    assert [i for i, heads in enumerate(fewest) if heads == "1"] == grouped
+    assert ("weight_ratio" in front.table) == (blocks in ("encoder", "all"))
+    assert front.table["on_front"].sum() > 3
+
+
+def test_a_killed_run_goes_on_to_the_same_files(run_of, tmp_path):
+    model, run, given, _other = run_of("t5")
+    search(model, tmp_path / "run", SearchOptions(**QUICK, **given))
+    (tmp_path / "run" / "layers" / "03.csv").unlink()
+    (tmp_path / "run" / "pareto.csv").unlink()
+    search(model, tmp_path / "run", SearchOptions(**QUICK, **given))
+    names = ["pareto.csv", *(f"layers/{i:02}.csv" for i in range(2, 6))]
+    for file in names:
+        table = (run / file).read_text()
+        if file == "pareto.csv" and "kl" in table.partition("\n")[0]:
+            continue  # which another test has measured
+        assert (tmp_path / "run" / file).read_text() == table, file
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "words"),
+    [
+        ("vit", {"text": "demo"}, "takes pictures: give --images"),
+        ("bert", {"images": "."}, "takes text"),
+        ("t5", {"text": "demo"}, "no pairs"),
+        ("vit", {"images": "nowhere"}, "is no folder of pictures"),
+    ],
+)
+def test_sources_that_do_not_suit(run_of, tmp_path, name, source, words):
+    with pytest.raises(GrouperError, match=words):
+        search(run_of(name)[0], tmp_path / "run", SearchOptions(**QUICK, **source))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_decoders_alone_can_do(run_of, tmp_path):
+    model, run, given, other = run_of("bert")
+    with pytest.raises(GrouperError, match="in decoders alone"):
+        search(model, tmp_path / "run", SearchOptions(**QUICK, **given, sensitivity=True))
+    with pytest.raises(GrouperError, match="no such attention"):
+        search(model, tmp_path / "run", SearchOptions(**QUICK, **given, blocks="across"))
+    from fitness.tasks import TaskOptions
+
+    with pytest.raises(GrouperError, match="tasks are for decoders"):
+        evaluate(run, TextSource(**other), tasks=TaskOptions(("piqa",)))
+
+
+def test_a_sound_outside_its_folder_is_refused(run_of, tmp_path):
+    model = run_of("whisper")[0]
+    (tmp_path / "pairs.tsv").write_text("../elsewhere.wav\twords\n")
+    with pytest.raises(GrouperError, match="outside the folder"):
+        read_examples(Checkpoint.open(model), TextSource(str(tmp_path / "pairs.tsv")), 24)

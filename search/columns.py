@@ -7,6 +7,7 @@ CALLED = {
     "nll": "nats per token", "kl": "KL to the original", "agreement": "agreement with the original",
     "cosine": "cosine with the original's vectors",
 }  # fmt: skip
+TRADED = {"kv_ratio": "KV cache, of the original's", "weight_ratio": "weights of K and V, of the original's"}
 JUDGES = {
     "nll": 1,
     "cosine": -1,

@@ -186,6 +186,10 @@ def inspection(found: Inspection) -> None:
     cache = (
         f"{found.kv_bytes_per_token:,} bytes per token in {found.kv_dtype}, {mib:,.1f} MiB at {found.context:,} tokens"
     )
+    if found.kv_bytes_per_source_token:
+        cache += f"; {found.kv_bytes_per_source_token:,} more per token of the source, and as many tokens of it"
+    if not found.kv_bytes_per_token:
+        cache = "none: it is an encoder; fewer KV heads save weights, and time"
     if found.sliding_layers:
         cache += f" ({found.sliding_layers} layers keep no more than their sliding window)"
     for name, value in (
@@ -201,7 +205,8 @@ def inspection(found: Inspection) -> None:
     ):
         view.add_row(name, printable(str(value)))
     OUT.print(view)
-    OUT.print(_savings(found))
+    if found.kv_bytes_per_token:
+        OUT.print(_savings(found))
 
 
 def _savings(found: Inspection) -> Table:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from grouper.names import printable
 from grouper.outputs import write_file
+from search.columns import TRADED
 from search.methods.registry import ORIGINAL, baselines, not_found
 from search.pareto import ParetoFront
 
@@ -26,7 +27,6 @@ COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444"]
 GREY = "#9a9a9a"
 MARKERS = {"stock": "s", "padded": "^", "ragged": "o", "none": "x"}  # by export class
 LEAST = 1e-4  # nats over the original; less is not told apart
-TRADED = {"kv_ratio": "KV cache, of the original's", "weight_ratio": "weights of K and V, of the original's"}
 SHARES = {0.5: "half", 0.25: "quarter"}
 
 

@@ -4,6 +4,8 @@ this."""
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,14 @@ def test_the_notebook_runs(tmp_path):
     client.execute(env={**os.environ, **given})
     outputs = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     assert "stock SelfTest" in outputs and "Paris" in outputs and (tmp_path / "report.html").is_file()
+
+
+def test_sentence_vectors_of_a_real_encoder(tmp_path):
+    """all-MiniLM-L6-v2 at half of its K and V heads: similarities of sentences stay, where averaging loses them."""
+    command = [sys.executable, ROOT / "bench" / "minilm.py", "--tokens", "8192", "--shares", "0.5", "--json"]
+    places = os.pathsep.join((str(ROOT), str(ROOT / "bench")))
+    subprocess.run([*command, tmp_path / "found.json"], env={**os.environ, "PYTHONPATH": places}, check=True)
+    found = {row["name"]: row for row in json.loads((tmp_path / "found.json").read_text())}
+    spearman = {name: row["spearman"] for name, row in found.items()}
+    assert spearman["spectral, refined"] > spearman["spectral"] > spearman["neighbours, mean"]
+    assert found["spectral, refined"]["cosine"] > 0.9

@@ -29,12 +29,13 @@ def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -
     for file in files:
         with as_one_line(f"cannot read the picture {file}"), Image.open(file) as picture:
             pixels.append(processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0])
-    patches = (setting(checkpoint.config, "image_size") // setting(checkpoint.config, "patch_size")) ** 2
     labels = None
     if auto_class(checkpoint.config) == "AutoModelForImageClassification":
         number = numbers_of(checkpoint, names)
         labels = torch.tensor([number[file.parent.name] for file in files])
-    return Examples({"pixel_values": torch.stack(pixels)}, labels, patches + 1)
+    every = torch.stack(pixels)
+    patches = every[0, 0].numel() // setting(checkpoint.config, "patch_size") ** 2
+    return Examples({"pixel_values": every}, labels, patches + 1)
 
 
 def picture_files(folder: Path) -> list[Path]:

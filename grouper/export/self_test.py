@@ -28,9 +28,9 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import decoder_config
 from grouper.model.families import FAMILIES
 from grouper.model.in_memory import InMemoryModel, in_double
+from grouper.model.made_up import answer, random_inputs
 from grouper.model.memory import free_memory
 from grouper.model.one_layer import cut
-from grouper.model.random_inputs import answer, random_inputs
 from grouper.model.shards import Stored
 
 PROMPT, GENERATED = 48, 16  # tokens

@@ -23,7 +23,11 @@ WHOLE = {  # least and most
     "word_embed_proj_dim": (1, 1_000_000), "num_local_experts": (1, 10_000), "num_experts": (0, 10_000),
     "num_experts_per_tok": (0, 10_000), "moe_intermediate_size": (1, 10**8),
     "shared_expert_intermediate_size": (0, 10**8), "no_rope_layer_interval": (1, 10_000),
-    "num_ln_in_parallel_attn": (1, 2),
+    "num_ln_in_parallel_attn": (1, 2), "decoder_layers": (1, 10_000), "encoder_ffn_dim": (1, 10**8),
+    "decoder_ffn_dim": (1, 10**8), "d_ff": (1, 10**8), "hidden_dim": (1, 10**8), "type_vocab_size": (0, 10**8),
+    "patch_size": (1, 10_000), "num_channels": (1, 10_000), "num_mel_bins": (1, 10_000),
+    "max_source_positions": (1, 10**9), "relative_attention_num_buckets": (1, 10**6),
+    "decoder_attention_heads": (1, 4096),
 }  # fmt: skip
 NUMBERS = {
     "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "layer_norm_epsilon": (0, 1), "norm_epsilon": (0, 1),

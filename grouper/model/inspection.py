@@ -33,6 +33,7 @@ class Inspection:
     kv_bytes_at_context: int
     uniform_kv_heads: list[int]
     export_classes: list[str]
+    kv_bytes_per_source_token: int = 0
     batch: int = 1
     card: int | None = None
     savings: list[Saving] = field(default_factory=list)
@@ -75,7 +76,8 @@ def inspect(
         biases=f"{a.prefix(checkpoint, 0)}{a.family_of(0).q}.bias" in checkpoint,
         kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context,
         kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
-        uniform_kv_heads=a.uniform_counts(), export_classes=classes, batch=batch, card=card,
+        uniform_kv_heads=a.uniform_counts(), export_classes=classes,
+        kv_bytes_per_source_token=a.ungrouped.kv_bytes_per_source_token(kv_dtype), batch=batch, card=card,
         savings=savings(checkpoint, a, bytes_of(kv_dtype), context, batch, card),
     )  # fmt: skip
 

@@ -44,6 +44,16 @@ def silent(line: str) -> None:
     """Tell nobody."""
 
 
+def opened_decoder(exported: str | Path, base: str | None, teacher: str | None) -> ExportedModel:
+    """Raises GrouperError where it has an encoder."""
+    model = ExportedModel.open(exported, base, teacher)
+    if model.architecture.encodes:
+        raise GrouperError(
+            f"{exported} has an encoder, and only decoders are uptrained: train it as others of its class"
+        )
+    return model
+
+
 def uptrain_model(
     exported: str | Path,
     output: str | Path,
@@ -72,11 +82,7 @@ def uptrain_model(
     """
     ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
     ranks.first_does(lambda: refuse_existing(output, MARKER, overwrite))
-    model = ExportedModel.open(exported, base, teacher)
-    if model.architecture.encodes:
-        raise GrouperError(
-            f"{exported} has an encoder, and uptrain is for decoders: train it as any model of its class"
-        )
+    model = opened_decoder(exported, base, teacher)
     refuse_inside(output, model.folder.folder)
     refuse_inside(output, model.base.local_folder)
     check_assignments(options.set, METHODS)

@@ -19,6 +19,7 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.names import printable
 from grouper.progress import Progress, untold
+from search.columns import TRADED
 from search.methods.registry import ORIGINAL, baselines, not_found
 from search.run_folder import RunFolder
 
@@ -32,7 +33,8 @@ DIGITS = 5  # of numbers in a report
 class Facts:
     """landscape: layer, kv_heads, error, k_error: the least at each count. progress: method, scored, error, a list per
     layer. refined: layout, merge, layer, before, after. similarity: of every layer's K and V heads; empty where the
-    model is not to be found, and `missing` says why."""
+    model is not to be found, and `missing` says why. windows: tokens that a layer's cache holds, None for all. names:
+    of layers that are no decoder's."""
 
     folder: RunFolder
     front: ParetoFront
@@ -42,6 +44,7 @@ class Facts:
     similarity: list[dict[str, Similarity]] = field(default_factory=list)
     windows: list[int | None] | None = None
     context: int | None = None
+    names: list[str] = field(default_factory=list)
     engines: dict[str, list[str]] = field(default_factory=dict)
     missing: str | None = None
 
@@ -66,7 +69,12 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untol
     try:
         checkpoint = folder.settings.open_checkpoint(local=False)
         a = Architecture.of(checkpoint.config)
-        facts |= {"windows": list(a.windows), "context": a.context}
+        windows = [0 if cache == "none" else window for cache, window in zip(a.caches or a.windows, a.windows)]
+        facts |= {
+            "windows": windows,
+            "context": a.context,
+            "names": [a.name_of(i) for i in layers] if a.encodes else [],
+        }
         facts["engines"] = {kind: FORMATS["hf"].engines(a, kind) for kind in ("stock", "padded", "ragged")}
         facts["similarity"] = similarities(checkpoint, a, progress) if similar else []
     except GrouperError as error:
@@ -121,6 +129,7 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
         "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
         "usable": USABLE, "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
+        "traded": TRADED[facts.front.size], "names": [printable(name) for name in facts.names],
         "original": ORIGINAL, "baselines": list(baselines()),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},
@@ -134,6 +143,7 @@ def calibrated_by(folder: RunFolder) -> list[str]:
     """The options of `grouper export` that refine as the run's evaluation did, by the run's own text."""
     options, path = folder.settings.options, folder.path / "evaluation.json"
     words = ["--dataset", options.dataset] if options.dataset else ["--text", options.text or "calibration.txt"]
+    words = ["--images", options.images] if options.images else words
     try:
         made = json.loads(path.read_text(errors="replace"))["refinement"]
         words += ["--scope", str(made["scope"])] if made["scope"] else []

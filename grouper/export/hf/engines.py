@@ -16,7 +16,8 @@ VLLM = {"stock": (*_VLLM, "gpt_oss"), "padded": (*_PADDED, "gpt_oss"), "ragged":
 def engines_for(architecture: Architecture, export_class: str) -> list[str]:
     family = "phi" if architecture.as_phi else architecture.family.model_type
     remote = f" {REMOTE}" if export_class == "ragged" else ""
-    transformers = "transformers 5" if export_class == "ragged" and family in NOT_IN_TRANSFORMERS_4 else "transformers"
+    new = architecture.encodes or (export_class == "ragged" and family in NOT_IN_TRANSFORMERS_4)
+    transformers = "transformers 5" if new else "transformers"
     found = [f"{transformers}{remote}"]
     own_attention = export_class == "ragged" and architecture.needs_own_attention
     if family in VLLM[export_class] and not architecture.nested and not own_attention:

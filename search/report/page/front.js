@@ -64,7 +64,7 @@ function drawFront() {
   }
   draw("front", traces, look({
     hovermode: "closest", legend: legend(),
-    xaxis: { title: { text: "KV cache, of the original's" }, tickformat: ".0%", range: [0, 1.04] },
+    xaxis: { title: { text: state.run.traded }, tickformat: ".0%", range: [0, 1.04] },
     yaxis: { title: { text: nameOf(measure) }, ...heightAxis(rising) },
   }));
 }
@@ -91,7 +91,7 @@ function frontLine(rows, measure, floor, trace) {
 
 function hover(row) {
   const lines = [
-    `<b>layout ${row.layout}</b>, ${row.method}, ${row.merge}`, `${percent(row.kv_ratio)} of the cache, ${row.deploy}`,
+    `<b>layout ${row.layout}</b>, ${row.method}, ${row.merge}`, `${percent(row.kv_ratio)} of the original's, ${row.deploy}`,
     `error ${number(row.error)}`,
   ];
   if (row.nll !== null) lines.push(`${number(row.nll, 5)} nats, ${number(row.over)} over the original`);

@@ -12,7 +12,7 @@ function order(row, layer, kind) {
 function drawSimilarity(row) {
   const maps = state.run.similarity;
   const layer = Number($("layer").value), traces = [], n = state.run.kvHeads, layout = { annotations: [] };
-  $("layer-number").textContent = layer;
+  $("layer-number").textContent = state.run.names[layer] || layer;
   let at = 0;
   for (const kind of ["k", "v"]) {
     const heads = order(row, layer, kind);

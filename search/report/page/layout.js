@@ -4,7 +4,7 @@ function showFacts(row) {
   $("number").textContent = row.layout;
   const facts = {
     "found by": [row.method, ...(row.also_found_by || "").split(";").filter(Boolean)].join(", "), "merged by": row.merge,
-    "KV cache": `${percent(row.kv_ratio)}, ${row.kv_bytes_per_token.toLocaleString("en")} bytes a token`,
+    [state.run.traded.split(",")[0]]: `${percent(row.kv_ratio)}, ${row.kv_bytes_per_token.toLocaleString("en")} bytes a token`,
     "written as": row.deploy === "none" ? "nothing: K and V differ, which no engine takes" : row.deploy,
     "error": number(row.error),
   };

@@ -13,9 +13,9 @@ from grouper.merging.folding import augmented
 from grouper.model.encoder_families import ENCODERS
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.inspection import inspect
-from grouper.model.random_inputs import answer, random_inputs
+from grouper.model.made_up import answer, random_inputs
+from grouper.refinement.encoders import refine_encoders
 from grouper.refinement.layer import RefineOptions
-from grouper.refinement.refine_encoders import refine_encoders
 from grouper.regroup import Regrouper
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS

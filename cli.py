@@ -173,7 +173,8 @@ def inspect(
     if json_:
         return _print_json(found.to_data())
     inspection(found)
-    _next("search", model, "-o", "run", "--text", "calibration.txt")
+    given = {"pictures": ("--images", "pictures"), "pairs": ("--text", "pairs.tsv"), "sounds": ("--text", "sounds.tsv")}
+    _next("search", model, "-o", "run", *given.get(found.reads, ("--text", "calibration.txt")))
 
 
 @app.command()
@@ -239,7 +240,7 @@ def search(
     closing_table(front, str(output))
     if not text and not dataset and not images and fitness != "weight":
         say.print(WITHOUT_TEXT, soft_wrap=True)
-    _next("evaluate", output, "--text", "other.txt")
+    _next("evaluate", output, *(("--images", "others") if images else ("--text", "other.txt")))
     _print_front(front, json_, output)
 
 
@@ -318,8 +319,9 @@ def evaluate(
     closing_table(front, str(run))
     tasks_table(front)
     proxies_table(read_proxies(run))
-    calibrated_on = RunFolder.open(Path(run)).settings.options.text or "calibration.txt"
-    _next("export", run, "-o", "regrouped", "--kv-ratio", "1/2", "--text", calibrated_on)
+    searched = RunFolder.open(Path(run)).settings.options
+    calibrated_on = ("--images", searched.images) if searched.images else ("--text", searched.text or "calibration.txt")
+    _next("export", run, "-o", "regrouped", "--kv-ratio", "1/2", *calibrated_on)
     _print_front(front, json_, Path(run))
 
 

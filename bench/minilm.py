@@ -41,7 +41,7 @@ def vectors(folder: Path, texts: list[str]) -> Tensor:
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    tokenizer, found = AutoTokenizer.from_pretrained(folder), []
+    tokenizer, found = AutoTokenizer.from_pretrained(folder, trust_remote_code=True), []
     for part in range(0, len(texts), 50):
         given = tokenizer(texts[part : part + 50], padding=True, truncation=True, max_length=256, return_tensors="pt")
         mask = given["attention_mask"][..., None]

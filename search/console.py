@@ -40,15 +40,25 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     shown = table[table[judge].notna()] if measured else spread(table)
     shown = shown.sort_values(by, ascending=[False, *[True] * (len(by) - 1)])
     view = Table(box=None, pad_edge=False, header_style="bold")
-    headings = ("layout", "method", "merge", *sizes(table), "class", "error", *(["nats", "over"] if nats else []))
+    narrow = ERR.width < WIDE
+    headings = (
+        "layout",
+        "method",
+        "merge",
+        *sizes(table, narrow=narrow),
+        "class",
+        "error",
+        *(["nats", "over"] if nats else []),
+    )
     for heading in headings:
         view.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
-    added = [c for c in ("accuracy", "cosine", "kl", "agreement") if c in shown and (not nats or ERR.width >= WIDE)]
+    added = [c for c in ("accuracy", "cosine") if c in shown]
+    added += [c for c in ("kl", "agreement") if c in shown and (not nats or ERR.width >= WIDE)]
     for column in added:
         view.add_column(column, justify="right", no_wrap=True)
     losses = front.over
     for index, row in shown.iterrows():
-        size = sizes(table, row)
+        size = sizes(table, row, narrow)
         cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
         if nats:
             over = losses[index]  # NaN where the original was not measured
@@ -62,13 +72,14 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     ERR.print(f"{len(table)} rows, {int(table['on_front'].sum())} on the front; {places}", soft_wrap=True)
 
 
-def sizes(table: pd.DataFrame, row: pd.Series | None = None) -> list[str]:
+def sizes(table: pd.DataFrame, row: pd.Series | None = None, narrow: bool = False) -> list[str]:
     """What a row of the table says of its size, or the headings of that. Only encoders have no cache; those with a
-    decoder keep something of each token of the source, too."""
-    shown = []
+    decoder keep something of each token of the source, too. narrow: in few columns."""
+    shown, of_source = [], "kv_bytes_per_source_token" in table
     if table["kv_bytes_per_token"].any():
-        shown = [("KV cache", "kv_ratio", ".1%"), ("bytes", "kv_bytes_per_token", ",")]
-    if "kv_bytes_per_source_token" in table:
+        shown = [("KV cache", "kv_ratio", ".1%")]
+        shown += [] if narrow and of_source else [("bytes", "kv_bytes_per_token", ",")]
+    if of_source and not narrow:
         shown.append(("of source", "kv_bytes_per_source_token", ","))
     if "weight_ratio" in table or not shown:
         shown.append(("K, V weights", "weight_ratio" if "weight_ratio" in table else "kv_ratio", ".1%"))

@@ -18,7 +18,8 @@ MASKED = 0.15  # share of a window's tokens that a masked language model is aske
 def read_examples(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Examples:
     """What `source` holds, as this model takes it; at most `limit` examples, spread evenly. window: tokens of one at
     most. Raises GrouperError where source and model do not go together."""
-    architecture, kind = Architecture.of(checkpoint.config), kind_of(checkpoint.config)
+    architecture = Architecture.of(checkpoint.config)
+    kind = architecture.family.reads
     if (kind == "pictures") != bool(source.images):
         takes = "pictures: give --images FOLDER" if kind == "pictures" else "text: give --text FILE, not --images"
         raise GrouperError(f"{checkpoint.name} takes {takes}")
@@ -32,16 +33,6 @@ def read_examples(checkpoint: Checkpoint, source: TextSource, window: int, limit
     if kind == "sounds":
         return read_sounds(checkpoint, source, pairs, window)
     return _pairs(checkpoint, source, pairs, window)
-
-
-def kind_of(config: dict) -> str:
-    """What a model with an encoder reads: "text", "pairs", "pictures" or "sounds"."""
-    model_type = config["model_type"]
-    if model_type in ("vit", "deit"):
-        return "pictures"
-    if model_type == "whisper":
-        return "sounds"
-    return "pairs" if Architecture.of(config).family.parts else "text"
 
 
 def positions(architecture: Architecture) -> int:

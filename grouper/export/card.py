@@ -5,6 +5,7 @@ from pathlib import Path
 
 from grouper.export.format import Report
 from grouper.layout import HeadLayout
+from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.names import fenced, in_markdown, printable
 
@@ -20,8 +21,11 @@ def model_card(
     own, text = _card_of(checkpoint.folder)
     name = in_markdown(facts.get("base_model", checkpoint.title))
     counts = "/".join(sorted(set(layout.kv_heads), key=lambda k: -float(k.split("/")[0])))
+    a = Architecture.of(checkpoint.config)
+    names = [a.name_of(i).removeprefix("layer ") for i in range(len(layout.layers))]
     rows = (
-        f"| {i} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |" for i, layer in enumerate(layout.layers)
+        f"| {names[i]} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |"
+        for i, layer in enumerate(layout.layers)
     )
     head = [f"base_model: {name}"] if name == facts.get("base_model", checkpoint.title) and name.count("/") == 1 else []
     head += [*own, f"library_name: {library}"]

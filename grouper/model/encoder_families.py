@@ -12,7 +12,7 @@ BERT = {
 VIT = {
     **ENCODER, "layer": "encoder.layer.{layer}.", "q": "attention.attention.query", "k": "attention.attention.key",
     "v": "attention.attention.value", "o": "attention.output.dense", "norm": ("layernorm_before",),
-    "behind": "layernorm_after",
+    "behind": "layernorm_after", "reads": "pictures",
     "renamed": (
         ("encoder.layer.", "layers."), ("attention.attention.query", "attention.q_proj"),
         ("attention.attention.key", "attention.k_proj"), ("attention.attention.value", "attention.v_proj"),
@@ -28,7 +28,7 @@ def projections(module: str, output: str = "out_proj") -> dict[str, str]:
 
 def encoder_decoder(model_type: str, models: str, classes: str, parts: tuple[dict, dict, dict], **more) -> Family:
     """parts: what the encoder's attention, the decoder's own and that from decoder to encoder have of their own."""
-    family = Family(model_type, models, classes, stock=False, **more)
+    family = Family(model_type, models, classes, stock=False, **{"reads": "pairs", **more})
     caches = ("none", "token", "source")
     return replace(family, parts=tuple(replace(family, **part, cache=cache) for part, cache in zip(parts, caches)))
 
@@ -72,6 +72,6 @@ ENCODERS = (
     encoder_decoder("mt5", "mT5", "MT5", t5(), position="relative"),
     encoder_decoder("bart", "BART", "Bart", bart(norm_first=False), position="learned"),
     encoder_decoder("mbart", "mBART", "MBart", bart(norm_first=True), position="learned"),
-    encoder_decoder("whisper", "Whisper", "Whisper", bart(norm_first=True), position="learned"),
+    encoder_decoder("whisper", "Whisper", "Whisper", bart(norm_first=True), position="learned", reads="sounds"),
     encoder_decoder("marian", "Marian, OPUS-MT", "Marian", bart(norm_first=False), position="sinusoidal"),
 )  # fmt: skip

@@ -37,6 +37,7 @@ class Family:
         layer plus what `adds` gives.
     renamed: how names within the decoder or encoder begin in checkpoints and in the class of transformers, where these
         differ, and the same of names within a layer.
+    reads: what an encoder is calibrated on: "text", "pairs" of source and target, "pictures", or "sounds" with words.
     parts: of an encoder with a decoder, their kinds of attention: the encoder's own, the decoder's own, and from the
         decoder to the encoder. Each stores attention in its own way.
     source_norm: of the latter, what stands before k and v, behind the encoder's last layer.
@@ -71,6 +72,7 @@ class Family:
     cache: str = "token"
     behind: str | None = None
     renamed: tuple[tuple[str, str], ...] = ()
+    reads: str = "text"
     parts: tuple["Family", ...] = ()
     source_norm: str | None = None
 

@@ -9,6 +9,8 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.door import check_tensors
 
+CONTEXT = 512  # tokens, where a model has no longest
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -34,6 +36,7 @@ class Inspection:
     uniform_kv_heads: list[int]
     export_classes: list[str]
     kv_bytes_per_source_token: int = 0
+    reads: str = "text"
     batch: int = 1
     card: int | None = None
     savings: list[Saving] = field(default_factory=list)
@@ -57,7 +60,7 @@ def inspect(
         raise GrouperError(f"a context of {context} tokens, a batch of {batch}: expected at least 1 of each")
     a = Architecture.of(checkpoint.config)
     check_tensors(checkpoint, a)
-    context = context or a.context
+    context = context or a.context or CONTEXT
     per_token = a.ungrouped.kv_bytes_per_token(kv_dtype)
     rope = "none"
     if a.position != "rope":
@@ -77,7 +80,9 @@ def inspect(
         kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context,
         kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
         uniform_kv_heads=a.uniform_counts(), export_classes=classes,
-        kv_bytes_per_source_token=a.ungrouped.kv_bytes_per_source_token(kv_dtype), batch=batch, card=card,
+        reads=a.family.reads,
+        kv_bytes_per_source_token=a.ungrouped.kv_bytes_per_source_token(kv_dtype),
+        batch=batch, card=card,
         savings=savings(checkpoint, a, bytes_of(kv_dtype), context, batch, card),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.examples import NOT_ASKED
-from grouper.calibration.reading import kind_of, read_examples
+from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.refinement.layer import RefineOptions
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search
@@ -50,7 +50,7 @@ def by_hand(model, source: TextSource, window: int) -> dict[str, float]:
     for i in range(len(some)):
         one = some[i : i + 1]
         with torch.inference_mode():
-            if kind_of(checkpoint.config) in ("pairs", "sounds"):
+            if architecture_of(model).family.parts:
                 nll.append(network(**one.inputs, labels=one.labels).loss.item())
                 continue
             logits = network(**one.inputs).logits

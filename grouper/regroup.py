@@ -22,6 +22,7 @@ from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import Merge
 from grouper.model.architecture import Architecture
+from grouper.model.auto import check_transformers
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.door import check_tensors
 from grouper.model.in_memory import InMemoryModel
@@ -51,6 +52,7 @@ class Regrouper:
         self.ranks = ranks
         self.architecture = Architecture.of(checkpoint.config)
         check_tensors(checkpoint, self.architecture)
+        check_transformers(self.architecture.family)
         self._kept: dict[tuple, MergedLayer] = {}
         self._moments: KeptMoments | None = None
         self._temporary: tempfile.TemporaryDirectory | None = None

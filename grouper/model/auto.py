@@ -1,6 +1,8 @@
 """Which of transformers' Auto classes loads a model."""
 
+from grouper.errors import GrouperError
 from grouper.model.configuration import decoder_config, family_of
+from grouper.model.family import Family
 
 HEADS = {  # by Auto class, the table of transformers that says which models have one; BART is in several
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -29,6 +31,16 @@ def auto_class(config: dict) -> str:
         return "AutoModelForCausalLM" if decoder_config(config) is config else "AutoModelForImageTextToText"
     saved = next(iter(config.get("architectures") or []), None)
     return next((auto for auto, names in heads(family.model_type) if saved in names), "AutoModel")
+
+
+def check_transformers(family: Family) -> None:
+    """Raise GrouperError where the installed transformers is too old for this family."""
+    import transformers
+    from packaging.version import Version
+
+    if Version(transformers.__version__) < Version(family.since):
+        installed = f"transformers {transformers.__version__} is installed"
+        raise GrouperError(f"{family.model_type} models need transformers {family.since} or later, and {installed}")
 
 
 def heads(model_type: str) -> list[tuple[str, tuple[str, ...]]]:

@@ -12,7 +12,7 @@ BERT = {
 VIT = {
     **ENCODER, "layer": "encoder.layer.{layer}.", "q": "attention.attention.query", "k": "attention.attention.key",
     "v": "attention.attention.value", "o": "attention.output.dense", "norm": ("layernorm_before",),
-    "behind": "layernorm_after", "reads": "pictures",
+    "behind": "layernorm_after", "reads": "pictures", "since": "5.12",
     "renamed": (
         ("encoder.layer.", "layers."), ("attention.attention.query", "attention.q_proj"),
         ("attention.attention.key", "attention.k_proj"), ("attention.attention.value", "attention.v_proj"),
@@ -68,8 +68,8 @@ ENCODERS = (
     ),
     Family("vit", "ViT", "ViT", **VIT),
     Family("deit", "DeiT", "DeiT", **VIT),
-    encoder_decoder("t5", "T5, Flan-T5", "T5", t5(), position="relative"),
-    encoder_decoder("mt5", "mT5", "MT5", t5(), position="relative"),
+    encoder_decoder("t5", "T5, Flan-T5", "T5", t5(), position="relative", since="5.15"),
+    encoder_decoder("mt5", "mT5", "MT5", t5(), position="relative", since="5.15"),
     encoder_decoder("bart", "BART", "Bart", bart(norm_first=False), position="learned"),
     encoder_decoder("mbart", "mBART", "MBart", bart(norm_first=True), position="learned"),
     encoder_decoder("whisper", "Whisper", "Whisper", bart(norm_first=True), position="learned", reads="sounds"),

@@ -38,6 +38,7 @@ class Family:
     renamed: how names within the decoder or encoder begin in checkpoints and in the class of transformers, where these
         differ, and the same of names within a layer.
     reads: what an encoder is calibrated on: "text", "pairs" of source and target, "pictures", or "sounds" with words.
+    since: the version of transformers whose class is as described here, and leaves attention's kernel to be chosen.
     parts: of an encoder with a decoder, their kinds of attention: the encoder's own, the decoder's own, and from the
         decoder to the encoder. Each stores attention in its own way.
     source_norm: of the latter, what stands before k and v, behind the encoder's last layer.
@@ -73,6 +74,7 @@ class Family:
     behind: str | None = None
     renamed: tuple[tuple[str, str], ...] = ()
     reads: str = "text"
+    since: str = "5.0"
     parts: tuple["Family", ...] = ()
     source_norm: str | None = None
 

@@ -19,8 +19,9 @@ from transformers.models.bert import modeling_bert as base
 from transformers.models.bert.configuration_bert import BertConfig
 
 PROJECTIONS = ("query", "key", "value")
+TOO_OLD = "this model needs transformers 5.0 or later, whose class leaves the kernel of attention to be chosen"
 if not hasattr(base, "ALL_ATTENTION_FUNCTIONS"):
-    raise ImportError("this model needs transformers 5, whose classes leave the kernel of attention to be chosen")
+    raise ImportError(TOO_OLD)
 
 
 class RaggedConfig(BertConfig):
@@ -148,10 +149,14 @@ def ragged(of):
 
         def __init__(self, config, *inputs, **kwargs):
             super().__init__(config, *inputs, **kwargs)
+            found = False
             for name, module in list(self.named_modules()):
                 place = next((p for p in config.kv_readers if f".{name}".endswith(f".{p}")), None)
                 if place is not None:
+                    found = True
                     regroup(module, config.kv_readers[place], config.query_of_head.get(place))
+            if config.kv_readers and not found:
+                raise ImportError(TOO_OLD)
             self.post_init()
 
     Ragged.__name__ = Ragged.__qualname__ = f"Ragged{of.__name__}"

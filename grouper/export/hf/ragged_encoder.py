@@ -62,6 +62,7 @@ def encoder_file(architecture: Architecture) -> str:
         (f"A {template.classes} model", f"A {ours.classes} model"),
     ):
         source = re.sub(rf"\b{old}\b", new, source)
+    source = source.replace("transformers 5.0 or later", f"transformers {ours.since} or later")
     names = [path.rpartition(".")[2] for path in (ours.q, ours.k, ours.v)]
     source = source.replace('("query", "key", "value")', "({})".format(", ".join(f'"{n}"' for n in names)))
     classes = dict.fromkeys(name for _, several in heads(ours.model_type) for name in several)

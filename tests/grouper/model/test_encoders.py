@@ -4,7 +4,7 @@ import pytest
 import torch
 from encoder_samples import SAMPLES, answers, architecture_of, examples, load, with_heads
 
-from grouper import Checkpoint, HeadLayout, export
+from grouper import Checkpoint, GrouperError, HeadLayout, export
 from grouper.calibration.example_moments import collect_of_examples
 from grouper.export import export_model
 from grouper.layout import groups_of
@@ -229,3 +229,10 @@ def test_inspect_says_what_there_is(encoders):
     bert, t5 = (inspect(Checkpoint.open(encoders(name))) for name in ("bert", "t5"))
     assert (bert.layers, bert.kv_bytes_per_token, bert.export_classes) == (2, 0, ["ragged"])
     assert (t5.layers, t5.kv_bytes_per_token) == (6, 2 * 2 * 8 * 16 * 2)
+
+
+def test_a_transformers_that_is_too_old_is_named(encoders, monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "5.8.1")
+    Regrouper(Checkpoint.open(encoders("bert")))
+    with pytest.raises(GrouperError, match="t5 models need transformers 5.15 or later, and transformers 5.8.1"):
+        Regrouper(Checkpoint.open(encoders("t5")))

@@ -95,6 +95,10 @@ def measured(original: OriginalOfExamples, network: nn.Module) -> PerExample:
 
 def compared(ours, theirs, labels: Tensor | None, read: Tensor | None) -> dict[str, Tensor]:
     """[examples] each, of two models' outputs. read: what of the inputs is no filling."""
+    if ours.get("start_logits") is not None:  # where an answer begins and ends
+        got, meant = (torch.stack([o.start_logits, o.end_logits], 1).float() for o in (ours, theirs))
+        same = (got.argmax(-1) == meant.argmax(-1)).float()
+        return {"kl": kl_divergence(got, meant).mean(1), "agreement": same.mean(1)}
     if ours.get("logits") is None:
         vectors = (pooled(outputs[0].float(), read) for outputs in (ours, theirs))
         return {"cosine": cosine_similarity(*vectors, dim=-1)}

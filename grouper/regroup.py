@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import deque
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -34,6 +34,8 @@ from grouper.refinement.encoders import refine_encoders
 from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import RefinedLayers, SavedLayers
+
+MOST_FILES = 4096  # pictures or recordings that are read, spread over all that there are
 
 
 class Regrouper:
@@ -76,7 +78,8 @@ class Regrouper:
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
         if self.architecture.encodes:
-            return read_examples(self.checkpoint, self.calibration.source, self.calibration.window)
+            most = MOST_FILES if self.architecture.family.reads in ("pictures", "sounds") else None
+            return read_examples(self.checkpoint, self.calibration.source, self.calibration.window, most)
         return text_of(self.checkpoint, self.calibration.source, self.calibration.window)
 
     def windows(self, tokens: int) -> Tensor | Examples:
@@ -181,7 +184,11 @@ class Regrouper:
         start = self._made(layout, merge.before_refinement())
         tokens = self.windows(options.tokens)
         if isinstance(self.model, InMemoryModel) and isinstance(tokens, Examples):
-            return refine_encoders(self.model, layout, start, tokens, options, folder=folder, progress=progress)
+            refine = partial(refine_encoders, self.model, layout, start, tokens, options)
+            if ranks.alone or folder is None:
+                return refine(folder=folder, progress=progress)
+            ranks.first_does(lambda: refine(folder=folder, progress=progress) is not None)
+            return SavedLayers(folder)
         return refine_layers(
             self.model, layout, start, tokens, options,
             device=self.device, folder=folder, progress=progress, ranks=ranks,

@@ -31,7 +31,9 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
     baselines = table[table["method"].isin(not_found())]
     found = table.drop(baselines.index)
     if len(baselines) > MOST_BASELINES:
-        baselines = baselines[(baselines["deploy"] == "stock") | baselines["method"].isin((ORIGINAL, "neighbour"))]
+        stock = baselines["deploy"] == "stock"
+        equal = stock if stock.any() else baselines["method"].isin((ORIGINAL, "neighbour"))  # encoders have no stock
+        baselines = baselines[equal]
     stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_ratio")
     along = found[found["on_front"] == 1].sort_values(front.size)
     places = np.linspace(0, len(along) - 1, min(SPREAD, len(along))).round().astype(int)

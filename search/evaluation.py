@@ -87,6 +87,8 @@ def evaluate(
         chosen_merge = MERGES.configured(assignments).named(merge or front.own_merge)
         checkpoint = settings.open_checkpoint()
         calibration = settings.calibration(keep_calibration)
+        if refine and dtype != COMPUTING:
+            raise GrouperError(f"refinement computes in {COMPUTING}: leave --dtype {dtype} away, or --refine")
         if refine and calibration is None:
             raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
         texts = texts_of(checkpoint, source, tasks, window, limit)

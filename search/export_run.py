@@ -171,7 +171,9 @@ def origin_of(folder: RunFolder, chosen: Chosen, command: str | None) -> dict:
 
 def announce(chosen: Chosen, tell: Tell) -> None:
     picked, row = chosen.picked, chosen.picked.row
-    share = f"{row['kv_ratio']:.1%} of the {'KV cache' if chosen.layout.is_cached else 'K and V weights'}"
+    share = f"{row['kv_ratio']:.1%} of the KV cache"
+    if "weight_ratio" in row:  # an encoder was grouped
+        share = f"{row['weight_ratio']:.1%} of the K and V weights"
     what = f"layout {picked.layout} ({row['method']}, {row['deploy']}, {share})"
     tell(f"{what}: {picked.why}")
     if picked.others:

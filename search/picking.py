@@ -74,18 +74,22 @@ def parse_ratio(text: str) -> float:
 def _within(table: pd.DataFrame, asked: Selection) -> tuple[pd.DataFrame, str]:
     """The rows that meet the ratio or the budget, and what that was."""
     if asked.kv_ratio is None:
+        if len(table) > 1 and table["kv_bytes_per_token"].nunique() == 1:
+            raise GrouperError("all layouts of this run take as many KV bytes per token: choose by --kv-ratio")
         rows = table[table["kv_bytes_per_token"] <= asked.kv_bytes_per_token]
         what = f"{asked.kv_bytes_per_token} KV bytes per token"
         if rows.empty:
             raise GrouperError(f"no layout within {what}: the smallest takes {table['kv_bytes_per_token'].min()}")
         return rows, what
     ratio, what = parse_ratio(asked.kv_ratio), f"KV ratio {asked.kv_ratio}"
-    least = table["kv_ratio"].min()
+    encoder_alone = "weight_ratio" in table and (table["kv_ratio"] == 1).all()  # was grouped, and no decoder
+    ratios = table["weight_ratio" if encoder_alone else "kv_ratio"]
+    least = ratios.min()
     if ratio < least - NEAR:
         raise GrouperError(f"{what} is below one head a layer: the lowest of this run is {least:.4f}")
-    rows = table[(table["kv_ratio"] - ratio).abs() <= NEAR]
+    rows = table[(ratios - ratio).abs() <= NEAR]
     if rows.empty:
-        nearest = sorted(table["kv_ratio"].unique(), key=lambda r: abs(r - ratio))[:2]
+        nearest = sorted(ratios.unique(), key=lambda r: abs(r - ratio))[:2]
         known = " and ".join(f"{r:.4f}" for r in nearest)
         raise GrouperError(f"no layout within {NEAR} of {what}; the nearest are {known}")
     return rows, what

@@ -34,6 +34,10 @@ def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -
         number = numbers_of(checkpoint, names)
         labels = torch.tensor([number[file.parent.name] for file in files])
     every = torch.stack(pixels)
+    size = setting(checkpoint.config, "image_size")
+    if list(every.shape[2:]) != (size if isinstance(size, list) else [size, size]):
+        given = "x".join(map(str, every.shape[2:]))
+        raise GrouperError(f"the processor of {checkpoint.name} gives pictures of {given}, the model takes {size}")
     patches = every[0, 0].numel() // setting(checkpoint.config, "patch_size") ** 2
     return Examples({"pixel_values": every}, labels, patches + 1)
 
@@ -50,7 +54,7 @@ def picture_files(folder: Path) -> list[Path]:
 
 def numbers_of(checkpoint: Checkpoint, names: list[str]) -> dict[str, int]:
     """The model's number of each class: by its name, else by the folders' order where there are as many."""
-    known = setting(checkpoint.config, "id2label", None) or {}
+    known = checkpoint.config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # which transformers leaves out
     by_name = {str(label).lower(): int(number) for number, label in known.items()}
     if all(name.lower() in by_name for name in names):
         return {name: by_name[name.lower()] for name in names}

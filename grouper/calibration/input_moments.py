@@ -68,7 +68,8 @@ class InputMoments:
         """One file, float32: 67 MB for a hidden size of 4096."""
         tensors = {"second_moment": self.second_moment.float(), "keys": self.keys}
         tensors |= {} if self.queries is None else {"queries": self.queries.second_moment.float()}
-        write_file(path, lambda beside: save_file(tensors, beside, metadata={"tokens": str(self.tokens)}))
+        facts = {"tokens": str(self.tokens), "written": str(self.of_queries.tokens)}
+        write_file(path, lambda beside: save_file(tensors, beside, metadata=facts))
 
     @classmethod
     def load(cls, path: Path) -> "InputMoments":
@@ -77,7 +78,8 @@ class InputMoments:
             with safe_open(path, framework="pt") as file:
                 moment, keys = file.get_tensor("second_moment"), file.get_tensor("keys")
                 tokens, named = int(file.metadata()["tokens"]), file.keys()
-                queries = cls(file.get_tensor("queries").double(), tokens) if "queries" in named else None
+                written = int(file.metadata().get("written", tokens))
+                queries = cls(file.get_tensor("queries").double(), written) if "queries" in named else None
                 return cls(moment.double(), tokens, keys, queries)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             again = "delete its folder, and it is made again"

@@ -6,20 +6,29 @@ from grouper.calibration.examples import NOT_ASKED, Examples, padded
 from grouper.calibration.images import read_images
 from grouper.calibration.sounds import read_sounds
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import load_tokenizer, spread
+from grouper.calibration.text import check_known, check_sizes, load_tokenizer, spread
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
 
+WRITING = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+UNREAD = (
+    "AutoModelForMultipleChoice",
+    "AutoModelForMaskedImageModeling",
+)  # what they read is no text, no picture alone
 MASKED = 0.15  # share of a window's tokens that a masked language model is asked for, as BERT was trained
 
 
 def read_examples(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Examples:
     """What `source` holds, as this model takes it; at most `limit` examples, spread evenly. window: tokens of one at
     most. Raises GrouperError where source and model do not go together."""
+    check_sizes(window, limit)
     architecture = Architecture.of(checkpoint.config)
-    kind = architecture.family.reads
+    kind, auto = architecture.family.reads, auto_class(checkpoint.config)
+    if auto in UNREAD or (architecture.family.parts and auto not in WRITING):
+        saved = next(iter(checkpoint.config.get("architectures") or []), "a model without a head")
+        raise GrouperError(f"{checkpoint.name} is {saved}, which can be grouped without text or pictures alone")
     if (kind == "pictures") != bool(source.images):
         takes = "pictures: give --images FOLDER" if kind == "pictures" else "text: give --text FILE, not --images"
         raise GrouperError(f"{checkpoint.name} takes {takes}")
@@ -57,6 +66,7 @@ def _windows(checkpoint: Checkpoint, source: TextSource, window: int) -> Example
             f"{source.name} has {len(ids)} tokens, too few for one window of {window}: give more text or --window"
         )
     rows = torch.tensor([begin + ids[i * size : (i + 1) * size] + end for i in range(count)])
+    check_known(checkpoint, rows)
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
     if auto_class(checkpoint.config) != "AutoModelForMaskedLM":
         return Examples(inputs, None, window)
@@ -79,6 +89,8 @@ def _pairs(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, st
         written = [tokenizer(text_target=text, **options)["input_ids"] for _, text in pairs]
     filling = tokenizer.pad_token_id or 0
     ids = padded(read, filling)
+    check_known(checkpoint, padded(written, filling))
+    check_known(checkpoint, ids)
     mask = padded([[1] * len(row) for row in read], 0)
     labels = padded(written, NOT_ASKED)
     return Examples({"input_ids": ids, "attention_mask": mask}, labels, ids.shape[1] + labels.shape[1])

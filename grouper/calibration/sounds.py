@@ -6,7 +6,7 @@ import numpy as np
 
 from grouper.calibration.examples import NOT_ASKED, Examples, padded
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import load_tokenizer
+from grouper.calibration.text import check_known, load_tokenizer
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
@@ -16,14 +16,21 @@ def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[st
     """pairs: the name of a .wav file beside or below the text's file, and the words. Raises GrouperError."""
     from transformers import AutoFeatureExtractor
 
+    if not source.text:
+        raise GrouperError("recordings lie beside a file that names them: give --text FILE")
     with as_one_line(f"{checkpoint.name} has no feature extractor that transformers can load"):
         extractor = AutoFeatureExtractor.from_pretrained(checkpoint.local().folder)
     tokenizer, folder = load_tokenizer(checkpoint), Path(source.text).expanduser().parent
     sounds = [samples_of(folder, name, extractor.sampling_rate) for name, _ in pairs]
+    longest = extractor.chunk_length * extractor.sampling_rate
+    for sound, (name, _) in zip(sounds, pairs):
+        if not 0 < len(sound) <= longest or not np.isfinite(sound).all():
+            raise GrouperError(f"{name} is empty, damaged or longer than {extractor.chunk_length} s: cut or remove it")
     features = extractor(sounds, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
     begin = setting(checkpoint.config, "decoder_start_token_id", None)
     rows = [tokenizer(words, truncation=True, max_length=window, verbose=False)["input_ids"] for _, words in pairs]
-    rows = [row[1:] if row[0] == begin else row for row in rows]  # which the model puts there itself
+    rows = [row[1:] if row[:1] == [begin] else row for row in rows]  # which the model puts there itself
+    check_known(checkpoint, padded(rows, 0))
     positions = setting(checkpoint.config, "max_source_positions")
     labels = padded(rows, NOT_ASKED)
     return Examples({"input_features": features}, labels, positions + labels.shape[1])

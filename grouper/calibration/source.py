@@ -43,10 +43,10 @@ class TextSource:
 
     def pairs(self) -> list[tuple[str, str]]:
         """(source, target) of every line or row. Raises GrouperError where there are no pairs."""
-        if self.dataset or is_named(f"{self.text}"):
-            found = _from_dataset(f"{self.dataset or self.text}", ({"source", "target"},))
-        else:
-            found = list(self._lines_of_pairs())
+        if self.text in DATASETS and is_named(self.text):
+            raise GrouperError(f"{self.text} has no pairs of source and target: give a file of pairs, or --dataset")
+        wanted = (set(PAIR),)
+        found = _from_dataset(self.dataset, wanted) if self.dataset else list(self._lines_of_pairs())
         pairs = [(row.get("source"), row.get("target")) for row in found]
         if not pairs or not all(isinstance(part, str) for pair in pairs for part in pair):
             raise GrouperError(f"{self.name} has no pairs: expected `source` and `target` in every row")
@@ -60,7 +60,11 @@ class TextSource:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line) if path.suffix in (".jsonl", ".json") else dict(zip(PAIR, line.split("\t")))
+                row = (
+                    json.loads(line)
+                    if path.suffix in (".jsonl", ".json")
+                    else dict(zip(PAIR, line.split("\t"), strict=True))
+                )
                 if not isinstance(row, dict) or not set(PAIR) <= row.keys():
                     raise ValueError("one is missing")
             except ValueError as error:

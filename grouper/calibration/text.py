@@ -22,16 +22,23 @@ def load_tokenizer(checkpoint: Checkpoint):
 def text_of(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Tensor:
     """[n, window] token ids, as `windows` cuts them, by the model's own tokenizer. Raises GrouperError where it knows
     tokens that the model has no embedding for."""
+    if source.images:
+        raise GrouperError(f"{checkpoint.name} takes text: give --text FILE, not --images")
     tokenizer = load_tokenizer(checkpoint)
     with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
         tokens = windows(source, tokenizer, window, limit)
+    check_known(checkpoint, tokens)
+    return tokens
+
+
+def check_known(checkpoint: Checkpoint, tokens: Tensor) -> None:
+    """Raise GrouperError for ids that the model has no embedding for."""
     known = setting(decoder_config(checkpoint.config), "vocab_size", None)
     if known is not None and int(tokens.max()) >= known:
         raise GrouperError(
             f"the tokenizer of {checkpoint.name} gives token {int(tokens.max())}, and the model knows {known}: do they "
             "belong together?"
         )
-    return tokens
 
 
 def windows(source: TextSource, tokenizer, window: int, limit: int | None = None) -> Tensor:
@@ -40,8 +47,7 @@ def windows(source: TextSource, tokenizer, window: int, limit: int | None = None
 
     limit: windows at most, spread evenly over the text. Raises GrouperError where the text is shorter than one window.
     """
-    if window < 2 or (limit is not None and limit < 1):
-        raise GrouperError(f"windows of {window} tokens, {limit} at most: expected at least 2 tokens and 1 window")
+    check_sizes(window, limit)
     ids: list[int] = []
     for document in source.documents(tokenizer):
         ids += tokenizer(document, add_special_tokens=not ids, verbose=False)["input_ids"]
@@ -54,6 +60,12 @@ def windows(source: TextSource, tokenizer, window: int, limit: int | None = None
         )
     every = torch.tensor(ids[: count * window]).view(count, window)
     return every if limit is None else spread(every, limit)
+
+
+def check_sizes(window: int, limit: int | None) -> None:
+    """Raise GrouperError for windows of fewer than 2 tokens, or fewer than one of them."""
+    if window < 2 or (limit is not None and limit < 1):
+        raise GrouperError(f"windows of {window} tokens, {limit} at most: expected at least 2 tokens and 1 window")
 
 
 def spread(every, limit: int):

@@ -30,6 +30,8 @@ def auto_class(config: dict) -> str:
     if not family.encodes:
         return "AutoModelForCausalLM" if decoder_config(config) is config else "AutoModelForImageTextToText"
     saved = next(iter(config.get("architectures") or []), None)
+    if saved == f"{family.classes}ForPreTraining":  # with a head for masked tokens, among others
+        return "AutoModelForMaskedLM"
     return next((auto for auto, names in heads(family.model_type) if saved in names), "AutoModel")
 
 

@@ -71,6 +71,9 @@ def _check_encoder(config: dict, model_type: str) -> None:
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise GrouperError(f"this {model_type} model has {kind} positions within attention: not supported")
+    saved = str(next(iter(config.get("architectures") or []), ""))
+    if FAMILIES[model_type].parts and saved.endswith(("EncoderModel", "ForCausalLM")):
+        raise GrouperError(f"this {model_type} model is a {saved}, half of an encoder and a decoder: not supported")
     encoder, decoder = config.get("encoder_attention_heads"), config.get("decoder_attention_heads")
     if encoder != decoder:
         raise GrouperError(f"the encoder has {encoder} heads, the decoder {decoder}: expected the same number in both")

@@ -93,7 +93,9 @@ class ExampleWorker(LayerWorker):
             f"{a.family_of(i).class_name(m)}." for i in range(a.layers)
             if a.prefix(checkpoint, i) == prefix for m in a.projections(i)
         ]  # fmt: skip
-        self.trainable = {n for n in self.stored if not n.startswith(tuple(projections))}
+        # T5's biases of positions are one layer's, and all layers add them
+        kept = (*projections, *(n for n in self.stored if "relative_attention_bias" in n))
+        self.trainable = {n for n in self.stored if not n.startswith(kept)}
 
     # Weights
 

@@ -195,6 +195,7 @@ class LayerWorker:
         self.set(MergedLayer(attention))
         before = self.error(wanted, regrouped)
         shared, others = self.trained(attention)
+        untouched = {n: t.detach().clone() for n, t in others.items()}
         self.descend(attention, shared, others, wanted, regrouped, steps, tell)
         fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
         done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
@@ -204,7 +205,6 @@ class LayerWorker:
             lambda: done.after < before
         ):  # a layer that was right already, or steps too large for it: as it was
             done = MergedLayer(attention, {}, before, before)
-            untouched = {n: p for n, p in self.original.named_parameters() if n in others}
             self.set(MergedLayer(attention, untouched))
         done.attention = done.attention.to("cpu")
         done.others = {n: t.cpu() for n, t in done.others.items()}

@@ -1,17 +1,21 @@
 """Whole runs on models with an encoder: search, evaluate, export, on what each of them reads."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from encoder_samples import answers, architecture_of, files_for, load, with_reader
+from encoder_samples import SAMPLES, answers, architecture_of, files_for, load, make, with_reader
+from scipy.io import wavfile
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grouper import Checkpoint, GrouperError
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.examples import NOT_ASKED
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.refinement.layer import RefineOptions
-from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search
+from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.evaluated_model import evaluate_model
 
 QUICK = {"generations": 3, "population": 16, "tokens": 512, "window": 24}
@@ -36,6 +40,7 @@ def run_of(encoders, tmp_path_factory):
             model = with_reader(encoders(name), folder / "model")
             given, other = (files_for(KINDS[name], folder / part, seed) for seed, part in enumerate("ab"))
             search(model, folder / "run", SearchOptions(**QUICK, **given))
+            shutil.copyfile(folder / "run" / "pareto.csv", folder / "as-searched.csv")
             made[name] = model, folder / "run", given, other
         return made[name]
 
@@ -92,18 +97,18 @@ def test_models_without_a_head_are_compared_by_their_vectors(run_of, tmp_path, n
 def test_what_is_exported_is_what_was_measured(run_of, tmp_path, name):
     """With refinement on the run's own examples."""
     model, run, given, other = run_of(name)
-    from grouper.calibration.calibration import Calibration
-
-    calibration = Calibration(TextSource(**given), 512, 24)
-    done = export_from_run(
-        run, tmp_path / "out", Selection(kv_ratio="1/2"), calibration, RefineOptions("block", steps=4, tokens=256)
+    shutil.copytree(run, tmp_path / "run")
+    calibration, refine = Calibration(TextSource(**given), 512, 24), RefineOptions("block", steps=4, tokens=256)
+    number = pick(RunFolder(run).front(), "spectral+refine", kv_ratio="1/2").layout
+    front = evaluate(
+        tmp_path / "run", TextSource(**other), refine=refine, layouts=str(number), window=24, overwrite=True
     )
+    measured = front.table[front.table["merge"] == "spectral+refine"].set_index("layout").loc[number]
+    done = export_from_run(run, tmp_path / "out", Selection(layout=number), calibration, refine)
     assert done.export_class == "ragged" and torch.isfinite(answers(tmp_path / "out")).all()
-    layout = RunFolder(run).layout(RunFolder(run).front().table.query("layout == 0")["layout"].iloc[0])
-    assert layout.caches == architecture_of(model).caches
     found = evaluate_model(tmp_path / "out", TextSource(**other), base=str(model), window=24)
     key = "cosine" if name.endswith("bare") else "nll"
-    assert np.isfinite(found.values[key])
+    assert found.values[key] == pytest.approx(measured[key], rel=1e-5)
     if key == "nll":
         whole = evaluate_model(model, TextSource(**other), window=24).values["nll"]
         assert found.original["nll"] == pytest.approx(whole, rel=1e-6)
@@ -143,12 +148,9 @@ def test_a_killed_run_goes_on_to_the_same_files(run_of, tmp_path):
     (tmp_path / "run" / "layers" / "03.csv").unlink()
     (tmp_path / "run" / "pareto.csv").unlink()
     search(model, tmp_path / "run", SearchOptions(**QUICK, **given))
-    names = ["pareto.csv", *(f"layers/{i:02}.csv" for i in range(2, 6))]
-    for file in names:
-        table = (run / file).read_text()
-        if file == "pareto.csv" and "kl" in table.partition("\n")[0]:
-            continue  # which another test has measured
-        assert (tmp_path / "run" / file).read_text() == table, file
+    assert (tmp_path / "run" / "pareto.csv").read_text() == (run.parent / "as-searched.csv").read_text()
+    for file in (f"layers/{i:02}.csv" for i in range(2, 6)):
+        assert (tmp_path / "run" / file).read_text() == (run / file).read_text(), file
 
 
 @pytest.mark.parametrize(
@@ -183,3 +185,68 @@ def test_a_sound_outside_its_folder_is_refused(run_of, tmp_path):
     (tmp_path / "pairs.tsv").write_text("../elsewhere.wav\twords\n")
     with pytest.raises(GrouperError, match="outside the folder"):
         read_examples(Checkpoint.open(model), TextSource(str(tmp_path / "pairs.tsv")), 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("bert", {"limit": -1}, "at least 2 tokens and 1 window"),
+        ("t5", {"window": 0}, "at least 2 tokens and 1 window"),
+        ("bert", {"limit": 0}, "at least 2 tokens and 1 window"),
+    ],
+)
+def test_sizes_that_make_no_sense(run_of, name, options, words):
+    model, _run, _given, other = run_of(name)
+    with pytest.raises(GrouperError, match=words):
+        read_examples(Checkpoint.open(model), TextSource(**other), **{"window": 24, "limit": None, **options})
+
+
+def test_files_that_make_no_sense(run_of, tmp_path):
+    whisper, t5, vit = (Checkpoint.open(run_of(name)[0]) for name in ("whisper", "t5", "vit"))
+    wavfile.write(tmp_path / "empty.wav", 16_000, np.zeros(0, np.float32))
+    wavfile.write(tmp_path / "nan.wav", 16_000, np.full(100, np.nan, np.float32))
+    wavfile.write(tmp_path / "long.wav", 16_000, np.zeros(40_000, np.float32))
+    for name in ("empty", "nan", "long"):
+        (tmp_path / "one.tsv").write_text(f"{name}.wav\twords\n")
+        with pytest.raises(GrouperError, match="empty, damaged or longer than 1 s"):
+            read_examples(whisper, TextSource(str(tmp_path / "one.tsv")), 24)
+    (tmp_path / "tabs.tsv").write_text("a\tb\tc\n")
+    for source in (TextSource(str(tmp_path / "tabs.tsv")), TextSource("wikitext"), TextSource("demo")):
+        with pytest.raises(GrouperError, match="pair"):
+            read_examples(t5, source, 24)
+    (tmp_path / "pictures" / "one").mkdir(parents=True)
+    with pytest.raises(GrouperError, match="no pictures in folders of classes"):
+        read_examples(vit, TextSource(images=str(tmp_path / "pictures")), 24)
+    (tmp_path / "pictures" / "one" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(GrouperError, match="cannot read the picture"):
+        read_examples(vit, TextSource(images=str(tmp_path / "pictures")), 24)
+
+
+def test_a_decoder_takes_no_pictures(tmp_path):
+    with pytest.raises(GrouperError, match="demo takes text"):
+        search("demo", tmp_path / "run", SearchOptions(images=str(tmp_path)))
+
+
+def test_an_encoder_that_has_a_decoder_is_picked_by_weights(encoders, tmp_path):
+    options = SearchOptions(fitness="weight", generations=2, blocks="encoder")
+    front = search(encoders("bart"), tmp_path / "run", options)
+    found = pick(front, "mean", kv_ratio="5/6")
+    assert found.row["weight_ratio"] == pytest.approx(5 / 6, abs=0.005) and found.row["kv_ratio"] == 1
+    with pytest.raises(GrouperError, match="choose by --kv-ratio"):
+        pick(front, "mean", kv_bytes_per_token=10**6)
+
+
+def test_other_heads_are_compared_with_the_original(tmp_path):
+    family, options, _saved = SAMPLES["bert"]
+    for saved in ("BertForQuestionAnswering", "BertForSequenceClassification", "BertForTokenClassification"):
+        make(tmp_path / "raw" / saved, family, options, saved)
+        model = with_reader(tmp_path / "raw" / saved, tmp_path / saved)
+        text = files_for("text", tmp_path / f"{saved}-text")
+        search(model, tmp_path / f"{saved}-run", SearchOptions(fitness="weight", generations=2, window=24, tokens=480))
+        front = evaluate(tmp_path / f"{saved}-run", TextSource(**text), layouts="0,5,20", window=24)
+        rows = front.table.dropna(subset="kl").set_index("layout")
+        assert rows.loc[0, "kl"] == 0 and rows.loc[20, "kl"] > rows.loc[5, "kl"] > 0 and front.judge == "kl"
+    make(tmp_path / "raw" / "choice", family, options, "BertForMultipleChoice")
+    model = with_reader(tmp_path / "raw" / "choice", tmp_path / "choice")
+    with pytest.raises(GrouperError, match="can be grouped without text"):
+        read_examples(Checkpoint.open(model), TextSource(**text), 24)

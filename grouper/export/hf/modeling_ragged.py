@@ -12,6 +12,7 @@ Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretr
 """
 
 import copy
+import threading
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ def index(layer, name, device):
 def ragged_attention(layer, query, key, value, attention_mask, **kwargs):
     """query [batch, heads, tokens, head_dim], key and value [batch, G, tokens, head_dim]: the attention function that
     every layer calls."""
-    layer.config.computing = False  # kernels look up the model's attention function there, too
+    end(layer)  # kernels look up the model's attention function there, too
     name = layer.config.whole._attn_implementation
     attend = eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     batch, _, tokens, head_dim = query.shape
@@ -98,15 +99,16 @@ ALL_ATTENTION_FUNCTIONS.register("grouper_ragged", ragged_attention)
 
 
 class LayerConfig:
-    """The model's configuration as one attention layer sees it: its own head counts, and while it computes, the
-    function above. From outside, where serving engines look, it names the model's attention function."""
+    """The model's configuration as one attention layer sees it: its own head counts, and in a thread where it computes,
+    the function above. From outside, where serving engines look, it names the model's attention function."""
 
     def __init__(self, whole, **own):
-        self.__dict__.update(own, whole=whole, computing=False)
+        self.__dict__.update(own, whole=whole, computing=False, threads=set())
 
     @property
     def _attn_implementation(self):
-        return "grouper_ragged" if self.computing else self.whole._attn_implementation
+        computing = self.computing if torch.compiler.is_compiling() else threading.get_ident() in self.threads
+        return "grouper_ragged" if computing else self.whole._attn_implementation
 
     def __getattr__(self, name):
         if "whole" not in self.__dict__:  # while it is being copied
@@ -125,11 +127,17 @@ class WithSinks:
 
 
 def begin(layer, inputs):
-    layer.config.computing = True
+    if torch.compiler.is_compiling():  # which knows no threads
+        layer.config.computing = True
+    else:
+        layer.config.threads.add(threading.get_ident())
 
 
-def end(layer, inputs, output):
-    layer.config.computing = False
+def end(layer, *_):
+    if torch.compiler.is_compiling():
+        layer.config.computing = False
+    else:
+        layer.config.threads.discard(threading.get_ident())
 
 
 class RaggedAttention(LlamaAttention):

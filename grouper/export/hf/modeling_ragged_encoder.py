@@ -53,7 +53,6 @@ def by_slot(layer, given):
 def ragged_attention(layer, query, key, value, attention_mask, scaling=None, dropout=0.0, position_bias=None, **kwargs):
     """query [batch, heads, tokens, head_dim], key and value [batch, G, seen, head_dim]: the attention function that
     every attention calls. Returns [batch, tokens, H, head_dim] and weights or None."""
-    layer.config.computing = False  # kernels look up the model's attention function there, too
     name = layer.config.whole._attn_implementation
     query = query.index_select(1, index(layer, "query_of_slot", query.device))  # [batch, G * m, tokens, head_dim]
     mask, bias = by_slot(layer, attention_mask), by_slot(layer, position_bias)
@@ -66,7 +65,7 @@ def ragged_attention(layer, query, key, value, attention_mask, scaling=None, dro
     if name == "eager":
         key, value = (t.repeat_interleave(layer.num_key_value_groups, dim=1) for t in (key, value))
     attend = base.eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    output, weights = attend(layer, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+    output, weights = attend(Seen(layer), query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
     return output.index_select(2, slots), None if weights is None else weights.index_select(1, slots)
 
 
@@ -98,14 +97,12 @@ ALL_ATTENTION_FUNCTIONS.register("grouper_ragged_encoder", ragged_attention)
 
 
 class LayerConfig:
-    """The model's configuration as one attention sees it: while that computes, with the function above."""
+    """The model's configuration as one attention sees it: with the function above."""
+
+    _attn_implementation = "grouper_ragged_encoder"
 
     def __init__(self, whole):
-        self.__dict__.update(whole=whole, computing=False)
-
-    @property
-    def _attn_implementation(self):
-        return "grouper_ragged_encoder" if self.computing else self.whole._attn_implementation
+        self.__dict__.update(whole=whole)
 
     def __getattr__(self, name):
         if "whole" not in self.__dict__:  # while it is being copied
@@ -113,12 +110,14 @@ class LayerConfig:
         return getattr(self.whole, name)
 
 
-def begin(layer, inputs):
-    layer.config.computing = True
+class Seen:
+    """An attention as kernels see it: some look up the model's attention function in its configuration."""
 
+    def __init__(self, layer):
+        self.layer, self.config = layer, layer.config.whole
 
-def end(layer, inputs, output):
-    layer.config.computing = False
+    def __getattr__(self, name):
+        return getattr(self.layer, name)
 
 
 def regroup(attention, readers, query_of_head):
@@ -137,8 +136,6 @@ def regroup(attention, readers, query_of_head):
         size = heads * (old.out_features // query_heads)
         setattr(attention, name, nn.Linear(old.in_features, size, bias=old.bias is not None))
     attention.config = LayerConfig(attention.config)
-    attention.register_forward_pre_hook(begin)
-    attention.register_forward_hook(end, always_call=True)
 
 
 def ragged(of):

@@ -74,7 +74,7 @@ def parse_ratio(text: str) -> float:
 def _within(table: pd.DataFrame, asked: Selection) -> tuple[pd.DataFrame, str]:
     """The rows that meet the ratio or the budget, and what that was."""
     if asked.kv_ratio is None:
-        if len(table) > 1 and table["kv_bytes_per_token"].nunique() == 1:
+        if "weight_ratio" in table and table["kv_bytes_per_token"].nunique() == 1:
             raise GrouperError("all layouts of this run take as many KV bytes per token: choose by --kv-ratio")
         rows = table[table["kv_bytes_per_token"] <= asked.kv_bytes_per_token]
         what = f"{asked.kv_bytes_per_token} KV bytes per token"

@@ -1,12 +1,13 @@
 """A Bert model whose attentions have KV heads of their own number and groups of query heads of their own sizes. Needs
 transformers 5 and torch alone.
 
-`config.kv_readers` lists for each attention, by its place in the model, the query heads that read each of its KV heads,
-e.g. [[0, 3], [1], [2]]; query heads are in the order of the original. Where `config.query_of_head` names an attention,
-its query projection has fewer heads than its output, and the list says which one each takes. Attention is the family's
-own, but for the kernel's inputs: the queries of a group are laid one after the other as if they were so many more
-tokens, short groups are filled up with copies, and what those gave is dropped. Weights and caches are never padded, and
-K and V are never expanded, unless "eager" attention is asked for.
+`config.kv_readers` lists for each attention, by its place in the model, the query heads of the original that read each
+of its KV heads, e.g. [[0, 3], [1], [2]]; query heads are in that order here. Where `config.query_of_head` names an
+attention, its query projection has fewer heads than its output, and the list says which one each takes. Attention is
+the family's own, but for the kernel's inputs. Caches have the KV heads that there are: while a decoder writes, the
+queries of a group are laid side by side as if they were so many tokens (short groups filled up with copies that are
+dropped). Passes over many tokens use a grouped kernel where groups are equal and nothing is masked, else K and V are
+repeated for the pass, as transformers does for its own grouped models.
 
 Written by Grouper beside the weights; load with an Auto class and trust_remote_code=True.
 """
@@ -43,54 +44,68 @@ def index(layer, name, device):
     return layer.indices[key]
 
 
-def by_slot(layer, given):
-    """What is given for each query head [batch, H, ...], for each slot; what is the same for all stays so."""
-    return given if given is None or given.shape[1] == 1 else given.index_select(
-        1, index(layer, "head_of_slot", given.device)
-    )  # fmt: skip
+def taken(layer, given, name):
+    """given [batch, heads, ...] by one of the layer's lists; what stays in its order is as it was."""
+    if getattr(layer, name) == list(range(given.shape[1])):
+        return given
+    return given.index_select(1, index(layer, name, given.device))
+
+
+def of_heads(layer, given, name):
+    """A mask or bias [batch, heads or 1, ...], or None: taken where it has something for each head."""
+    return given if given is None or given.shape[1] == 1 else taken(layer, given, name)
 
 
 def ragged_attention(layer, query, key, value, attention_mask, scaling=None, dropout=0.0, position_bias=None, **kwargs):
     """query [batch, heads, tokens, head_dim], key and value [batch, G, seen, head_dim]: the attention function that
     every attention calls. Returns [batch, tokens, H, head_dim] and weights or None."""
     name = layer.config.whole._attn_implementation
-    query = query.index_select(1, index(layer, "query_of_slot", query.device))  # [batch, G * m, tokens, head_dim]
-    mask, bias = by_slot(layer, attention_mask), by_slot(layer, position_bias)
-    slots = index(layer, "slot_of_head", query.device)
+    query = taken(layer, query, "query_of_head")
+    mask, bias = (of_heads(layer, given, "original_of_head") for given in (attention_mask, position_bias))
     if name == "sdpa":
         causal = kwargs["is_causal"] if kwargs.get("is_causal") is not None else getattr(layer, "is_causal", False)
-        output = grouped_attention(query, key, value, mask, bias, scaling, dropout, causal)
-        return output.index_select(1, slots).transpose(1, 2), None
+        mask = combined(mask, bias, causal and query.shape[2] > 1, query, key)
+        causal = causal and mask is None and query.shape[2] > 1
+        options = {"scale": scaling, "dropout_p": dropout, "is_causal": causal}
+        return grouped_attention(layer, query, key, value, mask, options).transpose(1, 2), None
     kwargs |= {} if bias is None else {"position_bias": bias}
     if name == "eager":
-        key, value = (t.repeat_interleave(layer.num_key_value_groups, dim=1) for t in (key, value))
-    attend = base.eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    output, weights = attend(Seen(layer), query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
-    return output.index_select(2, slots), None if weights is None else weights.index_select(1, slots)
+        key, value = (taken(layer, t, "kv_of_head") for t in (key, value))
+        attend = base.eager_attention_forward
+        return attend(Seen(layer), query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+    query, mask = taken(layer, query, "head_of_slot"), of_heads(layer, mask, "head_of_slot")
+    attend = ALL_ATTENTION_FUNCTIONS[name]
+    output, _ = attend(Seen(layer), query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+    return output.index_select(2, index(layer, "slot_of_head", output.device)), None
 
 
-def grouped_attention(query, key, value, mask, bias, scaling, dropout, causal):
-    """query [batch, G * m, tokens, head_dim], key and value [batch, G, seen, head_dim], mask and bias [batch or 1, 1 or
-    G * m, 1 or tokens, seen] or None. Returns [batch, G * m, tokens, head_dim]."""
-    options = {"scale": scaling, "dropout_p": dropout}
-    tokens, causal = query.shape[2], causal and mask is None and query.shape[2] > 1
-    if causal and bias is None:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, **options)
-    if bias is not None:
-        if causal:
-            mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=key.device).tril()
-        if mask is not None and mask.dtype == torch.bool:
-            bias = bias.masked_fill(mask.logical_not(), torch.finfo(key.dtype).min)
-        mask = bias if mask is None or mask.dtype == torch.bool else mask + bias
-    packed = query.unflatten(1, (key.shape[1], -1))  # [batch, G, m, tokens, head_dim]
-    if mask is not None:
-        shared = mask.shape[1] == 1
-        mask = mask[:, :, None] if shared else mask.unflatten(1, packed.shape[1:3])
-        if not (shared and mask.shape[3] == 1):  # else one row for all queries is enough
-            mask = mask.expand(-1, -1, packed.shape[2], tokens, -1)
-        mask = mask.flatten(2, 3)
-    output = scaled_dot_product_attention(packed.flatten(2, 3), key, value, attn_mask=mask, **options)
-    return output.reshape(query.shape)
+def combined(mask, bias, causal, query, key):
+    """One mask of both; None where there is neither."""
+    if bias is None:
+        return mask
+    if mask is None and causal:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        return bias.masked_fill(mask.logical_not(), torch.finfo(key.dtype).min)
+    return bias if mask is None else bias + mask
+
+
+def grouped_attention(layer, query, key, value, mask, options):
+    """query [batch, H, tokens, head_dim], key and value [batch, G, seen, head_dim], mask [batch or 1, 1 or H, 1 or
+    tokens, seen] or None. Returns [batch, H, tokens, head_dim]."""
+    if query.shape[2] == 1:  # a decoder writes
+        packed = taken(layer, query, "head_of_slot").reshape(len(query), key.shape[1], -1, query.shape[-1])
+        mask = of_heads(layer, mask, "head_of_slot")
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask.reshape(len(mask), *packed.shape[1:3], -1)
+        output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, **options)
+        return output.reshape(len(query), -1, 1, query.shape[-1]).index_select(
+            1, index(layer, "slot_of_head", query.device)
+        )
+    grouped = mask is None and layer.equal
+    if not grouped:
+        key, value = (taken(layer, t, "kv_of_head") for t in (key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped, **options)
 
 
 ALL_ATTENTION_FUNCTIONS.register("grouper_ragged_encoder", ragged_attention)
@@ -122,16 +137,18 @@ class Seen:
 
 def regroup(attention, readers, query_of_head):
     """Give an attention as many K and V heads as there are lists in `readers`, in place."""
-    query_heads, widest = sum(map(len, readers)), max(map(len, readers))
-    query_of_head = query_of_head or list(range(query_heads))
-    attention.head_of_slot = [heads[min(i, len(heads) - 1)] for heads in readers for i in range(widest)]
-    attention.query_of_slot = [query_of_head[head] for head in attention.head_of_slot]
-    slots = {head: g * widest + i for g, heads in enumerate(readers) for i, head in enumerate(heads)}
-    attention.slot_of_head = [slots[head] for head in range(query_heads)]
+    sizes, query_heads, widest = list(map(len, readers)), sum(map(len, readers)), max(map(len, readers))
+    first = [sum(sizes[:g]) for g in range(len(sizes))]
+    attention.equal = len(set(sizes)) == 1
+    attention.query_of_head = query_of_head or list(range(query_heads))
+    attention.original_of_head = [head for heads in readers for head in heads]
+    attention.kv_of_head = [g for g, size in enumerate(sizes) for _ in range(size)]
+    attention.head_of_slot = [first[g] + min(i, size - 1) for g, size in enumerate(sizes) for i in range(widest)]
+    attention.slot_of_head = [g * widest + i for g, size in enumerate(sizes) for i in range(size)]
     attention.num_key_value_groups, attention.indices = widest, {}
     if hasattr(attention, "num_heads"):  # Whisper shapes K and V by it
         attention.num_heads = len(readers)
-    for name, heads in zip(PROJECTIONS, (max(query_of_head) + 1, len(readers), len(readers))):
+    for name, heads in zip(PROJECTIONS, (max(attention.query_of_head) + 1, len(readers), len(readers))):
         old = getattr(attention, name)
         size = heads * (old.out_features // query_heads)
         setattr(attention, name, nn.Linear(old.in_features, size, bias=old.bias is not None))

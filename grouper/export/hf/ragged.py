@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grouper.attention import Attention
 from grouper.export.hf.export_class import ExportClass
-from grouper.export.hf.ragged_encoder import encoder_config, encoder_file, read_encoder
+from grouper.export.hf.ragged_encoder import encoder_config, encoder_file
 from grouper.export.hf.stock import grouped_order, head_order
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture, separate_tensors
@@ -44,14 +44,13 @@ class Ragged(ExportClass):
         return None
 
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
-        if layout.caches:  # an encoder, whose modelling file takes query heads as they are
-            return attention
         return grouped_order(attention, layout.layers[layer])
 
     def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
         one, architecture = layout.layers[layer], Architecture.of(original.config)
         if architecture.encodes:
-            return read_encoder(exported, original, layer, layout)
+            one_attention = replace(architecture, kv_heads=one.k.kv_heads).read(exported, layer, one.query_heads)
+            return head_order(one_attention, one)
         if architecture.needs_own_attention:
             q, k, v, o = (f"{architecture.family.attention}.{m}" for m in PROJECTIONS)
             family = replace(architecture.family, q=q, k=k, v=v, o=o, fused=None, transposed=False)

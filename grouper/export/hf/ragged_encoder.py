@@ -1,31 +1,23 @@
 """`ragged` for encoders, and encoders with a decoder: a modelling file of their own travels with the weights
-(modeling_ragged_encoder.py), in which query heads keep their order."""
+(modeling_ragged_encoder.py)."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
-from grouper.attention import Attention
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class, heads
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.families import FAMILIES
 
 SOURCE = "modeling_ragged_encoder.py"
-
-
-def read_encoder(exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
-    """A layer's attention as it was written, heads in the layout's order."""
-    one, architecture = layout.layers[layer], Architecture.of(original.config)
-    return replace(architecture, kv_heads=one.k.kv_heads).read(exported, layer, one.query_heads)
 
 
 def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
     """config.json: who reads which KV head, for each attention by its place in the class."""
     places = [_place(architecture, layer) for layer in range(architecture.layers)]
     readers = {place: one.k.readers for place, one in zip(places, layout.layers)}
-    queries = {place: one.q.group_of.tolist() for place, one in zip(places, layout.layers) if one.q is not None}
+    shared = {place: one for place, one in zip(places, layout.layers) if one.q is not None}
+    queries = {place: one.q.group_of[one.k.reader_order].tolist() for place, one in shared.items()}
     auto_map, model_type = {"AutoConfig": "modeling_ragged.RaggedConfig"}, architecture.family.model_type
     for auto, classes in heads(model_type):
         auto_map[auto] = f"modeling_ragged.Ragged{classes[0]}"

@@ -56,6 +56,17 @@ def of_heads(layer, given, name):
     return given if given is None or given.shape[1] == 1 else taken(layer, given, name)
 
 
+def repeated(layer, given):
+    """K or V [batch, G, seen, head_dim] for each query head, laid out as projections lay out theirs, which is the fastest
+    to write and to read."""
+    rows = given.transpose(1, 2)
+    if layer.equal:
+        rows = rows[:, :, :, None].expand(-1, -1, -1, layer.num_key_value_groups, -1).flatten(2, 3)
+    else:
+        rows = rows.index_select(2, index(layer, "kv_of_head", given.device))
+    return rows.transpose(1, 2)
+
+
 def ragged_attention(layer, query, key, value, attention_mask, scaling=None, dropout=0.0, position_bias=None, **kwargs):
     """query [batch, heads, tokens, head_dim], key and value [batch, G, seen, head_dim]: the attention function that
     every attention calls. Returns [batch, tokens, H, head_dim] and weights or None."""
@@ -70,7 +81,7 @@ def ragged_attention(layer, query, key, value, attention_mask, scaling=None, dro
         return grouped_attention(layer, query, key, value, mask, options).transpose(1, 2), None
     kwargs |= {} if bias is None else {"position_bias": bias}
     if name == "eager":
-        key, value = (taken(layer, t, "kv_of_head") for t in (key, value))
+        key, value = repeated(layer, key), repeated(layer, value)
         attend = base.eager_attention_forward
         return attend(Seen(layer), query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
     query, mask = taken(layer, query, "head_of_slot"), of_heads(layer, mask, "head_of_slot")
@@ -104,7 +115,7 @@ def grouped_attention(layer, query, key, value, mask, options):
         )
     grouped = mask is None and layer.equal
     if not grouped:
-        key, value = (taken(layer, t, "kv_of_head") for t in (key, value))
+        key, value = repeated(layer, key), repeated(layer, value)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped, **options)
 
 

@@ -57,8 +57,8 @@ def of_heads(layer, given, name):
 
 
 def repeated(layer, given):
-    """K or V [batch, G, seen, head_dim] for each query head, laid out as projections lay out theirs, which is the fastest
-    to write and to read."""
+    """K or V [batch, G, seen, head_dim] for each query head, laid out as projections lay out theirs: that is fastest to
+    write and to read."""
     rows = given.transpose(1, 2)
     if layer.equal:
         rows = rows[:, :, :, None].expand(-1, -1, -1, layer.num_key_value_groups, -1).flatten(2, 3)

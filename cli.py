@@ -113,7 +113,10 @@ Assignments = Annotated[
     typer.Option("--set", metavar="NAME.FIELD=VALUE", help="A parameter of a method, fitness or merge."),
 ]
 Text = Annotated[
-    str | None, typer.Option(help="Plain text, JSONL with `text` or chat `messages`; demo, wikitext or ultrachat.")
+    str | None,
+    typer.Option(
+        help="Plain text, JSONL with `text` or chat `messages`; demo, wikitext or ultrachat. With an encoder: see docs."
+    ),
 ]
 Images = Annotated[
     str | None, typer.Option(help="Pictures in folders of classes, FOLDER/CLASS/*.png, for models that look at them.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
-from grouper.calibration.source import TextSource
+from grouper.calibration.source import PAIR, TextSource
 from grouper.errors import GrouperError
 from grouper.export import Exported
 from grouper.export.write import MARKER
@@ -44,7 +44,8 @@ def regroup(
     model: Any,
     tokenizer: Any = None,
     *,
-    text: str | Path | Sequence[str] | None = None,
+    text: str | Path | Sequence[str] | Sequence[tuple[str, str]] | None = None,
+    images: str | Path | None = None,
     kv_ratio: float | str = 0.5,
     deploy: str | None = None,
     refine: bool = True,
@@ -57,10 +58,12 @@ def regroup(
 ) -> Regrouped:
     """Search, merge, refine and load.
 
-    model: a loaded transformers model, a folder, a Hub id or `demo`. tokenizer: a loaded model's, where there is text.
-    text: what to calibrate and refine on, a file or documents; without it inputs are guessed, and nothing is refined.
-    kv_ratio: of the cache, as 0.5 or "1/3". deploy: stock, padded, ragged or any; stock where there is some. options:
-    of the search, for more than this has words for; text, tokens and window are filled in. Raises GrouperError.
+    model: a loaded transformers model, a folder, a Hub id or `demo`. tokenizer: a loaded model's, where there is text;
+    its processor, where there are pictures. text: what to calibrate and refine on, a file or documents, or pairs of
+    source and target for an encoder with a decoder; without it inputs are guessed, and nothing is refined. images: in
+    its place, a folder of pictures in folders of classes. kv_ratio: of the cache, as 0.5 or "1/3". deploy: stock,
+    padded, ragged or any; stock where there is some. options: of the search, for more than this has words for; text,
+    tokens and window are filled in. Raises GrouperError.
 
     >>> from search import regroup
     >>> small = regroup("demo", kv_ratio="1/2", options=SearchOptions(fitness="weight", generations=2, population=8))
@@ -69,13 +72,18 @@ def regroup(
     """
     holder = tempfile.TemporaryDirectory(prefix="grouper-regrouped-")
     place = Path(holder.name)
-    source = str(model) if isinstance(model, str | Path) else _saved(model, tokenizer, text, place / "original")
+    source = (
+        str(model) if isinstance(model, str | Path) else _saved(model, tokenizer, text or images, place / "original")
+    )
     calibration = None
     if text is not None:
         file = str(text) if isinstance(text, str | Path) else _documents(text, place / "text.jsonl")
         calibration = Calibration(TextSource(file), tokens, window)
         given = {"text": file, "tokens": tokens, "window": window}
         options = SearchOptions(**{**vars(options or SearchOptions()), **given})
+    elif images is not None:
+        calibration = Calibration(TextSource(images=str(images)), tokens, window)
+        options = SearchOptions(**{**vars(options or SearchOptions()), "images": str(images), "tokens": tokens})
     front = search(source, place / "run", options, device=device, progress=progress)
     exported = export_from_run(
         place / "run", place / "out", Selection(kv_ratio=str(kv_ratio), deploy=deploy), calibration,
@@ -94,15 +102,20 @@ def _saved(model: Any, tokenizer: Any, text: object, folder: Path) -> str:
     if not hasattr(model, "save_pretrained"):
         raise GrouperError(f"cannot regroup a {type(model).__name__}: give a transformers model, a folder or a Hub id")
     if text is not None and tokenizer is None:
-        raise GrouperError("text needs the model's tokenizer: regroup(model, tokenizer, text=...)")
+        raise GrouperError("text needs the model's tokenizer, or its processor: regroup(model, tokenizer, text=...)")
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def _documents(text: Sequence[str], file: Path) -> str:
-    if not text or not all(isinstance(document, str) for document in text):
-        raise GrouperError("text is neither a file nor documents: give a path, or a list of strings")
-    file.write_text("\n".join(json.dumps({"text": document}) for document in text) + "\n", encoding="utf-8")
+def _documents(text: Sequence[Any], file: Path) -> str:
+    """Documents, or pairs of source and target, as JSONL."""
+    if text and all(isinstance(document, str) for document in text):
+        rows = [{"text": document} for document in text]
+    elif text and all(isinstance(pair, tuple) and len(pair) == 2 for pair in text):
+        rows = [dict(zip(PAIR, pair)) for pair in text]
+    else:
+        raise GrouperError("text is neither a file nor documents: give a path, or a list of strings or of pairs")
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return str(file)

@@ -1,6 +1,7 @@
 """Whole runs on models with an encoder: search, evaluate, export, on what each of them reads."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.examples import NOT_ASKED
+from grouper.calibration.images import numbers_of
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.refinement.layer import RefineOptions
@@ -220,6 +222,19 @@ def test_files_that_make_no_sense(run_of, tmp_path):
     (tmp_path / "pictures" / "one" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(GrouperError, match="cannot read the picture"):
         read_examples(vit, TextSource(images=str(tmp_path / "pictures")), 24)
+    processor = Path(vit.folder) / "preprocessor_config.json"
+    shutil.copytree(vit.folder, tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(processor.read_text().replace("16", "32"))
+    given = TextSource(**files_for("pictures", tmp_path / "good"))
+    with pytest.raises(GrouperError, match="gives pictures of 32x32, the model takes 16"):
+        read_examples(Checkpoint.open(tmp_path / "vit"), given, 24)
+    assert numbers_of(vit, ["LABEL_3", "label_0"]) == {"LABEL_3": 3, "label_0": 0}
+    assert numbers_of(vit, ["a", "b", "c", "d", "e"])["e"] == 4, "as many as the model has, in their order"
+    with pytest.raises(GrouperError, match="name the folders as the model names its classes"):
+        numbers_of(vit, ["a", "b"])
+    two = Checkpoint.open(tmp_path / "vit")
+    two.config = {n: v for n, v in two.config.items() if n not in ("id2label", "label2id")}
+    assert numbers_of(two, ["cat", "dog"]) == {"cat": 0, "dog": 1}, "transformers leaves two labels out"
 
 
 def test_a_decoder_takes_no_pictures(tmp_path):

@@ -1,7 +1,10 @@
 """`regroup`, as people call it."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from encoder_samples import files_for, with_reader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grouper import GrouperError
@@ -43,3 +46,20 @@ def test_what_cannot_be_regrouped_is_said(reader):
         regroup(model, text=["a"])
     with pytest.raises(GrouperError, match="neither a file nor documents"):
         regroup(str(reader), text=[])
+
+
+def test_encoders_take_pairs_and_pictures(encoders, tmp_path):
+    quick = SearchOptions(fitness="weight", generations=2, population=8)
+    model = with_reader(encoders("t5"), tmp_path / "t5")
+    pairs = [(f"one {i} two", f"two {i} one") for i in range(8)]
+    small = regroup(model, text=pairs, window=24, tokens=64, refine=False, options=quick)
+    assert type(small.model).__name__ == "RaggedT5ForConditionalGeneration" and small.exported.self_test.passed
+    seen = with_reader(encoders("vit"), tmp_path / "vit")
+    pictures = files_for("pictures", tmp_path / "pictures")["images"]
+    small = regroup(seen, images=pictures, refine_tokens=64, options=quick)
+    assert (
+        small.exported.kv_bytes_per_token == (0, 0)
+        and "refined" in (Path(small.exported.folder) / "grouper.json").read_text()
+    )
+    with pytest.raises(GrouperError, match="neither a file nor documents"):
+        regroup(model, text=[("a", "b", "c")])

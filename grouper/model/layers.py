@@ -69,7 +69,8 @@ class Layers(ABC):
         return {n: p for n, p in every if n in self.checkpoint and not n.startswith(begins)}
 
     def replace_around(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give parameters outside the layers other values; what is tied to them goes along."""
+        """Give parameters outside the layers other values; what is tied to them goes along, and buffers that some
+        checkpoints hold (numbers of positions) stay."""
         parameters = self.around()
-        for name, tensor in tensors.items():
+        for name, tensor in ((n, t) for n, t in tensors.items() if n in parameters):
             parameters[name].data = tensor.to(self.device, self.dtype)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from encoder_samples import SAMPLES, answers, architecture_of, files_for, load, make, with_reader
+from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
 from torch.nn.functional import cosine_similarity, cross_entropy
 
@@ -265,3 +266,16 @@ def test_other_heads_are_compared_with_the_original(tmp_path):
     model = with_reader(tmp_path / "raw" / "choice", tmp_path / "choice")
     with pytest.raises(GrouperError, match="can be grouped without text"):
         read_examples(Checkpoint.open(model), TextSource(**text), 24)
+
+
+def test_checkpoints_that_hold_buffers(run_of, tmp_path):
+    """As those of sentence-transformers do."""
+    model, _run, given, other = run_of("bert-bare")
+    shutil.copytree(model, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    search(tmp_path / "model", tmp_path / "run", SearchOptions(**{**QUICK, "fitness": "weight"}, **given))
+    export_from_run(tmp_path / "run", tmp_path / "out", Selection(kv_ratio="1/2"))
+    found = evaluate_model(tmp_path / "out", TextSource(**other), base=str(tmp_path / "model"), window=24)
+    assert 0 < found.values["cosine"] < 1

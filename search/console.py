@@ -61,8 +61,10 @@ def closing_table(front: ParetoFront, folder: str) -> None:
         size = sizes(table, row, narrow)
         cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
         if nats:
-            over = losses[index]  # NaN where the original was not measured
-            cells += [f"{row['nll']:.4f}", "" if row["method"] == ORIGINAL or over != over else f"{over:+.4f}"]
+            cells.append(f"{row['nll']:.4f}")
+        if over:
+            loss = losses[index]  # NaN where the original was not measured
+            cells.append("" if row["method"] == ORIGINAL or loss != loss else f"{loss:+.4f}")
         cells += ["" if row[c] != row[c] else f"{row[c]:.4f}" for c in added]
         style = "dim" if row["method"] in baselines() else "bold" if row["method"] == ORIGINAL else None
         view.add_row(*cells, style=style)

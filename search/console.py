@@ -41,16 +41,9 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     shown = shown.sort_values(by, ascending=[False, *[True] * (len(by) - 1)])
     view = Table(box=None, pad_edge=False, header_style="bold")
     narrow = ERR.width < WIDE
-    headings = (
-        "layout",
-        "method",
-        "merge",
-        *sizes(table, narrow=narrow),
-        "class",
-        "error",
-        *(["nats", "over"] if nats else []),
-    )
-    for heading in headings:
+    over = nats and not (narrow and "accuracy" in shown)
+    measures = [*(["nats"] if nats else []), *(["over"] if over else [])]
+    for heading in ("layout", "method", "merge", *sizes(table, narrow=narrow), "class", "error", *measures):
         view.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
     added = [c for c in ("accuracy", "cosine") if c in shown]
     added += [c for c in ("kl", "agreement") if c in shown and (not nats or ERR.width >= WIDE)]

@@ -657,6 +657,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
+            _fail("the GPU's memory is short: give fewer --jobs, or --device cpu")
         last = (str(error).strip().splitlines() or ["no message"])[-1]
         _fail(
             f"internal error: {type(error).__name__}, {last}; run again with --debug for the traceback, please report"

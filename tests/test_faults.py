@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import ROOT
 
 import cli
@@ -109,3 +110,5 @@ def test_an_output_in_the_models_folder_is_refused_before_anything_is_written(re
         cli.main()
     assert stop.value.code == 1 and "own folder" in capsys.readouterr().err
     assert sorted(Path(reader).iterdir()) == before
+    of_a_gpu = failing(monkeypatch, capsys, torch.OutOfMemoryError("Tried to allocate 3.64 GiB"))[1]
+    assert "the GPU's memory is short: give fewer --jobs" in of_a_gpu

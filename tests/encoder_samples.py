@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from family_samples import make_heads_matter
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint
@@ -61,18 +62,12 @@ SAMPLES = {  # family, its configuration, the class that is saved
 
 
 def make(folder: Path, family: str, options: dict, saved: str) -> Path:
-    """Random weights large enough that heads matter, and gains and biases that are not trivial."""
+    """Of random weights."""
     import transformers
 
     torch.manual_seed(0)
     model = getattr(transformers, saved)(transformers.AutoConfig.for_model(family, **options))
-    for name, parameter in model.named_parameters():
-        if "embed_positions" in name and not parameter.requires_grad:  # sinusoids, which are not kept
-            continue
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)
-        else:
-            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    make_heads_matter(model)
     model.save_pretrained(folder)
     return folder
 

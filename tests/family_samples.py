@@ -91,17 +91,24 @@ UNEQUAL = [[0, 0, 1, 0], [0, 1, 1, 1]]
 RAGGED = [[0, 0, 1, 0], [0, 1, 2, 1]]
 
 
-def make(folder: Path, family: str, options: dict) -> Path:
-    """Random weights large enough that heads matter, and gains and biases that are not trivial."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
-    for parameter in model.parameters():
+def make_heads_matter(model: torch.nn.Module) -> None:
+    """Random weights large enough, and gains and biases that are not trivial; sinusoids, which are not kept, stay."""
+    for name, parameter in model.named_parameters():
+        if "embed_positions" in name and not parameter.requires_grad:
+            continue
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)
         else:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+
+def make(folder: Path, family: str, options: dict) -> Path:
+    """Of random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
+    make_heads_matter(model)
     model.save_pretrained(folder)
     return folder
 

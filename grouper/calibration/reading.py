@@ -13,10 +13,8 @@ from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
 
 WRITING = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
-UNREAD = (
-    "AutoModelForMultipleChoice",
-    "AutoModelForMaskedImageModeling",
-)  # what they read is no text, no picture alone
+# What these read is no text, and no picture, alone.
+UNREAD = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling")
 MASKED = 0.15  # share of a window's tokens that a masked language model is asked for, as BERT was trained
 
 
@@ -36,7 +34,8 @@ def read_examples(checkpoint: Checkpoint, source: TextSource, window: int, limit
         return read_images(checkpoint, source.images, limit)
     window = min(window, positions(architecture) or window)
     if kind == "text":
-        return spread(_windows(checkpoint, source, window), limit) if limit else _windows(checkpoint, source, window)
+        every = _windows(checkpoint, source, window)
+        return spread(every, limit) if limit else every
     pairs = source.pairs()
     pairs = spread(pairs, limit) if limit else pairs
     if kind == "sounds":

@@ -138,13 +138,10 @@ def _compare_encoders(exported: Path, reference, architecture: Architecture) -> 
         for model in (ours, reference) if writes and ours.can_generate() else ():
             prompt = {name: given[:1] for name, given in inputs.items()}
             tokens.append(transformers.GenerationMixin.generate(model, **prompt, **options)[0, -GENERATED:])
-    same = int((tokens[0] == tokens[1]).sum()) if tokens else 0
-    told = None if tokens else f"answers differ by {difference_of(got, wanted):.1g}"
-    return SelfTest(difference_of(got, wanted), same, GENERATED if tokens else 0, told)
-
-
-def difference_of(got: Tensor, wanted: Tensor) -> float:
-    return (got - wanted).abs().max().item()
+    difference = (got - wanted).abs().max().item()
+    if not tokens:
+        return SelfTest(difference, 0, 0, f"answers differ by {difference:.1g}")
+    return SelfTest(difference, int((tokens[0] == tokens[1]).sum()), GENERATED)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Whether a model is taken into memory or streamed from disk."""
 
 from grouper.model.architecture import Architecture
+from grouper.model.auto import check_transformers
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
@@ -12,6 +13,7 @@ def open_model(checkpoint: Checkpoint, device: str = "cpu", memory: int | None =
     """In memory, in float32, where it fits `memory` (bytes; half of what is free unless given) and the GPU with a fifth
     to spare, else layer by layer from disk. Encoders are always in memory."""
     if Architecture.of(checkpoint.config).encodes:  # none of them is large
+        check_transformers(Architecture.of(checkpoint.config).family)
         return InMemoryModel(checkpoint, device)
     room = free_memory() / 2 if memory is None else memory
     if "cuda" in device:

@@ -107,8 +107,9 @@ class LayerConfig:
 
     @property
     def _attn_implementation(self):
-        computing = self.computing if torch.compiler.is_compiling() else threading.get_ident() in self.threads
-        return "grouper_ragged" if computing else self.whole._attn_implementation
+        # a compiler knows no threads; what it compiles may begin outside of it, and the other way round
+        here = len(self.threads) > 0 if torch.compiler.is_compiling() else threading.get_ident() in self.threads
+        return "grouper_ragged" if self.computing or here else self.whole._attn_implementation
 
     def __getattr__(self, name):
         if "whole" not in self.__dict__:  # while it is being copied
@@ -127,16 +128,16 @@ class WithSinks:
 
 
 def begin(layer, inputs):
-    if torch.compiler.is_compiling():  # which knows no threads
+    if torch.compiler.is_compiling():
         layer.config.computing = True
     else:
         layer.config.threads.add(threading.get_ident())
 
 
 def end(layer, *_):
-    if torch.compiler.is_compiling():
+    if layer.config.computing:
         layer.config.computing = False
-    else:
+    if not torch.compiler.is_compiling():
         layer.config.threads.discard(threading.get_ident())
 
 

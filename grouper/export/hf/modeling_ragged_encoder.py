@@ -45,8 +45,8 @@ def index(layer, name, device):
 
 
 def taken(layer, given, name):
-    """given [batch, heads, ...] by one of the layer's lists; what stays in its order is as it was."""
-    if getattr(layer, name) == list(range(given.shape[1])):
+    """given [batch, heads, ...] by one of the layer's lists; as it is where that changes nothing."""
+    if name in layer.unchanged:
         return given
     return given.index_select(1, index(layer, name, given.device))
 
@@ -110,9 +110,7 @@ def grouped_attention(layer, query, key, value, mask, options):
         if mask is not None and mask.shape[1] > 1:
             mask = mask.reshape(len(mask), *packed.shape[1:3], -1)
         output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, **options)
-        return output.reshape(len(query), -1, 1, query.shape[-1]).index_select(
-            1, index(layer, "slot_of_head", query.device)
-        )
+        return taken(layer, output.reshape(len(query), -1, 1, query.shape[-1]), "slot_of_head")
     grouped = mask is None and layer.equal
     if not grouped:
         key, value = repeated(layer, key), repeated(layer, value)
@@ -156,6 +154,8 @@ def regroup(attention, readers, query_of_head):
     attention.kv_of_head = [g for g, size in enumerate(sizes) for _ in range(size)]
     attention.head_of_slot = [first[g] + min(i, size - 1) for g, size in enumerate(sizes) for i in range(widest)]
     attention.slot_of_head = [g * widest + i for g, size in enumerate(sizes) for i in range(size)]
+    lists = ("query_of_head", "original_of_head", "head_of_slot", "slot_of_head")
+    attention.unchanged = {n for n in lists if getattr(attention, n) == list(range(len(getattr(attention, n))))}
     attention.num_key_value_groups, attention.indices = widest, {}
     if hasattr(attention, "num_heads"):  # Whisper shapes K and V by it
         attention.num_heads = len(readers)

@@ -1,5 +1,7 @@
 """Exported models are ordinary citizens of transformers, whatever their class."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
@@ -42,6 +44,19 @@ def test_it_writes_in_a_pipeline_and_in_beams(folder):
     assert written["generated_text"].startswith("My fellow citizens")
     beams = load(folder).generate(TOKENS[:1], num_beams=3, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert beams.shape[1] <= 21
+
+
+def test_threads_side_by_side_answer_as_one(folder):
+    model = load(folder)
+    given = [torch.randint(3, 4000, (2, 16), generator=torch.Generator().manual_seed(i)) for i in range(120)]
+
+    def one(tokens: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(tokens).logits
+
+    wanted = list(map(one, given))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.allclose(g, w, atol=1e-5) for g, w in zip(pool.map(one, given), wanted))
 
 
 def test_it_is_trained_by_the_trainer_and_by_low_rank_adapters(folder, tmp_path):

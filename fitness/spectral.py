@@ -8,6 +8,7 @@ exact one does: bench/spectral_order.py); what is written is exact.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from grouper.merging import MEAN
 from grouper.merging.leading import beyond_leading
 from grouper.merging.spectral_layer import SpectralLayer, SpectralTables
 
-PLANES = 8  # of all groups that are decomposed at a time: more need gigabytes of room on a GPU
 SIZES = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of groups that the surrogate learns from
 
 
@@ -107,16 +107,24 @@ class SpectralFitness(ByGroup):
     def k_errors(self, index: Tensor) -> Tensor:
         k, t = torch.zeros(len(index), dtype=torch.float64, device=index.device), self.tables
         if t.planes is not None:
-            sub = t.planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
-            if t.fixed is None:
-                values = torch.cat([torch.linalg.eigvalsh(part) for part in sub.split(PLANES)])
-                k += t.plane_weight * values[..., :-1].clamp_min(0).sum((0, 2))
-            else:
-                k += t.plane_weight * _of_mean(sub, t.fixed.T[:, index]).sum(0)
+            k += self.plane_errors(index.cpu()).to(k.device)
         if t.unrotated is not None:
             f = t.unrotated.shape[0] // self.heads
             k += beyond_leading(_blocks(t.unrotated, index, f), f)
         return k
+
+    def plane_errors(self, index: Tensor) -> Tensor:
+        """What all planes lose, on the CPU: thousands of tiny matrices, for which processes would queue at a GPU."""
+        planes, fixed = self.planes
+        sub = planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
+        if fixed is not None:
+            return self.tables.plane_weight * _of_mean(sub, fixed.T[:, index]).sum(0)
+        return self.tables.plane_weight * torch.linalg.eigvalsh(sub)[..., :-1].clamp_min(0).sum((0, 2))
+
+    @cached_property
+    def planes(self) -> tuple[Tensor, Tensor | None]:
+        t = self.tables
+        return t.planes.cpu(), None if t.fixed is None else t.fixed.cpu()
 
 
 class SpectralKeys(ByGroup):
@@ -163,11 +171,17 @@ class SpectralScreen(ByGroup):
             return self.exact.tables.v
         if kept not in self._reduced:
             blocks = self.exact.tables.v.view(self.heads, self.exact.d, self.heads, self.exact.d)
-            own = torch.stack([blocks[h, :, h] for h in range(self.heads)])
-            basis = torch.linalg.eigh(own)[1][:, :, -kept:]  # [G, d, kept]
+            basis = self._own_directions[:, :, -kept:]  # [G, d, kept]
             half = torch.einsum("gdk,gdhe->gkhe", basis, blocks)
             self._reduced[kept] = torch.einsum("gkhe,hel->gkhl", half, basis).reshape(self.heads * kept, -1)
         return self._reduced[kept]
+
+    @cached_property
+    def _own_directions(self) -> Tensor:
+        """[G, d, d]: each head's eigenvectors, strongest last; by a core, which takes a GPU's time for small ones."""
+        blocks = self.exact.tables.v.view(self.heads, self.exact.d, self.heads, self.exact.d)
+        own = torch.stack([blocks[h, :, h] for h in range(self.heads)])
+        return torch.linalg.eigh(own.cpu())[1].to(own.device)
 
 
 def _blocks(table: Tensor, index: Tensor, d: int) -> Tensor:

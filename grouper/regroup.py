@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -113,9 +114,12 @@ class Regrouper:
             return self.architecture.input_moments(self.checkpoint, layer)
         return self.kept_moments()[layer]
 
-    def kept_moments(self, progress: Progress = untold) -> KeptMoments:
+    def kept_moments(
+        self, progress: Progress = untold, tell: Callable[[int, Path], None] = lambda layer, path: None
+    ) -> KeptMoments:
         """Of the calibration text, collected unless they are there: in the folder where they are to be kept, or in a
-        temporary one. Of several ranks all have to ask at the same time, the first time."""
+        temporary one. Of several ranks all have to ask at the same time, the first time. tell: called with each layer
+        that has just been collected, and the file that holds it, while the others are on their way."""
         if self._moments is None:
             tokens = self.windows(self.calibration.tokens)
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
@@ -128,7 +132,7 @@ class Regrouper:
                 collect = collect_of_examples if self.architecture.encodes else collect_moments
                 collected = collect(self.model, tokens, progress, self.ranks)
                 if self.ranks.first or self._temporary:
-                    moments.keep(collected)
+                    moments.keep(collected, lambda layer: tell(layer, moments.path(layer)))
                 else:
                     deque(collected, maxlen=0)  # the first rank keeps them for all
             self.ranks.wait()

@@ -3,7 +3,7 @@
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -138,11 +138,14 @@ def search_layers(
             _judged_in_turn(work, regrouper, found, todo, keep, progress)
     else:
         with workers(min(jobs, len(ranks.share(todo))), work.device) as pool:  # which get ready meanwhile
-            moments: Callable[[int], Path | None] = lambda layer: None  # noqa: E731
+            side = _SideBySide(work, ranks.share(todo), pool)
             if work.needs_moments and regrouper.calibration is not None:
-                moments = regrouper.kept_moments(progress).path
+                # a GPU's cores are free while it is calibrated; a CPU's are not, nor is its memory
+                early = side.begin if "cuda" in work.device else lambda layer, path: None
+                kept = regrouper.kept_moments(progress, early)
+                side.moments = {layer: kept.path(layer) for layer in ranks.share(todo)}
             regrouper.release()  # the model has said what it had to
-            _side_by_side(work, {layer: moments(layer) for layer in ranks.share(todo)}, pool, found, keep, progress)
+            side.finish(found, keep, progress)
     for of_rank in ranks.gather(found):
         found |= of_rank
     return [found[layer] for layer in layers]
@@ -174,23 +177,29 @@ def _get_ready(device: str) -> None:
     time.sleep(0.2)
 
 
-def _side_by_side(
-    work: LayerSearch,
-    todo: dict[int, Path | None],
-    pool: ProcessPoolExecutor | None,
-    found: dict[int, Found],
-    keep: Callable[[int, Found], None],
-    progress: Progress,
-) -> None:
-    """todo: the layers that are to be searched, each with the file of its moments."""
-    if pool is None:
-        for layer, moments in todo.items():
-            keep(layer, work(layer, moments, _reporting(found, work, layer, progress)))
-        return
-    running: dict[Future, int] = {pool.submit(work, layer, moments): layer for layer, moments in todo.items()}
-    while running:
-        for done in wait(running, return_when=FIRST_COMPLETED).done:
-            keep(running.pop(done), done.result())
+class _SideBySide:
+    """Layers that are searched by processes; by this one where there are none. moments: the file of each layer's."""
+
+    def __init__(self, work: LayerSearch, layers: list[int], pool: ProcessPoolExecutor | None):
+        self.work, self.layers, self.pool = work, layers, pool
+        self.moments: dict[int, Path] = {}
+        self._running: dict[int, Future] = {}
+
+    def begin(self, layer: int, moments: Path | None) -> None:
+        if self.pool is not None and layer in self.layers and layer not in self._running:
+            self._running[layer] = self.pool.submit(self.work, layer, moments)
+
+    def finish(self, found: dict[int, Found], keep: Callable[[int, Found], None], progress: Progress) -> None:
+        """keep: called with each layer when it is done, and what was found."""
+        for layer in self.layers:
+            moments = self.moments.get(layer)
+            if self.pool is None:
+                keep(layer, self.work(layer, moments, _reporting(found, self.work, layer, progress)))
+            else:
+                self.begin(layer, moments)
+        layer_of = {future: layer for layer, future in self._running.items()}
+        for done in as_completed(layer_of):
+            keep(layer_of[done], done.result())
 
 
 def _judged_in_turn(

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -96,13 +96,14 @@ class KeptMoments(Sequence[InputMoments]):
     def complete(self) -> bool:
         return all(self.path(layer).is_file() for layer in range(self.layers))
 
-    def keep(self, moments: Iterable[InputMoments]) -> "KeptMoments":
-        """Write what comes, beside the folder's place until all is there."""
-        beside = self.folder.with_name(f".{self.folder.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        for layer, inputs in enumerate(moments):
-            inputs.save(beside / self.path(layer).name)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        beside.rename(self.folder)
+    def keep(self, moments: Iterable[InputMoments], tell: Callable[[int], None] = lambda layer: None) -> "KeptMoments":
+        """Write what comes, and call `tell` with each layer that can be read. Nothing is left if not all come."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for layer, inputs in enumerate(moments):
+                inputs.save(self.path(layer))
+                tell(layer)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         return self

@@ -78,7 +78,7 @@ class Skeleton(Layers):
         empty = {name: owner._parameters[last] for name, (owner, last) in places.items()}
         try:
             for name, (owner, last) in places.items():
-                owner._parameters[last] = nn.Parameter(state[name].to(self.device), requires_grad=False)
+                owner._parameters[last] = nn.Parameter(state[name].to(self.device, self.dtype), requires_grad=False)
             yield module
         finally:
             for name, (owner, last) in places.items():
@@ -122,9 +122,11 @@ class StreamedModel(Skeleton):
             return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
 
     def _state(self, layer: int) -> State:
-        """The layer's tensors in float32, by their names in the module."""
-        here = self.architecture.prefix(self.checkpoint, layer)
-        return {n: self.checkpoint.tensor(here + n).to(self.dtype) for n, _ in self.layer(layer).named_parameters()}
+        """The layer's tensors by their names in the module: in float32, or on the GPU as they are stored, where turning
+        them into float32 takes no time."""
+        here, gpu = self.architecture.prefix(self.checkpoint, layer), "cuda" in str(self.device)
+        target = self.device if gpu else self.dtype
+        return {n: self.checkpoint.tensor(here + n).to(target) for n, _ in self.layer(layer).named_parameters()}
 
     def _is_stored_so(self, layer: int) -> bool:
         """Whether checkpoints hold the layer's tensors under the names that the module has; not where a class stacks or

@@ -1,6 +1,8 @@
 """Layers, each with chance and tables of its own."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from random_tables import random_pairs, task_of
 from fitness import FITNESSES
 from grouper import Checkpoint, GrouperError
 from grouper.model.architecture import Architecture
+from search import stage1
 from search.jobs import parsed_jobs
 from search.methods.baselines import Random
 from search.methods.method import Method
@@ -16,6 +19,8 @@ from search.methods.registry import METHODS
 from search.optimise.partition import Partition
 from search.options import SearchOptions
 from search.stage1 import LayerSearch
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 
 def searching(model, *methods: Method) -> LayerSearch:
@@ -55,8 +60,7 @@ def test_candidates_take_the_query_heads_along():
 
 
 def test_jobs_are_a_number_or_what_cores_and_memory_hold(monkeypatch):
-    small = Architecture.of({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4,
-                             "num_hidden_layers": 2})  # fmt: skip
+    small = Architecture.of(LLAMA)
     large = replace(small, layers=32, query_heads=32, head_dim=128, hidden_size=4096)
     monkeypatch.setattr("search.jobs.cores", lambda: 8)
     monkeypatch.setattr("search.jobs.free_memory", lambda: 1e12)
@@ -66,3 +70,23 @@ def test_jobs_are_a_number_or_what_cores_and_memory_hold(monkeypatch):
     for wrong in ("0", "-1", "many", "1.5"):
         with pytest.raises(GrouperError, match="expected auto, or a number"):
             parsed_jobs(wrong, small, "cpu")
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_layers_that_began_early_are_searched_once_and_all_are_kept(tmp_path, processes):
+    asked: list[tuple[int, Path | None]] = []
+
+    def work(layer: int, moments: Path | None, report=None) -> dict:
+        asked.append((layer, moments))
+        return {"of": layer}
+
+    with ThreadPoolExecutor(2) as pool:
+        side = stage1._SideBySide(work, [1, 4], pool if processes else None)
+        side.begin(0, tmp_path / "0")  # another rank's
+        side.begin(4, tmp_path / "4")
+        side.moments = {1: tmp_path / "1", 4: tmp_path / "4"}
+        kept: dict[int, dict] = {}
+        work.architecture, work.options = Architecture.of(LLAMA), SearchOptions()
+        side.finish({}, kept.__setitem__, print)
+    assert sorted(asked) == [(1, tmp_path / "1"), (4, tmp_path / "4")]
+    assert kept == {1: {"of": 1}, 4: {"of": 4}}

@@ -100,7 +100,9 @@ def test_moments_are_kept_to_the_bit_and_not_before_all_are_there(tmp_path):
     with pytest.raises(RuntimeError):
         kept.keep(broken())
     assert not kept.complete and not kept.folder.exists()
-    assert kept.keep(moments).complete
+    told: list[tuple[int, int]] = []
+    assert kept.keep(moments, lambda layer: told.append((layer, kept[layer].tokens))).complete
+    assert told == [(0, 7), (1, 7)]  # each of them can be read when it is told
     for a, b in zip(kept, moments, strict=True):
         assert torch.equal(a.second_moment, b.second_moment) and torch.equal(a.keys, b.keys) and a.tokens == b.tokens
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]

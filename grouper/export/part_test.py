@@ -50,12 +50,15 @@ def run_part_test(
     stream = torch.randn(1, TOKENS, a.hidden_size, generator=torch.Generator().manual_seed(0))
     arguments = [stub_arguments(skeleton, TOKENS) for skeleton in (ours, theirs)]
     worst = 0.0
-    with ThreadPoolExecutor(1) as reader:  # what is read and compared, while attention is computed
+    with ThreadPoolExecutor(1) as reader:  # what is read, merged and compared, while attention is computed
         comparing = reader.submit(compare_around, original, written, a, around, compared)
+        ahead = reader.submit(merged, 0)
         for layer, layer_layout in enumerate(layout.layers):
-            done, dtype = merged(layer), a.stored_dtype(original, layer)
-            as_stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
+            done, dtype = ahead.result(), a.stored_dtype(original, layer)
             comparing.result()
+            if layer + 1 < a.layers:
+                ahead = reader.submit(merged, layer + 1)
+            as_stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
             comparing = reader.submit(compare_beside_attention, original, written, a, layer, done.others, compared)
             with ours.attention_loaded(layer) as block:
                 got = attention_output(block, a, stream, arguments[0][layer])

@@ -6,10 +6,9 @@ that each lies where its numbers may.
 """
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +22,7 @@ from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint, read_into
 from grouper.model.safetensors_header import DTYPES, TensorInfo, read_header
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
-BUFFER = 16 * 2**20  # bytes that are copied at a time where the system does not do it
+BUFFER = 2**20  # bytes that are copied or compared at a time: what a core's own cache holds
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,10 @@ def write_shards(
     shard_bytes: int,
     compared: dict[str, Stored] | None = None,
 ) -> Iterator[str]:
-    """Write tensors as safetensors shards with an index, yielding each name; holds what one shard has of loaded
-    tensors. compared: filled with what was copied, by name, once the copy was read back and found the same; a shard is
-    read back as soon as it is written, while the system still has both in memory.
+    """Write tensors as safetensors shards with an index, yielding each name; holds what two shards have of loaded
+    tensors: one is written while the next one's are made. compared: filled with what was copied, by name, once the copy
+    was read back and found the same; a shard is read back as soon as it is written, while the system still has both in
+    memory.
 
     The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
     model.safetensors.
@@ -80,24 +80,28 @@ def write_shards(
     weight_map: dict[str, int] = {}
     shard: dict[str, Entry] = {}
     written = held = total = 0
+    with ThreadPoolExecutor(1, thread_name_prefix="shards") as writer:
+        writing: Future | None = None
 
-    def flush() -> None:
-        nonlocal shard, held, written
-        if shard:
-            _write_shard(folder / f"shard-{written}", shard)
-            if compared is not None:
-                compared.update(_read_back(folder / f"shard-{written}", shard))
+        def flush() -> None:
+            nonlocal shard, held, written, writing
+            if writing:
+                writing.result()
+            writing = writer.submit(_write_shard, folder / f"shard-{written}", shard, compared)
             shard, held, written = {}, 0, written + 1
 
-    for name, tensor in tensors:
-        if held and held + tensor.nbytes > shard_bytes:
+        for name, tensor in tensors:
+            if held and held + tensor.nbytes > shard_bytes:
+                flush()
+            shard[name] = tensor
+            weight_map[name] = written
+            held += tensor.nbytes
+            total += tensor.nbytes
+            yield name
+        if shard:
             flush()
-        shard[name] = tensor
-        weight_map[name] = written
-        held += tensor.nbytes
-        total += tensor.nbytes
-        yield name
-    flush()
+        if writing:
+            writing.result()
     names = [SINGLE] if written == 1 else [f"model-{i + 1:05}-of-{written:05}.safetensors" for i in range(written)]
     for i, name in enumerate(names):
         (folder / f"shard-{i}").rename(folder / name)
@@ -123,7 +127,8 @@ def _between(file: BinaryIO, start: int, stop: int) -> bytes:
     return file.read(stop - start)
 
 
-def _write_shard(path: Path, shard: dict[str, Entry]) -> None:
+def _write_shard(path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None) -> None:
+    """compared: gets what was copied, once it was read back."""
     kinds = {name: _kind(entry) for name, entry in shard.items()}
     order = sorted(shard, key=lambda name: (-DTYPES[kinds[name][0]][1], name))
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -141,6 +146,8 @@ def _write_shard(path: Path, shard: dict[str, Entry]) -> None:
                 _copy(entry, file)
             elif entry.numel():
                 file.write(entry.contiguous().flatten().view(torch.uint8).numpy())
+    if compared is not None:
+        compared.update(_read_back(path, shard))
 
 
 def _kind(entry: Entry) -> tuple[str, list[int]]:
@@ -151,22 +158,12 @@ def _kind(entry: Entry) -> tuple[str, list[int]]:
 
 
 def _copy(entry: Stored, file: BinaryIO) -> None:
-    """Bytes from file to file, by the system itself where it can."""
-    file.flush()
-    at, stop = entry.info.start, entry.info.stop
-    with open(entry.path, "rb") as source:
-        if hasattr(os, "copy_file_range"):
-            with suppress(OSError):  # not between these two disks, say
-                while at < stop:
-                    done = os.copy_file_range(source.fileno(), file.fileno(), stop - at, at)
-                    if not done:
-                        break
-                    at += done
-        file.seek(0, os.SEEK_END)
-        source.seek(at)
-        while at < stop:
-            part = source.read(min(BUFFER, stop - at))
-            if not part:
-                raise OSError(f"{entry.path} ended while it was read")
+    """Bytes from file to file through a small buffer, which is faster than leaving it to the system."""
+    left, buffer = entry.nbytes, memoryview(bytearray(BUFFER))
+    with open(entry.path, "rb", buffering=0) as source:
+        source.seek(entry.info.start)
+        while left:
+            part = buffer[: min(BUFFER, left)]
+            read_into(source, part)
             file.write(part)
-            at += len(part)
+            left -= len(part)

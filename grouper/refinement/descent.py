@@ -1,7 +1,8 @@
 """Adam on one layer's tensors, as fast as the device goes: on a GPU a whole step is one CUDA graph, where it can be."""
 
-from collections.abc import Callable
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -47,6 +48,10 @@ class Descent:
         self.can_capture = self.gpu and ranks.alone
 
     def run(self, tell: Progress) -> None:
+        with _exactly() if self.gpu else nullcontext():
+            self._run(tell)
+
+    def _run(self, tell: Progress) -> None:
         steps = len(self.order)
         for step, rows in enumerate(self.order):
             self._set_rates(1 - step / steps)
@@ -55,7 +60,7 @@ class Descent:
             if self.graph is not None:
                 self.graph.replay()
             else:
-                self._step()
+                self._step_as_exactly_as_it_goes()
                 if self.can_capture and step + 1 == WARM_UP:
                     self._capture()
             if not self.gpu or (step + 1) % TOLD == 0 or step + 1 == steps:
@@ -68,8 +73,18 @@ class Descent:
             else:
                 group["lr"] = peak * share
 
+    def _step_as_exactly_as_it_goes(self) -> None:
+        """Where an operation has no deterministic form, all are asked for theirs without being held to it."""
+        try:
+            self._step()
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            self._step()
+
     def _step(self) -> None:
-        self.optimizer.zero_grad(set_to_none=self.graph is None and not self.gpu)
+        self.optimizer.zero_grad()  # to nothing: what backward gives then is the gradient, and nothing is added up
         if self.share:
             loss = self.share * self.loss_of(*self.batch)
             loss.backward()
@@ -97,3 +112,17 @@ class Descent:
             self._step()
             self.graph = graph
         torch.cuda.synchronize()
+
+
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """Operations without a deterministic form are refused until the block ends, if asked not to be used before: only
+    then does flash attention's backward pass take the form that gives the same gradients every time."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if before[0]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which products of matrices are refused without
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

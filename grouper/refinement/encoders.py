@@ -72,9 +72,9 @@ def refine_encoders(
                     fitted = worker.fit(start.attention, wanted, streams, steps, tell)
                 done = worker.in_checkpoint(fitted)
                 if saved is None:
-                    in_memory[layer] = done
+                    in_memory[layer] = done.on_cpu()
                 else:
-                    save_layer(saved.path(layer), done)
+                    save_layer(saved.path(layer), done.on_cpu(for_a_while=True))
             worker.advance_all(streams)
     return in_memory if saved is None else saved
 

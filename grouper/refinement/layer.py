@@ -189,8 +189,8 @@ class LayerWorker:
         steps: int,
         tell: Progress = untold,
     ) -> MergedLayer:
-        """The layer's weights after `steps` steps from `start`, or `start` where they do not help. wanted: what
-        `set_targets` filled. regrouped: the stream that enters the layer, [n, tokens, D]."""
+        """The layer's weights after `steps` steps from `start`, or `start` where they do not help; on the device.
+        wanted: what `set_targets` filled. regrouped: the stream that enters the layer, [n, tokens, D]."""
         attention = start.to(self.device, torch.float32)
         self.set(MergedLayer(attention))
         before = self.error(wanted, regrouped)
@@ -206,8 +206,6 @@ class LayerWorker:
         ):  # a layer that was right already, or steps too large for it: as it was
             done = MergedLayer(attention, {}, before, before)
             self.set(MergedLayer(attention, untouched))
-        done.attention = done.attention.to("cpu")
-        done.others = {n: t.cpu() for n, t in done.others.items()}
         return done
 
     def trained(self, attention: Attention) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -27,10 +27,11 @@ from grouper.model.layers import Layers
 from grouper.names import expected
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
+from grouper.refinement.descent import TOLD, WARM_UP
 from grouper.refinement.layer import MEASURED, SCOPES, LayerWorker, RefineOptions
 from grouper.refinement.saved import LayersInMemory, RefinedLayers, SavedLayers, save_layer
 
-ESTIMATED = 8  # steps that a time is estimated from
+ESTIMATED = {"cpu": 8, "cuda": 2 * TOLD}  # steps that a time is estimated from
 
 
 def refine_layers(
@@ -78,9 +79,9 @@ def refine_layers(
                 worker.set_targets(original, wanted)
                 done = worker.fit(merged(layer).attention, wanted, regrouped, steps, tell)
                 if saved is None:
-                    in_memory[layer] = done
+                    in_memory[layer] = done.on_cpu()
                 elif ranks.first:
-                    save_layer(saved.path(layer), done)
+                    save_layer(saved.path(layer), done.on_cpu(for_a_while=True))
             if known or wanted is not original:
                 worker.advance(worker.original, original)
             worker.advance(worker.regrouped, regrouped)
@@ -111,13 +112,20 @@ def estimate_seconds(
 
     worker = worker_of_a_layer()
     set_up = _seconds(worker_of_a_layer, device)
-    wanted, took = torch.empty_like(original), {}
+    wanted, told, steps = torch.empty_like(original), {}, ESTIMATED["cuda" if "cuda" in str(device) else "cpu"]
     worker.set_targets(original, wanted)
+
+    def fit(steps: int) -> None:
+        tell = lambda step, _steps, _note: told.__setitem__(step, time.perf_counter())  # noqa: E731
+        worker.fit(start, wanted, original, steps, tell).on_cpu(for_a_while=True)
+
     with deterministic():
-        for steps in (ESTIMATED // 2, ESTIMATED // 2, ESTIMATED):  # the first warms up; the others' difference is bare
-            took[steps] = _seconds(lambda steps=steps: worker.fit(start, wanted, original, steps), device)
-    step = max(took[ESTIMATED] - took[ESTIMATED // 2], 0) / (ESTIMATED // 2)
-    once = max(took[ESTIMATED // 2] - step * (ESTIMATED // 2), 0)  # errors before and after, on up to 16 batches
+        fit(WARM_UP + 1)
+        told.clear()
+        took = _seconds(lambda: fit(steps), device)
+    first = sorted(told)[len(told) // 2 - 1]  # from the middle on: steps as they are from then on
+    step = (told[steps] - told[first]) / (steps - first)
+    once = max(took - step * steps, 0)  # errors before and after, on up to 16 batches
     forward = _seconds(lambda: worker.advance(worker.regrouped, original), device)
     passes = 2 if options.scope == "block" else 3
     measured = 2 * forward * (min(batches, MEASURED) - 1)
@@ -142,10 +150,13 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 def deterministic() -> Iterator[None]:
     """The same gradients every time, where an operation has such a form."""
     before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding mistakes: a twentieth of the time
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such form
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
         torch.backends.cuda.enable_cudnn_sdp(cudnn)

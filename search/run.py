@@ -21,6 +21,7 @@ from search.methods.registry import methods_of, with_equal_groups
 from search.options import SearchOptions
 from search.pareto import ParetoFront, Scored
 from search.picture import draw
+from search.processes import prepare_workers
 from search.run_folder import RunFolder
 from search.run_settings import RunSettings
 from search.sensitivity import scaled
@@ -57,18 +58,15 @@ def search(
     check_counts(architecture, options.kv_heads_multiple_of)
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
+    prepare_workers(1 if options.acceptance == "loss" else jobs)  # that searches layer after layer
     calibration = options.calibration(keep_calibration)
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it
     regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks)
-    text_digest = None
-    if calibration:  # a text that is too short is refused before anything is written
-        text_digest = digest(regrouper.windows(options.tokens))
-        if options.acceptance == "loss" or options.sensitivity:
-            regrouper.held_out(1)
     settings = RunSettings.of(
-        checkpoint, options, revision=revision, text_digest=text_digest, jobs=jobs, device=device, command=command
-    )
+        checkpoint, options,
+        revision=revision, text_digest=digest_of_text(regrouper, options), jobs=jobs, device=device, command=command,
+    )  # fmt: skip
     refuse_inside(Path(output), checkpoint.local_folder)
     with locked_by_first(ranks, Path(output)):
         folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite))
@@ -86,6 +84,15 @@ def search(
             return front
 
         return ranks.first_does(finish)
+
+
+def digest_of_text(regrouper: Regrouper, options: SearchOptions) -> str | None:
+    """Of what is calibrated on, if there is text. Raises GrouperError for one that is too short."""
+    if regrouper.calibration is None:
+        return None
+    if options.acceptance == "loss" or options.sensitivity:
+        regrouper.held_out(1)
+    return digest(regrouper.windows(options.tokens))
 
 
 def seen_by_all(folder: RunFolder, ranks: Ranks) -> None:

@@ -1,12 +1,9 @@
 """Stage 1: every method on every layer, written when a layer is done, so that a killed run goes on where it stopped."""
 
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +22,8 @@ from search.methods.judge import MergedLoss
 from search.methods.method import Method
 from search.methods.task import LayerTask
 from search.options import SearchOptions
+from search.processes import workers
 from search.run_folder import RunFolder
-from search.stopping import stop_workers
 
 Found = dict[str, list[Candidate]]  # by method
 
@@ -149,32 +146,6 @@ def search_layers(
     for of_rank in ranks.gather(found):
         found |= of_rank
     return [found[layer] for layer in layers]
-
-
-@contextmanager
-def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
-    """So many processes, started at once, for starting takes seconds; None for one."""
-    if count < 2:
-        yield None
-        return
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        try:
-            for _ in range(count):
-                pool.submit(_get_ready, device)
-            yield pool
-        except BaseException:
-            stop_workers()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _get_ready(device: str) -> None:
-    """In a worker: what is imported and set up once. A moment is spent, so that each worker gets one of these."""
-    import torch
-
-    torch.linalg.eigvalsh(torch.eye(2, device=device))
-    time.sleep(0.2)
 
 
 class _SideBySide:

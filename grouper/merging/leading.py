@@ -70,10 +70,22 @@ def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ritz(gram: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """x [n, X, width]. Returns the Ritz values [n, width] of its span, largest first, and their vectors like x."""
-    x = torch.linalg.qr(x)[0]
+    x = _orthonormal(x)
     small = x.mT @ (gram @ x)
     values, turns = _eigh((small + small.mT) / 2)
     return values.clamp_min(0).flip(-1), x @ turns.flip(-1)
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """x [n, X, width]. Returns a basis of its columns' span, like x: by Cholesky factors, that is by products alone,
+    twice, so that rounding does not stay; by Householder's reflections where columns are too much alike for that."""
+    found, sound = x / x.norm(dim=1, keepdim=True).clamp_min(1e-300), True
+    for _ in range(2):
+        factor, failed = torch.linalg.cholesky_ex(found.mT @ found)
+        found = torch.linalg.solve_triangular(factor.mT, found, upper=True, left=False)
+        sound = sound & (failed == 0)
+    sound = sound & ((factor.diagonal(dim1=1, dim2=2) - 1).abs().amax(1) < 1e-3)  # the second time, hardly anything
+    return found if bool(sound.all()) else torch.linalg.qr(x)[0]
 
 
 def _filter(gram: Tensor, x: Tensor, values: Tensor) -> Tensor:

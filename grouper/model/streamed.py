@@ -19,6 +19,7 @@ from grouper.model.layers import Layers
 from grouper.model.one_layer import of_layer
 
 State = dict[str, torch.Tensor]
+READERS = 4  # tensors of a layer that are read at a time
 
 
 class Skeleton(Layers):
@@ -91,6 +92,7 @@ class StreamedModel(Skeleton):
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
         super().__init__(checkpoint, Architecture.of(checkpoint.config), device=device)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="layers")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tensors")
         self._ahead: tuple[int, Future] | None = None
         self._fill_what_stands_around()
 
@@ -126,7 +128,9 @@ class StreamedModel(Skeleton):
         them into float32 takes no time."""
         here, gpu = self.architecture.prefix(self.checkpoint, layer), "cuda" in str(self.device)
         target = self.device if gpu else self.dtype
-        return {n: self.checkpoint.tensor(here + n).to(target) for n, _ in self.layer(layer).named_parameters()}
+        names = [name for name, _ in self.layer(layer).named_parameters()]
+        read = lambda name: self.checkpoint.tensor(here + name).to(target)  # noqa: E731
+        return dict(zip(names, self._readers.map(read, names)))
 
     def _is_stored_so(self, layer: int) -> bool:
         """Whether checkpoints hold the layer's tensors under the names that the module has; not where a class stacks or

@@ -58,3 +58,15 @@ def test_a_start_that_is_right_already_takes_one_round(large, monkeypatch):
     assert len(rounds) == 1
     beyond_leading(matrix[None], 16)
     assert len(rounds) > 1
+
+
+@pytest.mark.parametrize("alike", [0.0, 1e-3, 1e-9, 1e-20], ids=["not at all", "a little", "much", "the same"])
+def test_bases_are_orthonormal_however_much_columns_are_alike(alike):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 40, 6, generator=generator, dtype=torch.float64)
+    if alike:
+        x[1, :, 5] = x[1, :, 0] + alike * x[1, :, 5]
+    basis = module._orthonormal(x)
+    assert torch.allclose(basis.mT @ basis, torch.eye(6, dtype=torch.float64).expand(2, 6, 6), atol=1e-12)
+    outside = x[0] - basis[0] @ (basis[0].T @ x[0])
+    assert outside.abs().max() < 1e-12  # it spans what x spans

@@ -1,22 +1,23 @@
-"""Processes that search layers side by side: forked from one that has imported what they need, where there is such."""
+"""Processes that search layers side by side: on Linux forked from one that has imported what they need."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import connection, get_all_start_methods, get_context, parent_process
-from multiprocessing.context import BaseContext
+from multiprocessing import connection, get_context, parent_process
 
 from search.stopping import stop_workers
 
-SERVER = "forkserver"
+# elsewhere there is no fork, or (macOS) libraries that numpy is made with do not bear it
+FORKED = sys.platform == "linux"
 
 
 def prepare_workers(count: int) -> None:
     """Start the process that workers will be forked from, which imports meanwhile; for one worker, none."""
-    if count > 1 and SERVER in get_all_start_methods():
+    if count > 1 and FORKED:
         from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 
         set_forkserver_preload(["search.stage1", "fitness.spectral"])
@@ -30,7 +31,8 @@ def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     prepare_workers(count)
-    with ProcessPoolExecutor(count, _context(), initializer=_end_with_parent) as pool:
+    context = get_context("forkserver" if FORKED else "spawn")
+    with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
         try:
             for _ in range(count):
                 pool.submit(_get_ready, device)
@@ -40,10 +42,6 @@ def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _context() -> BaseContext:
-    return get_context(SERVER if SERVER in get_all_start_methods() else "spawn")
 
 
 def _end_with_parent() -> None:

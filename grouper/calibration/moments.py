@@ -1,6 +1,5 @@
 """The second moments of every layer's inputs: one pass over text, layer by layer, and what was found kept on disk."""
 
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -97,13 +96,9 @@ class KeptMoments(Sequence[InputMoments]):
         return all(self.path(layer).is_file() for layer in range(self.layers))
 
     def keep(self, moments: Iterable[InputMoments], tell: Callable[[int], None] = lambda layer: None) -> "KeptMoments":
-        """Write what comes, and call `tell` with each layer that can be read. Nothing is left if not all come."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for layer, inputs in enumerate(moments):
-                inputs.save(self.path(layer))
-                tell(layer)
-        except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
+        """Write what comes, each file whole or not at all, and call `tell` with each layer that can be read."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for layer, inputs in enumerate(moments):
+            inputs.save(self.path(layer))
+            tell(layer)
         return self

@@ -7,7 +7,8 @@ that each lies where its numbers may.
 
 import json
 import struct
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +69,11 @@ def write_shards(
     tensors: Iterable[tuple[str, Entry]],
     shard_bytes: int,
     compared: dict[str, Stored] | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Write tensors as safetensors shards with an index, yielding each name; holds what two shards have of loaded
     tensors: one is written while the next one's are made. compared: filled with what was copied, by name, once the copy
     was read back and found the same; a shard is read back as soon as it is written, while the system still has both in
-    memory.
+    memory. Close the iterator when it is not gone through: a thread may be writing.
 
     The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
     model.safetensors.
@@ -80,34 +81,58 @@ def write_shards(
     weight_map: dict[str, int] = {}
     shard: dict[str, Entry] = {}
     written = held = total = 0
-    with ThreadPoolExecutor(1, thread_name_prefix="shards") as writer:
-        writing: Future | None = None
-
-        def flush() -> None:
-            nonlocal shard, held, written, writing
-            if writing:
-                writing.result()
-            writing = writer.submit(_write_shard, folder / f"shard-{written}", shard, compared)
-            shard, held, written = {}, 0, written + 1
-
+    with _Writer() as writer:
         for name, tensor in tensors:
             if held and held + tensor.nbytes > shard_bytes:
-                flush()
+                writer.write(folder / f"shard-{written}", shard, compared)
+                shard, held, written = {}, 0, written + 1
             shard[name] = tensor
             weight_map[name] = written
             held += tensor.nbytes
             total += tensor.nbytes
             yield name
         if shard:
-            flush()
-        if writing:
-            writing.result()
+            writer.write(folder / f"shard-{written}", shard, compared)
+            written += 1
+        writer.wait()
     names = [SINGLE] if written == 1 else [f"model-{i + 1:05}-of-{written:05}.safetensors" for i in range(written)]
     for i, name in enumerate(names):
         (folder / f"shard-{i}").rename(folder / name)
     if written > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(weight_map.items())}}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+class _Writer:
+    """Writes one shard while the next one is put together."""
+
+    def __enter__(self) -> "_Writer":
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._writing: Future | None = None
+        self._given_up = threading.Event()
+        return self
+
+    def write(self, path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None) -> None:
+        """When the one before is written. compared: gets what was copied, once it was read back."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, path, shard, compared)
+
+    def wait(self) -> None:
+        """Raises what went wrong."""
+        if self._writing:
+            self._writing.result()
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure:
+            self._given_up.set()
+        self._thread.shutdown()
+
+    def _write(self, path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None) -> None:
+        for _name in _write_shard(path, shard):
+            if self._given_up.is_set():
+                return
+        if compared is not None:
+            compared.update(_read_back(path, shard))
 
 
 def _read_back(path: Path, shard: dict[str, Entry]) -> dict[str, Stored]:
@@ -127,8 +152,8 @@ def _between(file: BinaryIO, start: int, stop: int) -> bytes:
     return file.read(stop - start)
 
 
-def _write_shard(path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None) -> None:
-    """compared: gets what was copied, once it was read back."""
+def _write_shard(path: Path, shard: dict[str, Entry]) -> Iterator[str]:
+    """Yields the name of each tensor that is written."""
     kinds = {name: _kind(entry) for name, entry in shard.items()}
     order = sorted(shard, key=lambda name: (-DTYPES[kinds[name][0]][1], name))
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -146,8 +171,7 @@ def _write_shard(path: Path, shard: dict[str, Entry], compared: dict[str, Stored
                 _copy(entry, file)
             elif entry.numel():
                 file.write(entry.contiguous().flatten().view(torch.uint8).numpy())
-    if compared is not None:
-        compared.update(_read_back(path, shard))
+            yield name
 
 
 def _kind(entry: Entry) -> tuple[str, list[int]]:

@@ -1,6 +1,7 @@
 """The format `hf`: a folder that transformers loads, of class stock, padded or ragged."""
 
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,9 +53,11 @@ class HuggingFace(Format):
         a, checkpoint = job.architecture, job.checkpoint
         export_class, note = class_for(checkpoint, a, job.layout, job.options.max_padding)
         total, names = len(checkpoint.tensors), set()
-        for name in write_shards(folder, exported_tensors(job, export_class), job.options.shard_bytes, job.compared):
-            names.add(name)
-            progress(min(len(names), total), total, "writing tensors")
+        tensors = exported_tensors(job, export_class)
+        with closing(write_shards(folder, tensors, job.options.shard_bytes, job.compared)) as written:
+            for name in written:
+                names.add(name)
+                progress(min(len(names), total), total, "writing tensors")
         original = phi_config(checkpoint.config, a) if a.as_phi else checkpoint.config
         config = export_class.config(original, a, job.layout, names)
         facts = {**facts, "deploy": export_class.name}

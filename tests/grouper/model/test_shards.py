@@ -1,6 +1,8 @@
 """Weight files: what the library reads of them, what is copied, what is read back."""
 
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -89,6 +91,31 @@ def test_what_was_copied_is_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_copy", lossy)
     with pytest.raises(GrouperError, match="a was not written as it was read"):
         list(shards.write_shards(tmp_path / "out", entries, 10**6, {}))
+
+
+def test_when_it_is_closed_early_no_thread_goes_on_writing(tmp_path, monkeypatch):
+    """Whoever closes it may delete the folder at once."""
+    (tmp_path / "in").mkdir()
+    save_file({f"t{i}": torch.ones(4) for i in range(50)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text("{}")
+    checkpoint = Checkpoint.open(tmp_path / "in")
+    begun, copied, copy = threading.Event(), [], shards._copy
+
+    def slow(entry, file):
+        copied.append(entry)
+        begun.set()
+        time.sleep(0.05)
+        copy(entry, file)
+
+    monkeypatch.setattr(shards, "_copy", slow)
+    first = [(f"t{i}", shards.stored(checkpoint, f"t{i}")) for i in range(50)]
+    (tmp_path / "out").mkdir()
+    written = shards.write_shards(tmp_path / "out", [*first, ("last", torch.ones(4))], 50 * 16)
+    assert [next(written) for _ in range(51)][-1] == "last"
+    assert begun.wait(10)
+    written.close()
+    assert not any(t.name.startswith("shards") for t in threading.enumerate())
+    assert len(copied) < 50, "the shard was given up, not finished"
 
 
 def test_only_what_was_compared_is_not_read_again(tmp_path):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # Threads of torch that wait for one another sleep instead of spinning: on a busy machine, spinning ones fight for the
 # cores that the others need, and small eigenproblems become thirty times slower. It counts if torch comes later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Without it, a GPU's products of matrices are refused where the same gradients are wanted every time; older versions of
+# torch look once, at the first product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 MODULES = {
     "Architecture": "grouper.model.architecture",

@@ -139,11 +139,11 @@ class MergedLayer:
     def on_cpu(self, for_a_while: bool = False) -> "MergedLayer":
         """In main memory. for_a_while: in pages that a GPU writes to by itself, in a tenth of the time, but which the
         system cannot move."""
-        gpu = self.attention.q.is_cuda
+        device = self.attention.q.device
         attention = self.attention.to("cpu", non_blocking=for_a_while)
         others = {n: t.to("cpu", non_blocking=for_a_while) for n, t in self.others.items()}
-        if gpu:
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return replace(self, attention=attention, others=others)
 
 

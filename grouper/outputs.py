@@ -7,12 +7,15 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grouper.errors import GrouperError
 from grouper.names import without_secrets
+
+STALE = 3600  # seconds since the last byte after which nobody is writing a file any more
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,6 +26,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: object, indent: int | None = 2) -> None:
     """Replace `path` by JSON with sorted keys."""
     write_text(path, json.dumps(data, indent=indent, sort_keys=True) + "\n")
+
+
+def sweep_files(folder: Path) -> None:
+    """Remove what killed processes left of files that `write_file` was writing there: what nobody has written to for an
+    hour, for others may be writing."""
+    for path in folder.glob(".*.partial"):
+        with suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

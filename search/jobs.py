@@ -10,6 +10,7 @@ from grouper.ranks import ranks_here
 WORTH_A_PROCESS = 5e7  # numbers in all q projections: below, starting processes takes longer than the search
 COPIES = 20  # of a layer's q in float64 that its factors and tables take together
 ON_A_GPU = 16  # processes that keep one busy
+FOR_LAYERS = 0.6  # of a GPU's memory: the model, which is calibrated meanwhile, and the processes themselves need some
 
 
 def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:
@@ -28,7 +29,7 @@ def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:
     if "cuda" in device:
         import torch
 
-        held, most = torch.cuda.mem_get_info(device)[0] * 0.8, min(most, ON_A_GPU)
+        held, most = torch.cuda.mem_get_info(device)[0] * FOR_LAYERS, min(most, ON_A_GPU)
     return max(1, min(most, a.layers, int(held // (COPIES * 8 * q))))
 
 

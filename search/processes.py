@@ -1,7 +1,6 @@
-"""Processes that search layers side by side: on Linux forked from one that has imported what they need."""
+"""Processes that search layers side by side."""
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,17 +10,7 @@ from multiprocessing import connection, get_context, parent_process
 
 from search.stopping import stop_workers
 
-# elsewhere there is no fork, or (macOS) libraries that numpy is made with do not bear it
-FORKED = sys.platform == "linux"
-
-
-def prepare_workers(count: int) -> None:
-    """Start the process that workers will be forked from, which imports meanwhile; for one worker, none."""
-    if count > 1 and FORKED:
-        from multiprocessing.forkserver import ensure_running, set_forkserver_preload
-
-        set_forkserver_preload(["search.stage1", "fitness.spectral"])
-        ensure_running()
+SAFE = "PYTHONSAFEPATH"  # Python 3.11: what lies in the current folder, a model's files perhaps, is not imported
 
 
 @contextmanager
@@ -30,18 +19,31 @@ def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
     if count < 2:
         yield None
         return
-    prepare_workers(count)
-    context = get_context("forkserver" if FORKED else "spawn")
-    with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), initializer=_end_with_parent) as pool:
         try:
-            for _ in range(count):
-                pool.submit(_get_ready, device)
+            with _safe_path():
+                for _ in range(count):
+                    pool.submit(_get_ready, device)
             yield pool
         except BaseException:
             stop_workers()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """What is started until the block ends looks for Python's own modules in no other place, then gets our paths."""
+    before = os.environ.get(SAFE)
+    os.environ[SAFE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE]
+        else:
+            os.environ[SAFE] = before
 
 
 def _end_with_parent() -> None:
@@ -59,7 +61,7 @@ def _end_with_parent() -> None:
 
 
 def _get_ready(device: str) -> None:
-    """In a worker: what is set up once. A moment is spent, so that each worker gets one of these."""
+    """In a worker: what is imported and set up once. A moment is spent, so that each worker gets one of these."""
     import torch
 
     torch.linalg.eigvalsh(torch.eye(2, device=device))

@@ -21,7 +21,6 @@ from search.methods.registry import methods_of, with_equal_groups
 from search.options import SearchOptions
 from search.pareto import ParetoFront, Scored
 from search.picture import draw
-from search.processes import prepare_workers
 from search.run_folder import RunFolder
 from search.run_settings import RunSettings
 from search.sensitivity import scaled
@@ -58,7 +57,6 @@ def search(
     check_counts(architecture, options.kv_heads_multiple_of)
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
-    prepare_workers(1 if options.acceptance == "loss" else jobs)  # that searches layer after layer
     calibration = options.calibration(keep_calibration)
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it

@@ -1,7 +1,7 @@
 """Stage 1: every method on every layer, written when a layer is done, so that a killed run goes on where it stopped."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,42 +135,54 @@ def search_layers(
             _judged_in_turn(work, regrouper, found, todo, keep, progress)
     else:
         with workers(min(jobs, len(ranks.share(todo))), work.device) as pool:  # which get ready meanwhile
-            side = _SideBySide(work, ranks.share(todo), pool)
+            side = _SideBySide(work, ranks.share(todo), pool, keep)
             if work.needs_moments and regrouper.calibration is not None:
-                # a GPU's cores are free while it is calibrated; a CPU's are not, nor is its memory
-                early = side.begin if "cuda" in work.device else lambda layer, path: None
-                kept = regrouper.kept_moments(progress, early)
+                # the cores are free while a GPU is calibrated, and so is its memory where the model is streamed
+                early = "cuda" in work.device and regrouper.memory == 0
+                kept = regrouper.kept_moments(progress, side.begin if early else lambda layer, path: None)
                 side.moments = {layer: kept.path(layer) for layer in ranks.share(todo)}
             regrouper.release()  # the model has said what it had to
-            side.finish(found, keep, progress)
+            side.finish(found, progress)
     for of_rank in ranks.gather(found):
         found |= of_rank
     return [found[layer] for layer in layers]
 
 
 class _SideBySide:
-    """Layers that are searched by processes; by this one where there are none. moments: the file of each layer's."""
+    """Layers that are searched by processes; by this one where there are none. keep: called with each layer when it is
+    done, and what was found. moments: the file of each layer's."""
 
-    def __init__(self, work: LayerSearch, layers: list[int], pool: ProcessPoolExecutor | None):
-        self.work, self.layers, self.pool = work, layers, pool
+    def __init__(
+        self,
+        work: LayerSearch,
+        layers: list[int],
+        pool: ProcessPoolExecutor | None,
+        keep: Callable[[int, Found], None],
+    ):
+        self.work, self.layers, self.pool, self.keep = work, layers, pool, keep
         self.moments: dict[int, Path] = {}
-        self._running: dict[int, Future] = {}
+        self._running: dict[Future, int] = {}
+        self._begun: set[int] = set()
 
     def begin(self, layer: int, moments: Path | None) -> None:
-        if self.pool is not None and layer in self.layers and layer not in self._running:
-            self._running[layer] = self.pool.submit(self.work, layer, moments)
+        """Before all can: this one, if it is ours. Keeps what is done already."""
+        if self.pool is not None and layer in self.layers and layer not in self._begun:
+            self._begun.add(layer)
+            self._running[self.pool.submit(self.work, layer, moments)] = layer
+        self._keep_those(done for done in list(self._running) if done.done())
 
-    def finish(self, found: dict[int, Found], keep: Callable[[int, Found], None], progress: Progress) -> None:
-        """keep: called with each layer when it is done, and what was found."""
+    def finish(self, found: dict[int, Found], progress: Progress) -> None:
         for layer in self.layers:
             moments = self.moments.get(layer)
             if self.pool is None:
-                keep(layer, self.work(layer, moments, _reporting(found, self.work, layer, progress)))
+                self.keep(layer, self.work(layer, moments, _reporting(found, self.work, layer, progress)))
             else:
                 self.begin(layer, moments)
-        layer_of = {future: layer for layer, future in self._running.items()}
-        for done in as_completed(layer_of):
-            keep(layer_of[done], done.result())
+        self._keep_those(as_completed(list(self._running)))
+
+    def _keep_those(self, done: Iterable[Future]) -> None:
+        for future in done:
+            self.keep(self._running.pop(future), future.result())
 
 
 def _judged_in_turn(

@@ -12,6 +12,7 @@ from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.streams import first_inputs, run_layer
 from grouper.errors import GrouperError
 from grouper.model.layers import Layers
+from grouper.outputs import sweep_files
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.threads import side_by_side
@@ -98,6 +99,7 @@ class KeptMoments(Sequence[InputMoments]):
     def keep(self, moments: Iterable[InputMoments], tell: Callable[[int], None] = lambda layer: None) -> "KeptMoments":
         """Write what comes, each file whole or not at all, and call `tell` with each layer that can be read."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        sweep_files(self.folder)
         for layer, inputs in enumerate(moments):
             inputs.save(self.path(layer))
             tell(layer)

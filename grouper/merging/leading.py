@@ -21,6 +21,7 @@ FLOOR = 1e-15  # of the trace: an error below is rounding
 ROUNDS = 40
 DEGREE = 10  # of a filter at most
 GROWTH = 1e8  # of the strongest direction in a filter at most: beyond, it drowns the others
+CAP = 2.2  # times the cut is as strong as a direction may be for a filter of full degree
 
 
 def leading_vectors(gram: Tensor, count: int) -> Tensor:
@@ -49,18 +50,20 @@ def beyond_leading(gram: Tensor, count: int, start: Tensor | None = None) -> Ten
 def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
     """gram [n, X, X] positive semidefinite, start [n, X, more than count]. Returns the sums [n] of the `count` largest
     eigenvalues, and vectors like `start` whose first `count` hold them, strongest first."""
-    values, vectors = _ritz(gram, start)
-    sums = values[:, :count].sum(1)
-    trace, gained = _trace(gram), sums.clone()
+    values, vectors, wrong = _ritz(gram, start)
+    sums, trace = values[:, :count].sum(1), _trace(gram)
+    gained = torch.full_like(sums, float("inf"))
     active = torch.arange(len(gram), device=gram.device)
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         part = gram if len(active) == len(gram) else gram[active]
-        values[active], vectors[active] = _ritz(part, _filter(part, vectors[active], values[active]))
+        left = (trace - sums)[active].clamp_min(0) + FLOOR * trace[active]
+        better = _filter(part, vectors[active], values[active], wrong[active], left)
+        values[active], vectors[active], wrong[active] = _ritz(part, better)
         found = values[active, :count].sum(1)
         gain, before = (found - sums[active]).clamp_min(0), gained[active]
         sums[active], gained[active] = found, gain
-        # gains fall geometrically: what all later rounds would add is about this
-        missing = gain * (gain / before.clamp_min(1e-300)).clamp_max(1)
+        # gains fall geometrically, once strong directions are found: what all later rounds would add is about this
+        missing = gain if number < 2 else gain * (gain / before.clamp_min(1e-300)).clamp_max(1)
         left = (trace[active] - found).clamp_min(0)
         active = active[missing > ACCURACY * left + FLOOR * trace[active]]
         if not len(active):
@@ -68,12 +71,42 @@ def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
     return sums, vectors
 
 
-def _ritz(gram: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [n, X, width]. Returns the Ritz values [n, width] of its span, largest first, and their vectors like x."""
+def _ritz(gram: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [n, X, width]. Returns the Ritz values [n, width] of its span, largest first, their vectors like x, and how far
+    each of these is from an eigenvector, |M v - value v| [n, width]."""
     x = _orthonormal(x)
-    small = x.mT @ (gram @ x)
+    image = gram @ x
+    small = x.mT @ image
     values, turns = _eigh((small + small.mT) / 2)
-    return values.clamp_min(0).flip(-1), x @ turns.flip(-1)
+    values, turns = values.clamp_min(0).flip(-1), turns.flip(-1)
+    x = x @ turns
+    return values, x, (image @ turns - x * values[:, None]).norm(dim=1)
+
+
+def _filter(gram: Tensor, x: Tensor, values: Tensor, wrong: Tensor, left: Tensor) -> Tensor:
+    """x, values, wrong: as _ritz gives them; left: [n], the trace less the sum so far. Returns like x T(2 M / cut - 1)
+    x, each column of length one, for the Chebyshev polynomial T and the least of the values as cut.
+
+    A few directions that are far stronger than the others would soon drown these. Where they are known well enough,
+    they stay as they are, and for the others M counts as if they were `CAP` times the cut; until then the polynomial is
+    of a lower degree. What a Ritz value lacks is at most wrong^2 over its distance from the others.
+    """
+    cut = torch.maximum(values[:, -1], 1e-12 * values[:, 0]).clamp_min(1e-300)[:, None]
+    known = (values > CAP * cut) & (wrong < CAP / 2 * cut)
+    known &= wrong.square() < ACCURACY / values.shape[1] * left[:, None] * values
+    excess = torch.where(known, values - CAP * cut, 0)[:, None]  # [n, 1, width]
+    strongest = torch.where(known, CAP * cut, values).amax(1) / cut[:, 0]
+    steepest = torch.acosh((2 * strongest - 1).clamp_min(1 + 1e-12))
+    degree = (math.log(2 * GROWTH) / steepest).long().clamp(1, DEGREE)[:, None, None]
+
+    def times(y: Tensor) -> Tensor:
+        return (gram @ y - (x * excess) @ (x.mT @ y)) / (cut[:, None] / 2) - y
+
+    before, now = x, times(x)
+    for step in range(2, int(degree.max()) + 1):
+        before, now = now, torch.where(step <= degree, 2 * times(now) - before, now)
+    now = torch.where(known[:, None], x, now)
+    return now / now.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
 def _orthonormal(x: Tensor) -> Tensor:
@@ -86,19 +119,6 @@ def _orthonormal(x: Tensor) -> Tensor:
         sound = sound & (failed == 0)
     sound = sound & ((factor.diagonal(dim1=1, dim2=2) - 1).abs().amax(1) < 1e-3)  # the second time, hardly anything
     return found if bool(sound.all()) else torch.linalg.qr(x)[0]
-
-
-def _filter(gram: Tensor, x: Tensor, values: Tensor) -> Tensor:
-    """x [n, X, width]: Ritz vectors, values [n, width] theirs. Returns like x T(2 M / cut - 1) x, each column of length
-    one, for the Chebyshev polynomial T and the least of the values as cut."""
-    cut = torch.maximum(values[:, -1], 1e-9 * values[:, 0]).clamp_min(1e-300)
-    steepest = math.acosh(max(1.0, float((2 * values[:, 0] / cut).max()) - 1))
-    degree = min(DEGREE, max(1, int(math.log(2 * GROWTH) / max(steepest, 1e-9))))
-    half = cut[:, None, None] / 2
-    before, now = x, gram @ x / half - x
-    for _ in range(degree - 1):
-        before, now = now, 2 * (gram @ now / half - now) - before
-    return now / now.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ that each lies where its numbers may.
 import json
 import struct
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -47,7 +48,11 @@ def stored(checkpoint: Checkpoint, name: str) -> Stored:
     return Stored(checkpoint.folder / info.file, info)
 
 
-def same_bytes(one: Stored, other: Stored) -> bool:
+def nothing() -> None:
+    """What is called between two pieces, unless somebody may want to stop there, by an exception."""
+
+
+def same_bytes(one: Stored, other: Stored, between: Callable[[], None] = nothing) -> bool:
     """Whether two tensors are of one type and shape and the same to the bit, read from the disk piece by piece."""
     if (one.info.dtype, one.info.shape) != (other.info.dtype, other.info.shape):
         return False
@@ -55,6 +60,7 @@ def same_bytes(one: Stored, other: Stored) -> bool:
     with open(one.path, "rb", buffering=0) as first, open(other.path, "rb", buffering=0) as second:
         first.seek(one.info.start), second.seek(other.info.start)
         while size:
+            between()
             parts = [memoryview(b)[: min(BUFFER, size)] for b in buffers]
             for file, part in zip((first, second), parts):
                 read_into(file, part)
@@ -128,21 +134,28 @@ class _Writer:
         self._thread.shutdown()
 
     def _write(self, path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None) -> None:
-        for _name in _write_shard(path, shard):
-            if self._given_up.is_set():
-                return
-        if compared is not None:
-            compared.update(_read_back(path, shard))
+        with suppress(_GivenUp):
+            _write_shard(path, shard, self._go_on)
+            if compared is not None:
+                compared.update(_read_back(path, shard, self._go_on))
+
+    def _go_on(self) -> None:
+        if self._given_up.is_set():
+            raise _GivenUp
 
 
-def _read_back(path: Path, shard: dict[str, Entry]) -> dict[str, Stored]:
+class _GivenUp(Exception):
+    """What is written is not wanted any more."""
+
+
+def _read_back(path: Path, shard: dict[str, Entry], between: Callable[[], None]) -> dict[str, Stored]:
     """The copies in a shard that are the same as what they were copied from, as its own header finds them. Raises
     GrouperError for one that is not."""
     with open(path, "rb") as file:
         header = dict(read_header(path.name, lambda a, b: _between(file, a, b), path.stat().st_size))
     copied = {name: entry for name, entry in shard.items() if isinstance(entry, Stored)}
     for name, entry in copied.items():
-        if name not in header or not same_bytes(entry, Stored(path, header[name])):
+        if name not in header or not same_bytes(entry, Stored(path, header[name]), between):
             raise GrouperError(f"{name} was not written as it was read: is the disk sound? nothing was written")
     return copied
 
@@ -152,8 +165,7 @@ def _between(file: BinaryIO, start: int, stop: int) -> bytes:
     return file.read(stop - start)
 
 
-def _write_shard(path: Path, shard: dict[str, Entry]) -> Iterator[str]:
-    """Yields the name of each tensor that is written."""
+def _write_shard(path: Path, shard: dict[str, Entry], between: Callable[[], None]) -> None:
     kinds = {name: _kind(entry) for name, entry in shard.items()}
     order = sorted(shard, key=lambda name: (-DTYPES[kinds[name][0]][1], name))
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -167,11 +179,11 @@ def _write_shard(path: Path, shard: dict[str, Entry]) -> Iterator[str]:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             entry = shard[name]
+            between()
             if isinstance(entry, Stored):
-                _copy(entry, file)
+                _copy(entry, file, between)
             elif entry.numel():
                 file.write(entry.contiguous().flatten().view(torch.uint8).numpy())
-            yield name
 
 
 def _kind(entry: Entry) -> tuple[str, list[int]]:
@@ -181,12 +193,13 @@ def _kind(entry: Entry) -> tuple[str, list[int]]:
     return CODES[str(entry.dtype).removeprefix("torch.")], list(entry.shape)
 
 
-def _copy(entry: Stored, file: BinaryIO) -> None:
+def _copy(entry: Stored, file: BinaryIO, between: Callable[[], None]) -> None:
     """Bytes from file to file through a small buffer, which is faster than leaving it to the system."""
     left, buffer = entry.nbytes, memoryview(bytearray(BUFFER))
     with open(entry.path, "rb", buffering=0) as source:
         source.seek(entry.info.start)
         while left:
+            between()
             part = buffer[: min(BUFFER, left)]
             read_into(source, part)
             file.write(part)

@@ -79,7 +79,8 @@ class Skeleton(Layers):
         empty = {name: owner._parameters[last] for name, (owner, last) in places.items()}
         try:
             for name, (owner, last) in places.items():
-                owner._parameters[last] = nn.Parameter(state[name].to(self.device, self.dtype), requires_grad=False)
+                tensor = state[name].to(self.device).to(self.dtype)
+                owner._parameters[last] = nn.Parameter(tensor, requires_grad=False)
             yield module
         finally:
             for name, (owner, last) in places.items():
@@ -124,12 +125,15 @@ class StreamedModel(Skeleton):
             return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
 
     def _state(self, layer: int) -> State:
-        """The layer's tensors by their names in the module: in float32, or on the GPU as they are stored, where turning
-        them into float32 takes no time."""
-        here, gpu = self.architecture.prefix(self.checkpoint, layer), "cuda" in str(self.device)
-        target = self.device if gpu else self.dtype
+        """The layer's tensors by their names in the module: in float32, or for a GPU, which turns them into float32 in
+        no time, as they are stored. On the CPU: this runs in a thread, and another one may be capturing a graph."""
+        here = self.architecture.prefix(self.checkpoint, layer)
         names = [name for name, _ in self.layer(layer).named_parameters()]
-        read = lambda name: self.checkpoint.tensor(here + name).to(target)  # noqa: E731
+
+        def read(name: str) -> torch.Tensor:
+            tensor = self.checkpoint.tensor(here + name)
+            return tensor if "cuda" in str(self.device) else tensor.to(self.dtype)
+
         return dict(zip(names, self._readers.map(read, names)))
 
     def _is_stored_so(self, layer: int) -> bool:

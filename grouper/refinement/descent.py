@@ -1,8 +1,7 @@
 """Adam on one layer's tensors, as fast as the device goes: on a GPU a whole step is one CUDA graph, where it can be."""
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -48,7 +47,10 @@ class Descent:
         self.can_capture = self.gpu and ranks.alone
 
     def run(self, tell: Progress) -> None:
-        with _exactly() if self.gpu else nullcontext():
+        if not self.gpu:
+            self._run(tell)
+            return
+        with torch.cuda.device(self.device), _exactly():
             self._run(tell)
 
     def _run(self, tell: Progress) -> None:
@@ -107,10 +109,11 @@ class Descent:
         """The step as one graph; layers that look at their own numbers on the way (experts) go on step by step."""
         self.can_capture = False
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         with suppress(RuntimeError), torch.cuda.graph(graph):
             self._step()
             self.graph = graph
+        torch.cuda.set_stream(stream)  # a capture that failed stays on its own
         torch.cuda.synchronize()
 
 
@@ -120,7 +123,6 @@ def _exactly() -> Iterator[None]:
     then does flash attention's backward pass take the form that gives the same gradients every time."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if before[0]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which products of matrices are refused without
         torch.use_deterministic_algorithms(True)
     try:
         yield

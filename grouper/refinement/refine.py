@@ -82,6 +82,7 @@ def refine_layers(
                     in_memory[layer] = done.on_cpu()
                 elif ranks.first:
                     save_layer(saved.path(layer), done.on_cpu(for_a_while=True))
+                del done  # a whole layer
             if known or wanted is not original:
                 worker.advance(worker.original, original)
             worker.advance(worker.regrouped, regrouped)
@@ -150,6 +151,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 def deterministic() -> Iterator[None]:
     """The same gradients every time, where an operation has such a form."""
     before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # for finding mistakes: a twentieth of the time
@@ -157,6 +159,6 @@ def deterministic() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warned)
         torch.utils.deterministic.fill_uninitialized_memory = fills
         torch.backends.cuda.enable_cudnn_sdp(cudnn)

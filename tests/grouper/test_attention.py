@@ -7,6 +7,7 @@ import torch
 from random_layers import G, H, random_attention
 
 from grouper import GrouperError, LayerLayout
+from grouper.attention import MergedLayer
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,10 @@ def test_expanding_gives_every_query_head_its_own_copy():
             whole.v_bias[head], attention.v_bias[group]
         )
     assert whole.q is merged.q
+
+
+def test_a_layer_in_main_memory_is_the_same_layer():
+    layer = MergedLayer(random_attention(), {"mlp.weight": torch.ones(2)}, 0.5, 0.25)
+    for moved in (layer.on_cpu(), layer.on_cpu(for_a_while=True)):
+        assert torch.equal(moved.attention.q, layer.attention.q) and (moved.before, moved.after) == (0.5, 0.25)
+        assert torch.equal(moved.others["mlp.weight"], torch.ones(2)) and moved is not layer

@@ -56,3 +56,17 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks in the current folder first")
+def test_workers_import_nothing_from_the_current_folder(tmp_path: Path):
+    """Which may be a model's, that somebody has just downloaded."""
+    downloaded, script = tmp_path / "model", tmp_path / "command.py"
+    downloaded.mkdir()
+    for name in ("pickle", "runpy", "fitness", "search"):
+        (downloaded / f"{name}.py").write_text("open('executed', 'w')\nraise SystemExit\n")
+    script.write_text(COMMAND.replace("time.sleep(60)", "pass"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], cwd=downloaded, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert not (downloaded / "executed").exists()

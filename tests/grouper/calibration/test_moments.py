@@ -1,6 +1,7 @@
 """Calibration: from files and datasets, kept, and through offload."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -97,6 +98,10 @@ def test_moments_are_kept_to_the_bit_and_not_used_before_all_are_there(tmp_path)
         raise RuntimeError("killed")
 
     kept = KeptMoments(tmp_path / "kept", 2)
+    kept.folder.mkdir()
+    old, new = (kept.folder / f".layer-000.safetensors.{pid}.partial" for pid in (1, 2))
+    old.write_bytes(b"killed"), new.write_bytes(b"of somebody else, now")
+    os.utime(old, (0, 0))
     with pytest.raises(RuntimeError):
         kept.keep(broken())
     assert not kept.complete
@@ -105,7 +110,7 @@ def test_moments_are_kept_to_the_bit_and_not_used_before_all_are_there(tmp_path)
     assert told == [(0, 7), (1, 7)]  # each of them can be read when it is told
     for a, b in zip(kept, moments, strict=True):
         assert torch.equal(a.second_moment, b.second_moment) and torch.equal(a.keys, b.keys) and a.tokens == b.tokens
-    assert sorted(p.name for p in kept.folder.iterdir()) == [kept.path(0).name, kept.path(1).name]
+    assert sorted(p.name for p in kept.folder.iterdir()) == [new.name, kept.path(0).name, kept.path(1).name]
 
 
 @pytest.mark.parametrize("bias", [None, torch.tensor([2.0, -1.0, 0.5])])

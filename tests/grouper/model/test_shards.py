@@ -83,8 +83,8 @@ def test_what_was_copied_is_read_back(tmp_path, monkeypatch):
     assert compared == {"a": shards.stored(checkpoint, "a")}
     copy = shards._copy
 
-    def lossy(entry, file):
-        copy(entry, file)
+    def lossy(entry, file, between):
+        copy(entry, file, between)
         file.seek(-1, 2)
         file.write(b"\x7f")
 
@@ -93,29 +93,32 @@ def test_what_was_copied_is_read_back(tmp_path, monkeypatch):
         list(shards.write_shards(tmp_path / "out", entries, 10**6, {}))
 
 
-def test_when_it_is_closed_early_no_thread_goes_on_writing(tmp_path, monkeypatch):
-    """Whoever closes it may delete the folder at once."""
+@pytest.mark.parametrize("while_it", ["copies", "compares"])
+def test_when_it_is_closed_early_no_thread_goes_on(tmp_path, monkeypatch, while_it):
+    """Whoever closes it may delete the folder at once, and has little time when a signal asks for it."""
     (tmp_path / "in").mkdir()
-    save_file({f"t{i}": torch.ones(4) for i in range(50)}, tmp_path / "in" / "model.safetensors")
+    save_file({"large": torch.ones(1000)}, tmp_path / "in" / "model.safetensors")
     (tmp_path / "in" / "config.json").write_text("{}")
-    checkpoint = Checkpoint.open(tmp_path / "in")
-    begun, copied, copy = threading.Event(), [], shards._copy
+    entry = shards.stored(Checkpoint.open(tmp_path / "in"), "large")
+    read, pieces, begun = shards.read_into, [], threading.Event()
+    copied = 4000 // 16 if while_it == "compares" else 0
 
-    def slow(entry, file):
-        copied.append(entry)
-        begun.set()
-        time.sleep(0.05)
-        copy(entry, file)
+    def slow(file, room):
+        pieces.append(len(room))
+        if len(pieces) > copied:
+            begun.set()
+            time.sleep(0.01)
+        read(file, room)
 
-    monkeypatch.setattr(shards, "_copy", slow)
-    first = [(f"t{i}", shards.stored(checkpoint, f"t{i}")) for i in range(50)]
+    monkeypatch.setattr(shards, "BUFFER", 16)
+    monkeypatch.setattr(shards, "read_into", slow)
     (tmp_path / "out").mkdir()
-    written = shards.write_shards(tmp_path / "out", [*first, ("last", torch.ones(4))], 50 * 16)
-    assert [next(written) for _ in range(51)][-1] == "last"
+    written = shards.write_shards(tmp_path / "out", [("large", entry), ("last", torch.ones(4))], 4000, {})
+    assert [next(written), next(written)] == ["large", "last"]
     assert begun.wait(10)
     written.close()
     assert not any(t.name.startswith("shards") for t in threading.enumerate())
-    assert len(copied) < 50, "the shard was given up, not finished"
+    assert copied < len(pieces) < copied + 100, "it was given up between two pieces"
 
 
 def test_only_what_was_compared_is_not_read_again(tmp_path):

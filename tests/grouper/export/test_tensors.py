@@ -12,7 +12,7 @@ from grouper.model.shards import stored
 def test_numbers_that_are_not_finite_are_refused_by_name(wrong):
     tensor = torch.zeros(3, 4)
     tensor[1, 2] = wrong
-    with pytest.raises(GrouperError, match="NaN or infinity in k_proj.weight"):
+    with pytest.raises(GrouperError, match=r"NaN or infinity in k_proj\.weight"):
         finite(("k_proj.weight", tensor))
 
 

@@ -24,6 +24,24 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def in_background() -> Iterator[Callable[..., None]]:
+    """Gives a function that has a thread do `work(*arguments)`, when the work before is done, and returns then; it
+    raises what went wrong with that. When the block ends all is done."""
+    with ThreadPoolExecutor(1, thread_name_prefix="background") as thread:
+        before: Future | None = None
+
+        def do(work: Callable[..., object], *arguments: object) -> None:
+            nonlocal before
+            if before:
+                before.result()
+            before = thread.submit(work, *arguments)
+
+        yield do
+        if before:
+            before.result()
+
+
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
     """`work` of every item, in their order. On CPU each item is one thread's, as many at a time as torch has threads; a
     GPU takes one after the other. What grad and inference mode are here, they are there."""

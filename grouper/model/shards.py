@@ -9,7 +9,6 @@ import json
 import struct
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from grouper.errors import GrouperError
 from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint, read_into
 from grouper.model.safetensors_header import DTYPES, TensorInfo, read_header
+from grouper.threads import in_background
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
 BUFFER = 2**20  # bytes that are copied or compared at a time: what a core's own cache holds
@@ -87,20 +87,24 @@ def write_shards(
     weight_map: dict[str, int] = {}
     shard: dict[str, Entry] = {}
     written = held = total = 0
-    with _Writer() as writer:
-        for name, tensor in tensors:
-            if held and held + tensor.nbytes > shard_bytes:
-                writer.write(folder / f"shard-{written}", shard, compared)
-                shard, held, written = {}, 0, written + 1
-            shard[name] = tensor
-            weight_map[name] = written
-            held += tensor.nbytes
-            total += tensor.nbytes
-            yield name
+    given_up = threading.Event()
+    with in_background() as background:
+        try:
+            for name, tensor in tensors:
+                if held and held + tensor.nbytes > shard_bytes:
+                    background(_write_and_compare, folder / f"shard-{written}", shard, compared, given_up)
+                    shard, held, written = {}, 0, written + 1
+                shard[name] = tensor
+                weight_map[name] = written
+                held += tensor.nbytes
+                total += tensor.nbytes
+                yield name
+        except BaseException:
+            given_up.set()
+            raise
         if shard:
-            writer.write(folder / f"shard-{written}", shard, compared)
+            background(_write_and_compare, folder / f"shard-{written}", shard, compared, given_up)
             written += 1
-        writer.wait()
     names = [SINGLE] if written == 1 else [f"model-{i + 1:05}-of-{written:05}.safetensors" for i in range(written)]
     for i, name in enumerate(names):
         (folder / f"shard-{i}").rename(folder / name)
@@ -109,43 +113,21 @@ def write_shards(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-class _Writer:
-    """Writes one shard while the next one is put together."""
-
-    def __enter__(self) -> "_Writer":
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
-        self._writing: Future | None = None
-        self._given_up = threading.Event()
-        return self
-
-    def write(self, path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None) -> None:
-        """When the one before is written. compared: gets what was copied, once it was read back."""
-        self.wait()
-        self._writing = self._thread.submit(self._write, path, shard, compared)
-
-    def wait(self) -> None:
-        """Raises what went wrong."""
-        if self._writing:
-            self._writing.result()
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure:
-            self._given_up.set()
-        self._thread.shutdown()
-
-    def _write(self, path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None) -> None:
-        with suppress(_GivenUp):
-            _write_shard(path, shard, self._go_on)
-            if compared is not None:
-                compared.update(_read_back(path, shard, self._go_on))
-
-    def _go_on(self) -> None:
-        if self._given_up.is_set():
-            raise _GivenUp
-
-
 class _GivenUp(Exception):
     """What is written is not wanted any more."""
+
+
+def _write_and_compare(
+    path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None, given_up: threading.Event
+) -> None:
+    def go_on() -> None:
+        if given_up.is_set():
+            raise _GivenUp
+
+    with suppress(_GivenUp):
+        _write_shard(path, shard, go_on)
+        if compared is not None:
+            compared.update(_read_back(path, shard, go_on))
 
 
 def _read_back(path: Path, shard: dict[str, Entry], between: Callable[[], None]) -> dict[str, Stored]:

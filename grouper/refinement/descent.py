@@ -34,6 +34,7 @@ class Descent:
     ):
         self.loss_of, self.given, self.wanted, self.device, self.ranks = loss, given, wanted, device, ranks
         self.order = order[:, ranks.rank :: ranks.size]
+        self.orders = {stream.device: self.order.to(stream.device) for stream in (given, wanted)}
         self.share = self.order.shape[1] / order.shape[1]  # of a step's windows that are seen here
         self.tensors = [t for t, r in rates if r > 0]
         self.gpu = "cuda" in str(device)
@@ -55,10 +56,14 @@ class Descent:
 
     def _run(self, tell: Progress) -> None:
         steps = len(self.order)
-        for step, rows in enumerate(self.order):
+        for step in range(steps):
             self._set_rates(1 - step / steps)
             for batch, source in zip(self.batch, (self.given, self.wanted)):
-                batch.copy_(source[rows.to(source.device)], non_blocking=True)
+                rows = self.orders[source.device][step]
+                if source.device == batch.device:
+                    torch.index_select(source, 0, rows, out=batch)
+                else:
+                    batch.copy_(source[rows], non_blocking=True)
             if self.graph is not None:
                 self.graph.replay()
             else:

@@ -268,7 +268,8 @@ class _Forward(nn.Module):
 def relative(difference: Tensor, stream: Tensor) -> Tensor:
     """Mean over tokens of |difference|^2 / |stream|^2: the next norm divides by the stream's size, and so a few tokens
     of a thousandfold size, which real models have, must not drown the others."""
-    return (difference.square().sum(-1) / stream.square().sum(-1).clamp_min(1e-12)).mean()
+    wrong, size = (torch.linalg.vector_norm(x, dim=-1).square() for x in (difference, stream))
+    return (wrong / size.clamp_min(1e-12)).mean()
 
 
 def size_of(tensor: Tensor) -> float:

@@ -30,6 +30,7 @@ from grouper.ranks import ALONE, Ranks
 from grouper.refinement.descent import TOLD, WARM_UP
 from grouper.refinement.layer import MEASURED, SCOPES, LayerWorker, RefineOptions
 from grouper.refinement.saved import LayersInMemory, RefinedLayers, SavedLayers, save_layer
+from grouper.threads import in_background
 
 ESTIMATED = {"cpu": 8, "cuda": 2 * TOLD}  # steps that a time is estimated from
 
@@ -65,7 +66,7 @@ def refine_layers(
     wanted = original if options.scope == "block" else room(original.shape, device)
     in_memory = LayersInMemory()
     saved = None if folder is None else SavedLayers(folder)
-    with deterministic():
+    with deterministic(), in_background() as background:
         for layer, layer_layout in enumerate(layout.layers):
             worker = LayerWorker(model, layer, layer_layout, arguments[layer], device, options, ranks)
             known = ranks.first_does(lambda layer=layer: saved is not None and layer in saved)
@@ -81,7 +82,7 @@ def refine_layers(
                 if saved is None:
                     in_memory[layer] = done.on_cpu()
                 elif ranks.first:
-                    save_layer(saved.path(layer), done.on_cpu(for_a_while=True))
+                    background(save_layer, saved.path(layer), done.on_cpu(for_a_while=True))
                 del done  # a whole layer
             if known or wanted is not original:
                 worker.advance(worker.original, original)

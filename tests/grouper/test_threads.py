@@ -10,7 +10,7 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.moments import collect_moments
 from grouper.calibration.source import TextSource
 from grouper.regroup import Regrouper
-from grouper.threads import one_thread, side_by_side
+from grouper.threads import in_background, one_thread, side_by_side
 
 
 @pytest.fixture
@@ -62,3 +62,25 @@ def test_moments_and_losses_are_the_same_bits_for_any_number_of_threads():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0][0], moments) and found[0][1] == loss for moments, loss in found)
+
+
+def test_work_in_the_background_is_done_in_turn_and_tells_what_went_wrong():
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.02)
+        if number == 3:
+            raise OSError("the disk is full")
+        done.append(number)
+
+    with in_background() as background:
+        background(work, 1)
+        background(work, 2)
+        assert done == [1]
+    assert done == [1, 2]
+    with pytest.raises(OSError, match="disk is full"), in_background() as background:
+        background(work, 3)
+        background(work, 4)
+    assert done == [1, 2]
+    with pytest.raises(OSError, match="disk is full"), in_background() as background:
+        background(work, 3)

@@ -117,7 +117,7 @@ def test_when_it_is_closed_early_no_thread_goes_on(tmp_path, monkeypatch, while_
     assert [next(written), next(written)] == ["large", "last"]
     assert begun.wait(10)
     written.close()
-    assert not any(t.name.startswith("shards") for t in threading.enumerate())
+    assert not any(t.name.startswith("background") for t in threading.enumerate())
     assert copied < len(pieces) < copied + 100, "it was given up between two pieces"
 
 

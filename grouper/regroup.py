@@ -119,7 +119,7 @@ class Regrouper:
     ) -> KeptMoments:
         """Of the calibration text, collected unless they are there: in the folder where they are to be kept, or in a
         temporary one. Of several ranks all have to ask at the same time, the first time. tell: called with each layer
-        that has just been collected, and the file that holds it, while the others are on their way."""
+        that this process has just kept, and the file that holds it, while the others are on their way."""
         if self._moments is None:
             tokens = self.windows(self.calibration.tokens)
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"

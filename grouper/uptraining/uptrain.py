@@ -77,8 +77,8 @@ def uptrain_model(
     base: the model that the export was made from; what grouper.json names unless given. teacher: whose distribution is
     learnt; the base unless given. teacher_dtype: bfloat16 on a GPU, float32 else, unless given. memory: bytes that the
     teacher may take; a larger one is streamed. What training has come to is kept in OUTPUT.uptrain until the output is
-    whole, so that a killed one goes on, to the same result on the same machine; what a tracker writes is in OUTPUT.logs
-    and stays. Several ranks train together. Raises GrouperError.
+    whole, so that a killed one goes on, on CPU to the same result; what a tracker writes is in OUTPUT.logs and stays.
+    Several ranks train together. Raises GrouperError.
     """
     ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
     ranks.first_does(lambda: refuse_existing(output, MARKER, overwrite))

@@ -53,6 +53,11 @@ class Facts:
         """The model's name."""
         return printable(self.folder.settings.model.rstrip("/").rpartition("/")[2])
 
+    @property
+    def unit(self) -> str:
+        """What errors and groups are of: layers, or the attentions of a model that may have two in a layer."""
+        return "attention" if self.names else "layer"
+
     def layout(self, number: int) -> HeadLayout:
         return self.folder.layout(number)
 
@@ -129,7 +134,7 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
         "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
         "usable": USABLE, "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
-        "traded": TRADED[facts.front.size], "names": [printable(name) for name in facts.names],
+        "traded": TRADED[facts.front.size], "unit": facts.unit, "names": [printable(name) for name in facts.names],
         "original": ORIGINAL, "baselines": list(baselines()),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},

@@ -68,7 +68,7 @@ def heads(facts: Facts, layout: int) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 1.2 + 0.18 * len(groups)), layout="constrained")
     colours = ListedColormap([plt.get_cmap("tab20")(i % 20) for i in range(groups.max() + 1)])
     axes.imshow(groups, cmap=colours, aspect="auto", interpolation="nearest")
-    axes.set(xlabel="query head", ylabel="layer", title=f"layout {layout}: which query heads share a K head")
+    axes.set(xlabel="query head", ylabel=facts.unit, title=f"layout {layout}: which query heads share a K head")
     return figure
 
 
@@ -85,7 +85,7 @@ def similarity(facts: Facts, layout: int) -> Figure | None:
         image = axes[column].imshow(shown, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         axes[column].set_title(f"{kind.upper()}, {'as they stand' if when == 'before' else 'aligned'}")
         axes[column].set(xticks=[], yticks=[])
-    figure.colorbar(image, ax=axes, shrink=0.8, label=f"cosine, layer {layer}")
+    figure.colorbar(image, ax=axes, shrink=0.8, label=f"cosine, {facts.unit} {layer}")
     return figure
 
 
@@ -102,7 +102,7 @@ def landscape(facts: Facts, layout: int) -> Figure | None:
     for axis, (name, rows) in zip(axes[0], shown.items()):
         grid = rows.pivot(index="kv_heads", columns="layer", values="value").astype(float)
         image = axis.pcolormesh(grid.columns, range(len(grid)), grid.to_numpy(), norm=LogNorm(), cmap="viridis")
-        axis.set(title=name, xlabel="layer", ylabel="KV heads")
+        axis.set(title=name, xlabel=facts.unit, ylabel="KV heads")
         axis.set_yticks(range(len(grid)), grid.index)
         figure.colorbar(image, ax=axis)
     return figure
@@ -119,7 +119,7 @@ def progress(facts: Facts, layout: int) -> Figure | None:
             rows = table[table["method"] == method]
             label = method if table is facts.progress[0] else None
             axes.plot(rows["scored"], rows["error"] / rows["error"].iloc[:1].sum(), color=colour, lw=0.8, label=label)
-    axes.set(xlabel="groupings scored, in a layer", ylabel="least errors, of the first generation's")
+    axes.set(xlabel=f"groupings scored, {facts.unit} by {facts.unit}", ylabel="least errors, of the first generation's")
     return tidy(figure, axes)
 
 
@@ -131,7 +131,7 @@ def refinement(facts: Facts, layout: int) -> Figure | None:
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     for offset, (column, label) in enumerate({"before": "merged", "after": "refined"}.items()):
         axes.bar(rows["layer"] + 0.4 * offset - 0.2, rows[column], 0.4, label=label, color=COLOURS[offset])
-    axes.set(xlabel="layer", ylabel="error of what leaves the layer")
+    axes.set(xlabel=facts.unit, ylabel=f"error of what leaves the {facts.unit}")
     return tidy(figure, axes)
 
 

@@ -50,15 +50,15 @@ function drawLandscape(row) {
   draw("landscape", [
     {
       type: "heatmap", x: [...Array(layers).keys()], y: counts.map(String), z, colorscale: SCALE, customdata: z.map((line) => line.map((v) => (v === null ? "" : number(10 ** v)))),
-      colorbar: { title: { text: "error" }, tickprefix: "1e", dtick: 1 }, hovertemplate: "layer %{x}, %{y} heads: error %{customdata}<extra></extra>",
+      colorbar: { title: { text: "error" }, tickprefix: "1e", dtick: 1 }, hovertemplate: state.run.unit + " %{x}, %{y} heads: error %{customdata}<extra></extra>",
     },
     {
       type: "scatter", mode: "markers", x: [...Array(layers).keys()], y: headsOf(row).map(([k, v]) => String(part === "v" ? v : k)),
       marker: { color: "#ffffff", size: 9, symbol: "diamond", line: { color: "#000000", width: 1.5 } },
-      hovertemplate: "layer %{x}: this layout has %{y}<extra></extra>",
+      hovertemplate: state.run.unit + " %{x}: this layout has %{y}<extra></extra>",
     },
   ], look({
-    showlegend: false, xaxis: { title: { text: "layer" } }, yaxis: { title: { text: "KV heads" }, type: "category", categoryarray: counts.map(String) },
+    showlegend: false, xaxis: { title: { text: state.run.unit } }, yaxis: { title: { text: "KV heads" }, type: "category", categoryarray: counts.map(String) },
     annotations: known ? [] : [{ text: "this run does not say", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
   }));
 }
@@ -79,7 +79,7 @@ function drawProgress() {
     marker: { size: 4, opacity: 0.6, color: COLOURS[colour++ % COLOURS.length] }, hovertemplate: `${name}: %{y:.3f} after %{x}<extra></extra>`,
   }));
   draw("progress", traces, look({
-    legend: legend(), xaxis: { title: { text: "groupings scored, in a layer" } },
+    legend: legend(), xaxis: { title: { text: `groupings scored, ${state.run.unit} by ${state.run.unit}` } },
     yaxis: { title: { text: "least errors, of the first generation's" } },
   }));
 }
@@ -100,10 +100,10 @@ function showSections(row) {
 function drawRefined(row) {
   const { layer, before, after } = state.run.refined, here = refinedRows(row);
   const bars = (name, values, color) => ({
-    name, type: "bar", x: here.map((i) => layer[i]), y: here.map((i) => values[i]), marker: { color }, hovertemplate: `layer %{x}, ${name}: %{y:.4f}<extra></extra>`,
+    name, type: "bar", x: here.map((i) => layer[i]), y: here.map((i) => values[i]), marker: { color }, hovertemplate: `${state.run.unit} %{x}, ${name}: %{y:.4f}<extra></extra>`,
   });
   draw("refined", [bars("merged", before, COLOURS[1]), bars("refined", after, COLOURS[0])], look({
-    barmode: "group", legend: legend(), xaxis: { title: { text: "layer" } },
-    yaxis: { title: { text: "error of what leaves the layer" } },
+    barmode: "group", legend: legend(), xaxis: { title: { text: state.run.unit } },
+    yaxis: { title: { text: `error of what leaves the ${state.run.unit}` } },
   }));
 }

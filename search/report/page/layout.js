@@ -74,17 +74,17 @@ function drawHeads(row) {
     {
       type: "heatmap", z: groups, x: groups[0].map((_, head) => head), y: layers, zmin: 0, zmax: most, colorscale: stops,
       showscale: false, xgap: 1, ygap: 1, text: groups, texttemplate: label ? "%{text}" : "", textfont: { color: "#000" },
-      hovertemplate: "layer %{y}, query head %{x}: group %{z}<extra></extra>",
+      hovertemplate: state.run.unit + " %{y}, query head %{x}: group %{z}<extra></extra>",
     },
     {
       type: "bar", orientation: "h", x: heads, y: layers, xaxis: "x2", marker: { color: css("accent") }, showlegend: false,
-      text: heads, textposition: "auto", hovertemplate: "layer %{y}: %{x} heads<extra></extra>",
+      text: heads, textposition: "auto", hovertemplate: state.run.unit + " %{y}: %{x} heads<extra></extra>",
     },
   ], look({
     height: Math.max(260, 16 * layers.length + 90),
     xaxis: { title: { text: "query head" }, domain: [0, 0.78], dtick: groups[0].length > 24 ? 4 : 1 },
     xaxis2: { title: { text: `${kind.toUpperCase()} heads` }, domain: [0.82, 1], gridcolor: css("line"), rangemode: "tozero" },
-    yaxis: { title: { text: "layer" }, autorange: "reversed", dtick: layers.length > 24 ? 4 : 1 },
+    yaxis: { title: { text: state.run.unit }, autorange: "reversed", dtick: layers.length > 24 ? 4 : 1 },
   }));
   $("heads").style.height = "auto";
 }

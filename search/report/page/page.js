@@ -63,12 +63,13 @@ async function open() {
   const run = state.run = JSON.parse(data);
   state.rows = rowsOf(run);
   const text = run.text ? `calibrated on ${run.text}` : "without text";
-  $("about").textContent = `${run.layers} layers, ${run.queryHeads} query heads over ${run.kvHeads} KV heads of ${run.headDim}; ${run.fitness} fitness, ${text}`;
+  $("about").textContent = `${run.layers} ${run.unit}s, ${run.queryHeads} query heads over ${run.kvHeads} KV heads of ${run.headDim}; ${run.fitness} fitness, ${text}`;
   $("made").textContent = run.command;
   $("missing").hidden = !run.missing;
   $("missing").textContent = run.missing || "";
   $("context").value = run.context;
   $("layer").max = run.layers - 1;
+  document.querySelectorAll(".unit").forEach((named) => { named.textContent = run.unit; });
   fillMeasures();
   whenSelected(showSections);
   whenSelected(showFacts);

@@ -172,6 +172,20 @@ def test_names_are_text_and_not_markup(measured_run, tmp_path, browser):
     assert not browser.execute_script("return document.querySelectorAll('img').length")
 
 
+def test_models_with_an_encoder_have_attentions_with_names(measured_run, tmp_path, browser):
+    facts = replace(facts_of(measured_run), names=["encoder 0", "decoder 0", "decoder 0 to its source"])
+    write_report(facts, tmp_path / "report.html")
+    browser.get(f"file://{tmp_path / 'report.html'}")
+    wait(lambda: browser.execute_script("return document.documentElement.dataset.ready") == "yes")
+    assert text(browser, "about").startswith("3 attentions, ") and text(browser, "layer-number") == "encoder 0"
+    headings = [heading.text for heading in browser.find_elements("tag name", "h2")]
+    assert "What each attention costs" in headings
+    titles = "return [...document.querySelectorAll('.xtitle, .ytitle')].map((t) => t.textContent)"
+    wait(lambda: "attention" in browser.execute_script(titles))
+    assert "layer" not in browser.execute_script(titles)
+    assert not browser.get_log("browser")
+
+
 def test_a_large_run_stays_below_five_megabytes(measured_run, tmp_path):
     """2,000 rows, as a 7B has; its 32 layers' groups by chance, which pack worst."""
     facts = facts_of(measured_run)

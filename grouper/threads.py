@@ -25,9 +25,10 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def in_background() -> Iterator[Callable[..., None]]:
+def in_background(give_up: Callable[[], object] = lambda: None) -> Iterator[Callable[..., None]]:
     """Gives a function that has a thread do `work(*arguments)`, when the work before is done, and returns then; it
-    raises what went wrong with that. When the block ends all is done."""
+    raises what went wrong with that. When the block ends all is done; where it ends by an exception, `give_up` is
+    called, which may tell the work to be short."""
     with ThreadPoolExecutor(1, thread_name_prefix="background") as thread:
         before: Future | None = None
 
@@ -37,9 +38,13 @@ def in_background() -> Iterator[Callable[..., None]]:
                 before.result()
             before = thread.submit(work, *arguments)
 
-        yield do
-        if before:
-            before.result()
+        try:
+            yield do
+            if before:
+                before.result()
+        except BaseException:
+            give_up()
+            raise
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:

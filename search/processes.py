@@ -19,12 +19,13 @@ def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
     if count < 2:
         yield None
         return
-    with _safe_path():
+    with _safe_path():  # the first thing that is started
         pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_end_with_parent)
-        for _ in range(count):
-            pool.submit(_get_ready, device)
     with pool:
         try:
+            with _safe_path():
+                for _ in range(count):
+                    pool.submit(_get_ready, device)
             yield pool
         except BaseException:
             stop_workers()

@@ -122,9 +122,11 @@ def search_layers(
     fitness = FITNESSES.configured(options.set)[options.fitness]
     work = LayerSearch(regrouper.checkpoint, a, fitness, methods, options, regrouper.device, folder)
 
-    def keep(layer: int, of_layer: Found) -> None:
+    def keep(layer: int, of_layer: Found, quietly: bool = False) -> None:
         found[layer] = of_layer
         folder.write_layer(layer, of_layer)
+        if quietly:
+            return
         new = len(found) - len(layers) + len(todo)
         done = min(len(layers), len(layers) - len(todo) + ranks.size * new)
         progress(done, len(layers), f"{a.name_of(layer)} is done")
@@ -150,14 +152,14 @@ def search_layers(
 
 class _SideBySide:
     """Layers that are searched by processes; by this one where there are none. keep: called with each layer when it is
-    done, and what was found. moments: the file of each layer's."""
+    done, what was found, and whether something else is being told of. moments: the file of each layer's."""
 
     def __init__(
         self,
         work: LayerSearch,
         layers: list[int],
         pool: ProcessPoolExecutor | None,
-        keep: Callable[[int, Found], None],
+        keep: Callable[..., None],
     ):
         self.work, self.layers, self.pool, self.keep = work, layers, pool, keep
         self.moments: dict[int, Path] = {}
@@ -165,11 +167,11 @@ class _SideBySide:
         self._begun: set[int] = set()
 
     def begin(self, layer: int, moments: Path | None) -> None:
-        """Before all can: this one, if it is ours. Keeps what is done already."""
+        """Before all can: this one, if it is ours. Keeps what is done already, quietly: calibration is told of."""
         if self.pool is not None and layer in self.layers and layer not in self._begun:
             self._begun.add(layer)
             self._running[self.pool.submit(self.work, layer, moments)] = layer
-        self._keep_those(done for done in list(self._running) if done.done())
+        self._keep_those((done for done in list(self._running) if done.done()), quietly=True)
 
     def finish(self, found: dict[int, Found], progress: Progress) -> None:
         for layer in self.layers:
@@ -180,9 +182,9 @@ class _SideBySide:
                 self.begin(layer, moments)
         self._keep_those(as_completed(list(self._running)))
 
-    def _keep_those(self, done: Iterable[Future]) -> None:
+    def _keep_those(self, done: Iterable[Future], quietly: bool = False) -> None:
         for future in done:
-            self.keep(self._running.pop(future), future.result())
+            self.keep(self._running.pop(future), future.result(), quietly)
 
 
 def _judged_in_turn(

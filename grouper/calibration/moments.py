@@ -97,7 +97,8 @@ class KeptMoments(Sequence[InputMoments]):
         return all(self.path(layer).is_file() for layer in range(self.layers))
 
     def keep(self, moments: Iterable[InputMoments], tell: Callable[[int], None] = lambda layer: None) -> "KeptMoments":
-        """Write what comes, each file whole or not at all, and call `tell` with each layer that can be read."""
+        """Write what comes, each file whole or not at all, and call `tell` with each layer that can be read. Where
+        not all come, those that did stay, and the next ones are written over them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep_files(self.folder)
         for layer, inputs in enumerate(moments):

@@ -52,20 +52,27 @@ def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
     eigenvalues, and vectors like `start` whose first `count` hold them, strongest first."""
     values, vectors, wrong = _ritz(gram, start)
     sums, trace = values[:, :count].sum(1), _trace(gram)
-    gained = torch.full_like(sums, float("inf"))
+    gained, trusted = torch.full_like(sums, float("inf")), torch.ones_like(sums, dtype=torch.bool)
     active = torch.arange(len(gram), device=gram.device)
     for number in range(ROUNDS):
         part = gram if len(active) == len(gram) else gram[active]
         left = (trace - sums)[active].clamp_min(0) + FLOOR * trace[active]
-        better = _filter(part, vectors[active], values[active], wrong[active], left)
-        values[active], vectors[active], wrong[active] = _ritz(part, better)
-        found = values[active, :count].sum(1)
+        room = torch.where(trusted[active], left, 0)
+        better, degree = _filter(part, vectors[active], values[active], wrong[active], room)
+        result = _ritz(part, better)
+        found = result[0][:, :count].sum(1)
         gain, before = (found - sums[active]).clamp_min(0), gained[active]
-        sums[active], gained[active] = found, gain
+        kept = found >= sums[active] - FLOOR * trace[active]
+        for all_of, new in zip((values, vectors, wrong), result):
+            all_of[active[kept]] = new[kept]
+        sums[active], gained[active] = torch.maximum(found, sums[active]), gain
+        astray = ~kept & trusted[active]  # something was not known as well as it seemed: once more without that
+        trusted[active[astray]] = False
         # gains fall geometrically, once strong directions are found: what all later rounds would add is about this
         missing = gain if number < 2 else gain * (gain / before.clamp_min(1e-300)).clamp_max(1)
         left = (trace[active] - found).clamp_min(0)
-        active = active[missing > ACCURACY * left + FLOOR * trace[active]]
+        hasty = (degree < DEGREE) & (number < 3) & (gain > FLOOR * trace[active])
+        active = active[astray | hasty | (missing > ACCURACY * left + FLOOR * trace[active])]
         if not len(active):
             break
     return sums, vectors
@@ -83,9 +90,9 @@ def _ritz(gram: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values, x, (image @ turns - x * values[:, None]).norm(dim=1)
 
 
-def _filter(gram: Tensor, x: Tensor, values: Tensor, wrong: Tensor, left: Tensor) -> Tensor:
+def _filter(gram: Tensor, x: Tensor, values: Tensor, wrong: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     """x, values, wrong: as _ritz gives them; left: [n], the trace less the sum so far. Returns like x T(2 M / cut - 1)
-    x, each column of length one, for the Chebyshev polynomial T and the least of the values as cut.
+    x, each column of length one, for the Chebyshev polynomial T and the least of the values as cut, and T's degrees.
 
     A few directions that are far stronger than the others would soon drown these. Where they are known well enough,
     they stay as they are, and for the others M counts as if they were `CAP` times the cut; until then the polynomial is
@@ -97,16 +104,16 @@ def _filter(gram: Tensor, x: Tensor, values: Tensor, wrong: Tensor, left: Tensor
     excess = torch.where(known, values - CAP * cut, 0)[:, None]  # [n, 1, width]
     strongest = torch.where(known, CAP * cut, values).amax(1) / cut[:, 0]
     steepest = torch.acosh((2 * strongest - 1).clamp_min(1 + 1e-12))
-    degree = (math.log(2 * GROWTH) / steepest).long().clamp(1, DEGREE)[:, None, None]
+    degree = (math.log(2 * GROWTH) / steepest).long().clamp(1, DEGREE)
 
     def times(y: Tensor) -> Tensor:
         return (gram @ y - (x * excess) @ (x.mT @ y)) / (cut[:, None] / 2) - y
 
     before, now = x, times(x)
     for step in range(2, int(degree.max()) + 1):
-        before, now = now, torch.where(step <= degree, 2 * times(now) - before, now)
+        before, now = now, torch.where(step <= degree[:, None, None], 2 * times(now) - before, now)
     now = torch.where(known[:, None], x, now)
-    return now / now.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    return now / now.norm(dim=1, keepdim=True).clamp_min(1e-300), degree
 
 
 def _orthonormal(x: Tensor) -> Tensor:

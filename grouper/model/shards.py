@@ -88,20 +88,16 @@ def write_shards(
     shard: dict[str, Entry] = {}
     written = held = total = 0
     given_up = threading.Event()
-    with in_background() as background:
-        try:
-            for name, tensor in tensors:
-                if held and held + tensor.nbytes > shard_bytes:
-                    background(_write_and_compare, folder / f"shard-{written}", shard, compared, given_up)
-                    shard, held, written = {}, 0, written + 1
-                shard[name] = tensor
-                weight_map[name] = written
-                held += tensor.nbytes
-                total += tensor.nbytes
-                yield name
-        except BaseException:
-            given_up.set()
-            raise
+    with in_background(given_up.set) as background:
+        for name, tensor in tensors:
+            if held and held + tensor.nbytes > shard_bytes:
+                background(_write_and_compare, folder / f"shard-{written}", shard, compared, given_up)
+                shard, held, written = {}, 0, written + 1
+            shard[name] = tensor
+            weight_map[name] = written
+            held += tensor.nbytes
+            total += tensor.nbytes
+            yield name
         if shard:
             background(_write_and_compare, folder / f"shard-{written}", shard, compared, given_up)
             written += 1

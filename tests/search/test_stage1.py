@@ -83,7 +83,13 @@ def test_layers_that_began_early_are_searched_once_and_all_are_kept(tmp_path, pr
 
     with ThreadPoolExecutor(2) as pool:
         kept: dict[int, dict] = {}
-        side = stage1._SideBySide(work, [1, 4], pool if processes else None, kept.__setitem__)
+        quiet: list[int] = []
+
+        def keep(layer: int, found: dict, quietly: bool = False) -> None:
+            kept[layer] = found
+            quiet.extend([layer] * quietly)
+
+        side = stage1._SideBySide(work, [1, 4], pool if processes else None, keep)
         side.begin(0, tmp_path / "0")  # another rank's
         side.begin(4, tmp_path / "4")
         while processes and not asked:
@@ -95,4 +101,4 @@ def test_layers_that_began_early_are_searched_once_and_all_are_kept(tmp_path, pr
         work.architecture, work.options = Architecture.of(LLAMA), SearchOptions()
         side.finish({}, print)
     assert sorted(asked) == [(1, tmp_path / "1"), (4, tmp_path / "4")]
-    assert kept == {1: {"of": 1}, 4: {"of": 4}}
+    assert kept == {1: {"of": 1}, 4: {"of": 4}} and quiet == ([4] if processes else [])

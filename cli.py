@@ -374,6 +374,7 @@ def export(
     from search import Selection, export_from_run
     from search.bars import bar
     from search.console import exported_summary
+    from search.run_folder import RunFolder
     from search.shares import parsed_share
 
     calibration = None
@@ -396,7 +397,9 @@ def export(
         return _print_json(exported.to_data())
     exported_summary(exported)
     if format_ == "hf" and exported.loader in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
-        _next("uptrain", output, "-o", f"{output}-healed", "--text", text or "training.txt")
+        model = RunFolder.open(Path(run)).settings.model  # of a folder, an export tells nobody but its name
+        base = ("--base", model) if Path(model).is_dir() else ()
+        _next("uptrain", output, "-o", f"{output}-healed", *base, "--text", text or "training.txt")
 
 
 @app.command()

@@ -123,6 +123,7 @@ class SpectralFitness(ByGroup):
 
     @cached_property
     def planes(self) -> tuple[Tensor, Tensor | None]:
+        """The tables' planes and what is fixed of them, on the CPU."""
         t = self.tables
         return t.planes.cpu(), None if t.fixed is None else t.fixed.cpu()
 

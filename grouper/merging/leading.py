@@ -70,7 +70,7 @@ def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
         trusted[active[astray]] = False
         # gains fall geometrically, once strong directions are found: what all later rounds would add is about this
         missing = gain if number < 2 else gain * (gain / before.clamp_min(1e-300)).clamp_max(1)
-        left = (trace[active] - found).clamp_min(0)
+        left = (trace - sums)[active].clamp_min(0)
         hasty = (degree < DEGREE) & (number < 3) & (gain > FLOOR * trace[active])
         active = active[astray | hasty | (missing > ACCURACY * left + FLOOR * trace[active])]
         if not len(active):

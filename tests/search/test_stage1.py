@@ -1,7 +1,6 @@
 """Layers, each with chance and tables of its own."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,9 +91,7 @@ def test_layers_that_began_early_are_searched_once_and_all_are_kept(tmp_path, pr
         side = stage1._SideBySide(work, [1, 4], pool if processes else None, keep)
         side.begin(0, tmp_path / "0")  # another rank's
         side.begin(4, tmp_path / "4")
-        while processes and not asked:
-            time.sleep(0.01)
-        time.sleep(0.05)
+        wait(side._running)
         side.begin(0, tmp_path / "0")
         assert kept == ({4: {"of": 4}} if processes else {})  # it is kept as soon as the next one begins
         side.moments = {1: tmp_path / "1", 4: tmp_path / "4"}

@@ -67,6 +67,32 @@ def test_a_few_strong_directions_do_not_hide_the_others(large, tail, strong):
     assert beyond_leading(gram(spectrum)[None], 16).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_flat_tail_under_a_spike_is_waited_for(large):
+    """While the spike is unknown, filters are of degree one, under which such a tail hardly gains anything."""
+    spectrum = with_outliers(0.993 - 0.026 * (RANK - 1) / 240, 1.1e6)
+    expected = spectrum.sort(descending=True)[0][10:].sum().item()
+    assert beyond_leading(gram(spectrum)[None], 10).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_filter_that_loses_ground_is_taken_back(large, monkeypatch):
+    calls, filter_once = [], module._filter
+
+    def spoilt(matrix, x, *rest):
+        calls.append(0)
+        better, degree = filter_once(matrix, x, *rest)
+        return (_orthogonal_to(better) if len(calls) == 2 else better), degree
+
+    monkeypatch.setattr(module, "_filter", spoilt)
+    expected = FLAT.sort(descending=True)[0][16:].sum().item()
+    assert beyond_leading(gram(FLAT)[None], 16).item() == pytest.approx(expected, rel=1e-4)
+    assert len(calls) > 3
+
+
+def _orthogonal_to(x: torch.Tensor) -> torch.Tensor:
+    """As many columns, none of them in the span of x."""
+    return torch.linalg.qr(x, mode="complete")[0][..., -x.shape[-1] :]
+
+
 def test_what_a_matrix_leaves_does_not_depend_on_the_others_beside_it(large):
     both = torch.stack([gram(FLAT), gram(STEEP, seed=1)])
     alone = torch.cat([beyond_leading(m[None], 16) for m in both])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grouper.calibration.source import TextSource
+from grouper.errors import GrouperError
 
 TOKENS = 32_768
 WINDOW = 512
@@ -13,10 +14,15 @@ WINDOW = 512
 class Calibration:
     """tokens: of `source`, spread over it, for the moments. window: tokens that are seen together.
 
-    keep: a folder where the moments of this model, text and tokens are kept and looked for.
+    keep: a folder where the moments of this model, text and tokens are kept and looked for. Raises GrouperError where
+    that is something else.
     """
 
     source: TextSource
     tokens: int = TOKENS
     window: int = WINDOW
     keep: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and Path(self.keep).exists() and not Path(self.keep).is_dir():
+            raise GrouperError(f"--keep-calibration {self.keep} is not a folder: name another one")

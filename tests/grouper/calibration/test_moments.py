@@ -89,6 +89,12 @@ def test_kept_calibration_is_used_again_and_only_for_the_same_text(reader, text,
         again[3]
 
 
+def test_what_is_no_folder_keeps_no_calibration(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(GrouperError, match=r"--keep-calibration .*file is not a folder"):
+        Calibration(TextSource("demo"), keep=tmp_path / "file")
+
+
 def test_moments_are_kept_to_the_bit_and_not_used_before_all_are_there(tmp_path):
     moments = [random_moments(0), random_moments(1)]
     moments = [InputMoments(m.second_moment.float().double(), 7, torch.rand(2, 4, 4)) for m in moments]

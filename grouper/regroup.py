@@ -25,7 +25,7 @@ from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.auto import check_transformers
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.door import check_tensors
+from grouper.model.header_check import check_tensors
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
 from grouper.model.opening import open_model

@@ -14,7 +14,7 @@ from grouper.calibration.text import load_tokenizer
 from grouper.export.write import MARKER
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.door import check_tensors
+from grouper.model.header_check import check_tensors
 from grouper.model.opening import open_model
 from grouper.uptraining.exported import ExportedModel
 from search.evaluation import texts_of

@@ -6,6 +6,7 @@ front into a line.
 
 from itertools import cycle
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,6 @@ from grouper.names import printable
 from grouper.outputs import write_file
 from search.columns import TRADED
 from search.methods.registry import ORIGINAL, baselines, not_found
-from search.pareto import ParetoFront
 
 COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444"]
 GREY = "#9a9a9a"
@@ -30,7 +30,22 @@ LEAST = 1e-4  # nats over the original; less is not told apart
 SHARES = {0.5: "half", 0.25: "quarter"}
 
 
-def draw(front: ParetoFront, path: Path, title: str) -> None:
+class Front(Protocol):
+    """Parts of a run's ParetoFront that a picture shows. It is the front that knows pictures, for notebooks."""
+
+    table: pd.DataFrame
+
+    @property
+    def size(self) -> str: ...
+
+    @property
+    def over(self) -> pd.Series: ...
+
+    @property
+    def judge(self) -> str: ...
+
+
+def draw(front: Front, path: Path, title: str) -> None:
     """SVG, the same bytes for the same table."""
     with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
         figure = front_picture(front, title)
@@ -43,7 +58,7 @@ def ink() -> str:
     return plt.rcParams["text.color"]
 
 
-def front_picture(front: ParetoFront, title: str) -> Figure:
+def front_picture(front: Front, title: str) -> Figure:
     """The front, and heads per layer below it."""
     table, what, logarithmic = values(front)
     figure, (axes, heads) = plt.subplots(
@@ -62,7 +77,7 @@ def front_picture(front: ParetoFront, title: str) -> Figure:
     return figure
 
 
-def values(front: ParetoFront) -> tuple[pd.DataFrame, str, bool]:
+def values(front: Front) -> tuple[pd.DataFrame, str, bool]:
     """(the rows to draw, with a column `value`, and `kv_ratio` what it is traded for; what the value is; whether the
     axis is logarithmic)."""
     table, over = front.table.assign(kv_ratio=front.table[front.size]), front.over

@@ -27,11 +27,12 @@ MODULES = sorted(
 FILES = [ROOT / "cli.py", *(p for name in ORDER[:3] for p in (ROOT / name).rglob("*.py"))]
 
 
-def imports_at_the_top(path) -> set[str]:
+def imports_of(source: str) -> set[str]:
+    """Modules, and names that may be modules, of all imports: also inside functions and for type checkers alone."""
     found = set()
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found
@@ -57,9 +58,9 @@ def test_imports_go_one_way(path):
         assert top not in ORDER or ORDER.index(top) <= own, f"{module_of(path)} imports {name}"
 
 
-def test_there_is_no_import_circle():
-    ours = {module_of(path): path for path in FILES}
-    edges = {name: {i for i in imports_at_the_top(path) if i in ours and i != name} for name, path in ours.items()}
+def check_no_circle(sources: dict[str, str]) -> None:
+    """sources: text of each module by its name. Raises AssertionError that names the modules of a circle."""
+    edges = {name: imports_of(text) & set(sources) - {name} for name, text in sources.items()}
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -71,6 +72,20 @@ def test_there_is_no_import_circle():
 
     for name in edges:
         visit(name, ())
+
+
+def test_there_is_no_import_circle():
+    check_no_circle({module_of(path): path.read_text() for path in FILES})
+
+
+@pytest.mark.parametrize(
+    "back",
+    ["import p.a", "from p import a", "def f():\n    from p.a import x", "if TYPE_CHECKING:\n    from p.a import x"],
+)
+def test_a_circle_is_seen_wherever_its_imports_stand(back):
+    check_no_circle({"p": "", "p.a": "from p.b import y", "p.b": "from p import c", "p.c": ""})
+    with pytest.raises(AssertionError, match=r"p\.a -> p\.b -> p\.c -> p\.a"):
+        check_no_circle({"p": "", "p.a": "from p.b import y", "p.b": "from p import c", "p.c": back})
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -19,7 +19,7 @@ from grouper.layout import HeadLayout
 from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.door import check_tensors
+from grouper.model.header_check import check_tensors
 from grouper.outputs import new_folder, refuse_inside, temporary_folder, write_json, write_text
 from grouper.progress import Progress, untold
 from grouper.regroup import Merged, Regrouper

@@ -1,20 +1,15 @@
-"""What is let in: config.json with every field of its kind and size, and tensors that are what it implies, all checked
-from configuration and headers alone, before a library sees them or room is made for them.
+"""Check of config.json: every field of its kind and size, before a library sees it or room is made for it.
+header_check.py holds tensors against it.
 """
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grouper.errors import GrouperError
 from grouper.model.configuration import ALIASES
 
-if TYPE_CHECKING:
-    from grouper.model.architecture import Architecture
-    from grouper.model.checkpoint import Checkpoint
-
 DEEPEST = 20  # objects within objects
-FLOATS = ("F64", "F32", "F16", "BF16")
 WHOLE = {  # least and most
     "num_attention_heads": (1, 4096), "num_key_value_heads": (1, 4096), "head_dim": (1, 8192),
     "hidden_size": (1, 1_000_000), "num_hidden_layers": (1, 10_000), "max_position_embeddings": (1, 10**9),
@@ -106,46 +101,3 @@ def _check_lists(config: dict, wrong) -> None:
         kind = list if key == "architectures" else dict
         if config.get(key) is not None and not isinstance(config[key], kind):
             raise wrong(key, config[key], "a list of names" if kind is list else "an object")
-
-
-def check_tensors(checkpoint: "Checkpoint", architecture: "Architecture") -> None:
-    """Raise GrouperError where a tensor of attention is missing, is no floating point, or has another shape than
-    config.json implies. Reads headers alone."""
-    for name, expected, needed in _implied(checkpoint, architecture):
-        if name not in checkpoint:
-            if needed:
-                raise GrouperError(f"{checkpoint.name} has no tensor {name}: is the checkpoint complete?")
-            continue
-        info = checkpoint.tensors[name]
-        if info.dtype not in FLOATS:
-            raise GrouperError(
-                f"{name} of {checkpoint.name} is of type {info.dtype}: expected weights as one of {', '.join(FLOATS)} "
-                "(dequantise a quantised model first)"
-            )
-        if info.shape != expected:
-            raise GrouperError(
-                f"{name} of {checkpoint.name} has shape {list(info.shape)}, where config.json implies {list(expected)}"
-            )
-
-
-def _implied(checkpoint: "Checkpoint", architecture: "Architecture") -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """(name, shape, whether it must be there) of every layer's attention tensors, norms among them."""
-    a = architecture
-    q, kv, hidden = a.query_heads * a.head_dim, a.kv_heads * a.head_dim, a.hidden_size
-    for layer in range(a.layers):
-        prefix, f = a.prefix(checkpoint, layer), a.family_of(layer)
-        rows = {f.q: q + 2 * kv} if f.fused else {f.q: q, f.k: kv, f.v: kv}
-        for module, count in rows.items():
-            yield f"{prefix}{module}.weight", (hidden, count) if f.transposed else (count, hidden), True
-            yield f"{prefix}{module}.bias", (count,), False
-        yield f"{prefix}{f.o}.weight", (q, hidden) if f.transposed else (hidden, q), True
-        yield f"{prefix}{f.o}.bias", (hidden,), False
-        for norm in f.norm if a.family.parts else a.norms:
-            yield f"{prefix}{norm}.weight", (hidden,), False
-            yield f"{prefix}{norm}.bias", (hidden,), False
-        if f.sinks is not None:
-            yield f"{prefix}{f.sinks}", (a.query_heads,), True
-        if f.qk_norm is not None:
-            for norm, count in (("q_norm", q), ("k_norm", kv)):
-                size = count if f.qk_norm == "all" else a.head_dim
-                yield f"{prefix}{f.attention}.{norm}.weight", (size,), True

@@ -7,7 +7,7 @@ from grouper.errors import GrouperError
 from grouper.kv_cache import Saving, bytes_of, largest_batch
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.door import check_tensors
+from grouper.model.header_check import check_tensors
 
 CONTEXT = 512  # tokens, where a model has no longest
 

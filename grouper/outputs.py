@@ -2,6 +2,7 @@
 a killed one left is swept up by the next."""
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: object, indent: int | None = 2) -> None:
     """Replace `path` by JSON with sorted keys."""
     write_text(path, json.dumps(data, indent=indent, sort_keys=True) + "\n")
+
+
+def work_key(**facts: object) -> str:
+    """A name for work in progress on just these facts: strings, numbers, lists, dictionaries. An option that is off
+    (None, False, empty) is left out, so that options that are added later, and off unless asked for, change no name."""
+    return hashlib.sha256(json.dumps(_without_off(facts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_off(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    pairs = ((name, _without_off(inner)) for name, inner in value.items())
+    return {name: inner for name, inner in pairs if inner or (isinstance(inner, int | float) and inner is not False)}
 
 
 def sweep_files(folder: Path) -> None:

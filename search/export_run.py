@@ -1,11 +1,10 @@
 """Export a layout of a run, in four acts: choose it, merge and refine it, write it, push it."""
 
-import hashlib
 import math
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from grouper.export.hub import Destination
 from grouper.export.write import MARKER, already_written, check_exportable
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
-from grouper.outputs import refuse_existing, refuse_inside, temporary_folder
+from grouper.outputs import refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.layer import RefineOptions
@@ -183,8 +182,10 @@ def announce(chosen: Chosen, tell: Tell) -> None:
 def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path) -> Path:
     """Where layers are kept while they are refined: a folder for just this model, layout, text and options."""
     tokens = regrouper.windows(refine.tokens)
-    facts = (regrouper.checkpoint.fingerprint, chosen.layout.to_json(), digest(tokens), chosen.merge, refine)
-    key = hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()[:16]
+    key = work_key(
+        model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=digest(tokens),
+        merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=asdict(refine),
+    )  # fmt: skip
     return Path(f"{str(output).rstrip('/')}.refine") / key
 
 

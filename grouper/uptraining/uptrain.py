@@ -1,6 +1,5 @@
 """`grouper uptrain`: an exported model in, the same class and layout out, nearer to its original."""
 
-import hashlib
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
-from grouper.outputs import refuse_existing, refuse_inside
+from grouper.outputs import refuse_existing, refuse_inside, work_key
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.refinement.refine import deterministic
@@ -245,8 +244,8 @@ def _key(
 ) -> str:
     """A name for just this training."""
     texts = [digest(t) for e in (examples, held_out) for t in (e.tokens, e.counted)]
-    facts = (model.folder.fingerprint, teacher and teacher.fingerprint, *texts, options)
-    return hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()[:16]
+    teacher_is = teacher and teacher.fingerprint
+    return work_key(model=model.folder.fingerprint, teacher=teacher_is, texts=texts, options=asdict(options))
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from grouper.errors import GrouperError
-from grouper.outputs import locked, refuse_existing, refuse_inside
+from grouper.outputs import locked, refuse_existing, refuse_inside, work_key
 
 HOLD = """
 import sys, time
@@ -77,3 +77,17 @@ def test_no_output_in_around_or_in_place_of_the_model(tmp_path):
     refuse_inside(tmp_path / "models" / "mine-regrouped", model)
     refuse_inside(model / "run", None)
     assert os.listdir(model) == []
+
+
+def test_work_in_progress_has_the_same_name_when_options_that_are_off_are_added():
+    options = {"lr": 0.1, "steps": None, "inner": {"kl": 1.0, "hidden": 0.0}}
+    name = work_key(model="a", options=options)
+    inner = {**options["inner"], "new": None}
+    more = {"set": (), "tracker": None, "fast": False, "word": "", **options, "inner": inner}
+    assert work_key(options=dict(reversed(more.items())), model="a") == name  # in whatever order
+    assert len(name) == 16 and name != work_key(model="b", options=options)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.2}, {"lr": 0}, {"steps": 0}, {"fast": True}, {"set": ["a"]}, {"lr": None}])
+def test_any_other_option_gives_another_name(change):
+    assert work_key(options={"lr": 0.1, "steps": None, **change}) != work_key(options={"lr": 0.1, "steps": None})

@@ -1,0 +1,46 @@
+"""Logits of exported folders on a fixed prompt, for bench/same.py.
+
+As transformers loads them: all tokens at once, and where there is a cache, also half of them behind the other half.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+TOKENS = 24
+
+
+def loaded(folder: Path) -> torch.nn.Module:
+    """By the Auto class of a modelling file that travels along, else by the class that config.json names."""
+    config = json.loads((folder / "config.json").read_text())
+    architecture = config["architectures"][0]
+    auto = next((a for a, c in config.get("auto_map", {}).items() if c.endswith(architecture)), None)
+    options = {"dtype": torch.float32, **({"trust_remote_code": True} if auto else {})}
+    return getattr(transformers, auto or architecture).from_pretrained(folder, **options).eval()
+
+
+@torch.inference_mode()
+def logits_of(folder: Path) -> dict[str, torch.Tensor]:
+    """[2, tokens, vocabulary] for each way to come to them."""
+    model = loaded(folder)
+    prompt = torch.randint(3, model.config.vocab_size, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    if model.config.is_encoder_decoder:
+        call = {"input_ids": prompt.flip(1)}
+        name = "decoder_input_ids"
+    else:
+        call, name = {}, "input_ids"
+    found = {"whole": model(**call, **{name: prompt}).logits}
+    if getattr(model.config, "use_cache", False) and model.can_generate():
+        half = TOKENS // 2
+        first = model(**call, **{name: prompt[:, :half]}, use_cache=True)
+        rest = model(**call, **{name: prompt[:, half:]}, use_cache=True, past_key_values=first.past_key_values)
+        found["cached"] = torch.cat([first.logits, rest.logits], 1)
+    return found
+
+
+def write(output: str, folders: list[str]) -> None:
+    found = {f"{f}, {how}": t.contiguous() for f in folders for how, t in logits_of(Path(f)).items()}
+    save_file(found, output)

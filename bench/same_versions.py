@@ -1,0 +1,111 @@
+"""A version of Grouper that bench/same.py runs: its code, and its commands as children of this process."""
+
+import importlib.util
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.update(
+    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)  # fmt: skip
+
+# Packages that commands import, once: a command is a child of this process, which begins where `python -m` would.
+PACKAGES = (
+    "torch", "torch._dynamo", "torch.optim", "transformers", "transformers.dynamic_module_utils",
+    "transformers.modeling_utils", "transformers.generation.utils", "accelerate", "scipy.stats", "moocore",
+    "matplotlib.pyplot", "plotly.offline", "gguf", "rich.console", "typer",
+)  # fmt: skip
+
+
+def import_packages() -> None:
+    for package in PACKAGES:
+        importlib.import_module(package)
+
+
+@dataclass(frozen=True)
+class Version:
+    """tree: the code. work: where its commands run, one folder a model, so that both are told the same paths."""
+
+    name: str
+    tree: Path
+    work: Path
+
+    def command(self, *arguments: object) -> None:
+        """`python -m cli ARGUMENTS`, in this process."""
+        sys.argv = ["cli", *map(str, arguments)]
+        runpy.run_module("cli", run_name="__main__", alter_sys=True)
+
+    def start(self, folder: str, log: str, work: Callable[[], object]) -> int:
+        """A child that does work in work/FOLDER with this version's modules; its output goes to LOG.out and LOG.err."""
+        place = self.work / folder
+        place.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        if child := os.fork():
+            return child
+        code = 70
+        try:
+            os.chdir(place)
+            for number, name in enumerate((os.devnull, f"{log}.out", f"{log}.err")):
+                os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+            sys.path[0] = os.environ["PYTHONPATH"] = str(self.tree)  # in the place of this script's folder
+            modules = str(self.work / "modules")  # transformers keeps a modelling file by the name of its folder
+            sys.modules["transformers.dynamic_module_utils"].HF_MODULES_CACHE = modules
+            os.environ["HF_MODULES_CACHE"] = modules
+            work()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def checked_out(repository: Path, commit: str, tree: Path) -> Iterator[None]:
+    """A git worktree of this commit, for a while."""
+    subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, commit], cwd=repository, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=repository, check=True)
+
+
+def copy_working_tree(repository: Path, tree: Path) -> None:
+    """As it is now, so that it may be edited meanwhile; without what git ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=repository, check=True,
+        capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if (repository / name).is_file():  # else it is deleted, and not yet committed
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / name, tree / name)
+
+
+def check_code(version: Version) -> None:
+    """Stop where another copy of Grouper would be run than the one that is meant."""
+
+    def places() -> None:
+        names = ("cli", "grouper", "search", "fitness")
+        print(*(importlib.util.find_spec(name).origin for name in names), sep="\n")
+
+    if ended(version.start(".", "places", places)):
+        raise SystemExit((version.work / "places.err").read_text())
+    for place in (version.work / "places.out").read_text().splitlines():
+        if not Path(place).is_relative_to(version.tree):
+            raise SystemExit(f"{version.name} would run {place}, not {version.tree}")

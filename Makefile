@@ -34,9 +34,10 @@ faults: $(READY)
 	PYTHONPATH=.:bench $(BIN)/python bench/faults.py
 	PYTHONPATH=.:bench $(BIN)/python bench/kills.py
 
-# Changes the code line by line and lists what the tests do not notice: hours, for people, not for CI.
+# Changes the code line by line and lists what the tests do not notice: hours, for people, not for CI. Of a part alone:
+# make mutants ONLY='grouper.uptraining*'
 mutants: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(ONLY),'$(ONLY)')
 	$(BIN)/mutmut results
 
 $(READY): pyproject.toml constraints.txt

@@ -44,7 +44,6 @@ class Sample:
 
 
 SAMPLES = (
-    Sample("demo", "demo", thorough=True),
     Sample("separate", "llama", {**MHA, "head_dim": 16}, thorough=True),
     Sample("stacked", "phi3", GQA),
     Sample("per-group", "gpt_neox", {**MHA, "rotary_pct": 0.5, "use_parallel_residual": False}),
@@ -58,6 +57,7 @@ SAMPLES = (
     Sample("moe", "mixtral", {**GQA, "num_local_experts": 4}),
     Sample("bert", "bert", BERT, encoder="BertForMaskedLM"),
     Sample("t5", "t5", T5, encoder="T5ForConditionalGeneration", pairs=True, thorough=True),
+    Sample("demo", "demo"),
 )
 
 

@@ -57,7 +57,7 @@ class Comparison:
         """Both at the same time; compare and tell."""
         found, began = Found(), time.monotonic()
         children = [v.start(self.sample.name, step, partial(work, v)) for v in self.versions]
-        codes = [ended(child) for child in children]
+        codes = ended(*children)
         if codes[0] == 0 and codes[1] == 0:
             for old, new in (self.places(name) for name in outputs):
                 self.output(found, old, new)
@@ -212,8 +212,10 @@ def main() -> None:
             tokenizer = next(old.tree.rglob("demo/tokenizer.json")).parent
             for sample in (s for s in SAMPLES if s.name in only):
                 model = place / "models" / sample.name
-                if sample.family != "demo" and ended(old.start(".", "make", partial(make, sample, model, tokenizer))):
-                    raise SystemExit((old.work / "make.err").read_text())
+                if sample.family != "demo":
+                    child = old.start(".", "make", partial(make, sample, model, tokenizer))
+                    if ended(child) != [0]:
+                        raise SystemExit((old.work / "make.err").read_text())
                 comparison = Comparison(old, new, sample, place / "models", args.tolerance)
                 go_through(comparison, steps)
                 failed += [sample.name] if comparison.failed else []

@@ -4,11 +4,12 @@ import importlib.util
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Version:
             return child
         code = 70
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.chdir(place)
             for number, name in enumerate((os.devnull, f"{log}.out", f"{log}.err")):
                 os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
@@ -70,9 +72,15 @@ class Version:
             os._exit(code)
 
 
-def ended(child: int) -> int:
-    """Exit status, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def ended(*children: int) -> list[int]:
+    """Exit statuses, negative for a signal. They end with this process, too."""
+    try:
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    except BaseException:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        raise
 
 
 @contextmanager
@@ -104,7 +112,7 @@ def check_code(version: Version) -> None:
         names = ("cli", "grouper", "search", "fitness")
         print(*(importlib.util.find_spec(name).origin for name in names), sep="\n")
 
-    if ended(version.start(".", "places", places)):
+    if ended(version.start(".", "places", places)) != [0]:
         raise SystemExit((version.work / "places.err").read_text())
     for place in (version.work / "places.out").read_text().splitlines():
         if not Path(place).is_relative_to(version.tree):

@@ -3,7 +3,7 @@
 import copy
 from typing import TYPE_CHECKING, Any
 
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, as_one_line
 from grouper.model.families import FAMILIES, REFUSED, Family
 
 if TYPE_CHECKING:
@@ -114,10 +114,12 @@ def setting(config: dict, key: str, otherwise: Any = NOTHING) -> Any:
 
 
 def configured(config: dict) -> "PretrainedConfig":
-    """The object that transformers makes of config.json, which it edits; so it is given a copy."""
+    """The object that transformers makes of config.json, which it edits; so it is given a copy. Raises GrouperError
+    where transformers refuses it."""
     from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+    with as_one_line("transformers does not take this config.json"):
+        return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
 
 
 def _default(config: dict, key: str) -> Any:

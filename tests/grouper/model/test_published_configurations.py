@@ -33,7 +33,9 @@ PUBLISHED = {  # what their config.json says beside the sizes; factors are short
     "Phi-3-mini-128k": {
         "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "sliding_window": 262144, "rope_theta": 10000.0,
         "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
-        "rope_scaling": {"long_factor": [1.03, 1.05, 1.1, 1.3], "short_factor": [1.0, 1.0, 1.02, 1.1], "type": "longrope"},
+        "rope_scaling": {
+            "long_factor": [1.03, 1.05, 1.1, 1.3], "short_factor": [1.0, 1.0, 1.02, 1.1], "type": "longrope",
+        },
     },
     "Phi-4-mini": {
         "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "sliding_window": 262144, "rope_theta": 10000.0,

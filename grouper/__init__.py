@@ -12,6 +12,7 @@ from grouper.lazy import lazily
 
 if TYPE_CHECKING:
     import grouper.export as export
+    from grouper.calibration.calibration import Calibration as Calibration
     from grouper.calibration.source import TextSource as TextSource
     from grouper.errors import GrouperError as GrouperError
     from grouper.export.options import ExportOptions as ExportOptions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from grouper.model.checkpoint import Checkpoint as Checkpoint
     from grouper.model.inspection import inspect as inspect
     from grouper.progress import progress_bar as progress_bar
+    from grouper.refinement.layer import RefineOptions as RefineOptions
     from grouper.uptraining.options import UptrainOptions as UptrainOptions
     from grouper.uptraining.uptrain import uptrain_model as uptrain_model
 
@@ -34,12 +36,14 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 MODULES = {
     "Architecture": "grouper.model.architecture",
+    "Calibration": "grouper.calibration.calibration",
     "Checkpoint": "grouper.model.checkpoint",
     "ExportOptions": "grouper.export.options",
     "GrouperError": "grouper.errors",
     "Grouping": "grouper.layout",
     "HeadLayout": "grouper.layout",
     "LayerLayout": "grouper.layout",
+    "RefineOptions": "grouper.refinement.layer",
     "TextSource": "grouper.calibration.source",
     "UptrainOptions": "grouper.uptraining.options",
     "inspect": "grouper.model.inspection",

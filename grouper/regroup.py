@@ -23,11 +23,10 @@ from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import Merge
 from grouper.model.architecture import Architecture
-from grouper.model.auto import check_transformers
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.header_check import check_tensors
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
+from grouper.model.loadable import check_model
 from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
@@ -54,8 +53,7 @@ class Regrouper:
         self.checkpoint, self.calibration, self.device, self.memory = checkpoint, calibration, device, memory
         self.ranks = ranks
         self.architecture = Architecture.of(checkpoint.config)
-        check_tensors(checkpoint, self.architecture)
-        check_transformers(self.architecture.family)
+        check_model(checkpoint)
         self._kept: dict[tuple, MergedLayer] = {}
         self._moments: KeptMoments | None = None
         self._temporary: tempfile.TemporaryDirectory | None = None

@@ -12,9 +12,8 @@ from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer
 from grouper.export.write import MARKER
-from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.header_check import check_tensors
+from grouper.model.loadable import check_model
 from grouper.model.opening import open_model
 from grouper.uptraining.exported import ExportedModel
 from search.evaluation import texts_of
@@ -65,7 +64,7 @@ def evaluate_model(
         if exported.base is not exported.folder:  # else it was folded into another class, which is measured alone
             return _of_export(exported, source, tasks, window, limit, device, memory)
     checkpoint = Checkpoint.open(model).local()
-    check_tensors(checkpoint, Architecture.of(checkpoint.config))
+    check_model(checkpoint)
     texts = texts_of(checkpoint, source, tasks, window, limit)
     opened = open_model(checkpoint, device, memory)
     if opened.architecture.encodes:

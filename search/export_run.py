@@ -2,8 +2,8 @@
 
 import math
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
 from grouper.export import Exported, ExportOptions, export_model
+from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
 from grouper.export.write import MARKER, already_written, check_exportable
 from grouper.layout import HeadLayout
@@ -126,10 +127,11 @@ def carry_out(
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
 
         def write() -> Exported:
-            exported = export_model(
-                regrouper.checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options,
-                origin=origin, progress=progress,
-            )  # fmt: skip
+            with told_where(kept):
+                exported = export_model(
+                    regrouper.checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options,
+                    origin=origin, progress=progress,
+                )  # fmt: skip
             if kept:
                 with suppress(OSError):  # a run that cannot be written to: its report lacks this
                     note(origin["refined"]["errors"])
@@ -139,6 +141,19 @@ def carry_out(
             return push(exported, destination)
 
         return regrouper.ranks.first_does(write)
+
+
+@contextmanager
+def told_where(kept: Path | None) -> Iterator[None]:
+    """A self-test that fails throws no refinement away: the line says where that is."""
+    try:
+        yield
+    except SelfTestFailed as error:
+        if kept is None:
+            raise
+        raise SelfTestFailed(
+            f"{error}; the refined layers stay in {kept}, the same command goes on from there"
+        ) from error
 
 
 def choose_layout(

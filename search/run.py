@@ -10,6 +10,7 @@ from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside, write_text
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
@@ -55,6 +56,7 @@ def search(
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
+    check_model(checkpoint)  # before anything is downloaded
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
     calibration = options.calibration(keep_calibration)

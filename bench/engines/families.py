@@ -14,7 +14,8 @@ import torch
 from matrix import TOKENS, cell, environment, version
 
 from grouper import Checkpoint, ExportOptions, export
-from grouper.export.self_test import gathered_reference
+from grouper.export.format import Job
+from grouper.export.reference import gathered_reference
 from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
 from grouper.regroup import Regrouper
@@ -67,7 +68,7 @@ def main() -> None:
             if done.export_class != deploy:  # the family has no such class
                 continue
             merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
-            with gathered_reference(checkpoint, layout, merged) as reference:
+            with gathered_reference(Job(checkpoint, layout, merged, ExportOptions())) as reference:
                 expected = reference.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
             cells = [
                 cell(e, python, variables, target, prompt[0].tolist(), expected, args.work)

@@ -19,7 +19,8 @@ import torch
 from grouper import Checkpoint, ExportOptions, HeadLayout, export
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
-from grouper.export.self_test import gathered_reference
+from grouper.export.format import Job
+from grouper.export.reference import gathered_reference
 from grouper.merging import MERGES
 from grouper.regroup import Regrouper
 
@@ -67,7 +68,7 @@ def main() -> None:
         )
         options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
         merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
-        with gathered_reference(checkpoint, layout, merged) as reference:
+        with gathered_reference(Job(checkpoint, layout, merged, ExportOptions())) as reference:
             written = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         expected[name] = written[0, prompt.shape[1] :].tolist()
     print(f"| engine | {' | '.join(LAYOUTS)} |\n|{' --- |' * (len(LAYOUTS) + 1)}", flush=True)

@@ -28,7 +28,8 @@ TOLERANCE = 1e-4  # largest difference of a logit
 class Job:
     """One model to write. checkpoint: the original, on this disk. merged(layer): its new weights. around: of the
     tensors outside the layers (embedding, last norm, head), by their names in the checkpoint, those that changed.
-    compared: filled by `write` with what it copied and found the same when it read it back."""
+    compared: filled by `write` with what it copied and found the same when it read it back. checksums: filled by it
+    with the CRC-32 of each tensor's bytes, by the name that it was written under."""
 
     checkpoint: Checkpoint
     layout: HeadLayout
@@ -36,6 +37,7 @@ class Job:
     options: ExportOptions
     around: Mapping[str, Tensor] = field(default_factory=dict)
     compared: dict[str, Stored] = field(default_factory=dict)
+    checksums: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -54,13 +56,15 @@ def changed(checkpoint: Checkpoint, around: Mapping[str, Tensor], name: str) -> 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """largest_difference: of a logit, of attention's output over its size, or of a weight. same_tokens: greedy ones, of
-    so many `tokens`, where some were generated. told: what was compared, where that is something else than logits."""
+    """largest_difference: of a logit, or of what a layer adds to the stream, relative to that; the larger one.
+    same_tokens: greedy ones, of so many `tokens`, where some were generated. told: what was compared and how it came
+    out. where: the part that differs most, if that is more than rounding."""
 
     largest_difference: float
     same_tokens: int
     tokens: int
     told: str | None = None
+    where: str = ""
 
     @property
     def passed(self) -> bool:
@@ -72,6 +76,10 @@ class SelfTest:
             return self.told
         agree = f"{self.same_tokens} of {self.tokens} greedy tokens agree"
         return f"logits differ by {self.largest_difference:.1g}, {agree}"
+
+
+class SelfTestFailed(GrouperError):
+    """An exported folder that does not compute what was merged."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,9 @@ class Format(Entry, ABC):
         was written as, and why it is not the one that the layout allows."""
 
     @abstractmethod
-    def verify(self, job: Job, folder: Path) -> SelfTest:
-        """Read back what was written and compare it with the merge. Raises GrouperError where it differs."""
+    def verify(self, job: Job, folder: Path, export_class: str) -> SelfTest:
+        """Read back what was written and compare it with the merge. export_class: what `write` returned. Raises
+        SelfTestFailed where it differs."""
 
     @abstractmethod
     def weight_bytes(self, folder: Path) -> int: ...

@@ -1,154 +1,84 @@
-"""The self-test of models that are not to be held in memory: layer by layer, attention computed, everything else
-compared.
+"""The self-test of models that are not to be held in memory: layer by layer.
 
-Of each layer, the exported class's own attention and the original class's, with one K and V head per query head
-gathered by index from the merged weights, get the same random stream; what they give must agree. Every other tensor
-must be the original's, or what refinement left of it, to the bit. Computed in float32: one attention does not amplify
-rounding.
+Of each layer, the exported class and the original class, the latter with one K and V head per query head gathered by
+index from the merged weights, get the same random stream. What attention adds to it and what the rest of the layer adds
+must agree. Both take the weights beside attention from the exported files, which are compared with what was to be
+written, to the bit. Computed in float32: one layer of a random stream does not amplify rounding.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from grouper.attention import Merged, MergedLayer
-from grouper.calibration.streams import stub_arguments
-from grouper.errors import GrouperError
-from grouper.export.format import NOTHING, SelfTest, changed
+from grouper.attention import MergedLayer
+from grouper.calibration.streams import run_layer, stub_arguments
+from grouper.export.format import Job, SelfTest
 from grouper.export.hf import ragged
-from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
+from grouper.export.hf.export_class import ExportClass
+from grouper.export.layer_adds import LayerAdds, worst_difference
+from grouper.export.written import check_layer, check_outside
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import exchanged
-from grouper.model.shards import Stored, same_bytes, stored
-from grouper.model.streamed import Skeleton
+from grouper.model.streamed import Skeleton, State
 
-TOKENS = 48
+TOKENS = 16
 
 
-def run_part_test(
-    original: Checkpoint,
-    exported: Path,
-    layout: HeadLayout,
-    merged: Merged,
-    around: Mapping[str, Tensor] = NOTHING,
-    compared: Mapping[str, Stored] = NOTHING,
-) -> SelfTest:
-    """merged(layer): the weights that were to be written, heads in the layout's order. around: tensors outside the
-    layers that changed. compared: copies that were compared when they were written. Raises GrouperError where a tensor
-    beside attention is not the one that was to be written."""
-    a, written = Architecture.of(original.config), Checkpoint.open(exported)
-    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written a moment ago
-    ours, theirs = Skeleton(written, a, own_code), Skeleton(original, a)
+def run_part_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTest:
+    """Raises SelfTestFailed where a tensor is not the one that was to be written."""
+    a, written = job.architecture, Checkpoint.open(exported)
+    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written or checked a moment ago
+    ours, theirs = Skeleton(written, a, own_code), Skeleton(job.checkpoint, a)
     for skeleton in (ours, theirs):
         skeleton.fill_positions()
     stream = torch.randn(1, TOKENS, a.hidden_size, generator=torch.Generator().manual_seed(0))
     arguments = [stub_arguments(skeleton, TOKENS) for skeleton in (ours, theirs)]
-    worst = 0.0
-    with ThreadPoolExecutor(1) as reader:  # what is read, merged and compared, while attention is computed
-        comparing = reader.submit(compare_around, original, written, a, around, compared)
-        ahead = reader.submit(merged, 0)
-        for layer, layer_layout in enumerate(layout.layers):
-            done, dtype = ahead.result(), a.stored_dtype(original, layer)
+    worst = (0.0, "")
+    with ThreadPoolExecutor(1) as reader:  # reads, merges and compares while layers are computed
+        comparing = reader.submit(check_outside, job, written)
+        ahead = reader.submit(job.merged, 0)
+        for layer in range(a.layers):
+            done = ahead.result()
             comparing.result()
             if layer + 1 < a.layers:
-                ahead = reader.submit(merged, layer + 1)
-            as_stored = MergedLayer(done.attention.to(dtype).to(torch.float32))
-            comparing = reader.submit(compare_beside_attention, original, written, a, layer, done.others, compared)
-            with ours.attention_loaded(layer) as block:
-                got = attention_output(block, a, stream, arguments[0][layer])
-            with theirs.attention_loaded(layer) as block, exchanged(theirs, layer, block, as_stored, layer_layout):
-                wanted = attention_output(block, a, stream, arguments[1][layer])
-            worst = max(worst, difference(got, wanted))
+                ahead = reader.submit(job.merged, layer + 1)
+            known = replace(
+                job, merged=lambda asked, layer=layer, done=done: done if asked == layer else job.merged(asked)
+            )
+            comparing = reader.submit(check_layer, known, written, export_class, a.prefix(job.checkpoint, layer))
+            state = ours.state(layer)
+            with ours.filled(layer, state):
+                got = _adds(ours, layer, stream, arguments[0][layer])
+            with _gathered(theirs, job, layer, done, state):
+                wanted = _adds(theirs, layer, stream, arguments[1][layer])
+            worst = max(worst, worst_difference(got, wanted), key=lambda found: found[0])
         comparing.result()
-    told = f"layer by layer, attention differs by {worst:.1g} of its size, all other tensors are as they were to be"
-    return SelfTest(worst, 0, 0, told)
+    told = "every layer of the folder gives what the merged layer gives"
+    return SelfTest(worst[0], 0, 0, f"{told} (largest difference {worst[0]:.1g} of what it adds)", worst[1])
 
 
-def difference(got: Tensor, wanted: Tensor) -> float:
-    """The largest, over the largest number wanted; infinite where one is not finite, for NaN would pass for small."""
-    found = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
-    return found if math.isfinite(found) else math.inf
+@contextmanager
+def _gathered(theirs: Skeleton, job: Job, layer: int, done: MergedLayer, state: State) -> Iterator[nn.Module]:
+    """The original's layer with the merged attention as stored, and everything else of the exported files."""
+    a = job.architecture
+    beside = {n: t for n, t in state.items() if n not in a.attention_tensors(layer) and theirs.has(layer, n)}
+    attention = done.attention.to(a.stored_dtype(job.checkpoint, layer)).to(torch.float32)
+    with (
+        theirs.filled(layer, beside) as block,
+        exchanged(theirs, layer, block, MergedLayer(attention), job.layout.layers[layer]),
+    ):
+        yield block
 
 
 @torch.no_grad()
-def attention_output(block: nn.Module, a: Architecture, stream: Tensor, arguments: tuple[tuple, dict]) -> Tensor:
-    """What the layer's attention makes of a stream; the rest of the layer is not run, and has no weights."""
-    found: list[Tensor] = []
-
-    def stop(_module, _inputs, output) -> None:
-        found.append(output)
-        raise _Enough
-
-    module = block.get_submodule(a.family.attention)
-    last = a.family.o.rpartition(".")[2]
-    hook = getattr(module, last if hasattr(module, last) else ragged.PROJECTIONS[3]).register_forward_hook(stop)
-    try:
-        with suppress(_Enough):
-            block(stream, *arguments[0], **arguments[1])
-    finally:
-        hook.remove()
-    return found[0]
-
-
-def compare_around(
-    original: Checkpoint,
-    written: Checkpoint,
-    a: Architecture,
-    around: Mapping[str, Tensor] = NOTHING,
-    compared: Mapping[str, Stored] = NOTHING,
-) -> None:
-    """What stands around the layers is the original's, or what it became."""
-    layers = tuple(a.prefix(original, layer) for layer in range(a.layers))
-    for name in (n for n in original.tensors if not n.startswith(layers)):
-        if name in around:
-            check(name, name in written and torch.equal(written.tensor(name), changed(original, around, name)))
-        else:
-            check(name, same(original, written, name, compared))
-
-
-def compare_beside_attention(
-    original: Checkpoint,
-    written: Checkpoint,
-    a: Architecture,
-    layer: int,
-    others: dict[str, Tensor],
-    compared: Mapping[str, Stored] = NOTHING,
-) -> None:
-    """A layer's other tensors are the original's, or what refinement left of them: `others`."""
-    prefix, attention = a.prefix(original, layer), a.attention_tensors()
-    for name in (n for n in original.tensors if n.startswith(prefix)):
-        inner = name.removeprefix(prefix)
-        if inner not in attention:
-            if name not in written:
-                check(name, False)
-            elif inner in others:
-                wanted = others[inner].to(original.tensors[name].torch_dtype)
-                check(name, torch.equal(written.tensor(name), wanted))
-            else:
-                check(name, same(original, written, name, compared))
-
-
-def same(original: Checkpoint, written: Checkpoint, name: str, compared: Mapping[str, Stored]) -> bool:
-    """Whether the tensor of this name is the original's to the bit: as it was found when it was written, if the
-    original's is what was copied then; else both are read."""
-    if name not in written:
-        return False
-    wanted = stored(original, name)
-    return compared.get(name) == wanted or same_bytes(wanted, stored(written, name))
-
-
-def check(name: str, same: bool) -> None:
-    if not same:
-        raise GrouperError(
-            f"the exported model failed its self-test: {name} is not what was to be written; nothing was written"
-        )
-
-
-class _Enough(Exception):
-    """What attention gives is known."""
+def _adds(model: Skeleton, layer: int, stream: Tensor, arguments: tuple[tuple, dict]) -> LayerAdds:
+    """What this layer adds to the stream."""
+    recorder = LayerAdds(model.model, model.architecture)
+    with recorder.recording([layer]):
+        run_layer(model.layer(layer), stream, arguments)
+    return recorder

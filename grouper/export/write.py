@@ -13,13 +13,13 @@ from torch import Tensor
 from grouper.errors import GrouperError
 from grouper.export.card import model_card
 from grouper.export.eval_results import write_eval_results
-from grouper.export.format import NOTHING, ExportOptions, Format, Job, SelfTest
+from grouper.export.format import NOTHING, ExportOptions, Format, Job, SelfTest, SelfTestFailed
 from grouper.export.formats import FORMATS
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.header_check import check_tensors
+from grouper.model.loadable import check_model
 from grouper.outputs import new_folder, refuse_inside, temporary_folder, write_json, write_text
 from grouper.progress import Progress, untold
 from grouper.regroup import Merged, Regrouper
@@ -94,11 +94,15 @@ def export_model(
         job = Job(checkpoint, layout, merged, options, around)
         facts = {"merge": merge, **(origin or {})}
         export_class, note = form.write(job, folder, facts, progress)
+        try:
+            self_test = form.verify(job, folder, export_class)
+        except SelfTestFailed as error:
+            raise SelfTestFailed(f"{error}; nothing was written") from error
         report = Exported(
             str(output), options.format, export_class,
             kv_bytes_per_token=kv_bytes(described or layout),
             weight_bytes=(checkpoint.nbytes, form.weight_bytes(folder)),
-            engines=form.engines(job.architecture, export_class), self_test=form.verify(job, folder), note=note,
+            engines=form.engines(job.architecture, export_class), self_test=self_test, note=note,
             loader=form.loader(checkpoint.config),
             kv_bytes_per_source_token=kv_bytes_of_source(described or layout),
         )  # fmt: skip
@@ -112,7 +116,7 @@ def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: Export
     """The format to write. Raises GrouperError where it would refuse: before anything dear is done."""
     form = FORMATS.named(options.format)
     form.check(checkpoint, layout, options)
-    check_tensors(checkpoint, Architecture.of(checkpoint.config))
+    check_model(checkpoint)
     return form
 
 
@@ -131,6 +135,7 @@ def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, rep
     shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed")}
     layout = json.loads(described.to_json())
     everything = {"base_model": job.checkpoint.title, **facts, "layout": layout, "report": shown}
+    everything |= {"crc32": dict(sorted(job.checksums.items()))} if job.checksums else {}
     write_json(folder / MARKER, everything, indent=None)
     write_eval_results(folder, facts.get("measured") or {})
     form = FORMATS.named(report.format)

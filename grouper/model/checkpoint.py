@@ -1,5 +1,6 @@
 """A model on disk or on the Hub, read tensor by tensor."""
 
+import copy
 import hashlib
 import json
 import math
@@ -22,6 +23,12 @@ if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DEMO = Path(__file__).parent.parent / "data" / "demo"
+EXPECTED = "expected the folder or Hub id of a Hugging Face model"
+OTHER_FOLDERS = {  # files that tell what a folder without config.json is, and what to do
+    "adapter_config.json": "it is a LoRA adapter; load it on its base with peft, call merge_and_unload() and save that",
+    ".gguf": "GGUF files are not read; give the Hugging Face original, or load the file with transformers "
+    "(from_pretrained(folder, gguf_file=...)), dequantise and save it",
+}
 LARGEST = 1e12  # of a weight: squares of larger ones, summed up, leave float32
 SAMPLE = 1024  # bytes of each end of a tensor that enter the fingerprint
 
@@ -37,13 +44,19 @@ class Checkpoint:
     def __init__(self, name: str, source: Source):
         self.name, self.source = name, source
         self._before: dict[str, str] = {}
-        self.config: dict = self._json("config.json")
-        check_configuration(self.config, name)
-        if "quantization_config" in self.config:
+        self.judged = False  # whether transformers was asked if it finds every tensor: grouper.model.loadable
+        self._config: dict = self._json("config.json")
+        check_configuration(self._config, name)
+        if self._config.get("quantization_config") is not None:
             raise GrouperError(
                 f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and "
                 "save it as bfloat16"
             )
+
+    @property
+    def config(self) -> dict:
+        """config.json as it is on disk: a copy for each caller, because transformers edits the one that it is given."""
+        return copy.deepcopy(self._config)
 
     @classmethod
     def open(cls, model: str | os.PathLike, revision: str | None = None) -> "Checkpoint":
@@ -65,8 +78,10 @@ class Checkpoint:
         return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
 
     def _json(self, file: str) -> dict:
-        if file not in self.source.files():
-            raise GrouperError(f"{self.name} has no {file}: expected the folder or Hub id of a Hugging Face model")
+        present = self.source.files()
+        if file not in present:
+            why = next((why for sign, why in OTHER_FOLDERS.items() if any(f.endswith(sign) for f in present)), EXPECTED)
+            raise GrouperError(f"{self.name} has no {file}: {why}")
         return json_object(
             self.source.path(file).read_text(encoding="utf-8", errors="replace"), f"{file} of {self.name}"
         )
@@ -74,6 +89,8 @@ class Checkpoint:
     @cached_property
     def weight_files(self) -> list[str]:
         present = self.source.files()
+        if SINGLE in present:  # transformers takes it before an index
+            return [SINGLE]
         if INDEX in present:
             weight_map = self._json(INDEX).get("weight_map")
             if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
@@ -89,12 +106,16 @@ class Checkpoint:
                         f"{INDEX} of {self.name} names {file}, which is missing: download the model again"
                     )
             return files
-        files = [SINGLE] if SINGLE in present else [f for f in present if f.endswith(".safetensors")]
-        if len(files) != 1:
-            what = "no safetensors" if not files else f"{len(files)} safetensors files and no {INDEX}"
-            again = "load it with transformers and save_pretrained() it (other formats are not read)"
-            raise GrouperError(f"{self.name} has {what}: {again}")
-        return files
+        return self._without_index(present)
+
+    def _without_index(self, present: list[str]) -> list[str]:
+        """Never more than one file: transformers takes model.safetensors alone."""
+        files = [f for f in present if f.endswith(".safetensors")]
+        if len(files) == 1:
+            raise GrouperError(f"{self.name} has {files[0]}: rename it to {SINGLE}, which transformers looks for")
+        what = "no safetensors" if not files else f"{len(files)} safetensors files and no {INDEX}"
+        again = "load it with transformers and save_pretrained() it (other formats are not read)"
+        raise GrouperError(f"{self.name} has {what}: {again}")
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -183,7 +204,7 @@ class Checkpoint:
         tensor."""
         if self.source.commit:
             return self.source.commit
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self._config, sort_keys=True).encode())
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name} {info.dtype} {info.shape}".encode())
             digest.update(self.source.read(info.file, info.start, min(info.start + SAMPLE, info.stop)))

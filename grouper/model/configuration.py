@@ -1,9 +1,13 @@
 """What a model's config.json says, under whatever names and with its class's defaults for what it leaves out."""
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, as_one_line
 from grouper.model.families import FAMILIES, REFUSED, Family
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ALIASES = {  # what older or other configurations call it
     "num_attention_heads": ("n_head", "n_heads", "num_heads", "encoder_attention_heads"),
@@ -36,10 +40,27 @@ def decoder_config(config: dict) -> dict:
     )
 
 
+OURS = "grouper_ragged_"  # how the model_type of a ragged export begins
+
+
+def is_known(config: dict) -> bool:
+    """Whether the model's type is one that can be regrouped, or an export of one."""
+    outer = config.get("model_type")
+    if not isinstance(outer, str):
+        return False
+    types = (outer, decoder_config(config).get("model_type"))
+    return any(isinstance(t, str) and t.removeprefix(OURS) in FAMILIES for t in types)
+
+
 def family_of(config: dict) -> Family:
     """Raises GrouperError where the model's type cannot be regrouped."""
-    outer = config.get("model_type", "nothing")
-    model_type = decoder_config(config).get("model_type") or "nothing"
+    outer = config.get("model_type")
+    model_type = decoder_config(config).get("model_type")
+    if not model_type:
+        raise GrouperError(
+            "config.json has no model_type: expected the configuration of a Hugging Face model, as save_pretrained() "
+            "writes it"
+        )
     for name in (model_type, outer):
         if name in REFUSED:
             raise GrouperError(f"models of type {name!r} cannot be regrouped: {REFUSED[name]}")
@@ -90,6 +111,15 @@ def setting(config: dict, key: str, otherwise: Any = NOTHING) -> Any:
     if value is None and otherwise is NOTHING:
         raise GrouperError(f"config.json has no {key}, which a {config['model_type']} model needs")
     return otherwise if value is None else value
+
+
+def configured(config: dict) -> "PretrainedConfig":
+    """The object that transformers makes of config.json, which it edits; so it is given a copy. Raises GrouperError
+    where transformers refuses it."""
+    from transformers import CONFIG_MAPPING
+
+    with as_one_line("transformers does not take this config.json"):
+        return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
 
 
 def _default(config: dict, key: str) -> Any:
@@ -143,7 +173,5 @@ def sliding_windows(config: dict, layers: int) -> tuple[int | None, ...]:
         return (None,) * layers
     kinds = config.get("layer_types")
     if kinds is None:
-        from transformers import CONFIG_MAPPING
-
-        kinds = getattr(CONFIG_MAPPING[config["model_type"]](**config), "layer_types", None)
+        kinds = getattr(configured(config), "layer_types", None)
     return tuple(window if kinds is None or kinds[i] == "sliding_attention" else None for i in range(layers))

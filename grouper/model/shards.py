@@ -8,7 +8,8 @@ that each lies where its numbers may.
 import json
 import struct
 import threading
-from collections.abc import Callable, Generator, Iterable
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ from grouper.model.safetensors_header import DTYPES, TensorInfo, read_header
 from grouper.threads import in_background
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
+INFINITY = {  # the bits of infinity, as an integer of the same size
+    "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F80_0000),
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+}  # fmt: skip
 BUFFER = 2**20  # bytes that are copied or compared at a time: what a core's own cache holds
 
 
@@ -75,11 +80,13 @@ def write_shards(
     tensors: Iterable[tuple[str, Entry]],
     shard_bytes: int,
     compared: dict[str, Stored] | None = None,
+    checksums: dict[str, int] | None = None,
 ) -> Generator[str, None, None]:
     """Write tensors as safetensors shards with an index, yielding each name; holds what two shards have of loaded
     tensors: one is written while the next one's are made. compared: filled with what was copied, by name, once the copy
     was read back and found the same; a shard is read back as soon as it is written, while the system still has both in
-    memory. Close the iterator when it is not gone through: a thread may be writing.
+    memory. checksums: filled with the CRC-32 of each tensor's bytes. Raises GrouperError where a tensor that is copied
+    holds NaN or infinity. Close the iterator when it is not gone through: a thread may be writing.
 
     The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
     model.safetensors.
@@ -87,11 +94,11 @@ def write_shards(
     weight_map: dict[str, int] = {}
     shard: dict[str, Entry] = {}
     written = held = total = 0
-    given_up = threading.Event()
+    given_up, sums = threading.Event(), {} if checksums is None else checksums
     with in_background(given_up.set) as background:
         for name, tensor in tensors:
             if held and held + tensor.nbytes > shard_bytes:
-                background(_write_and_compare, folder / f"shard-{written}", shard, compared, given_up)
+                background(_write_and_compare, folder / f"shard-{written}", shard, compared, sums, given_up)
                 shard, held, written = {}, 0, written + 1
             shard[name] = tensor
             weight_map[name] = written
@@ -99,7 +106,7 @@ def write_shards(
             total += tensor.nbytes
             yield name
         if shard:
-            background(_write_and_compare, folder / f"shard-{written}", shard, compared, given_up)
+            background(_write_and_compare, folder / f"shard-{written}", shard, compared, sums, given_up)
             written += 1
     names = [SINGLE] if written == 1 else [f"model-{i + 1:05}-of-{written:05}.safetensors" for i in range(written)]
     for i, name in enumerate(names):
@@ -114,14 +121,18 @@ class _GivenUp(Exception):
 
 
 def _write_and_compare(
-    path: Path, shard: dict[str, Entry], compared: dict[str, Stored] | None, given_up: threading.Event
+    path: Path,
+    shard: dict[str, Entry],
+    compared: dict[str, Stored] | None,
+    checksums: dict[str, int],
+    given_up: threading.Event,
 ) -> None:
     def go_on() -> None:
         if given_up.is_set():
             raise _GivenUp
 
     with suppress(_GivenUp):
-        _write_shard(path, shard, go_on)
+        _write_shard(path, shard, checksums, go_on)
         if compared is not None:
             compared.update(_read_back(path, shard, go_on))
 
@@ -143,7 +154,7 @@ def _between(file: BinaryIO, start: int, stop: int) -> bytes:
     return file.read(stop - start)
 
 
-def _write_shard(path: Path, shard: dict[str, Entry], between: Callable[[], None]) -> None:
+def _write_shard(path: Path, shard: dict[str, Entry], checksums: dict[str, int], between: Callable[[], None]) -> None:
     kinds = {name: _kind(entry) for name, entry in shard.items()}
     order = sorted(shard, key=lambda name: (-DTYPES[kinds[name][0]][1], name))
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -159,9 +170,11 @@ def _write_shard(path: Path, shard: dict[str, Entry], between: Callable[[], None
             entry = shard[name]
             between()
             if isinstance(entry, Stored):
-                _copy(entry, file, between)
-            elif entry.numel():
-                file.write(entry.contiguous().flatten().view(torch.uint8).numpy())
+                checksums[name] = _copy(name, entry, file, between)
+            else:
+                numbers = entry.contiguous().flatten().view(torch.uint8).numpy()
+                file.write(numbers)
+                checksums[name] = zlib.crc32(numbers)
 
 
 def _kind(entry: Entry) -> tuple[str, list[int]]:
@@ -171,8 +184,28 @@ def _kind(entry: Entry) -> tuple[str, list[int]]:
     return CODES[str(entry.dtype).removeprefix("torch.")], list(entry.shape)
 
 
-def _copy(entry: Stored, file: BinaryIO, between: Callable[[], None]) -> None:
-    """Bytes from file to file through a small buffer, which is faster than leaving it to the system."""
+def _copy(name: str, entry: Stored, file: BinaryIO, between: Callable[[], None]) -> int:
+    """Bytes from file to file through a small buffer, which is faster than leaving it to the system. Returns their
+    CRC-32. Raises GrouperError where they hold NaN or infinity: no merge looks at such a tensor."""
+    checksum = 0
+    for part in pieces(entry, between):
+        if not all_finite(part, entry.info.dtype):
+            raise GrouperError(f"{name} in {entry.path} holds NaN or infinity: the weights are damaged")
+        checksum = zlib.crc32(part, checksum)
+        file.write(part)
+    return checksum
+
+
+def checksum_of(entry: Stored) -> int:
+    """CRC-32 of a tensor's bytes in its file."""
+    checksum = 0
+    for part in pieces(entry):
+        checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+def pieces(entry: Stored, between: Callable[[], None] = nothing) -> Iterator[memoryview]:
+    """A tensor's bytes from its file, in one small buffer that each piece replaces."""
     left, buffer = entry.nbytes, memoryview(bytearray(BUFFER))
     with open(entry.path, "rb", buffering=0) as source:
         source.seek(entry.info.start)
@@ -180,5 +213,15 @@ def _copy(entry: Stored, file: BinaryIO, between: Callable[[], None]) -> None:
             between()
             part = buffer[: min(BUFFER, left)]
             read_into(source, part)
-            file.write(part)
+            yield part
             left -= len(part)
+
+
+def all_finite(part: memoryview, dtype: str) -> bool:
+    """Whether no number of a piece is NaN or infinite: in floating point these are the ones whose exponent has all bits
+    set, so that without their sign they are the largest as integers. dtype: in the format's words."""
+    if dtype not in INFINITY:
+        return True
+    kind, infinity = INFINITY[dtype]
+    bits = np.frombuffer(part, kind)
+    return not len(bits) or int(np.bitwise_and(bits, np.iinfo(kind).max >> 1).max()) < infinity

@@ -16,6 +16,7 @@ from grouper.errors import as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.layers import Layers
+from grouper.model.loadable import quiet, without_weights
 from grouper.model.one_layer import of_layer
 
 State = dict[str, torch.Tensor]
@@ -27,16 +28,10 @@ class Skeleton(Layers):
     tensors, which an exported one goes on doing. own_code: whether the folder's modelling file is ours to run."""
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture, own_code: bool = False, device: str = "cpu"):
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
         self.checkpoint, self.architecture = checkpoint.local(), architecture
         self.device, self.dtype = device, torch.float32
-        auto = AutoModelForImageTextToText if architecture.nested else AutoModelForCausalLM
         with as_one_line(f"transformers cannot open {checkpoint.name}"):
-            config = AutoConfig.from_pretrained(self.checkpoint.folder, trust_remote_code=own_code)
-            with init_empty_weights(include_buffers=False):
-                self.model = auto.from_config(config, dtype=self.dtype, trust_remote_code=own_code).eval()
+            self.model = without_weights(self.checkpoint, own_code, dtype=self.dtype)
         self.model.requires_grad_(False)
         self.prefix = decoder_prefix((n for n, _ in self.model.named_parameters()), self.layer_name(0))
 
@@ -44,13 +39,42 @@ class Skeleton(Layers):
         return self.architecture.family.layer.format(layer=layer)
 
     def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
-        return self.attention_loaded(layer)
+        return self.filled(layer, self.state(layer))
 
-    def attention_loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
-        """The layer with the weights of its attention and its norms alone."""
-        here, inside = self.architecture.prefix(self.checkpoint, layer), f"{self.architecture.family.attention}."
-        wanted = {n: p for n, p in self.layer(layer).named_parameters() if p.ndim < 2 or n.startswith(inside)}
-        return self.filled(layer, {n: self.checkpoint.tensor(here + n).to(self.dtype) for n in wanted})
+    def has(self, layer: int, name: str) -> bool:
+        """Whether the layer's module has a parameter of this name."""
+        return name in dict(self.layer(layer).named_parameters())
+
+    def state(self, layer: int) -> State:
+        """The layer's tensors by their names in the module, in this model's type."""
+        if not self.is_stored_so(layer):
+            module = self.one_layer(layer).get_submodule(self.prefix + self.layer_name(0).rstrip("."))
+            return {name: parameter.detach() for name, parameter in module.named_parameters()}
+        here = self.architecture.prefix(self.checkpoint, layer)
+        names = [name for name, _ in self.layer(layer).named_parameters()]
+        return {name: self.checkpoint.tensor(here + name).to(self.dtype) for name in names}
+
+    def is_stored_so(self, layer: int) -> bool:
+        """Whether checkpoints hold the layer's tensors under the names that the module has; not where a class stacks or
+        renames them."""
+        here = self.architecture.prefix(self.checkpoint, layer)
+        return all(here + name in self.checkpoint for name, _ in self.layer(layer).named_parameters())
+
+    def one_layer(self, layer: int, around: bool = False) -> nn.Module:
+        """A model of this layer alone, by transformers' own loading, which knows renamed, stacked and tied tensors.
+        around: with what stands around the layers, too; else that is left random."""
+        a, checkpoint = self.architecture, self.checkpoint
+        here, first = a.prefix(checkpoint, layer), a.prefix(checkpoint, 0)
+        state = {first + n.removeprefix(here): checkpoint.tensor(n) for n in checkpoint.tensors if n.startswith(here)}
+        if around:
+            every = tuple(a.prefix(checkpoint, other) for other in range(a.layers))
+            state |= {n: checkpoint.tensor(n) for n in checkpoint.tensors if not n.startswith(every)}
+        config = of_layer(checkpoint.config, layer)
+        if a.nested and isinstance(config.get("text_config"), dict):
+            config["text_config"] = of_layer(config["text_config"], layer)
+        config = type(self.model.config).from_dict(config)
+        with quiet(), as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"):
+            return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
 
     def fill_positions(self) -> None:
         """What stands around the layers, embedding and head aside, for they are large: positions, norms."""
@@ -99,7 +123,7 @@ class StreamedModel(Skeleton):
 
     def _fill_what_stands_around(self) -> None:
         """Everything but the layers, through transformers' own loading, which knows renamed and tied tensors."""
-        around = dict(self._one_layer(0, around=True).named_parameters())
+        around = dict(self.one_layer(0, around=True).named_parameters())
         for name, parameter in list(self.model.named_parameters()):
             if parameter.is_meta and name in around and not name.startswith(self.layers_begin):
                 self._set(name, around[name].detach())
@@ -108,21 +132,6 @@ class StreamedModel(Skeleton):
             for name, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:
                     module._buffers[name] = buffer.to(self.device)
-
-    def _one_layer(self, layer: int, around: bool = False) -> nn.Module:
-        """A model of this layer alone. around: with what stands around the layers, too; else that is left random."""
-        a, checkpoint = self.architecture, self.checkpoint
-        here, first = a.prefix(checkpoint, layer), a.prefix(checkpoint, 0)
-        state = {first + n.removeprefix(here): checkpoint.tensor(n) for n in checkpoint.tensors if n.startswith(here)}
-        if around:
-            every = tuple(a.prefix(checkpoint, other) for other in range(a.layers))
-            state |= {n: checkpoint.tensor(n) for n in checkpoint.tensors if not n.startswith(every)}
-        config = of_layer(checkpoint.config, layer)
-        if a.nested and isinstance(config.get("text_config"), dict):
-            config["text_config"] = of_layer(config["text_config"], layer)
-        config = type(self.model.config).from_dict(config)
-        with as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"):
-            return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
 
     def _state(self, layer: int) -> State:
         """The layer's tensors by their names in the module: in float32, or for a GPU, which turns them into float32 in
@@ -136,21 +145,14 @@ class StreamedModel(Skeleton):
 
         return dict(zip(names, self._readers.map(read, names)))
 
-    def _is_stored_so(self, layer: int) -> bool:
-        """Whether checkpoints hold the layer's tensors under the names that the module has; not where a class stacks or
-        renames them."""
-        here = self.architecture.prefix(self.checkpoint, layer)
-        return all(here + name in self.checkpoint for name, _ in self.layer(layer).named_parameters())
-
     def _read(self, layer: int) -> State:
         """From the reader if it was sent for this layer; then it is sent for the next. transformers' own loading stays
         in this thread: it changes torch's modules while it works."""
-        if not self._is_stored_so(layer):
-            module = self._one_layer(layer).get_submodule(self.prefix + self.layer_name(0).rstrip("."))
-            return {name: parameter.detach() for name, parameter in module.named_parameters()}
+        if not self.is_stored_so(layer):
+            return self.state(layer)
         ahead, self._ahead = self._ahead, None
         state = ahead[1].result() if ahead and ahead[0] == layer else self._state(layer)
-        if layer + 1 < self.architecture.layers and self._is_stored_so(layer + 1):
+        if layer + 1 < self.architecture.layers and self.is_stored_so(layer + 1):
             self._ahead = layer + 1, self._reader.submit(self._state, layer + 1)
         return state
 

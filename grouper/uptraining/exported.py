@@ -17,6 +17,7 @@ from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.model.loadable import check_model
 from grouper.parsing import json_object
 
 
@@ -41,6 +42,7 @@ class ExportedModel:
         facts = _facts(folder)
         exported = Checkpoint.open(folder)
         base = source = _original(folder, facts, original, otherwise).local()
+        check_model(base)
         layout, a = HeadLayout.from_json(json.dumps(facts["layout"])), Architecture.of(base.config)
         theirs = (len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
         if theirs != (a.layers, a.query_heads, a.kv_heads, a.head_dim):

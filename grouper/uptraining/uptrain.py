@@ -14,6 +14,7 @@ from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, text_of
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
+from grouper.export.format import SelfTestFailed
 from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
 from grouper.model.checkpoint import Checkpoint
@@ -218,10 +219,13 @@ def write(
         asked = ExportOptions(overwrite=overwrite)
     else:  # as it was written, whatever its padding
         asked = ExportOptions(max_padding=math.inf if model.export_class == "padded" else -1.0, overwrite=overwrite)
-    exported = export_model(
-        model.base, layout, output, merge=facts["merge"], merged=student.layer, around=student.around(),
-        options=asked, origin=facts, described=described, beside={LOG: saved.log}, progress=progress,
-    )  # fmt: skip
+    try:
+        exported = export_model(
+            model.base, layout, output, merge=facts["merge"], merged=student.layer, around=student.around(),
+            options=asked, origin=facts, described=described, beside={LOG: saved.log}, progress=progress,
+        )  # fmt: skip
+    except SelfTestFailed as error:
+        raise SelfTestFailed(f"{error}; the training stays in {saved.folder}") from error
     shutil.rmtree(saved.folder)
     with suppress(OSError):
         saved.folder.parent.rmdir()

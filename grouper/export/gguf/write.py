@@ -55,7 +55,7 @@ class GGUF(Format):
         write_gguf(job, folder / FILE, self.dtype(job), progress)
         return self.name, None
 
-    def verify(self, job: Job, folder: Path) -> SelfTest:
+    def verify(self, job: Job, folder: Path, export_class: str) -> SelfTest:
         return check_file(folder / FILE, job.layout, job.merged, self.dtype(job))
 
     def dtype(self, job: Job) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from torch import Tensor
 
@@ -27,20 +28,36 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
         )
         yield from map(finite, phi_tensors(checkpoint, a, job.merged, arranged))
         return
-    inside: dict[str, list[int]] = {}  # the attentions of each layer of the model: a decoder may have two in one
-    for layer in range(a.layers):
-        inside.setdefault(a.prefix(checkpoint, layer), []).append(layer)
-    replaced = [a.attention_tensors(layer) for layer in range(a.layers)]
-    current, done, written = None, {}, set()
-    for name in sorted(checkpoint.tensors):  # a layer's names are neighbours
-        prefix = next((p for p in inside if name.startswith(p)), None)
+    prefixes = list(attentions_within(job))
+    prefix_of = lambda name: next((p for p in prefixes if name.startswith(p)), None)  # noqa: E731
+    for prefix, names in groupby(sorted(checkpoint.tensors), prefix_of):  # a layer's names are neighbours
         if prefix is None:
-            yield finite((name, job.outside(name)))
-            continue
-        if prefix != current:
-            current, done, written = prefix, {layer: job.merged(layer) for layer in inside[prefix]}, set()
+            yield from outside_tensors(job, names)
+        else:
+            yield from layer_tensors(job, export_class, prefix, list(names))
+
+
+def attentions_within(job: Job) -> dict[str, list[int]]:
+    """The attentions of each layer of the model, by the layer's prefix: a decoder may have two in one."""
+    inside: dict[str, list[int]] = {}
+    for layer in range(job.architecture.layers):
+        inside.setdefault(job.architecture.prefix(job.checkpoint, layer), []).append(layer)
+    return inside
+
+
+def outside_tensors(job: Job, names: Iterable[str]) -> Iterator[Named]:
+    """Of `names`, which are outside the layers."""
+    yield from (finite((name, job.outside(name))) for name in names)
+
+
+def layer_tensors(job: Job, export_class: ExportClass, prefix: str, names: list[str]) -> Iterator[Named]:
+    """Of a layer of the model. names: all that the original has there."""
+    a, checkpoint = job.architecture, job.checkpoint
+    done = {layer: job.merged(layer) for layer in attentions_within(job)[prefix]}
+    replaced, written = {layer: a.attention_tensors(layer) for layer in done}, set()
+    for name in names:
         inner = name.removeprefix(prefix)
-        layer = next((i for i in inside[prefix] if inner in replaced[i]), None)
+        layer = next((i for i in done if inner in replaced[i]), None)
         if layer is None:
             yield name, _other(job, name, inner, done.values())
         elif layer not in written:

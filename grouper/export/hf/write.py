@@ -54,7 +54,7 @@ class HuggingFace(Format):
         export_class, note = class_for(checkpoint, a, job.layout, job.options.max_padding)
         total, names = len(checkpoint.tensors), set()
         tensors = exported_tensors(job, export_class)
-        with closing(write_shards(folder, tensors, job.options.shard_bytes, job.compared)) as written:
+        with closing(write_shards(folder, tensors, job.options.shard_bytes, job.compared, job.checksums)) as written:
             for name in written:
                 names.add(name)
                 progress(min(len(names), total), total, "writing tensors")
@@ -68,8 +68,8 @@ class HuggingFace(Format):
             name_tokenizer_class(checkpoint.folder, folder)
         return export_class.name, note
 
-    def verify(self, job: Job, folder: Path) -> SelfTest:
-        return run_self_test(job.checkpoint, folder, job.layout, job.merged, job.around, job.compared)
+    def verify(self, job: Job, folder: Path, export_class: str) -> SelfTest:
+        return run_self_test(job, folder, CLASSES[export_class])
 
     def weight_bytes(self, folder: Path) -> int:
         return Checkpoint.open(folder).nbytes

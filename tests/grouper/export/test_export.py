@@ -10,6 +10,8 @@ from tiny_models import add_tokenizer, logits, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StaticCache
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from grouper.export.classes import CLASSES
+from grouper.export.format import Job
 from grouper.export.hf.readers import readable_by_all
 from grouper.export.hf.stock import grouped_order
 from grouper.export.self_test import run_self_test
@@ -251,25 +253,26 @@ def test_the_self_test_sees_heads_in_a_wrong_order(models, tmp_path, deploy):
     checkpoint = Checkpoint.open(folder)
     merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
     export(folder, layout, tmp_path / "out")
-    assert run_self_test(checkpoint, tmp_path / "out", layout, merged).passed
+    job, export_class = Job(checkpoint, layout, merged, ExportOptions()), CLASSES[deploy]
+    assert run_self_test(job, tmp_path / "out", export_class).passed
     other = HeadLayout.from_labels([np.roll(layer.k.group_of, 1) for layer in layout.layers], 8, 16)
     with pytest.raises(GrouperError, match="self-test"):
-        run_self_test(checkpoint, tmp_path / "out", other, merged)
+        run_self_test(replace(job, layout=other), tmp_path / "out", export_class)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("deploy", ["stock", "ragged"])
-def test_the_self_test_goes_layer_by_layer_where_memory_is_short(models, tmp_path, monkeypatch, family, deploy):
+def test_the_self_test_goes_layer_by_layer_where_memory_is_short(models, tmp_path, family, deploy):
     folder = models(family, heads=8, kv_heads=8)
     layout = layout_of(folder, deploy)
     checkpoint = Checkpoint.open(folder)
     merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
-    monkeypatch.setattr("grouper.export.self_test.free_memory", lambda: 0.0)
-    assert export(folder, layout, tmp_path / "out").self_test.passed
+    options = ExportOptions(self_test_memory=0)
+    assert export(folder, layout, tmp_path / "out", options=options).self_test.passed
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     wrong = [merged(0), merged(1), Regrouper(checkpoint).merged(layout, MERGES["select"])(2)]
     with pytest.raises(GrouperError, match="self-test"):
-        run_self_test(checkpoint, tmp_path / "out", layout, wrong.__getitem__)
+        run_self_test(Job(checkpoint, layout, wrong.__getitem__, options), tmp_path / "out", CLASSES[deploy])
 
 
 def test_a_failed_export_leaves_nothing(models, tmp_path, monkeypatch):

@@ -12,10 +12,11 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from grouper import Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.calibration.source import DATA
+from grouper.export.format import Job
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.tokenizer import LLAMA3, SPLITS, pre_tokenizer
 from grouper.export.gguf.write import FILE, llama3_factors
-from grouper.export.self_test import gathered_reference
+from grouper.export.reference import gathered_reference
 from grouper.merging import MERGES
 from grouper.regroup import Regrouper
 
@@ -60,7 +61,7 @@ def test_llama_cpp_decodes_as_the_reference(tmp_path, family, heads, kv_heads, m
     checkpoint = Checkpoint.open(folder)
     merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
     options = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
-    with gathered_reference(checkpoint, layout, merged) as reference:
+    with gathered_reference(Job(checkpoint, layout, merged, ExportOptions())) as reference:
         expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, 20:].tolist()
     command = [sys.executable, RUNNER, tmp_path / "out", " ".join(map(str, prompt[0].tolist())), "16", TEXT]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)

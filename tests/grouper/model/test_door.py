@@ -38,7 +38,7 @@ def test_a_right_configuration_passes():
         ({"rope_parameters": [1]}, "rope_parameters [1]: expected an object"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan: expected a finite number"),
         ({"anything": {"at": {"all": float("inf")}}}, "anything.at.all inf: expected a finite number"),
-        ({"anything": 2**70}, "a number that a computer counts to"),
+        ({"anything": 2**70}, "expected an integer below 2**62"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings 1: expected true or false"),
         ({"hidden_act": ["silu"]}, "expected a name"),
         ({"model_type": {"a": {}}}, "expected a name"),

@@ -14,7 +14,7 @@ from family_samples import (
     layout_for,
 )
 
-from grouper import Architecture, Checkpoint, export
+from grouper import Architecture, Checkpoint
 from grouper.calibration.moments import collect_moments
 from grouper.export.classes import CLASSES
 from grouper.merging.folding import augmented
@@ -83,11 +83,3 @@ def test_moments_are_of_what_the_heads_read(samples, name):
         k = augmented(attention.k, attention.k_bias)
         expected = torch.einsum("gdx,xy,hdy->gh", k, moments.second_moment, k) * windows.numel()
         assert torch.allclose(moments.keys.sum(0).double(), expected, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_the_self_test_goes_layer_by_layer(samples, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("grouper.export.self_test.free_memory", lambda: 0.0)
-    for kind, rows in {"equal": EQUAL, "ragged": RAGGED}.items():
-        assert export(samples(name), layout_for(samples(name), rows), tmp_path / kind).self_test.passed
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["equal", "ragged"]

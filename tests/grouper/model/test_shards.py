@@ -3,13 +3,15 @@
 import os
 import threading
 import time
+import zlib
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from grouper import Checkpoint, GrouperError
-from grouper.export.part_test import same
+from grouper.export.format import Job, SelfTestFailed
+from grouper.export.written import compare
 from grouper.model import shards
 from grouper.model.shards import same_bytes, stored, write_shards
 
@@ -127,7 +129,46 @@ def test_only_what_was_compared_is_not_read_again(tmp_path):
         save_file({"a": torch.full((4,), value)}, tmp_path / name / "model.safetensors")
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
     one, other = (Checkpoint.open(tmp_path / name) for name in ("one", "other"))
-    assert same(one, one, "a", {}) and not same(one, other, "a", {})
-    assert same(one, other, "a", {"a": shards.stored(one, "a")}), "this very tensor was found the same when written"
-    assert not same(one, other, "a", {"a": shards.stored(other, "a")}), "another one was copied"
-    assert not same(one, other, "b", {"b": shards.stored(one, "a")})
+
+    def passes(written: Checkpoint, name: str, compared: dict) -> bool:
+        """Whether the first checkpoint's tensor `a` is what was to be written as `name`."""
+        try:
+            compare(Job(one, None, None, None, compared=compared), written, [(name, shards.stored(one, "a"))])
+        except SelfTestFailed:
+            return False
+        return True
+
+    assert passes(one, "a", {}) and not passes(other, "a", {})
+    assert passes(other, "a", {"a": shards.stored(one, "a")}), "this very tensor was found the same when written"
+    assert not passes(other, "a", {"a": shards.stored(other, "a")}), "another one was copied"
+    assert not passes(other, "b", {"b": shards.stored(one, "a")})
+
+
+def test_checksums_are_of_each_tensors_bytes(tmp_path):
+    """Copied in pieces or written from memory: zlib's CRC-32 of the bytes as safetensors' own reader gives them."""
+    (tmp_path / "in").mkdir()
+    copied = torch.randn(3, 700_000, generator=torch.Generator().manual_seed(0))  # more than one buffer
+    save_file({"copied": copied}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text('{"model_type": "llama"}')
+    entry, made, sums = shards.stored(Checkpoint.open(tmp_path / "in"), "copied"), torch.arange(5.0).bfloat16(), {}
+    list(shards.write_shards(tmp_path, [("copied", entry), ("made", made)], 10**9, {}, sums))
+    wanted = {
+        "copied": zlib.crc32(copied.numpy().tobytes()),
+        "made": zlib.crc32(made.view(torch.uint8).numpy().tobytes()),
+    }
+    assert sums == wanted and shards.checksum_of(entry) == wanted["copied"]
+
+
+def test_only_infinity_and_nan_are_not_finite():
+    """The largest numbers of each type are finite; what lies beyond is not, with either sign."""
+    for code, dtype in (
+        ("F32", torch.float32),
+        ("F16", torch.float16),
+        ("BF16", torch.bfloat16),
+        ("F64", torch.float64),
+    ):
+        largest = torch.finfo(dtype).max
+        for value, finite in ((largest, True), (-largest, True), (0.0, True), (torch.nan, False), (-torch.inf, False)):
+            part = memoryview(torch.tensor([1.0, value], dtype=dtype).view(torch.uint8).numpy())
+            assert shards.all_finite(part, code) == finite, (code, value)
+    assert shards.all_finite(memoryview(b"\xff" * 8), "I64") and shards.all_finite(memoryview(b""), "F32")

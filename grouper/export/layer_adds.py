@@ -1,0 +1,105 @@
+"""What each layer adds to its residual stream, by attention and by the rest: the measure of the self-test.
+
+Differences are taken relative to what is added, token by token. Relative to the stream they would say nothing: real
+models carry a few numbers of thousands there, beside which a fifth of attention is lost in rounding.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from grouper.export.format import TOLERANCE
+from grouper.export.hf.ragged import PROJECTIONS
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import decoder_prefix
+
+SMALL = 1e-3  # of the largest token's size: tokens that get less are measured against that
+ROUNDINGS = 4  # units in the last place of the stream that its differences may be off by
+
+
+class LayerAdds:
+    """Records, while `recording`, what the layers of a transformers model add. attention: [windows, tokens, D] by the
+    attention's number. rest: [windows, tokens, D] behind the layer, less its input and its attentions, by the name of
+    the layer's first attention. stream: the largest norm of a token that entered each layer."""
+
+    def __init__(self, model: nn.Module, architecture: Architecture):
+        self.model, self.architecture = model, architecture
+        first = architecture.family_of(0).in_class.layer.format(layer=0)
+        self.prefix = decoder_prefix((n for n, _ in model.named_parameters()), first)
+        self.attention: dict[int, Tensor] = {}
+        self.rest: dict[int, Tensor] = {}
+        self.stream: dict[int, float] = {}
+
+    def layer(self, layer: int) -> nn.Module:
+        """The module of the layer that this attention is in."""
+        family, number = self.architecture.place(layer)
+        return self.model.get_submodule(self.prefix + family.in_class.layer.format(layer=number).rstrip("."))
+
+    @contextmanager
+    def recording(self, layers: Iterator[int] | range) -> Iterator["LayerAdds"]:
+        """layers: the attentions to record, those of one layer together."""
+        within: dict[nn.Module, list[int]] = {}
+        for layer in layers:
+            within.setdefault(self.layer(layer), []).append(layer)
+        hooks = []
+        for block, attentions in within.items():
+            for layer in attentions:
+                hooks.append(self._output_of(block, layer).register_forward_hook(self._keep_attention(layer)))
+            hooks.append(block.register_forward_hook(self._keep_rest(attentions), with_kwargs=True))
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _output_of(self, block: nn.Module, layer: int) -> nn.Module:
+        """The module whose output attention adds to the stream."""
+        family = self.architecture.family_of(layer).in_class
+        if family.adds:
+            return block.get_submodule(family.adds)
+        attention, last = block.get_submodule(family.attention), family.o.removeprefix(f"{family.attention}.")
+        own = hasattr(attention, PROJECTIONS[3])  # an attention of our own modelling file
+        return attention.get_submodule(PROJECTIONS[3] if own else last)
+
+    def _keep_attention(self, layer: int):
+        def hook(_module, _inputs, output) -> None:
+            self.attention[layer] = self.architecture.multiplier * output
+
+        return hook
+
+    def _keep_rest(self, attentions: list[int]):
+        def hook(_module, inputs, kwargs, output) -> None:
+            entered = inputs[0] if inputs else kwargs["hidden_states"]
+            left = output[0] if isinstance(output, tuple) else output
+            added = sum(self.attention[layer].view_as(entered) for layer in attentions)
+            self.rest[attentions[0]] = left - entered - added
+            self.stream[attentions[0]] = float(torch.linalg.vector_norm(entered, dim=-1).max())
+
+        return hook
+
+
+def worst_difference(ours: LayerAdds, theirs: LayerAdds) -> tuple[float, str]:
+    """The largest difference of what both recorded, relative to what `theirs` adds, and where it is; or the first one
+    above the tolerance, for it goes on through the layers behind. Infinite where a number is not finite."""
+    found = [(0.0, "")]
+    for layer in sorted(theirs.attention):
+        name = theirs.architecture.name_of(layer)
+        found.append((difference(ours.attention[layer], theirs.attention[layer]), f"attention of {name}"))
+        if layer in theirs.rest:
+            wanted = theirs.rest[layer]
+            rounding = ROUNDINGS * torch.finfo(wanted.dtype).eps * theirs.stream[layer]
+            found.append((difference(ours.rest[layer], wanted, rounding), f"the MLP and norms of {name}"))
+    above = (one for one in found if one[0] >= TOLERANCE)
+    return next(above, max(found, key=lambda one: one[0]))
+
+
+def difference(got: Tensor, wanted: Tensor, rounding: float = 0.0) -> float:
+    """The largest norm of a token's difference over the norm of what it gets. rounding: of the numbers that both were
+    taken from, which counts for nothing."""
+    wrong, size = (torch.linalg.vector_norm(x, dim=-1) for x in (got - wanted.view_as(got), wanted.view_as(got)))
+    floor = max(SMALL * float(size.max()), 1e-30)
+    found = float(((wrong - rounding).clamp_min(0) / size.clamp_min(floor)).max())
+    return found if math.isfinite(found) else math.inf

@@ -1,0 +1,41 @@
+"""The independent reference of the self-test: the original's class with one K and V head per query head, gathered by
+index from the merged weights as they are stored. It shares neither the exported model's attention nor its order of
+heads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from grouper.attention import Merged, MergedLayer
+from grouper.export.format import Job, changed
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.in_memory import InMemoryModel
+from grouper.model.memory import free_memory
+
+
+@contextmanager
+def gathered_reference(job: Job) -> Iterator[nn.Module]:
+    """The original model with the merged weights as stored, in float64 where memory holds it twice, else in float32."""
+    fits = 2 * 8 * job.checkpoint.parameters < max(job.options.self_test_memory, free_memory() / 2)
+    model = InMemoryModel(job.checkpoint, dtype=torch.float64 if fits else torch.float32)
+    if job.around:
+        model.replace_around({name: changed(job.checkpoint, job.around, name) for name in job.around})
+    with model.installed(job.layout, as_stored(job.checkpoint, model.architecture, job.merged)) as reference:
+        yield reference
+
+
+def as_stored(checkpoint: Checkpoint, a: Architecture, merged: Merged) -> Merged:
+    """The merged weights rounded as they are written; unrounded in float64 for a model that is folded into another
+    class, whose factors do not round as their product does."""
+
+    def stored(layer: int) -> MergedLayer:
+        done, prefix = merged(layer), a.prefix(checkpoint, layer)
+        if a.as_phi:
+            return MergedLayer(done.attention.to(torch.float64), {n: t.double() for n, t in done.others.items()})
+        others = {n: t.to(checkpoint.tensors[prefix + n].torch_dtype) for n, t in done.others.items()}
+        return MergedLayer(done.attention.to(a.stored_dtype(checkpoint, layer)), others)
+
+    return stored

@@ -1,0 +1,139 @@
+"""The self-test of models that memory holds twice: the exported folder, loaded as a user loads it, against a reference.
+
+Logits or answers, greedy tokens, and what every layer adds are compared in float64: in float32 a merged real model can
+amplify rounding itself beyond the tolerance.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from grouper.export.format import TOLERANCE, Job, SelfTest, SelfTestFailed
+from grouper.export.hf import ragged
+from grouper.export.hf.as_phi import phi_tensors
+from grouper.export.hf.stock import grouped_order
+from grouper.export.layer_adds import LayerAdds, worst_difference
+from grouper.export.reference import gathered_reference
+from grouper.model.architecture import Architecture
+from grouper.model.auto import auto_class
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.families import FAMILIES
+from grouper.model.in_memory import in_double
+from grouper.model.loadable import auto_of_export
+from grouper.model.made_up import answer, random_inputs
+from grouper.model.one_layer import cut
+
+PROMPT, GENERATED = 48, 16  # tokens
+
+
+def whole_test(job: Job, exported: Path) -> SelfTest:
+    """The exported folder against the reference. Raises SelfTestFailed where folded tensors are not what was to be
+    written."""
+    with gathered_reference(job) as reference:
+        ours = _loaded(exported, reference.dtype)
+        if job.architecture.as_phi:
+            _put_unrounded(ours, exported, job)
+        if job.architecture.encodes:
+            return _compare_answers(job, ours, reference)
+        return _compare_logits(job, ours, reference)
+
+
+def layers_as_models(job: Job, exported: Path) -> SelfTest:
+    """The worst of all layers, each as a model of its own with the embedding and the head: for models that are folded
+    into another class and that memory does not hold."""
+    results, before = [], job.architecture
+    after = written_as(before)
+    for layer, layer_layout in enumerate(job.layout.layers):
+        with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".self-test-") as temporary:
+            ours = cut(Checkpoint.open(exported), after, layer, Path(temporary) / "ours")
+            theirs = cut(job.checkpoint, before, layer, Path(temporary) / "theirs")
+            layout = replace(job.layout, layers=(layer_layout,))
+            one = Job(theirs, layout, lambda _, layer=layer: job.merged(layer), job.options)
+            found = whole_test(one, ours.folder)
+            results.append(replace(found, where=found.where.replace("layer 0", f"layer {layer}")))
+    worst = max(results, key=lambda r: r.largest_difference)
+    told = (
+        f"every layer of the folder, as a model of its own, gives what the merged layer gives (largest difference "
+        f"{worst.largest_difference:.1g})"
+    )
+    return replace(worst, same_tokens=min(r.same_tokens for r in results), told=told)
+
+
+def written_as(a: Architecture) -> Architecture:
+    """How the exported class names its modules."""
+    return replace(a, family=FAMILIES["phi"]) if a.as_phi else a
+
+
+def _loaded(exported: Path, dtype: torch.dtype) -> nn.Module:
+    import transformers
+
+    config = Checkpoint.open(exported).config
+    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written or checked a moment ago
+    auto = auto_of_export(config) if own_code else auto_class(config)
+    load = getattr(transformers, auto).from_pretrained
+    options = in_double(config) if dtype == torch.float64 else {}
+    return load(exported, dtype=dtype, trust_remote_code=own_code, **options).eval()
+
+
+def _put_unrounded(ours: nn.Module, exported: Path, job: Job) -> None:
+    """Check that folded tensors were written as they round, and let the model compute with them unrounded, which is
+    what the reference does."""
+    arranged = lambda done, layer: grouped_order(done.attention, job.layout.layers[layer])  # noqa: E731
+    written = Checkpoint.open(exported)
+    for name, tensor in phi_tensors(job.checkpoint, job.architecture, job.merged, arranged, rounded=False):
+        if not torch.equal(written.tensor(name), tensor.to(written.tensors[name].torch_dtype)):
+            raise SelfTestFailed(f"the exported model failed its self-test: {name} is not what was folded")
+        ours.get_parameter(name).data = tensor.double()
+
+
+def _compare_logits(job: Job, ours: nn.Module, reference: nn.Module) -> SelfTest:
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, reference.get_input_embeddings().num_embeddings, (2, PROMPT), generator=generator)
+    options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "pad_token_id": 0}
+    found = _compared(job, ours, reference, {"input_ids": prompt})
+    with torch.inference_mode():
+        tokens = [
+            m.generate(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:]
+            for m in (ours, reference)
+        ]
+    return _with_tokens(found, tokens, "logits")
+
+
+def _compare_answers(job: Job, ours: nn.Module, reference: nn.Module) -> SelfTest:
+    """Logits, or the stream behind the last layer; of a model with a decoder greedy tokens, too."""
+    import transformers
+
+    inputs, writes = random_inputs(reference, job.architecture, PROMPT), bool(job.architecture.family.parts)
+    options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "num_beams": 1}
+    found, tokens = _compared(job, ours, reference, inputs), []
+    with torch.inference_mode():
+        for model in (ours, reference) if writes and ours.can_generate() else ():
+            prompt = {name: given[:1] for name, given in inputs.items()}
+            tokens.append(transformers.GenerationMixin.generate(model, **prompt, **options)[0, -GENERATED:])
+    return _with_tokens(found, tokens, "answers")
+
+
+@torch.inference_mode()
+def _compared(job: Job, ours: nn.Module, reference: nn.Module, inputs: dict[str, Tensor]) -> SelfTest:
+    """One pass through both: the larger of the largest differences of an answer and of what a layer adds."""
+    adds = LayerAdds(ours, written_as(job.architecture)), LayerAdds(reference, job.architecture)
+    answers = []
+    for model, recorder in zip((ours, reference), adds):
+        with recorder.recording(range(len(job.layout.layers))):
+            answers.append(answer(model(**inputs)))
+    of_layer, where = worst_difference(*adds)
+    of_answer = (answers[0] - answers[1]).abs().max().item()
+    if of_layer >= TOLERANCE or of_answer <= of_layer:
+        return SelfTest(of_layer, 0, 0, where=where)
+    return SelfTest(of_answer, 0, 0)  # NaN, too
+
+
+def _with_tokens(found: SelfTest, tokens: list[Tensor], answers: str) -> SelfTest:
+    told = f"the folder gives the merged model's {answers} (largest difference {found.largest_difference:.1g})"
+    if not tokens:
+        return replace(found, told=told)
+    same = int((tokens[0] == tokens[1]).sum())
+    return replace(found, same_tokens=same, tokens=GENERATED, told=f"{told} and tokens")

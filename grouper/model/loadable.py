@@ -1,0 +1,212 @@
+"""Tensors that transformers asks for, against those that the files hold: transformers itself is the judge.
+
+The model's class is built without weights and handed the headers' names, types and shapes in place of tensors. Its own
+loading then renames, stacks and ties them, and says which are missing, misshapen or left over. No weight is read.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grouper.errors import GrouperError, as_one_line
+from grouper.model.architecture import Architecture
+from grouper.model.auto import auto_class, check_transformers
+from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint
+from grouper.model.configuration import configured
+from grouper.model.header_check import check_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LOG = logging.getLogger("grouper")
+# Many encoders are published without a pooler. Neither attention nor its answers depend on it.
+NOT_NEEDED = ("pooler.",)
+CURES = ({"attention_bias": True}, {"qkv_bias": True}, {"bias": True}, {"use_qkv_bias": True}, {"use_bias": True})
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Names by transformers' judgement. missing: parameters without a tensor. misshapen: (name, shape in the files,
+    shape in the class). unexpected: tensors that the class has no place for."""
+
+    missing: tuple[str, ...]
+    misshapen: tuple[tuple[str, list[int], list[int]], ...]
+    unexpected: tuple[str, ...]
+
+
+def check_model(checkpoint: Checkpoint) -> None:
+    """All that is asked of a model before any work: attention's tensors are of the shapes that config.json implies, the
+    installed transformers has its class, and finds every tensor. Notes for the user go to the log `grouper`, once for
+    each checkpoint. Raises GrouperError."""
+    architecture = Architecture.of(checkpoint.config)
+    check_tensors(checkpoint, architecture)
+    check_transformers(architecture.family)
+    if not checkpoint.judged:
+        for note in check_loadable(checkpoint):
+            LOG.warning(note)
+        checkpoint.judged = True
+
+
+def check_loadable(checkpoint: Checkpoint) -> list[str]:
+    """Raise GrouperError where transformers would make up or drop weights of this model: for missing and misshapen
+    tensors, and for those of attention that its class does not read. Returns notes for the user: other tensors that
+    transformers leaves out, and weight files that it does not look at."""
+    loading = loading_of(checkpoint)
+    _check_whole(checkpoint, loading)
+    _check_attention(checkpoint, loading)
+    notes = []
+    if loading.unexpected:
+        unused = _first(loading.unexpected)
+        notes.append(f"{checkpoint.name}: transformers does not use {unused}; nor does Grouper")
+    if INDEX in checkpoint.source.files() and SINGLE in checkpoint.weight_files:
+        notes.append(f"{checkpoint.name} has {SINGLE} and {INDEX}: the first is read, as transformers does")
+    return notes
+
+
+def check_exported(folder: Path, original: Checkpoint) -> int:
+    """Raise GrouperError where transformers does not find every tensor that an exported folder should have, or finds
+    others than those that were left over in the original. Returns the number of tensors that it takes."""
+    exported = Checkpoint.open(folder)
+    loading = loading_of(exported, own_code="auto_map" in exported.config)
+    _check_whole(exported, loading)
+    known = {_last(name) for name in loading_of(original).unexpected}
+    strange = [name for name in loading.unexpected if _last(name) not in known]
+    if strange:
+        raise GrouperError(f"{folder} has {len(strange)} tensors that its class does not read, among them {strange[0]}")
+    return len(exported.tensors) - len(loading.unexpected)
+
+
+def _last(name: str) -> str:
+    """The part of a name that stays when layers get another prefix."""
+    return name.rpartition(".layers.")[2] or name
+
+
+def loading_of(checkpoint: Checkpoint, own_code: bool = False, config: dict | None = None) -> Loading:
+    """The judgement of transformers on a checkpoint's headers. own_code: the folder's modelling file is ours. config:
+    in place of config.json, to try what another field would change."""
+    import torch
+
+    with quiet(), as_one_line(f"transformers cannot load {checkpoint.name}"):
+        empty = without_weights(checkpoint, own_code, config)
+        tensors = {n: torch.empty(i.shape, dtype=i.torch_dtype, device="meta") for n, i in checkpoint.tensors.items()}
+        found = type(empty).from_pretrained(
+            None, config=empty.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True,
+            device_map={"": "meta"}, dtype=torch.float32,
+        )[1]  # fmt: skip
+    needed = [n for n in sorted(found["missing_keys"]) if not any(part in n for part in NOT_NEEDED)]
+    misshapen = [(n, list(has), list(wants)) for n, has, wants in sorted(found["mismatched_keys"])]
+    if found.get("error_msgs"):
+        raise GrouperError(f"transformers cannot load {checkpoint.name} ({' '.join(found['error_msgs'][0].split())})")
+    return Loading(tuple(needed), tuple(misshapen), tuple(sorted(found["unexpected_keys"])))
+
+
+def without_weights(
+    checkpoint: Checkpoint, own_code: bool = False, config: dict | None = None, dtype: "torch.dtype | None" = None
+) -> "PreTrainedModel":
+    """The model of a checkpoint's class, its parameters on the device `meta`, its buffers real."""
+    import torch
+    import transformers
+    from accelerate import init_empty_weights
+
+    config = checkpoint.config if config is None else config
+    if own_code:  # our own modelling file, written or checked by us
+        auto = auto_of_export(config)
+        described = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=True)
+    else:
+        auto, described = auto_class(config), configured(config)
+    load = getattr(transformers, auto)
+    with init_empty_weights(include_buffers=False):
+        return load.from_config(described, dtype=dtype or torch.float32, trust_remote_code=own_code).eval()
+
+
+def auto_of_export(config: dict) -> str:
+    """The Auto class that loads an export with a modelling file of ours."""
+    saved = config["architectures"][0]
+    return next(auto for auto, loaded in config["auto_map"].items() if loaded.endswith(f".{saved}"))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its table of what it found, and its bar."""
+    from transformers.utils import logging as told
+
+    before, bars = told.get_verbosity(), told.is_progress_bar_enabled()
+    told.set_verbosity(logging.ERROR)
+    told.disable_progress_bar()
+    try:
+        yield
+    finally:
+        told.set_verbosity(before)
+        if bars:
+            told.enable_progress_bar()
+
+
+def _check_whole(checkpoint: Checkpoint, loading: Loading) -> None:
+    if loading.misshapen:
+        name, has, wants = loading.misshapen[0]
+        more = _more(len(loading.misshapen) - 1, "misshapen")
+        raise GrouperError(f"{name} of {checkpoint.name} has shape {has}, where config.json implies {wants}{more}")
+    if loading.missing:
+        cure = _renamed(loading) or "download or save the model again"
+        more = _more(len(loading.missing) - 1, "missing")
+        raise GrouperError(f"{checkpoint.name} has no tensor {loading.missing[0]}, which its class needs{more}: {cure}")
+
+
+def _more(count: int, what: str) -> str:
+    return f" (and {_others(count)} {'is' if count == 1 else 'are'} {what})" if count else ""
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first name, and how many others there are."""
+    return names[0] + (f" and {_others(len(names) - 1)}" if len(names) > 1 else "")
+
+
+def _others(count: int) -> str:
+    return f"{count} other{'' if count == 1 else 's'}"
+
+
+def _renamed(loading: Loading) -> str | None:
+    """What to do where tensors have the right names behind a prefix of torch's own wrappers."""
+    for prefix, wrapper in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel")):
+        if loading.unexpected and all(name.startswith(prefix) for name in loading.unexpected):
+            return f"its names begin with {prefix!r}, as {wrapper} leaves them: save the model that was wrapped"
+    return None
+
+
+def _check_attention(checkpoint: Checkpoint, loading: Loading) -> None:
+    """Refuse tensors of attention that the class does not read: they would be merged, and then be lost."""
+    a, ours = Architecture.of(checkpoint.config), []
+    for layer in range(a.layers):
+        ours += [a.prefix(checkpoint, layer) + name for name in sorted(a.attention_tensors(layer))]
+    unread = [name for name in ours if name in set(loading.unexpected)]
+    if not unread:
+        return
+    raise GrouperError(
+        f"{checkpoint.name} has {_first(unread)}, which its class does not read with this config.json: "
+        f"{_cure(checkpoint, unread)}"
+    )
+
+
+def _cure(checkpoint: Checkpoint, unread: list[str]) -> str:
+    """The field of config.json under which transformers reads these tensors, found by trying."""
+    where = "text_config" if isinstance(checkpoint.config.get("text_config"), dict) else None
+    for change in CURES:
+        config = checkpoint.config
+        (config[where] if where else config).update(change)
+        try:
+            loading = loading_of(checkpoint, config=config)
+        except GrouperError:
+            continue
+        if set(unread) & set(loading.unexpected):
+            continue
+        field, value = next(iter(change.items()))
+        then = f"set {field}: {json.dumps(value)} in config.json"
+        if loading.missing:
+            then += f", and save zeros as {_first(loading.missing)}, which that asks for, too"
+        return then
+    return "take the configuration that these weights were saved with"

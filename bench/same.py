@@ -17,6 +17,7 @@ code 1 where more differs than --tolerance allows.
 import argparse
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -25,6 +26,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+os.environ.update(  # before torch is imported, which else has threads of its own, and threads do not survive a fork
+    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)  # fmt: skip
 
 import pandas as pd
 import same_logits

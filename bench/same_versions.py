@@ -13,11 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.update(
-    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false",
-    MPLBACKEND="Agg",
-)  # fmt: skip
-
 # Packages that commands import, once: a command is a child of this process, which begins where `python -m` would.
 PACKAGES = (
     "torch", "torch._dynamo", "torch.optim", "transformers", "transformers.dynamic_module_utils",

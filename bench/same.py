@@ -1,6 +1,6 @@
 """Whether two versions of Grouper do the same: an older commit and the working tree, run side by side on one machine.
 
-    python bench/same.py HEAD~3                              # all models and steps, a quarter of an hour on two cores
+    python bench/same.py HEAD~3                              # all models and steps, ten minutes on two cores
     python bench/same.py main --only separate,t5 --steps search,export
     python bench/same.py main --tolerance 1e-6 --keep /tmp/both
 
@@ -118,7 +118,8 @@ class Comparison:
         elif bad and math.isfinite(largest):
             verdict += f" by up to {largest:.2g}"
         print(f"{self.sample.name:<14} {step:<17} {verdict} ({found.compared} compared, {seconds:.0f} s)")
-        details = [f"{where}{'' if math.isinf(much) else f' by {much:.2g}'}" for where, much in found.differences]
+        largest_first = sorted(found.differences, key=lambda difference: -difference[1])
+        details = [f"{where}{'' if math.isinf(much) else f' by {much:.2g}'}" for where, much in largest_first]
         for line in (*details[:SHOWN], *([f"and {len(details) - SHOWN} more"] if details[SHOWN:] else ())):
             print(f"    differs: {line}")
         for note in found.notes[:SHOWN]:

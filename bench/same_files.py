@@ -16,8 +16,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# Keys of JSON that may differ: times, versions, what was typed.
-FREE = {"timings", "versions", "command", "search", "export", "uptrain", "tokens_per_second", "transformers_version"}
+# Keys of JSON that may differ: times, versions, what was typed, checksums of tensors that are compared themselves.
+FREE = {
+    "crc32",
+    "timings",
+    "versions",
+    "command",
+    "search",
+    "export",
+    "uptrain",
+    "tokens_per_second",
+    "transformers_version",
+}
 PROSE = {"note", "told"}  # sentences
 TEXT = {".md", ".py", ".svg", ".html", ".txt", ".jinja"}  # files for people: named where they differ, not failed
 PACKED = re.compile(r'<script type="application/[a-z-]+" id="data">(.*?)</script>', re.DOTALL)

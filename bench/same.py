@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -95,6 +96,7 @@ class Comparison:
 
     def refused(self, found: Found, codes: list[int], old: Path, new: Path) -> None:
         said = [(path.read_text().strip().splitlines() or ["nothing said"])[-1] for path in (old, new)]
+        said = [re.sub(r"\S*/(\S*?)(\.\w+\.partial)?(?=\s|$)", r"\1", line) for line in said]  # places have other names
         if codes[0] == 0:
             found.differ(f"exit {codes[1]}, where the old one goes through: {said[1]}")
         elif codes[1] == 0:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper 
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 LARGEST = 1e12  # of a weight: squares of larger ones, summed up, leave float32
 SAMPLE = 1024  # bytes of each end of a tensor that enter the fingerprint
@@ -43,6 +44,11 @@ class Checkpoint:
             raise GrouperError(
                 f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and "
                 "save it as bfloat16"
+            )
+        if ADAPTER in source.files():  # which transformers would put on the weights, where peft is installed
+            raise GrouperError(
+                f"{name} has an adapter beside its weights ({ADAPTER}): load it with transformers and peft, call "
+                "merge_and_unload() and save the model; or remove the adapter's files"
             )
 
     @classmethod

@@ -16,6 +16,7 @@ from grouper.errors import as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.layers import Layers
+from grouper.model.loading import load, refusing_code
 from grouper.model.one_layer import of_layer
 
 State = dict[str, torch.Tensor]
@@ -28,14 +29,14 @@ class Skeleton(Layers):
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture, own_code: bool = False, device: str = "cpu"):
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         self.checkpoint, self.architecture = checkpoint.local(), architecture
         self.device, self.dtype = device, torch.float32
         auto = AutoModelForImageTextToText if architecture.nested else AutoModelForCausalLM
         with as_one_line(f"transformers cannot open {checkpoint.name}"):
-            config = AutoConfig.from_pretrained(self.checkpoint.folder, trust_remote_code=own_code)
-            with init_empty_weights(include_buffers=False):
+            config = load("AutoConfig", self.checkpoint.folder, own_code)
+            with refusing_code(checkpoint.name), init_empty_weights(include_buffers=False):
                 self.model = auto.from_config(config, dtype=self.dtype, trust_remote_code=own_code).eval()
         self.model.requires_grad_(False)
         self.prefix = decoder_prefix((n for n, _ in self.model.named_parameters()), self.layer_name(0))
@@ -121,8 +122,13 @@ class StreamedModel(Skeleton):
         if a.nested and isinstance(config.get("text_config"), dict):
             config["text_config"] = of_layer(config["text_config"], layer)
         config = type(self.model.config).from_dict(config)
-        with as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"):
-            return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
+        with (
+            as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"),
+            refusing_code(checkpoint.name),
+        ):
+            return type(self.model).from_pretrained(
+                None, config=config, state_dict=state, dtype=self.dtype, trust_remote_code=False
+            )
 
     def _state(self, layer: int) -> State:
         """The layer's tensors by their names in the module: in float32, or for a GPU, which turns them into float32 in

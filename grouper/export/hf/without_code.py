@@ -45,5 +45,5 @@ def _configuration(path: Path) -> Any:
 
 
 def _all_theirs(modules: Any) -> bool:
-    types = [m.get("type") for m in modules if isinstance(m, dict)] if isinstance(modules, list) else [None]
+    types = [m.get("type") if isinstance(m, dict) else None for m in modules] if isinstance(modules, list) else [None]
     return all(str(kind).startswith("sentence_transformers.") for kind in types)

@@ -9,11 +9,11 @@ from pathlib import Path
 from grouper.export.classes import CLASSES, class_for
 from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
 from grouper.export.hf.as_phi import phi_config
+from grouper.export.hf.code_names import copy_without_code, without_code
 from grouper.export.hf.engines import engines_for
 from grouper.export.hf.readers import readable_by_all
 from grouper.export.hf.tensors import exported_tensors
 from grouper.export.hf.tokenizer import name_tokenizer_class
-from grouper.export.hf.without_code import copy_without_code, without_code
 from grouper.export.self_test import run_self_test
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture

@@ -7,7 +7,7 @@ import pytest
 from evil_models import add_code, answers  # noqa: F401  a fixture
 
 from grouper import Architecture, Checkpoint, HeadLayout, export
-from grouper.export.hf.without_code import copy_without_code, without_code
+from grouper.export.hf.code_names import copy_without_code, without_code
 
 LAYOUTS = {"stock": [0, 0, 1, 1, 2, 2, 3, 3], "padded": [0, 0, 0, 1, 1, 2, 2, 2], "ragged": None}
 

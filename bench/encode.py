@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from grouper import Architecture, Checkpoint, HeadLayout, export
+from grouper.model.loading import load
 
 SHAPES = {  # the class, its sizes beside the default ones, inputs of one pass
     "BERT-base, 64 x 512 tokens": ("BertModel", {}, {"input_ids": (64, 512)}),
@@ -82,8 +83,7 @@ def main() -> None:
             for kind, labels in GROUPS.items():
                 layout = HeadLayout.from_labels([labels] * a.layers, a.query_heads, a.head_dim)
                 export(folder / "original", layout, folder / kind)
-                load = transformers.AutoModel.from_pretrained
-                model = load(folder / kind, trust_remote_code=True, dtype=torch.bfloat16)
+                model = load("AutoModel", folder / kind, own_code=True, dtype=torch.bfloat16)
                 models[kind] = model.to(device).eval()
             found = timed(models, inputs(shapes, device, args.small), 2 if args.small else 20)
         for kind, ms in found.items():

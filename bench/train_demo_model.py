@@ -195,7 +195,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
         if step % 250 == 0:
             print(f"step {step} loss {loss.item():.4f}", flush=True)
-    PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer").save_pretrained(args.out)
+    PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer", trust_remote_code=False).save_pretrained(args.out)
 
 
 def save(

@@ -14,6 +14,7 @@ from grouper.calibration.text import load_tokenizer, windows
 from grouper.errors import GrouperError
 from grouper.model.checkpoint import DEMO, Checkpoint
 from grouper.model.inspection import inspect
+from grouper.model.loading import load
 from grouper.refinement.layer import RefineOptions
 from search.bars import bar
 from search.console import ERR, OUT, closing_table, exported_summary, inspection
@@ -103,9 +104,7 @@ def _title(text: str) -> None:
 
 def _sample(path: Path, tokenizer, tokens: torch.Tensor) -> tuple[float, str]:
     """Nats per token, and what the model makes of the prompt, the likeliest word each time but no trigram twice."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = load("AutoModelForCausalLM", path, dtype=torch.float32).eval()
     prompt = tokenizer(PROMPT, return_tensors="pt")
     with torch.inference_mode():
         written = model.generate(**prompt, max_new_tokens=40, do_sample=False, no_repeat_ngram_size=3, pad_token_id=0)

@@ -13,6 +13,7 @@ from grouper.calibration.source import PAIR, TextSource
 from grouper.errors import GrouperError
 from grouper.export import Exported
 from grouper.export.write import MARKER
+from grouper.model.loading import load
 from grouper.outputs import new_folder
 from grouper.progress import Progress, untold
 from grouper.refinement.layer import RefineOptions
@@ -89,11 +90,8 @@ def regroup(
         place / "run", place / "out", Selection(kv_ratio=str(kv_ratio), deploy=deploy), calibration,
         RefineOptions(tokens=refine_tokens) if calibration and refine else None, device=device, progress=progress,
     )  # fmt: skip
-    import transformers
-
-    load = getattr(transformers, exported.loader).from_pretrained
     own_code = exported.export_class == "ragged"  # our own modelling file, written a moment ago
-    loaded = load(exported.folder, trust_remote_code=own_code, dtype="auto").to(device).eval()
+    loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").to(device).eval()
     return Regrouped(loaded, front, exported, holder)
 
 

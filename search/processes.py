@@ -10,7 +10,7 @@ from multiprocessing import connection, get_context, parent_process
 
 from search.stopping import stop_workers
 
-SAFE = "PYTHONSAFEPATH"  # Python 3.11: what lies in the current folder, a model's files perhaps, is not imported
+SAFE = "PYTHONSAFEPATH"  # what lies in the current folder, a model's files perhaps, is not imported
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def make(folder: Path, family: str, options: dict) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options), trust_remote_code=False)
     make_heads_matter(model)
     model.save_pretrained(folder)
     return folder

@@ -30,7 +30,7 @@ def make_model(
     more = {"head_dim": 16, "bos_token_id": 0, "eos_token_id": 1, **SIZES, **more}
     config = AutoConfig.for_model(family, num_attention_heads=heads, num_key_value_heads=kv_heads or heads, **more)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)

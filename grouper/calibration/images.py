@@ -10,6 +10,7 @@ from grouper.errors import GrouperError, as_one_line
 from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
+from grouper.model.loading import load
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -18,13 +19,12 @@ def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -
     """The pictures of FOLDER/CLASS/*.png and so on, through the model's own processor; labels are the model's where it
     has as many classes, named alike or in the same order. Raises GrouperError."""
     from PIL import Image
-    from transformers import AutoImageProcessor
 
     files = picture_files(Path(folder).expanduser())
     names = sorted({file.parent.name for file in files})
     files = spread(files, limit) if limit else files
     with as_one_line(f"{checkpoint.name} has no image processor that transformers can load"):
-        processor = AutoImageProcessor.from_pretrained(checkpoint.local().folder)
+        processor = load("AutoImageProcessor", checkpoint.local().folder)
     pixels = []
     for file in files:
         with as_one_line(f"cannot read the picture {file}"), Image.open(file) as picture:

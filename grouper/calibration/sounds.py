@@ -10,16 +10,15 @@ from grouper.calibration.text import check_known, load_tokenizer
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
+from grouper.model.loading import load
 
 
 def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Examples:
     """pairs: the name of a .wav file beside or below the text's file, and the words. Raises GrouperError."""
-    from transformers import AutoFeatureExtractor
-
     if not source.text:
         raise GrouperError("recordings lie beside a file that names them: give --text FILE")
     with as_one_line(f"{checkpoint.name} has no feature extractor that transformers can load"):
-        extractor = AutoFeatureExtractor.from_pretrained(checkpoint.local().folder)
+        extractor = load("AutoFeatureExtractor", checkpoint.local().folder)
     tokenizer, folder = load_tokenizer(checkpoint), Path(source.text).expanduser().parent
     sounds = [samples_of(folder, name, extractor.sampling_rate) for name, _ in pairs]
     longest = extractor.chunk_length * extractor.sampling_rate

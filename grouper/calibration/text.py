@@ -10,13 +10,12 @@ from grouper.calibration.source import TextSource
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import decoder_config, setting
+from grouper.model.loading import load
 
 
 def load_tokenizer(checkpoint: Checkpoint):
-    from transformers import AutoTokenizer
-
     with as_one_line(f"{checkpoint.name} has no tokenizer that transformers can load"):
-        return AutoTokenizer.from_pretrained(checkpoint.local().folder)
+        return load("AutoTokenizer", checkpoint.local().folder)
 
 
 def text_of(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Tensor:

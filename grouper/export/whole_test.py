@@ -23,6 +23,7 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.model.families import FAMILIES
 from grouper.model.in_memory import in_double
 from grouper.model.loadable import auto_of_export
+from grouper.model.loading import load
 from grouper.model.made_up import answer, random_inputs
 from grouper.model.one_layer import cut
 
@@ -68,14 +69,11 @@ def written_as(a: Architecture) -> Architecture:
 
 
 def _loaded(exported: Path, dtype: torch.dtype) -> nn.Module:
-    import transformers
-
     config = Checkpoint.open(exported).config
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written or checked a moment ago
     auto = auto_of_export(config) if own_code else auto_class(config)
-    load = getattr(transformers, auto).from_pretrained
     options = in_double(config) if dtype == torch.float64 else {}
-    return load(exported, dtype=dtype, trust_remote_code=own_code, **options).eval()
+    return load(auto, exported, own_code, dtype=dtype, **options).eval()
 
 
 def _put_unrounded(ours: nn.Module, exported: Path, job: Job) -> None:

@@ -5,7 +5,8 @@ A V head may be rotated by any orthogonal matrix, undone in W_O; a K head with R
 undone in W_Q; a K head without RoPE, or its unrotated part, by any orthogonal matrix. Rotations and mean are iterated
 (generalised Procrustes). Averaging shrinks a head: each query head's q and o are scaled so that what it sees has its
 own old head's norm again. As in the paper, heads are compared by their outputs on calibration text, here through the
-inputs' second moment.
+inputs' second moment C: all that is asked of heads are their inner products W C W'^T, which are small, so that C itself
+[D + 1, D + 1] is never decomposed.
 
 A norm between projection and RoPE leaves K no rotation (its gains differ from row to row) and q no scale: there K is
 the plain mean.
@@ -21,7 +22,7 @@ from grouper.attention import Attention
 from grouper.calibration.input_moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
 from grouper.merging.base import Merge
-from grouper.merging.folding import augmented, check_readers_are_sources, split
+from grouper.merging.folding import augmented, check_readers_are_sources, energy, split
 from grouper.merging.mean import averaged
 
 
@@ -39,18 +40,16 @@ class Procrustes(Merge):
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
-        second_moment = torch.eye(attention.q.shape[-1] + 1, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(second_moment if inputs is None else inputs.second_moment)
-        root = vectors * values.clamp_min(0).sqrt()  # |W @ root| is the norm of a head's outputs
-        changed = self.values(attention, layout.v, root)
+        inputs = InputMoments.from_norm(None, None, attention.q.shape[-1]) if inputs is None else inputs
+        changed = self.values(attention, layout.v, inputs)
         if attention.qk_norm:
             parts = ("k", "k_bias", "k_norm")
             changed |= {name: averaged(getattr(attention, name), layout.k) for name in parts}
         else:
-            changed |= self.keys(attention, layout.k, root)
+            changed |= self.keys(attention, layout.k, inputs)
         return replace(attention, **changed)
 
-    def keys(self, attention: Attention, grouping: Grouping, root: Tensor) -> dict[str, Tensor | None]:
+    def keys(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> dict[str, Tensor | None]:
         """The shared K heads, and q turned and scaled as they were."""
         k, q = augmented(attention.k, attention.k_bias), augmented(attention.q, attention.q_bias)
         rotary = torch.arange(0) if attention.planes is None else attention.planes.flatten()
@@ -61,64 +60,77 @@ class Procrustes(Merge):
             shared = torch.empty_like(members[0])
             if len(rotary):
                 a, b = attention.planes.T
-                seen = members @ root
-                turns = self.aligned_planes(torch.complex(seen[:, a], seen[:, b]))
-                turned = (turns[..., None] * torch.complex(members[:, a], members[:, b])).mean(0)
+                planes = torch.complex(members[:, a], members[:, b])  # [S, P, D + 1]
+                turns = self.aligned_planes(torch.einsum("ipx,jpx->ijp", inputs.times(planes), planes.conj()))
+                turned = (turns[..., None] * planes).mean(0)
                 shared[a], shared[b] = turned.real, turned.imag
             if len(unrotated):
-                rotations = self.aligned(members[:, unrotated] @ root)
+                rotations = self.aligned(_products(members[:, unrotated], inputs))
                 shared[unrotated] = (rotations @ members[:, unrotated]).mean(0)
+            scales = _norm(members, inputs) / _norm(shared, inputs).clamp_min(1e-30)
             for i, source in enumerate(sources):
-                scale = (members[i] @ root).norm() / (shared @ root).norm().clamp_min(1e-30)
                 for reader in attention.readers_of(source):
                     if len(rotary):
                         turned = torch.complex(q[reader, a], q[reader, b]) * turns[i][:, None]
                         q[reader, a], q[reader, b] = turned.real, turned.imag
                     if len(unrotated):
                         q[reader, unrotated] = rotations[i] @ q[reader, unrotated]
-                    q[reader] *= scale
+                    q[reader] *= scales[i]
             merged.append(shared)
         new_k, k_bias = split(torch.stack(merged), attention.k_bias, attention.k)
         new_q, q_bias = split(q, attention.q_bias, attention.q)
         return {"k": new_k, "k_bias": k_bias, "q": new_q, "q_bias": q_bias}
 
-    def values(self, attention: Attention, grouping: Grouping, root: Tensor) -> dict[str, Tensor | None]:
+    def values(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> dict[str, Tensor | None]:
         """The shared V heads, and o turned back and scaled."""
         v, o = augmented(attention.v, attention.v_bias), attention.o.double().clone()
         merged = []
         for sources in map(list, grouping.sources):
             members = v[sources]
-            rotations = self.aligned(members @ root)
+            rotations = self.aligned(_products(members, inputs))
             shared = (rotations @ members).mean(0)
+            scales = _norm(members, inputs) / _norm(shared, inputs).clamp_min(1e-30)
             for i, source in enumerate(sources):
-                scale = (members[i] @ root).norm() / (shared @ root).norm().clamp_min(1e-30)
                 for reader in attention.readers_of(source):
-                    o[:, reader] = o[:, reader] @ rotations[i].T * scale
+                    o[:, reader] = o[:, reader] @ rotations[i].T * scales[i]
             merged.append(shared)
         new_v, v_bias = split(torch.stack(merged), attention.v_bias, attention.v)
         return {"v": new_v, "v_bias": v_bias, "o": o.to(attention.o)}
 
-    def aligned(self, members: Tensor) -> Tensor:
-        """members [S, d, X]. Returns orthogonal rotations [S, d, d] that bring them together."""
-        rotations = torch.eye(members.shape[1], dtype=members.dtype, device=members.device).repeat(len(members), 1, 1)
-        shared, norm = members[0], 0.0  # the first head leads the first round
+    def aligned(self, products: Tensor) -> Tensor:
+        """products [S, S, d, d]: of heads' rows, [i, j] = W_i C W_j^T. Returns orthogonal rotations [S, d, d] that
+        bring the heads together."""
+        toward, best = products[0], 0.0  # [S, d, d]: the shared head with each; the first one leads the first round
         for _ in range(self.iterations):
-            u, _, vh = torch.linalg.svd(shared @ members.transpose(1, 2))  # argmax over R of <R head, shared>
+            u, _, vh = torch.linalg.svd(toward)  # argmax over R of <R head, shared>
             rotations = u @ vh
-            shared = (rotations @ members).mean(0)
-            if shared.norm() <= norm * (1 + self.gain):
+            toward = (rotations[:, None] @ products).mean(0)
+            new = (toward * rotations).sum() / len(products)  # |mean of the rotated heads|^2
+            if new <= best * (1 + self.gain) ** 2:
                 break
-            norm = shared.norm()
+            best = new
         return rotations
 
-    def aligned_planes(self, members: Tensor) -> Tensor:
-        """members [S, P, X], complex. Returns unit factors [S, P] that bring them together."""
-        shared, norm = members[0], 0.0
+    def aligned_planes(self, products: Tensor) -> Tensor:
+        """products [S, S, P], complex: in each plane, [i, j] = w_i C w_j^H. Returns unit factors [S, P] that bring the
+        heads together."""
+        toward, best = products[0], 0.0  # [S, P]
         for _ in range(self.iterations):
-            inner = (shared * members.conj()).sum(-1)  # [S, P]
-            turns = torch.where(inner.abs() > 0, inner / inner.abs().clamp_min(1e-300), torch.ones_like(inner))
-            shared = (turns[..., None] * members).mean(0)
-            if shared.norm() <= norm * (1 + self.gain):
+            size = toward.abs()
+            turns = torch.where(size > 0, toward / size.clamp_min(1e-300), torch.ones_like(toward))
+            toward = (turns[:, None] * products).mean(0)
+            new = (toward * turns.conj()).real.sum() / len(products)
+            if new <= best * (1 + self.gain) ** 2:
                 break
-            norm = shared.norm()
+            best = new
         return turns
+
+
+def _products(heads: Tensor, inputs: InputMoments) -> Tensor:
+    """heads [S, d, D + 1]. Returns [S, S, d, d]: [i, j] = W_i C W_j^T."""
+    return torch.einsum("iax,jbx->ijab", inputs.times(heads), heads)
+
+
+def _norm(heads: Tensor, inputs: InputMoments) -> Tensor:
+    """heads [..., d, D + 1]. Returns [...]: the norm of a head's outputs."""
+    return energy(heads, inputs).clamp_min(0).sqrt()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper 
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 EXPECTED = "expected the folder or Hub id of a Hugging Face model"
 OTHER_FOLDERS = {  # files that tell what a folder without config.json is, and what to do
@@ -51,6 +52,11 @@ class Checkpoint:
             raise GrouperError(
                 f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and "
                 "save it as bfloat16"
+            )
+        if ADAPTER in source.files():  # which transformers would put on the weights, where peft is installed
+            raise GrouperError(
+                f"{name} has an adapter beside its weights ({ADAPTER}): load it with transformers and peft, call "
+                "merge_and_unload() and save the model; or remove the adapter's files"
             )
 
     @property

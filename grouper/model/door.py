@@ -2,6 +2,7 @@
 header_check.py holds tensors against it.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +35,7 @@ FLAGS = (
     "new_decoder_architecture", "use_parallel_residual", "do_layer_norm_before", "use_qkv_bias", "use_cache", "bias",
 )  # fmt: skip
 NAMES = ("model_type", "hidden_act", "activation_function", "dtype", "torch_dtype", "rope_type")
+KERNELS = ("attn_implementation", "experts_implementation")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -70,6 +72,8 @@ def check_configuration(config: dict, name: str) -> None:
             raise wrong(path, value, "true or false")
         elif field in NAMES and not isinstance(value, str):
             raise wrong(path, value, "a name")
+        elif _public(field) in KERNELS and "/" in json.dumps(value):  # code of a repository on the Hub
+            raise wrong(path, value, "the name of one that transformers has itself")
         if field in ("dtype", "torch_dtype") and value not in DTYPES:
             raise wrong(path, value, f"one of {', '.join(DTYPES)}")
     for part in (config, config.get("text_config")) if known else ():
@@ -92,6 +96,10 @@ def _fields(value: dict, name: str, path: str = "", depth: int = 0) -> Iterator[
         yield where, inner
         if isinstance(inner, dict):
             yield from _fields(inner, name, where, depth + 1)
+
+
+def _public(field: str) -> str:
+    return field.removeprefix("_").removesuffix("_internal")
 
 
 def _check_lists(config: dict, wrong) -> None:

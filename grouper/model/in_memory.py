@@ -19,24 +19,23 @@ from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.configuration import decoder_config
 from grouper.model.layers import Layers
+from grouper.model.loading import load
 
 
 class InMemoryModel(Layers):
     """`model` is the transformers model; `installed` lets layers compute with other weights for a while."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32):
-        import transformers
-
         self.checkpoint = checkpoint.local()
         self.architecture = Architecture.of(checkpoint.config)
         self.device, self.dtype = device, dtype
-        load = getattr(transformers, auto_class(checkpoint.config)).from_pretrained
         options = in_double(checkpoint.config) if dtype == torch.float64 else {}
         options |= {"device_map": {"": device}} if "cuda" in device else {}
         with as_one_line(f"transformers cannot load {checkpoint.name}"):
             self.model, loading = load(
-                self.checkpoint.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
+                auto_class(checkpoint.config), self.checkpoint.folder,
+                dtype=dtype, use_safetensors=True, output_loading_info=True, **options,
+            )  # fmt: skip
         check_loaded(checkpoint.name, loading)
         self.model.eval().requires_grad_(False)
         names = (name for name, _ in self.model.named_parameters())

@@ -17,6 +17,7 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.layers import Layers
 from grouper.model.loadable import quiet, without_weights
+from grouper.model.loading import refusing_code
 from grouper.model.one_layer import of_layer
 
 State = dict[str, torch.Tensor]
@@ -73,8 +74,14 @@ class Skeleton(Layers):
         if a.nested and isinstance(config.get("text_config"), dict):
             config["text_config"] = of_layer(config["text_config"], layer)
         config = type(self.model.config).from_dict(config)
-        with quiet(), as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"):
-            return type(self.model).from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
+        with (
+            quiet(),
+            as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"),
+            refusing_code(checkpoint.name),
+        ):
+            return type(self.model).from_pretrained(
+                None, config=config, state_dict=state, dtype=self.dtype, trust_remote_code=False
+            )
 
     def fill_positions(self) -> None:
         """What stands around the layers, embedding and head aside, for they are large: positions, norms."""

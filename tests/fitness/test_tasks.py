@@ -44,8 +44,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo():
-    model = AutoModelForCausalLM.from_pretrained(DATA / "demo", dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(DATA / "demo")
+    model = AutoModelForCausalLM.from_pretrained(DATA / "demo", dtype=torch.float32, trust_remote_code=False).eval()
+    return model, AutoTokenizer.from_pretrained(DATA / "demo", trust_remote_code=False)
 
 
 def by_hand(model, tokenizer, item) -> tuple[int, int]:

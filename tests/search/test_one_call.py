@@ -15,7 +15,10 @@ TOKENS = torch.randint(3, 190, (2, 24), generator=torch.Generator().manual_seed(
 
 
 def test_a_loaded_model_and_documents(reader, text, tmp_path):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(reader), AutoTokenizer.from_pretrained(reader)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(reader, trust_remote_code=False),
+        AutoTokenizer.from_pretrained(reader, trust_remote_code=False),
+    )
     documents = text.read_text().split("\n\n")[:40]
     options = {"tokens": 2048, "window": 64, "refine_tokens": 1024, "options": QUICK}
     small = regroup(model, tokenizer, text=documents, kv_ratio=0.5, **options)
@@ -26,10 +29,10 @@ def test_a_loaded_model_and_documents(reader, text, tmp_path):
     kept = small.save(tmp_path / "kept")
     with pytest.raises(GrouperError, match="earlier output"):
         small.save(kept)
-    again = AutoModelForCausalLM.from_pretrained(kept)
+    again = AutoModelForCausalLM.from_pretrained(kept, trust_remote_code=False)
     with torch.no_grad():
         assert torch.allclose(again(TOKENS).logits, expected, atol=1e-5)
-    assert AutoTokenizer.from_pretrained(kept).vocab_size == tokenizer.vocab_size
+    assert AutoTokenizer.from_pretrained(kept, trust_remote_code=False).vocab_size == tokenizer.vocab_size
 
 
 def test_a_folder_without_text_and_any_class(models):
@@ -39,7 +42,7 @@ def test_a_folder_without_text_and_any_class(models):
 
 
 def test_what_cannot_be_regrouped_is_said(reader):
-    model = AutoModelForCausalLM.from_pretrained(reader)
+    model = AutoModelForCausalLM.from_pretrained(reader, trust_remote_code=False)
     with pytest.raises(GrouperError, match="cannot regroup a int"):
         regroup(7)
     with pytest.raises(GrouperError, match="the model's tokenizer"):

@@ -58,7 +58,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks in the current folder first")
 def test_workers_import_nothing_from_the_current_folder(tmp_path: Path):
     """Which may be a model's, that somebody has just downloaded."""
     downloaded, script = tmp_path / "model", tmp_path / "command.py"

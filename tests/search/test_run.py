@@ -275,7 +275,7 @@ def test_nats_per_token_are_what_transformers_says(demo_run):
     from grouper.model.checkpoint import DEMO
 
     tokens = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(Checkpoint.open("demo")), 64, 6)
-    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32, trust_remote_code=False).eval()
     with torch.inference_mode():
         theirs = [model(row[None], labels=row[None]).loss.item() for row in tokens]
     assert nll(model, tokens) == pytest.approx(sum(theirs) / 6, rel=1e-5)

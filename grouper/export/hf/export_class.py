@@ -38,7 +38,7 @@ class ExportClass(ABC):
 
     @abstractmethod
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
-        """config.json of the exported model, without code of anybody's. config: the original's, as Phi where it goes
+        """config.json of the exported model. config: the original's, without what names code, and as Phi where it goes
         out as one. names: of the tensors that were written."""
 
     def add_files(self, folder: Path, architecture: Architecture) -> None:

@@ -64,7 +64,6 @@ class Padded(ExportClass):
             "num_attention_heads": padded_heads(layout), "num_key_value_heads": layout.layers[0].k.kv_heads,
             "head_dim": architecture.head_dim,
         }  # fmt: skip
-        config = {key: value for key, value in config.items() if key != "auto_map"}
         if _as_llama(config):
             windows = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers")
             without = {k: v for k, v in config.items() if k not in windows}

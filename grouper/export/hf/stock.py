@@ -27,7 +27,6 @@ class Stock(ExportClass):
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
         counts = {"head_dim": architecture.head_dim, "num_key_value_heads": layout.layers[0].k.kv_heads}
-        config = {key: value for key, value in config.items() if key != "auto_map"}
         if architecture.nested:
             if "text_config" in config:
                 return {**config, "text_config": {**config["text_config"], **counts}}

@@ -9,6 +9,7 @@ from pathlib import Path
 from grouper.export.classes import CLASSES, class_for
 from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
 from grouper.export.hf.as_phi import phi_config
+from grouper.export.hf.code_names import copy_without_code, without_code
 from grouper.export.hf.engines import engines_for
 from grouper.export.hf.readers import readable_by_all
 from grouper.export.hf.tensors import exported_tensors
@@ -58,7 +59,7 @@ class HuggingFace(Format):
             for name in written:
                 names.add(name)
                 progress(min(len(names), total), total, "writing tensors")
-        original = phi_config(checkpoint.config, a) if a.as_phi else checkpoint.config
+        original = without_code(phi_config(checkpoint.config, a) if a.as_phi else checkpoint.config)
         config = export_class.config(original, a, job.layout, names)
         facts = {**facts, "deploy": export_class.name}
         write_json(folder / "config.json", {**readable_by_all(config, checkpoint.dtype), "grouper": facts})
@@ -94,9 +95,10 @@ def copy_companions(original: Path, folder: Path) -> None:
     for pattern in COMPANIONS:
         for file in sorted(original.glob(pattern)):
             if file.is_dir() and not file.is_symlink():
-                shutil.copytree(file, folder / file.name, ignore=partial(_not_ours, original))
+                ignore = partial(_not_ours, original)
+                shutil.copytree(file, folder / file.name, ignore=ignore, copy_function=copy_without_code)
             elif file.suffix != ".py" and is_own_file(file, original):
-                shutil.copyfile(file, folder / file.name)
+                copy_without_code(file, folder / file.name)
 
 
 def _not_ours(original: Path, inside: str, names: list[str]) -> set[str]:

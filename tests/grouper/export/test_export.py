@@ -41,9 +41,9 @@ def gathered(folder, layout, prompt, merge="mean"):
     the original class."""
     checkpoint = Checkpoint.open(folder)
     a = Architecture.of(checkpoint.config)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.num_key_value_heads = a.query_heads
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).float().eval()
     state = {name: checkpoint.tensor(name).float() for name in checkpoint.tensors}
     for layer, heads in enumerate(layout.layers):
         for kind in ("k", "v"):
@@ -376,6 +376,6 @@ def test_a_tokenizer_that_only_the_models_type_names_stays_the_same(tmp_path, de
     add_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 77}')
     export(folder, layout_of(folder, deploy), tmp_path / "out", options=ExportOptions(max_padding=9.0))
-    before, after = (AutoTokenizer.from_pretrained(f) for f in (folder, tmp_path / "out"))
+    before, after = (AutoTokenizer.from_pretrained(f, trust_remote_code=False) for f in (folder, tmp_path / "out"))
     assert type(after) is type(before) and after.model_max_length == 77
     assert after("Don't   stop: 12345").input_ids == before("Don't   stop: 12345").input_ids

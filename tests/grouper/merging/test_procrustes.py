@@ -70,11 +70,28 @@ def test_rotations_are_iterated_until_each_head_is_aligned_with_the_mean():
     attention, inputs = random_attention(23, bias=False), random_moments(23)
     c, merge = root(inputs.second_moment), Procrustes()
     v = with_bias(attention.v, None) @ c
-    rotations = merge.aligned(v)
+    rotations = merge.aligned(torch.einsum("iax,jbx->ijab", v, v))
     u, _, vh = torch.linalg.svd((rotations @ v).mean(0) @ v.transpose(1, 2))
     assert (u @ vh - rotations).abs().max() < 1e-3
     k = with_bias(attention.k, None) @ c
     planes = torch.complex(k[:, : d // 2], k[:, d // 2 :])
-    turns = merge.aligned_planes(planes)
+    turns = merge.aligned_planes(torch.einsum("ipx,jpx->ijp", planes, planes.conj()))
     inner = ((turns[..., None] * planes).mean(0) * planes.conj()).sum(-1)
     assert (inner / inner.abs() - turns).abs().max() < 1e-3
+
+
+def test_inner_products_say_all_that_the_heads_outputs_do(monkeypatch):
+    """Three rounds on the outputs themselves, W C^(1/2), give the same rotations; and C, which is large, is not
+    decomposed, which took ten times as long as all the rest."""
+    attention, inputs, rounds = random_attention(24, bias=False), random_moments(24), 3
+    seen = with_bias(attention.v, None) @ root(inputs.second_moment)
+    shared = seen[0]
+    for _ in range(rounds):
+        u, _, vh = torch.linalg.svd(shared @ seen.transpose(1, 2))
+        shared = (u @ vh @ seen).mean(0)
+    merge = Procrustes(iterations=rounds, gain=0)
+    rotations = merge.aligned(torch.einsum("iax,jbx->ijab", seen, seen))
+    assert torch.allclose(rotations, u @ vh, atol=1e-12)
+    for name in ("eigh", "cholesky", "qr"):
+        monkeypatch.setattr(torch.linalg, name, lambda *_: pytest.fail("a large matrix was decomposed"))
+    merge.merge(attention, LAYOUT, inputs)

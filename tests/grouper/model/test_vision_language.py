@@ -71,7 +71,9 @@ def samples(tmp_path_factory):
     def get(name: str):
         if name not in made:
             torch.manual_seed(0)
-            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(name, **SAMPLES[name]))
+            model = AutoModelForImageTextToText.from_config(
+                AutoConfig.for_model(name, **SAMPLES[name]), trust_remote_code=False
+            )
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -85,7 +87,7 @@ def samples(tmp_path_factory):
 def logits(folder, tokens):
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     with torch.inference_mode():
         return model(input_ids=tokens).logits
 

@@ -22,7 +22,7 @@ CHAT = [
 
 @pytest.fixture
 def tokenizer():
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "demo")
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "demo", trust_remote_code=False)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 

@@ -83,7 +83,7 @@ class Regrouper:
 
     @cached_property
     def examples(self) -> CalibrationExamples:
-        """The calibration text, pictures or sounds of a model with an encoder. Raises GrouperError where there are none."""
+        """Calibration text, pictures or sounds of a model with an encoder. Raises GrouperError where there are none."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
         return CalibrationExamples(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)

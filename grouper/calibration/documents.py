@@ -133,6 +133,8 @@ class JsonLines(Rows):
             raise GrouperError(f"{path} holds one JSON list, not an object a line: convert it ({cure})")
 
     def row(self, place: int) -> tuple[int, int, Any] | None:
+        if place >= self.size:
+            return None
         with opened(self._path) as file:
             begin = self._line_begin(file, place)
             file.seek(begin)
@@ -211,4 +213,3 @@ def _gap(text: str, begin: int, end: int, place: int) -> int:
     at = len(text) * (place - begin) // (end - begin)
     found = GAP.search(text, at, at + LOOK)
     return found.start() if found else at
-

@@ -56,7 +56,8 @@ def read_examples(
     kept: KeptTokens | None = None,
 ) -> Examples:
     """What `source` holds, as this model takes it; at most `limit` examples, spread evenly. window: tokens of one at
-    most. kept: where a text's tokens are kept and looked for. Raises GrouperError where source and model do not go together."""
+    most. kept: where a text's tokens are kept and looked for. Raises GrouperError where source and model do not go
+    together."""
     check_sizes(window, limit)
     architecture = Architecture.of(checkpoint.config)
     kind, auto = architecture.family.reads, auto_class(checkpoint.config)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from grouper.calibration.text import digest, spread
 
-SKIPPED, ANCHOR = 8, 24  # tokens of a window: at its begin, where a cut may change them; and after, by which it is known
+SKIPPED = 8  # tokens at a window's begin, which may be others where the text is cut elsewhere
+ANCHOR = 24  # tokens after these, by which the window is known
 HEAD = 1024  # tokens that tell texts apart
 MOST = 2**26  # windows of a text
 
@@ -39,7 +40,7 @@ class Seen:
             if "anchors" not in data:
                 return SeenRows.from_data(data)
             found = cls(**data)
-            return found if type(found.window) is int and 0 < found.window < MOST and len(found._hashes) else None
+            return found if type(found.window) is int and 0 < found.window < MOST and len(found._known) else None
         except (TypeError, ValueError, binascii.Error):
             return None
 
@@ -49,16 +50,16 @@ class Seen:
     @property
     def used(self) -> int:
         """How many windows were seen."""
-        return len(self._hashes)
+        return len(self._known)
 
     @property
-    def _hashes(self) -> np.ndarray:
+    def _known(self) -> np.ndarray:
         return np.frombuffer(base64.b64decode(self.anchors, validate=True), "<u8")
 
     def touches(self, tokens: Tensor) -> Tensor:
         """[n], bool: which of these windows [n, any length], which follow one another, hold a token that was seen."""
         begin, length = _anchor(self.window)
-        found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._hashes)) - begin
+        found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._known)) - begin
         edges = np.zeros(tokens.numel() + 1, np.int64)  # +1 where a seen window begins, -1 after its end
         np.add.at(edges, found.clip(0), 1)
         np.add.at(edges, (found + self.window).clip(max=tokens.numel()), -1)
@@ -84,8 +85,8 @@ def _hashes(ids: np.ndarray, length: int | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SeenRows:
-    """As older versions wrote it down. head: digest of the text's first tokens. windows, window: the text as it was cut,
-    tokenised whole. used: how many of these windows were seen, spread evenly."""
+    """Windows as older versions wrote them down. head: digest of the text's first tokens. windows, window: the text as
+    it was cut, tokenised whole. used: how many of these windows were seen, spread evenly."""
 
     head: str
     windows: int

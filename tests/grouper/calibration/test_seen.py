@@ -25,8 +25,8 @@ def test_windows_that_share_a_token_with_what_was_seen(tokens):
 
 
 def test_what_was_seen_is_found_wherever_it_stands(tokens):
-    """Window 3, tokens 1536-2047, in a text that has 100 more tokens at its begin: 1636-2147; a cut may have changed its
-    first tokens."""
+    """Window 3, tokens 1536-2047, in a text that has 100 more tokens at its begin: 1636-2147; its first tokens are others
+    because the text was cut there."""
     seen = Seen.of(torch.cat([tokens[1:9] + 1, tokens[1544:2048]])[None])
     moved = torch.cat([tokens[:100], tokens[:3996]]).view(8, 512)
     assert seen.touches(moved).tolist() == [False, False, False, True, True, False, False, False]
@@ -56,6 +56,6 @@ def test_what_older_versions_wrote_is_read():
 def test_what_is_written_is_read_and_nonsense_is_nothing(tokens):
     seen = Seen.of(tokens.view(8, 512)[:3])
     assert Seen.from_data(seen.to_data()) == seen
-    odd = [{"window": 4.5}, {"window": 0}, {"anchors": 3}, {"anchors": ""}, {"anchors": "é"}, {"anchors": "AAAA"}, {"x": 1}]
+    odd = [{"window": 4.5}, {"window": 0}, {"x": 1}, *({"anchors": bad} for bad in (3, "", "é", "AAAA"))]
     for data in (None, 3, [], {}, {"head": "a"}, *({**seen.to_data(), **one} for one in odd)):
         assert Seen.from_data(data) is None

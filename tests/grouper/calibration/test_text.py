@@ -32,7 +32,8 @@ def test_what_is_held_out_was_not_calibrated_on(reader, text):
 def test_what_is_held_out_is_spread_over_the_rest():
     """Moments see windows 0 and 9; of the eight others, two: the first and the last."""
     regrouper = Regrouper.__new__(Regrouper)
-    regrouper.calibration, regrouper.architecture = Calibration(TextSource("demo"), 8, 4), SimpleNamespace(encodes=False)
+    regrouper.calibration = Calibration(TextSource("demo"), 8, 4)
+    regrouper.architecture = SimpleNamespace(encodes=False)
     text = WindowedText(TextSource("demo"), lambda: None, 4)
     text._every = torch.arange(40).view(10, 4)
     regrouper.text = text

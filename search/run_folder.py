@@ -1,5 +1,5 @@
-"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg, refined.csv, tokens/. What is where, and how it is
-read back."""
+"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg, refined.csv, tokens/. What is where, and how it
+is read back."""
 
 import csv
 import io

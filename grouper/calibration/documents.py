@@ -159,6 +159,9 @@ class JsonLines(Rows):
         return f"line {lines} of {self.name}"
 
     def _line_begin(self, file: BinaryIO, place: int) -> int:
+        file.seek(max(self._begin, place - 1))
+        if file.read(1) == b"\n":  # as rows are read one after the other
+            return place
         end = place
         while end > self._begin:
             begin = max(self._begin, end - BLOCK)

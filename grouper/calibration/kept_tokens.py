@@ -64,8 +64,8 @@ def _save(path: Path, tokens: Tensor) -> None:
 
 
 def key_of(text: Path, tokenizer: Path, *more: object) -> str:
-    """A name for a file of text as the tokenizer in this folder reads it. It changes when one of the two does. more: how
-    the text is read."""
+    """A name for a file of text as the tokenizer in this folder reads it. It changes when one of the two does. more:
+    how the text is read."""
     facts = [*_of_text(text), *_of_tokenizer(tokenizer), *more]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 

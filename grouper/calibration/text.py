@@ -113,8 +113,8 @@ class WindowedText:
         return self._read[limit]
 
     def around(self, used: int, limit: int) -> Tensor:
-        """[n, window] ids: those of `spread(used)`, perhaps cut otherwise, and at least `limit` others where the text has
-        so many."""
+        """[n, window] ids: those of `spread(used)`, perhaps cut otherwise, and at least `limit` others where the text
+        has so many."""
         parts = 1 + -(-limit // used)  # of each stretch, the first of which begins as it does
         if self.is_long(used * parts):
             every = self.spread(used * parts)

@@ -25,8 +25,8 @@ def test_windows_that_share_a_token_with_what_was_seen(tokens):
 
 
 def test_what_was_seen_is_found_wherever_it_stands(tokens):
-    """Window 3, tokens 1536-2047, in a text that has 100 more tokens at its begin: 1636-2147; its first tokens are others
-    because the text was cut there."""
+    """Window 3, tokens 1536-2047, in a text that has 100 more tokens at its begin: 1636-2147; its first tokens are
+    others because the text was cut there."""
     seen = Seen.of(torch.cat([tokens[1:9] + 1, tokens[1544:2048]])[None])
     moved = torch.cat([tokens[:100], tokens[:3996]]).view(8, 512)
     assert seen.touches(moved).tolist() == [False, False, False, True, True, False, False, False]

@@ -28,7 +28,8 @@ Documents = PlainText | JsonLines | DatasetRows
 class TextSource:
     """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split] or
     NAME:config:split, `demo`, or a name in DATASETS; or images, a folder of pictures. For models that write what they
-    read anew, a file has pairs: source, tab and target in each line, or .jsonl with `source` and `target`.
+    read anew, a file has pairs: source, tab and target in each line, or .jsonl with `source` and `target`. Files are
+    UTF-8; a byte-order mark is skipped, and CRLF and CR at ends of lines are read as LF.
 
     purpose: "calibration" or "evaluation", which text `demo`, or which split a name in DATASETS means: never the same
     one for both.

@@ -15,10 +15,11 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.example_moments import collect_of_examples
 from grouper.calibration.examples import Examples
 from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.moments import KeptMoments, collect_moments
-from grouper.calibration.reading import read_examples
+from grouper.calibration.reading import CalibrationExamples
 from grouper.calibration.seen import Seen
-from grouper.calibration.text import digest, spread, text_of
+from grouper.calibration.text import WindowedText, digest, spread
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import Merge
@@ -35,12 +36,11 @@ from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import RefinedLayers, SavedLayers
 
-MOST_FILES = 4096  # pictures or recordings that are read, spread over all that there are
-
 
 class Regrouper:
     """One model's merges. Moments are collected once; merges of a layer are kept while its layout stays the same.
-    memory: bytes that a model may take; what is larger is streamed from disk. ranks: with whom text is shared."""
+    memory: bytes that a model may take; what is larger is streamed from disk. ranks: with whom text is shared. kept:
+    where tokens of the text are kept and looked for."""
 
     def __init__(
         self,
@@ -49,9 +49,10 @@ class Regrouper:
         device: str = "cpu",
         memory: int | None = None,
         ranks: Ranks = ALONE,
+        kept: KeptTokens | None = None,
     ):
         self.checkpoint, self.calibration, self.device, self.memory = checkpoint, calibration, device, memory
-        self.ranks = ranks
+        self.ranks, self.kept = ranks, kept
         self.architecture = Architecture.of(checkpoint.config)
         check_model(checkpoint)
         self._kept: dict[tuple, MergedLayer] = {}
@@ -72,37 +73,42 @@ class Regrouper:
     # Text
 
     @cached_property
-    def every_window(self) -> Tensor | Examples:
-        """[n, window]: the whole calibration text; for encoders as they take it."""
+    def text(self) -> WindowedText:
+        """The calibration text of a decoder. Raises GrouperError where there is none."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
-        if self.architecture.encodes:
-            most = MOST_FILES if self.architecture.family.reads in ("pictures", "sounds") else None
-            return read_examples(self.checkpoint, self.calibration.source, self.calibration.window, most)
-        return text_of(self.checkpoint, self.calibration.source, self.calibration.window)
+        return WindowedText.of(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
+
+    @cached_property
+    def examples(self) -> CalibrationExamples:
+        """Calibration text, pictures or sounds of a model with an encoder. Raises GrouperError where there are none."""
+        if self.calibration is None:
+            raise GrouperError("this needs calibration text: give --text or --dataset")
+        return CalibrationExamples(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
 
     def windows(self, tokens: int) -> Tensor | Examples:
         """[n, window] of the calibration text, spread over it."""
-        return spread(self.every_window, max(1, tokens // self.every_window.shape[1]))
+        read = self.examples if self.architecture.encodes else self.text
+        return read.spread(max(1, tokens // read.window))
 
     def seen(self, options: RefineOptions) -> Seen | None:
         """What `refined` sees of the calibration text, for training that follows; which encoders have none of."""
         if self.architecture.encodes:
             return None
-        return Seen.of(self.every_window, len(self.windows(options.for_device(self.device).tokens)))
+        return Seen.of(self.windows(options.for_device(self.device).tokens))
 
     def held_out(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
         GrouperError where there is none, and for encoders."""
-        every = self.every_window
-        if isinstance(every, Examples):
+        if self.architecture.encodes:
             raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
-        used = {tuple(row) for row in self.windows(self.calibration.tokens).tolist()}
-        rest = every[[i for i, row in enumerate(every.tolist()) if tuple(row) not in used]]
+        used, limit = self.windows(self.calibration.tokens), max(1, tokens // self.calibration.window)
+        around = self.text.around(len(used), limit)
+        rest = around[~Seen.of(used).touches(around)]
         if not len(rest):
             name = self.calibration.source.name
             raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer --tokens")
-        return spread(rest, max(1, tokens // self.calibration.window))
+        return spread(rest, limit)
 
     # Moments
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fitness.tasks import TaskOptions
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.examples import Examples
+from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, text_of
@@ -91,13 +92,15 @@ def evaluate(
             raise GrouperError(f"refinement computes in {COMPUTING}: leave --dtype {dtype} away, or --refine")
         if refine and calibration is None:
             raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
-        texts = texts_of(checkpoint, source, tasks, window, limit)
+        kept = folder.kept_tokens()
+        ranks.first_does(kept.begin)
+        texts = texts_of(checkpoint, source, tasks, window, limit, kept)
         numbers = choose(front, layouts)
         refine = refine and refine.for_device(device)
         measuring = measuring_of(source, texts, tasks, dtype, set)
         front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
-        regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
+        regrouper = Regrouper(checkpoint, calibration, device, memory, ranks, kept)
         meter = (ExampleMeter if regrouper.architecture.encodes else Meter)(regrouper, texts, tasks, dtype)
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
@@ -111,9 +114,14 @@ def evaluate(
 
 
 def texts_of(
-    checkpoint: Checkpoint, source: TextSource | Texts | None, tasks: TaskOptions | None, window: int, limit: int | None
+    checkpoint: Checkpoint,
+    source: TextSource | Texts | None,
+    tasks: TaskOptions | None,
+    window: int,
+    limit: int | None,
+    kept: KeptTokens | None = None,
 ) -> dict[str, Tensor | Examples]:
-    """[n, window] ids by the texts' names; for encoders what they take."""
+    """[n, window] ids by the texts' names; for encoders what they take. kept: where tokens are kept and looked for."""
     if source is None and tasks is None:
         raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images or --tasks")
     sources = {"": source} if isinstance(source, TextSource) else source or {}
@@ -122,7 +130,7 @@ def texts_of(
         if tasks is not None:
             raise GrouperError("tasks are for decoders: lm-evaluation-harness runs nothing else")
         read = read_examples
-    return {name: read(checkpoint, one, window, limit) for name, one in sources.items()}
+    return {name: read(checkpoint, one, window, limit, kept) for name, one in sources.items()}
 
 
 def measuring_of(

@@ -95,7 +95,9 @@ def export_from_run(
     refuse_inside(output, checkpoint.folder)
     announce(chosen, tell)
     calibration = calibration or settings.calibration(keep_calibration)
-    regrouper = Regrouper(checkpoint, calibration, device, memory, ranks)
+    kept = folder.kept_tokens()
+    ranks.first_does(kept.begin)
+    regrouper = Regrouper(checkpoint, calibration, device, memory, ranks, kept)
     if calibration and not ranks.alone:
         regrouper.kept_moments(progress)  # which all ranks collect together
     origin = origin_of(folder, chosen, command)

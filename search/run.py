@@ -62,7 +62,8 @@ def search(
     calibration = options.calibration(keep_calibration)
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it
-    regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks)
+    kept = RunFolder(Path(output)).kept_tokens()
+    regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks, kept)
     settings = RunSettings.of(
         checkpoint, options,
         revision=revision, text_digest=digest_of_text(regrouper, options), jobs=jobs, device=device, command=command,
@@ -71,6 +72,7 @@ def search(
     with locked_by_first(ranks, Path(output)):
         folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite))
         seen_by_all(folder, ranks)
+        ranks.first_does(kept.begin)
         started = time.perf_counter()
         found = search_layers(folder, regrouper, options, methods, jobs, progress)
         stage1 = time.perf_counter() - started

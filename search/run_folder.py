@@ -1,5 +1,5 @@
-"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg, refined.csv. What is where, and how it is read
-back."""
+"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg, refined.csv, tokens/. What is where, and how it
+is read back."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from grouper.calibration.kept_tokens import KeptTokens
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import refuse_existing, write_text
@@ -66,10 +67,17 @@ class RunFolder:
             "pareto.svg",
             "evaluation.json",
             "refined.csv",
+            "tokens/*.npy",
             MARKER,
         ):
             for file in self.path.glob(pattern):
                 file.unlink()
+
+    # tokens/
+
+    def kept_tokens(self) -> KeptTokens:
+        """Windows of texts that were tokenised for this run, of which there need be none yet."""
+        return KeptTokens(self.path / "tokens")
 
     # run.json
 

@@ -1,26 +1,63 @@
 """From files to what a model with an encoder takes: text in windows, pairs, pictures, sounds with their words."""
 
+from functools import cache
+
 import torch
 
 from grouper.calibration.examples import NOT_ASKED, Examples, padded
 from grouper.calibration.images import read_images
+from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.sounds import read_sounds
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import check_known, check_sizes, load_tokenizer, spread
+from grouper.calibration.text import WindowedText, check_known, check_sizes, load_tokenizer, spread
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
 
+MOST_FILES = 4096  # pictures or recordings that are read, spread over all that there are
 WRITING = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
 # What these read is no text, and no picture, alone.
 UNREAD = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling")
 MASKED = 0.15  # share of a window's tokens that a masked language model is asked for, as BERT was trained
 
 
-def read_examples(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Examples:
+class CalibrationExamples:
+    """Examples to calibrate on, read once. Text is read as far as it is asked for; pairs, pictures and sounds all are,
+    up to MOST_FILES of the latter."""
+
+    def __init__(self, checkpoint: Checkpoint, source: TextSource, window: int, kept: KeptTokens | None = None):
+        self._architecture, self._window = Architecture.of(checkpoint.config), window
+        self._read = cache(lambda limit: read_examples(checkpoint, source, window, limit, kept))
+
+    @property
+    def window(self) -> int:
+        """Tokens of one example."""
+        family = self._architecture.family
+        if family.reads == "text" and not family.parts:
+            return min(self._window, positions(self._architecture) or self._window)
+        return self._every.shape[1]
+
+    @property
+    def _every(self) -> Examples:
+        return self._read(MOST_FILES if self._architecture.family.reads in ("pictures", "sounds") else None)
+
+    def spread(self, limit: int) -> Examples:
+        """At most `limit` examples, spread evenly."""
+        family = self._architecture.family
+        return self._read(limit) if family.reads == "text" and not family.parts else spread(self._every, limit)
+
+
+def read_examples(
+    checkpoint: Checkpoint,
+    source: TextSource,
+    window: int,
+    limit: int | None = None,
+    kept: KeptTokens | None = None,
+) -> Examples:
     """What `source` holds, as this model takes it; at most `limit` examples, spread evenly. window: tokens of one at
-    most. Raises GrouperError where source and model do not go together."""
+    most. kept: where a text's tokens are kept and looked for. Raises GrouperError where source and model do not go
+    together."""
     check_sizes(window, limit)
     architecture = Architecture.of(checkpoint.config)
     kind, auto = architecture.family.reads, auto_class(checkpoint.config)
@@ -34,7 +71,7 @@ def read_examples(checkpoint: Checkpoint, source: TextSource, window: int, limit
         return read_images(checkpoint, source.images, limit)
     window = min(window, positions(architecture) or window)
     if kind == "text":
-        every = _windows(checkpoint, source, window)
+        every = _windows(checkpoint, source, window, limit, kept)
         return spread(every, limit) if limit else every
     pairs = source.pairs()
     pairs = spread(pairs, limit) if limit else pairs
@@ -49,22 +86,19 @@ def positions(architecture: Architecture) -> int:
     return 0 if architecture.position == "relative" else max(0, architecture.context - taken)
 
 
-def _windows(checkpoint: Checkpoint, source: TextSource, window: int) -> Examples:
+def _windows(
+    checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None, kept: KeptTokens | None
+) -> Examples:
     """Text end to end, cut into windows, each begun and ended as the tokenizer does. For a masked language model a
-    share of the tokens is masked, always the same ones, and these are asked for."""
+    share of the tokens is masked, always the same ones, and these are asked for. limit: windows that are wanted of a
+    long text; of another one all are cut."""
     tokenizer = load_tokenizer(checkpoint)
     begin, end = ([i] if i is not None else [] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
-    ids: list[int] = []
-    with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
-        for document in source.documents(tokenizer):
-            ids += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
     size = window - len(begin) - len(end)
-    count = len(ids) // size if size > 0 else 0
-    if count == 0:
-        raise GrouperError(
-            f"{source.name} has {len(ids)} tokens, too few for one window of {window}: give more text or --window"
-        )
-    rows = torch.tensor([begin + ids[i * size : (i + 1) * size] + end for i in range(count)])
+    text = WindowedText.of(checkpoint, source, size, kept, chained=False)
+    tokens = text.spread(limit if text.is_long(limit) else None)
+    edges = (torch.tensor(ids, dtype=torch.long).expand(len(tokens), -1) for ids in (begin, end))
+    rows = torch.cat([next(edges), tokens, next(edges)], 1)
     check_known(checkpoint, rows)
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
     if auto_class(checkpoint.config) != "AutoModelForMaskedLM":

@@ -1,21 +1,92 @@
 """Which windows of a text a refinement has seen: training from there judges itself on others, for on those the start
 looks better than it is."""
 
+import base64
+import binascii
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from grouper.calibration.text import digest, spread
 
+SKIPPED = 8  # tokens at a window's begin, which may be others where the text is cut elsewhere
+ANCHOR = 24  # tokens after these, by which the window is known
 HEAD = 1024  # tokens that tell texts apart
 MOST = 2**26  # windows of a text
 
 
 @dataclass(frozen=True)
 class Seen:
-    """head: digest of the text's first tokens. windows, window: the text as it was cut. used: how many of these windows
-    were seen, spread evenly."""
+    """Windows of `window` tokens, each known by some of its tokens, so that they are found wherever they stand: in the
+    same text cut otherwise, in a longer one, among others. anchors: their hashes, 8 bytes each, as base64."""
+
+    window: int
+    anchors: str
+
+    @classmethod
+    def of(cls, windows: Tensor) -> "Seen":
+        """windows [n, window]: all that were seen."""
+        window = windows.shape[1]
+        begin, length = _anchor(window)
+        found = np.array([_hashes(row[begin : begin + length].numpy())[0] for row in windows], np.uint64)
+        return cls(window, base64.b64encode(found.astype("<u8").tobytes()).decode())
+
+    @classmethod
+    def from_data(cls, data: object) -> "Seen | SeenRows | None":
+        """What to_data gave, of older versions, too; None where it is anything else."""
+        try:
+            if "anchors" not in data:
+                return SeenRows.from_data(data)
+            found = cls(**data)
+            return found if type(found.window) is int and 0 < found.window < MOST and len(found._known) else None
+        except (TypeError, ValueError, binascii.Error):
+            return None
+
+    def to_data(self) -> dict:
+        return asdict(self)
+
+    @property
+    def used(self) -> int:
+        """How many windows were seen."""
+        return len(self._known)
+
+    @property
+    def _known(self) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(self.anchors, validate=True), "<u8")
+
+    def touches(self, tokens: Tensor) -> Tensor:
+        """[n], bool: which of these windows [n, any length], which follow one another, hold a token that was seen."""
+        begin, length = _anchor(self.window)
+        found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._known)) - begin
+        edges = np.zeros(tokens.numel() + 1, np.int64)  # +1 where a seen window begins, -1 after its end
+        np.add.at(edges, found.clip(0), 1)
+        np.add.at(edges, (found + self.window).clip(max=tokens.numel()), -1)
+        return torch.from_numpy(edges[:-1].cumsum() > 0).view(tokens.shape).any(1)
+
+
+def _anchor(window: int) -> tuple[int, int]:
+    """(begin, tokens) of what a window is known by."""
+    length = min(ANCHOR, window)
+    return min(SKIPPED, window - length), length
+
+
+def _hashes(ids: np.ndarray, length: int | None = None) -> np.ndarray:
+    """[n - length + 1]: of `length` tokens from each place on; of all of them unless given."""
+    length = length or len(ids)
+    mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    found = np.zeros(max(0, len(ids) - length + 1), np.uint64)
+    for place in range(length if len(found) else 0):
+        found = found * np.uint64(0xBF58476D1CE4E5B9) + mixed[place : place + len(found)]  # modulo 2**64
+    return found
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """Windows as older versions wrote them down. head: digest of the text's first tokens. windows, window: the text as
+    it was cut, tokenised whole. used: how many of these windows were seen, spread evenly."""
 
     head: str
     windows: int
@@ -23,22 +94,11 @@ class Seen:
     used: int
 
     @classmethod
-    def of(cls, every: Tensor, used: int) -> "Seen":
-        """every [n, window]: the whole text."""
-        return cls(digest(every.flatten()[:HEAD]), *every.shape, min(used, len(every)))
-
-    @classmethod
-    def from_data(cls, data: object) -> "Seen | None":
-        """What to_data gave; None where it is anything else, as in files of older versions."""
-        try:
-            found = cls(**data)
-            whole = all(type(n) is int and n > 0 for n in (found.windows, found.window, found.used))
-            return found if whole and found.used <= found.windows < MOST else None
-        except TypeError:
-            return None
-
-    def to_data(self) -> dict:
-        return asdict(self)
+    def from_data(cls, data: object) -> "SeenRows | None":
+        """None where the data is anything else. Raises TypeError."""
+        found = cls(**data)
+        whole = all(type(n) is int and n > 0 for n in (found.windows, found.window, found.used))
+        return found if whole and found.used <= found.windows < MOST else None
 
     def touches(self, tokens: Tensor) -> Tensor:
         """[n], bool: which of these windows [n, window] hold a token that was seen; none if it is another text."""

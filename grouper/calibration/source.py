@@ -1,11 +1,15 @@
 """Where text comes from: files, datasets, the texts in the box."""
 
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from grouper.calibration.documents import DatasetRows, JsonLines, PlainText
+from grouper.calibration.encoding import content_of, opened
 from grouper.errors import GrouperError
 
 DATA = Path(__file__).parent.parent / "data"
@@ -17,12 +21,15 @@ PAIR = ("source", "target")
 LINES = ("wikitext",)  # whose rows are lines of one text
 DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
 
+Documents = PlainText | JsonLines | DatasetRows
+
 
 @dataclass(frozen=True)
 class TextSource:
     """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split] or
     NAME:config:split, `demo`, or a name in DATASETS; or images, a folder of pictures. For models that write what they
-    read anew, a file has pairs: source, tab and target in each line, or .jsonl with `source` and `target`.
+    read anew, a file has pairs: source, tab and target in each line, or .jsonl with `source` and `target`. Files are
+    UTF-8; a byte-order mark is skipped, and CRLF and CR at ends of lines are read as LF.
 
     purpose: "calibration" or "evaluation", which text `demo`, or which split a name in DATASETS means: never the same
     one for both.
@@ -56,7 +63,7 @@ class TextSource:
         if is_demo(f"{self.text}"):
             raise GrouperError("the text in the box has no pairs of source and target: give a file of pairs")
         path = Path(f"{self.text}").expanduser()
-        for number, line in enumerate(_content_of(path).split("\n"), 1):
+        for number, line in enumerate(content_of(path).split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -72,54 +79,32 @@ class TextSource:
                 raise GrouperError(f"line {number} of {path} is no pair ({error}): expected {expected}") from error
             yield row
 
-    def documents(self, tokenizer) -> list[str]:
-        return [row if isinstance(row, str) else self._document(row, tokenizer) for row in self._rows()]
-
-    def chats(self) -> list[list[dict]] | None:
-        """The conversations, where there is nothing else."""
-        rows = self._rows()
-        chats = [row.get("messages") for row in rows if not isinstance(row, str)]
-        return chats if len(chats) == len(rows) > 0 and all(isinstance(c, list) for c in chats) else None
-
-    def _document(self, row: dict, tokenizer) -> str:
-        try:
-            return _document(row, tokenizer)
-        except (ValueError, KeyError, TypeError) as error:
-            raise GrouperError(f"{self.name} has rows with neither a `text` nor chat `messages` ({error})") from error
-
-    def _rows(self) -> list[str | dict]:
-        """Plain text whole, or the rows of JSONL or of a dataset."""
+    def documents(self, tokenizer: Callable[[], Any]) -> Documents:
+        """The text, opened. tokenizer: loads the one whose template writes chats. Raises GrouperError."""
         if self.dataset:
-            return _from_dataset(self.dataset)
+            return DatasetRows(self.dataset, _from_dataset(self.dataset), tokenizer)
         if is_named(self.text):
             name, splits = DATASETS[self.text]
             rows = _from_dataset(f"{name}:{splits[self.purpose]}")
-            return ["".join(row["text"] for row in rows)] if self.text in LINES else rows
-        path = DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
-        content = _content_of(path)
-        if path.suffix not in (".jsonl", ".json"):
-            return [content]
-        rows = []
-        for number, line in enumerate(content.split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict) or not ({"text", "messages"} & rows[-1].keys()):
-                        raise ValueError("no such key")
-                except ValueError as error:
-                    raise GrouperError(
-                        f"line {number} of {path} has neither a `text` nor chat `messages` ({error})"
-                    ) from error
-        return rows
+            if self.text not in LINES:
+                return DatasetRows(self.text, rows, tokenizer)
+            joined = "".join(row["text"] for row in rows).encode()
+            return PlainText(self.text, lambda: io.BytesIO(joined))
+        if self.path.suffix in (".jsonl", ".json"):
+            return JsonLines(self.path, tokenizer)
+        return PlainText(str(self.path), lambda: opened(self.path))
 
+    @property
+    def path(self) -> Path | None:
+        """The file, where it is one."""
+        if self.text is None or is_named(self.text):
+            return None
+        return DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
 
-def _content_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise GrouperError(f"cannot read the text {path} ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise GrouperError(f"{path} is not UTF-8 text: give plain text or JSONL") from error
+    def chats(self) -> list[list[dict]] | None:
+        """The conversations, where there is nothing else."""
+        documents = self.documents(lambda: None)
+        return None if isinstance(documents, PlainText) else documents.chats()
 
 
 def named_sources(
@@ -154,16 +139,8 @@ def is_named(text: str) -> bool:
     return text in DATASETS and not Path(text).is_file()
 
 
-def _document(row: dict, tokenizer) -> str:
-    if "messages" in row:
-        return tokenizer.apply_chat_template(row["messages"], tokenize=False)
-    if not isinstance(row["text"], str):
-        raise TypeError("`text` is not a string")
-    return row["text"]
-
-
-def _from_dataset(name: str, wanted: tuple[set[str], ...] = ({"text"}, {"messages"})) -> list[dict]:
-    """wanted: columns, one of which sets there must be."""
+def _from_dataset(name: str, wanted: tuple[set[str], ...] = ({"text"}, {"messages"})) -> Sequence[dict]:
+    """wanted: columns, one of which sets there must be; others are not read."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -180,4 +157,4 @@ def _from_dataset(name: str, wanted: tuple[set[str], ...] = ({"text"}, {"message
     if not any(columns <= set(rows.column_names) for columns in wanted):
         known = " or ".join(" and ".join(f"`{c}`" for c in sorted(columns)) for columns in wanted)
         raise GrouperError(f"{name} has no column {known}")
-    return list(rows)
+    return rows.select_columns([c for c in rows.column_names if any(c in columns for columns in wanted)])

@@ -1,16 +1,26 @@
 """Text as tokens, in windows of one length."""
 
 import hashlib
+from array import array
+from collections.abc import Callable
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from grouper.calibration.examples import Examples
-from grouper.calibration.source import TextSource
+from grouper.calibration.kept_tokens import KeptTokens, key_of
+from grouper.calibration.source import Documents, TextSource
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import decoder_config, setting
 from grouper.model.loading import load
+
+WHOLE = 2**22  # bytes: a text of no more is tokenised whole, in one piece
+SPARSE = 16  # bytes per token, hardly ever more
+PIECE = 2**20  # bytes of a longer text that are tokenised at a time
 
 
 def load_tokenizer(checkpoint: Checkpoint):
@@ -18,16 +28,12 @@ def load_tokenizer(checkpoint: Checkpoint):
         return load("AutoTokenizer", checkpoint.local().folder)
 
 
-def text_of(checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None) -> Tensor:
-    """[n, window] token ids, as `windows` cuts them, by the model's own tokenizer. Raises GrouperError where it knows
-    tokens that the model has no embedding for."""
-    if source.images:
-        raise GrouperError(f"{checkpoint.name} takes text: give --text FILE, not --images")
-    tokenizer = load_tokenizer(checkpoint)
-    with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
-        tokens = windows(source, tokenizer, window, limit)
-    check_known(checkpoint, tokens)
-    return tokens
+def text_of(
+    checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None, kept: KeptTokens | None = None
+) -> Tensor:
+    """[n, window] token ids, as `windows` cuts them, by the model's own tokenizer. kept: where they are looked for and
+    kept. Raises GrouperError where the tokenizer knows tokens that the model has no embedding for."""
+    return WindowedText.of(checkpoint, source, window, kept).spread(limit)
 
 
 def check_known(checkpoint: Checkpoint, tokens: Tensor) -> None:
@@ -46,19 +52,134 @@ def windows(source: TextSource, tokenizer, window: int, limit: int | None = None
 
     limit: windows at most, spread evenly over the text. Raises GrouperError where the text is shorter than one window.
     """
-    check_sizes(window, limit)
-    ids: list[int] = []
-    for document in source.documents(tokenizer):
-        ids += tokenizer(document, add_special_tokens=not ids, verbose=False)["input_ids"]
-        if tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
-    count = len(ids) // window
-    if count == 0:
-        raise GrouperError(
-            f"{source.name} has {len(ids)} tokens, too few for one window of {window}: give more text or --window"
-        )
-    every = torch.tensor(ids[: count * window]).view(count, window)
-    return every if limit is None else spread(every, limit)
+    return WindowedText(source, lambda: tokenizer, window).spread(limit)
+
+
+class WindowedText:
+    """A text in windows of one length, tokenised as far as windows are asked for.
+
+    A text of up to WHOLE bytes, or of which most is asked for, is tokenised whole and cut into windows end to end. Of a
+    longer one, n windows are the first ones in n stretches of equally many bytes: the rest is not read. The two cut
+    differently, and each always in the same way.
+    """
+
+    def __init__(
+        self,
+        source: TextSource,
+        tokenizer: Callable[[], Any],
+        window: int,
+        *,
+        chained: bool = True,
+        reader: str = "the tokenizer",
+        kept: tuple[KeptTokens, Path] | None = None,
+        check: Callable[[Tensor], None] = lambda tokens: None,
+    ):
+        """tokenizer: loads it. chained: with the tokenizer's own tokens at the text's begin, and an end-of-text token
+        after each document. reader: whose tokenizer it is, for messages. kept: where windows are kept, and the
+        tokenizer's folder. check: raises GrouperError for tokens that the model does not know."""
+        check_sizes(window, None)
+        self.source, self.window, self._chained, self._reader, self._kept = source, window, chained, reader, kept
+        self._load, self._check = cache(tokenizer), check
+        self._read: dict[int | None, Tensor] = {}
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        source: TextSource,
+        window: int,
+        kept: KeptTokens | None = None,
+        chained: bool = True,
+    ) -> "WindowedText":
+        """By the model's own tokenizer. Raises GrouperError, now or later."""
+        if source.images:
+            raise GrouperError(f"{checkpoint.name} takes text: give --text FILE, not --images")
+        local = checkpoint.local()
+        return cls(
+            source, lambda: load_tokenizer(local), window, chained=chained,
+            reader=f"the tokenizer of {checkpoint.name}", kept=kept and (kept, local.folder),
+            check=partial(check_known, checkpoint),
+        )  # fmt: skip
+
+    def spread(self, limit: int | None = None) -> Tensor:
+        """[n, window] ids: `limit` windows at most, spread evenly over the text; all of it without. Raises GrouperError
+        where the text is shorter than one window."""
+        check_sizes(self.window, limit)
+        if limit not in self._read:
+            tokens = self._found(*self._kept, limit) if self._kept and self.source.path else self._tokenised(limit)
+            self._check(tokens)
+            self._read[limit] = tokens
+        return self._read[limit]
+
+    def around(self, used: int, limit: int) -> Tensor:
+        """[n, window] ids: those of `spread(used)`, perhaps cut otherwise, and at least `limit` others where the text
+        has so many."""
+        parts = 1 + -(-limit // used)  # of each stretch, the first of which begins as it does
+        if self.is_long(used * parts):
+            every = self.spread(used * parts)
+            if torch.equal(every[::parts], self.spread(used)):
+                return every
+        return self.spread()
+
+    def is_long(self, limit: int | None) -> bool:
+        """Whether so many windows are few of this text."""
+        return limit is not None and self._documents.size > max(WHOLE, SPARSE * limit * self.window)
+
+    @cached_property
+    def _documents(self) -> Documents:
+        return self.source.documents(self._load)
+
+    def _found(self, kept: KeptTokens, tokenizer: Path, limit: int | None) -> Tensor:
+        """As `_tokenised`, unless it is kept."""
+        how = (self.window, self._chained, limit, WHOLE, SPARSE, PIECE)
+        with as_one_line(f"{self._reader} cannot read {self.source.name}"):
+            key = key_of(self.source.path, tokenizer, *how)
+        tokens = kept.find(key)
+        if tokens is None:
+            kept.keep(key, tokens := self._tokenised(limit))
+        return tokens
+
+    def _tokenised(self, limit: int | None) -> Tensor:
+        with as_one_line(f"{self._reader} cannot read {self.source.name}"):
+            if self.is_long(limit) and (found := self._sampled(limit)) is not None:
+                return found
+            return self._every if limit is None else spread(self._every, limit)
+
+    @cached_property
+    def _every(self) -> Tensor:
+        size = self._documents.size
+        ids = self._ids(0, size, None if size <= WHOLE else PIECE)
+        count = len(ids) // self.window
+        if count == 0:
+            known = f"{self.source.name} has {len(ids)} tokens, too few for one window of {self.window}"
+            raise GrouperError(f"{known}: give more text or --window")
+        return torch.tensor(ids[: count * self.window]).view(count, self.window)
+
+    def _sampled(self, limit: int) -> Tensor | None:
+        """[limit, window]; None where a stretch of the text has too few tokens."""
+        size, most = self._documents.size, SPARSE * self.window // 2
+        rows = []
+        for k in range(limit):
+            ids = self._ids(k * size // limit, (k + 1) * size // limit, most, self.window)
+            if len(ids) < self.window:
+                return None
+            rows.append(torch.tensor(ids[: self.window]))
+        return torch.stack(rows)
+
+    def _ids(self, start: int, stop: int, most: int | None, enough: int | None = None) -> array:
+        """Ids of the text between two places, tokenised in pieces of `most` bytes; `enough` of them, or more."""
+        ids, tokenizer, blank = array("q"), self._load(), True
+        for piece, ends in self._documents.pieces(start, stop, most):
+            first = self._chained and start == 0 and not ids
+            ids.extend(tokenizer(piece, add_special_tokens=first, verbose=False)["input_ids"])
+            if self._chained and ends and tokenizer.eos_token_id is not None:
+                ids.append(tokenizer.eos_token_id)
+            blank = blank and not piece.strip()
+            if enough is not None and len(ids) >= enough:
+                break
+        if blank and stop - start == self._documents.size:
+            raise GrouperError(f"{self.source.name} holds no text: it is empty, or nothing but blanks")
+        return ids
 
 
 def check_sizes(window: int, limit: int | None) -> None:

@@ -18,6 +18,7 @@ from grouper.model.auto import auto_class, check_transformers
 from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint
 from grouper.model.configuration import configured
 from grouper.model.header_check import check_tensors
+from grouper.model.loading import load, refusing_code
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def loading_of(checkpoint: Checkpoint, own_code: bool = False, config: dict | No
         tensors = {n: torch.empty(i.shape, dtype=i.torch_dtype, device="meta") for n, i in checkpoint.tensors.items()}
         found = type(empty).from_pretrained(
             None, config=empty.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True,
-            device_map={"": "meta"}, dtype=torch.float32,
+            device_map={"": "meta"}, dtype=torch.float32, trust_remote_code=False,
         )[1]  # fmt: skip
     needed = [n for n in sorted(found["missing_keys"]) if not any(part in n for part in NOT_NEEDED)]
     misshapen = [(n, list(has), list(wants)) for n, has, wants in sorted(found["mismatched_keys"])]
@@ -116,12 +117,12 @@ def without_weights(
     config = checkpoint.config if config is None else config
     if own_code:  # our own modelling file, written or checked by us
         auto = auto_of_export(config)
-        described = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=True)
+        described = load("AutoConfig", checkpoint.folder, own_code=True)
     else:
         auto, described = auto_class(config), configured(config)
-    load = getattr(transformers, auto)
-    with init_empty_weights(include_buffers=False):
-        return load.from_config(described, dtype=dtype or torch.float32, trust_remote_code=own_code).eval()
+    with refusing_code(checkpoint.name), init_empty_weights(include_buffers=False):
+        build = getattr(transformers, auto).from_config
+        return build(described, dtype=dtype or torch.float32, trust_remote_code=own_code).eval()
 
 
 def auto_of_export(config: dict) -> str:

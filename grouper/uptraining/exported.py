@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import MergedLayer
-from grouper.calibration.seen import Seen
+from grouper.calibration.seen import Seen, SeenRows
 from grouper.errors import GrouperError, as_one_line
 from grouper.export.classes import CLASSES
 from grouper.export.write import MARKER
@@ -63,7 +63,7 @@ class ExportedModel:
         return torch.zeros(len(tokens), dtype=torch.bool) if self.seen is None else self.seen.touches(tokens)
 
     @cached_property
-    def seen(self) -> Seen | None:
+    def seen(self) -> Seen | SeenRows | None:
         """What its refinement has seen, if there was one and grouper.json says so."""
         refined = self.facts.get("refined")
         return Seen.from_data(refined.get("seen")) if isinstance(refined, dict) else None

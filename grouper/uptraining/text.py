@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grouper.calibration.documents import check_template
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, text_of
 from grouper.errors import GrouperError, as_one_line
@@ -44,6 +45,7 @@ def examples_of(checkpoint: Checkpoint, source: TextSource, window: int) -> Exam
         tokens = text_of(checkpoint, source, window)
         return Examples(tokens, torch.ones_like(tokens, dtype=torch.bool))
     tokenizer = load_tokenizer(checkpoint)
+    check_template(tokenizer, source.name)
     ids: list[int] = []
     counted: list[bool] = []
     for messages in chats:

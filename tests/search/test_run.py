@@ -15,6 +15,7 @@ from fitness.perplexity import nll
 from grouper import GrouperError, HeadLayout
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import windows
+from grouper.refinement.layer import RefineOptions
 from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.pareto import COLUMNS
 from search.run_folder import RunFolder
@@ -212,6 +213,30 @@ def test_changed_text_is_noticed_where_a_run_would_go_on(reader, tmp_path):
     text.write_text("When in the course of human events it becomes necessary. " * 60)
     with pytest.raises(GrouperError, match="another text_digest"):
         search(reader, tmp_path / "run", options)
+
+
+def test_a_text_that_was_tokenised_for_a_run_is_not_tokenised_again(reader, tmp_path, monkeypatch):
+    words = "".join(f"some words and {i} more of them\n" for i in range(4000))
+    for name in ("text", "other"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} {words}")
+    options = replace(QUICK, text=str(tmp_path / "text.txt"), tokens=1024, window=64, fitness="spectral")
+    measured = TextSource(str(tmp_path / "other.txt"), purpose="evaluation")
+    calibration, chosen = options.calibration(), Selection(kv_ratio="1/2")
+    refine = RefineOptions("attention", steps=2, tokens=512)
+
+    def work(export: str) -> None:
+        search(reader, tmp_path / "run", options)
+        evaluate(tmp_path / "run", measured, window=64, limit=4, layouts="0,3")
+        export_from_run(tmp_path / "run", tmp_path / export, chosen, calibration, refine)
+
+    work("once")
+    before = contents(tmp_path / "run")
+    monkeypatch.setattr("grouper.calibration.text.load_tokenizer", lambda _: pytest.fail("tokenised again"))
+    work("again")
+    assert contents(tmp_path / "run") == before
+    (tmp_path / "other.txt").write_text(f"Other {words}")
+    with pytest.raises(pytest.fail.Exception, match="tokenised again"):
+        evaluate(tmp_path / "run", measured, window=64, limit=4, layouts="0,3")
 
 
 def test_parameters_are_recorded_and_change_what_is_found(models, tmp_path):

@@ -15,6 +15,11 @@ from grouper.calibration.source import TextSource
 from grouper.regroup import Regrouper
 
 
+def documents(source: TextSource) -> list[str]:
+    opened = source.documents(lambda: None)
+    return [text for text, _ in opened.pieces(0, opened.size)]
+
+
 @pytest.fixture
 def datasets():
     return pytest.importorskip("datasets", reason="an optional extra")
@@ -51,7 +56,7 @@ def test_texts_have_short_names_and_datasets_parts(datasets, monkeypatch, source
     calls = []
     rows = datasets.Dataset.from_list([{"text": "words"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: calls.append((path, name, split)) or rows)
-    assert source.documents(None) == ["words"] and calls == [asked]
+    assert documents(source) == ["words"] and calls == [asked]
 
 
 def test_a_dataset_of_too_many_parts_is_refused(datasets):
@@ -62,13 +67,13 @@ def test_a_dataset_of_too_many_parts_is_refused(datasets):
 def test_the_lines_of_wikitext_are_one_text(datasets, monkeypatch):
     rows = datasets.Dataset.from_list([{"text": " = Title = \n"}, {"text": ""}, {"text": "Words.\n"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: rows)
-    assert TextSource("wikitext").documents(None) == [" = Title = \nWords.\n"]
+    assert documents(TextSource("wikitext")) == [" = Title = \nWords.\n"]
 
 
 def test_a_file_of_a_short_name_is_that_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wikitext").write_text("mine")
-    assert TextSource("wikitext").documents(None) == ["mine"]
+    assert documents(TextSource("wikitext")) == ["mine"]
 
 
 def test_kept_calibration_is_used_again_and_only_for_the_same_text(reader, text, tmp_path, monkeypatch):

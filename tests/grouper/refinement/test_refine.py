@@ -10,6 +10,7 @@ from tiny_models import logits
 from fitness.perplexity import nll
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout
 from grouper.calibration.calibration import Calibration
+from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.merging import MERGES
@@ -105,7 +106,8 @@ def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, promp
     assert facts["merge"] == "spectral+refine" and facts["refined"]["scope"] == scope
     noted = RunFolder(small_run).read_refined()
     assert noted[["before", "after"]].to_numpy().tolist() == facts["refined"]["errors"]
-    assert facts["refined"]["seen"]["used"] * facts["refined"]["seen"]["window"] == facts["refined"]["tokens"]
+    seen = Seen.from_data(facts["refined"]["seen"])
+    assert seen.used * seen.window == facts["refined"]["tokens"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "what refinement kept is gone"
     mlp = "model.layers.2.mlp.up_proj.weight"
     same = torch.equal(Checkpoint.open(reader).tensor(mlp), Checkpoint.open(tmp_path / "out").tensor(mlp))

@@ -132,7 +132,7 @@ def test_a_training_that_betters_nothing_changes_nothing(folders, source, tmp_pa
 def test_a_start_refined_on_all_of_the_text_is_not_preferred_for_it(folders, reader, source, tmp_path):
     """As above, where nothing better is found; now the start's score says nothing, and the last weights are kept."""
     shutil.copytree(folders["stock"], tmp_path / "in")
-    seen = Seen.of(text_of(Checkpoint.open(reader), source, 64), 10**6)
+    seen = Seen.of(text_of(Checkpoint.open(reader), source, 64))
     facts = json.loads((tmp_path / "in" / "grouper.json").read_text())
     refined = {"tokens": 0, "steps": 0, "scope": "block", "seen": seen.to_data()}
     (tmp_path / "in" / "grouper.json").write_text(json.dumps({**facts, "refined": refined}))
@@ -312,7 +312,7 @@ def test_chats_that_refinement_may_have_seen_are_all_taken_for_seen(folders, rea
     shutil.copytree(reader, tmp_path / "original")
     add_template(tmp_path / "original")
     same, other = (TextSource(str(tmp_path / name)) for name in ("chats.jsonl", "others.jsonl"))
-    seen = Seen.of(text_of(Checkpoint.open(tmp_path / "original"), same, 64), 1)
+    seen = Seen.of(text_of(Checkpoint.open(tmp_path / "original"), same, 64)[:1])
     facts = json.loads((tmp_path / "in" / "grouper.json").read_text())
     refined = {"tokens": 0, "steps": 0, "scope": "block", "seen": seen.to_data()}
     (tmp_path / "in" / "grouper.json").write_text(json.dumps({**facts, "refined": refined}))

@@ -1,0 +1,218 @@
+"""Documents of a text, read piece by piece from any place on, so that a long text is never held whole.
+
+A place is a number of bytes from the text's begin. Places are moved on to the next gap between words (or between
+characters, where there is no blank near), always to the same one, so that pieces from place to place fit together.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from grouper.calibration.encoding import HEAD, decoded, opened, text_begin
+from grouper.errors import GrouperError
+
+Piece = tuple[str, bool]  # text, and whether a document ends with it
+LOOK = 4096  # bytes in which a gap between words is looked for
+BLOCK = 2**16  # bytes that are read at a time to find where a line begins
+GAP, GAP_IN_BYTES = re.compile(r"(?<=\S)\s"), re.compile(rb"(?<=\S)\s")  # blanks go with the word after them
+
+
+class PlainText:
+    """One document. open_text: opens its bytes; size: of them."""
+
+    def __init__(self, name: str, open_text: Callable[[], BinaryIO]):
+        self.name, self._open = name, open_text
+        with open_text() as file:
+            self.begin = text_begin(file.read(HEAD), name)
+            self.size = file.seek(0, 2)
+
+    def pieces(self, start: int, stop: int, most: int | None = None) -> Iterator[Piece]:
+        """From `start` to `stop`, about `most` bytes each; whole without."""
+        with self._open() as file:
+            place, stop = self._gap(file, start), self._gap(file, stop)
+            while place < stop:
+                end = stop if most is None else min(stop, self._gap(file, place + most))
+                file.seek(place)
+                yield decoded(file.read(end - place), place, self.name), end == self.size
+                place = end
+
+    def _gap(self, file: BinaryIO, place: int) -> int:
+        if place <= self.begin or place >= self.size:
+            return self.begin if place <= self.begin else self.size
+        file.seek(place - 1)
+        block = file.read(LOOK)
+        if found := GAP_IN_BYTES.search(block):
+            return place - 1 + found.start()
+        return place + next((i for i, byte in enumerate(block[1:5]) if byte & 0xC0 != 0x80), 0)
+
+
+class Rows:
+    """A document a row. Subclasses say where rows are, and call a row's place by its number."""
+
+    name: str
+    size: int
+
+    def __init__(self, tokenizer: Callable[[], Any]):
+        """tokenizer: loads the one whose template writes chats."""
+        self._tokenizer = tokenizer
+        self._last: tuple[int, int, str] = (0, 0, "")  # a long row is parsed once for all pieces of it
+
+    def row(self, place: int) -> tuple[int, int, Any] | None:
+        """(begin, end, content) of the row at this place, or of the next one; None after the last."""
+        raise NotImplementedError
+
+    def called(self, begin: int) -> str:
+        raise NotImplementedError
+
+    def pieces(self, start: int, stop: int, most: int | None = None) -> Iterator[Piece]:
+        """As of plain text. A row's text is taken to be spread evenly over its bytes."""
+        place = start
+        while place < stop:
+            if not self._last[0] <= place < self._last[1]:
+                if (found := self.row(place)) is None:
+                    return
+                self._last = (*found[:2], self._document(*found))
+            begin, end, document = self._last
+            if begin >= stop:
+                return
+            first, last = (_gap(document, begin, end, at) for at in (place, stop))
+            while True:
+                cut = last if most is None else min(last, _gap(document, 0, len(document), first + most))
+                if cut > first or not document:
+                    yield document[first:cut], cut == len(document)
+                if cut >= last:
+                    break
+                first = cut
+            place = end
+
+    def chats(self) -> list[list[dict]] | None:
+        """The conversations, where there is nothing else."""
+        found: list[list[dict]] = []
+        place = 0
+        while row := self.row(place):
+            begin, place, content = row
+            if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
+                return None
+            found.append(self._said(begin, lambda content=content: _chat(content)))
+        return found or None
+
+    def _document(self, begin: int, _end: int, row: Any) -> str:
+        if not isinstance(row, dict):
+            raise GrouperError(f"{self.called(begin)} is not an object: expected one with a `text` or chat `messages`")
+        if row.get("messages") is None:
+            if not isinstance(row.get("text"), str):
+                raise GrouperError(f"{self.called(begin)} has neither a `text` nor chat `messages` (both are absent, "
+                                   "null or of another type): remove the row or give it one")  # fmt: skip
+            return row["text"]
+        chat, tokenizer = self._said(begin, lambda: _chat(row)), self._tokenizer()
+        check_template(tokenizer, self.name)
+        with_template = lambda: tokenizer.apply_chat_template(chat, tokenize=False)  # noqa: E731
+        return self._said(begin, with_template)
+
+    def _said(self, begin: int, read: Callable[[], Any]) -> Any:
+        """What `read` gives. Its errors are said with the row's place."""
+        try:
+            return read()
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise GrouperError(f"{self.called(begin)} is not a conversation: {error}") from error
+
+
+class JsonLines(Rows):
+    """A row a line."""
+
+    def __init__(self, path: Path, tokenizer: Callable[[], Any]):
+        super().__init__(tokenizer)
+        self.name, self._path = str(path), path
+        with opened(path) as file:
+            head = file.read(HEAD)
+            self._begin, self.size = text_begin(head, self.name), file.seek(0, 2)
+        if head[self._begin :].lstrip().startswith(b"["):
+            cure = f"jq -c '.[]' {path.name} > {path.stem}.jsonl"
+            raise GrouperError(f"{path} holds one JSON list, not an object a line: convert it ({cure})")
+
+    def row(self, place: int) -> tuple[int, int, Any] | None:
+        if place >= self.size:
+            return None
+        with opened(self._path) as file:
+            begin = self._line_begin(file, place)
+            file.seek(begin)
+            while line := file.readline():
+                end = begin + len(line)
+                if not line.isspace():
+                    text = decoded(line, begin, self.name)
+                    del line  # it may be long
+                    try:
+                        return begin, end, json.loads(text)
+                    except (ValueError, RecursionError) as error:
+                        expected = "expected an object a line, with a `text` or chat `messages`"
+                        raise GrouperError(f"{self.called(begin)} is not JSON ({error}): {expected}") from error
+                begin = end
+        return None
+
+    def called(self, begin: int) -> str:
+        lines, left = 1, begin
+        with opened(self._path) as file:
+            while left > 0 and (block := file.read(min(BLOCK, left))):
+                lines, left = lines + block.count(b"\n"), left - len(block)
+        return f"line {lines} of {self.name}"
+
+    def _line_begin(self, file: BinaryIO, place: int) -> int:
+        file.seek(max(self._begin, place - 1))
+        if file.read(1) == b"\n":  # as rows are read one after the other
+            return place
+        end = place
+        while end > self._begin:
+            begin = max(self._begin, end - BLOCK)
+            file.seek(begin)
+            if (found := file.read(end - begin).rfind(b"\n")) >= 0:
+                return begin + found + 1
+            end = begin
+        return self._begin
+
+
+class DatasetRows(Rows):
+    """Rows of a dataset, which are taken to be of one length. size: bytes, unless the dataset does not say."""
+
+    def __init__(self, name: str, rows: Any, tokenizer: Callable[[], Any]):
+        super().__init__(tokenizer)
+        self.name, self._rows = name, rows
+        self._length = max(1, getattr(getattr(rows, "data", None), "nbytes", 0) // max(1, len(rows)))
+        self.size = self._length * len(rows)
+
+    def row(self, place: int) -> tuple[int, int, Any] | None:
+        number = place // self._length
+        if number >= len(self._rows):
+            return None
+        return number * self._length, (number + 1) * self._length, self._rows[number]
+
+    def called(self, begin: int) -> str:
+        return f"row {begin // self._length} of {self.name}"
+
+
+def check_template(tokenizer: Any, name: str) -> None:
+    """Raise GrouperError where the tokenizer cannot write the chats of the text `name`."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise GrouperError(
+            f"{name} has chats (`messages`), and the model's tokenizer has no chat template to write them with: give "
+            "rows with a `text`, or put the template into the model's folder as chat_template.jinja"
+        )
+
+
+def _chat(row: dict) -> list[dict]:
+    chat = row["messages"]
+    if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
+        raise ValueError("`messages` is not a list of objects, each with a `role` and its `content`")
+    if not chat:
+        raise ValueError("`messages` is empty; remove the row")
+    return chat
+
+
+def _gap(text: str, begin: int, end: int, place: int) -> int:
+    """In characters, of a text whose bytes are `begin` to `end`."""
+    if place <= begin or place >= end:
+        return 0 if place <= begin else len(text)
+    at = len(text) * (place - begin) // (end - begin)
+    found = GAP.search(text, at, at + LOOK)
+    return found.start() if found else at

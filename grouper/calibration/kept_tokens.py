@@ -1,0 +1,88 @@
+"""Tokens on disk, so that the same command, given again, does not tokenise its text again to know what it is."""
+
+import hashlib
+import os
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grouper.calibration.encoding import opened
+from grouper.outputs import write_file
+
+MOST = 2**20  # tokens of one text that are kept
+BLOCKS, BLOCK = 64, 2**16  # parts of a file that are compared, and their bytes: files up to 4 MiB are compared whole
+
+OF_TOKENIZERS = (".json", ".model", ".txt", ".jinja", ".spm", ".tiktoken")
+
+
+class KeptTokens:
+    """Windows of tokens by a key, as `.npy` files of a folder. Nothing is written before `begin`."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._begun = Path(folder), False
+        self._waiting: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        """Write from now on, and now what has been found before."""
+        self._begun = True
+        for key, tokens in self._waiting.items():
+            self.keep(key, tokens)
+        self._waiting.clear()
+
+    def find(self, key: str) -> Tensor | None:
+        """[n, window] ids; None where they are not kept, or the file is damaged."""
+        with suppress(OSError, ValueError, EOFError):
+            found = np.load(self._path(key), allow_pickle=False)
+            if found.ndim == 2 and found.size and found.dtype == np.int32 and found.min() >= 0:
+                tokens = torch.from_numpy(found).long()
+                self.keep(key, tokens)
+                return tokens
+        return None
+
+    def keep(self, key: str, tokens: Tensor) -> None:
+        """tokens [n, window]. A folder that cannot be written to keeps nothing."""
+        if tokens.numel() > MOST:
+            return
+        if not self._begun:
+            self._waiting[key] = tokens
+        elif not self._path(key).is_file():
+            with suppress(OSError):
+                self._folder.mkdir(exist_ok=True)
+                write_file(self._path(key), lambda beside: _save(beside, tokens))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.npy"
+
+
+def _save(path: Path, tokens: Tensor) -> None:
+    with open(path, "wb") as file:
+        np.save(file, tokens.to(torch.int32).numpy())
+
+
+def key_of(text: Path, tokenizer: Path, *more: object) -> str:
+    """A name for a file of text as the tokenizer in this folder reads it. It changes when one of the two does. more:
+    how the text is read."""
+    facts = [*_of_text(text), *_of_tokenizer(tokenizer), *more]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _of_text(path: Path) -> list[object]:
+    found = hashlib.sha256()
+    with opened(path) as file:
+        facts = os.fstat(file.fileno())
+        for block in range(BLOCKS):
+            file.seek(max(block * BLOCK, block * (facts.st_size - BLOCK) // (BLOCKS - 1)))
+            found.update(file.read(BLOCK))
+    return [path.suffix, facts.st_size, facts.st_mtime_ns, found.hexdigest()]
+
+
+def _of_tokenizer(folder: Path) -> list[object]:
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in OF_TOKENIZERS):
+        found.update(f"{path.name} {path.stat().st_size} ".encode())
+        found.update(path.read_bytes())
+    return [found.hexdigest(), version("transformers"), version("tokenizers")]

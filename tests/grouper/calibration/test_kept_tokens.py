@@ -1,0 +1,52 @@
+"""Tokens beside a run."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from grouper import Checkpoint
+from grouper.calibration import text as reading
+from grouper.calibration.kept_tokens import KeptTokens, key_of
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import text_of
+
+
+def test_a_text_is_not_tokenised_twice(reader, text, tmp_path, monkeypatch):
+    checkpoint, source = Checkpoint.open(reader), TextSource(str(text))
+    kept = KeptTokens(tmp_path / "tokens")
+    first = text_of(checkpoint, source, 64, 8, kept)
+    assert not (tmp_path / "tokens").exists(), "nothing is written before the run has begun"
+    kept.begin()
+    assert torch.equal(first, text_of(checkpoint, source, 64, 8))
+    (file,) = (tmp_path / "tokens").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "load_tokenizer", lambda _: pytest.fail("tokenised again"))
+        assert torch.equal(first, text_of(checkpoint, source, 64, 8, KeptTokens(tmp_path / "tokens")))
+    assert len(text_of(checkpoint, source, 64, 4, KeptTokens(tmp_path / "tokens"))) == 4, "another limit"
+    for damaged in (b"", b"nonsense", file.read_bytes()[:200]):
+        file.write_bytes(damaged)
+        assert torch.equal(first, text_of(checkpoint, source, 64, 8, KeptTokens(tmp_path / "tokens")))
+    np.save(file, np.array([[-1, 2]], np.int32))
+    assert KeptTokens(tmp_path / "tokens").find(file.stem) is None
+
+
+def test_a_name_changes_with_the_text_and_the_tokenizer(reader, text, tmp_path):
+    shutil.copytree(reader, tmp_path / "model")
+    file = tmp_path / "text.txt"
+    shutil.copy2(text, file)
+    known = file.stat()
+    names = [key_of(file, tmp_path / "model", 64)]
+    names.append(key_of(file, tmp_path / "model", 128))
+    os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
+    names.append(key_of(file, tmp_path / "model", 64))
+    file.write_bytes(b"X" + file.read_bytes()[1:])  # of the same size and time
+    os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns))
+    names.append(key_of(file, tmp_path / "model", 64))
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    names.append(key_of(file, tmp_path / "model", 64))
+    assert len(set(names)) == 5
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert key_of(file, tmp_path / "model", 64) == names[-1], "weights read no text"

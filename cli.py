@@ -512,7 +512,7 @@ def report(
     format_: Annotated[
         str | None, typer.Option("--format", help="Single pictures instead of the page: png, svg, pdf, or several.")
     ] = None,
-    layout: Annotated[int | None, typer.Option(help="What pictures show; the best at half of the cache.")] = None,
+    layout: Annotated[int | None, typer.Option(help="What pictures show; what an export at half takes.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Pictures on a dark ground.")] = False,
     similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
     overwrite: Overwrite = False,
@@ -520,8 +520,9 @@ def report(
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search import RunFolder
     from search.bars import bar
+    from search.picking import representative
     from search.report import write_pictures, write_report
-    from search.report.facts import facts_of, half_of
+    from search.report.facts import facts_of
     from search.report.page import check_page
     from search.report.pictures import parsed_formats
 
@@ -541,7 +542,8 @@ def report(
     if facts.missing:
         say.print(printable(facts.missing), soft_wrap=True)
     if formats:
-        written = write_pictures(facts, output, formats, half_of(facts.front) if layout is None else layout, dark)
+        shown = int(representative(facts.front)["layout"]) if layout is None else layout
+        written = write_pictures(facts, output, formats, shown, dark)
     else:
         write_report(facts, output)
         written = [output]

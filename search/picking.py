@@ -130,10 +130,8 @@ def _within(found: pd.DataFrame, budget: Budget) -> pd.DataFrame:
     """The rows within the budget, some of which can be exported."""
     rows = found[found[budget.size] <= budget.most]
     if rows.empty:
-        least = (
-            f"the smallest of this run has {budget.told(found[budget.size].min())}" if len(found) else "none was found"
-        )
-        raise GrouperError(f"no layout within {budget.name}: {least}")
+        least = f"smallest of this run has {budget.told(found[budget.size].min())}" if len(found) else "run found none"
+        raise GrouperError(f"no layout within {budget.name}: the {least}")
     if (rows["deploy"] == "none").all():
         differ = "group K and V differently: they can be measured, not exported"
         raise GrouperError(f"all layouts within {budget.name} {differ}")

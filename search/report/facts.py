@@ -118,15 +118,17 @@ def to_data(facts: Facts) -> dict[str, Any]:
     table = facts.front.table.assign(over=facts.front.over).reset_index(drop=True)
     numbers = table["layout"].unique().tolist()
     return {
-        "model": facts.title, "run": printable(os.path.abspath(facts.folder.path)), "command": printable(settings.command or ""),
+        "model": facts.title, "run": printable(os.path.abspath(facts.folder.path)),
+        "command": printable(settings.command or ""),
         "fitness": settings.options.fitness, "text": printable(settings.options.text or settings.options.dataset or ""),
         "refining": [printable(word) for word in refining_options(facts.folder)], "merge": facts.front.own_merge,
         "missing": facts.missing and printable(facts.missing),
         "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
         "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
         "usable": USABLE, "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
-        "size": facts.front.size, "traded": TRADED[facts.front.size], "unit": facts.unit, "names": [printable(name) for name in facts.names],
-        "original": ORIGINAL, "baselines": list(baselines()), "first": representative(ParetoFront(table)).name,
+        "size": facts.front.size, "traded": TRADED[facts.front.size], "unit": facts.unit,
+        "names": [printable(name) for name in facts.names],
+        "original": ORIGINAL, "baselines": list(baselines()), "first": int(representative(ParetoFront(table)).name),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},
         "landscape": columns_of(facts.landscape),

@@ -512,7 +512,7 @@ def report(
     format_: Annotated[
         str | None, typer.Option("--format", help="Single pictures instead of the page: png, svg, pdf, or several.")
     ] = None,
-    layout: Annotated[int | None, typer.Option(help="What pictures show; what an export at half takes.")] = None,
+    layout: Annotated[int | None, typer.Option(help="Layout that pictures show; an export's at half.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Pictures on a dark ground.")] = False,
     similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
     overwrite: Overwrite = False,

@@ -293,6 +293,8 @@ def evaluate(
     from search.bars import bar
     from search.console import closing_table, evaluated_table, proxies_table, tasks_table
     from search.evaluated_model import evaluate_model, names_a_model
+    from search.measuring import refining_options
+    from search.picking import ratio_column, representative
     from search.proxies import read_proxies
 
     source = named_sources(text or [], dataset, "evaluation", images) if text or dataset or images else None
@@ -323,9 +325,9 @@ def evaluate(
     closing_table(front, str(run))
     tasks_table(front)
     proxies_table(read_proxies(run))
-    searched = RunFolder.open(Path(run)).settings.options
-    calibrated_on = ("--images", searched.images) if searched.images else ("--text", searched.text or "calibration.txt")
-    _next("export", run, "-o", "regrouped", "--kv-ratio", "1/2", *calibrated_on)
+    half = representative(front)
+    budget = ("--kv-ratio", "1/2") if half[ratio_column(front)] <= 0.5 else ("--layout", half["layout"])
+    _next("export", run, "-o", "regrouped", *budget, *refining_options(RunFolder.open(Path(run))))
     _print_front(front, json_, Path(run))
 
 
@@ -335,15 +337,17 @@ def export(
     run: Run,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
     layout: Annotated[int | None, typer.Option(help="The layout of this number in pareto.csv.")] = None,
-    kv_ratio: Annotated[str | None, typer.Option(help="KV cache of the original's: 0.5, 1/3 or 50%.")] = None,
+    kv_ratio: Annotated[
+        str | None, typer.Option(help="Largest KV cache, relative to the original's: 0.5, 1/3 or 50%.")
+    ] = None,
     kv_bytes_per_token: Annotated[int | None, typer.Option(help="The largest KV cache per token, in bytes.")] = None,
-    deploy: Annotated[str | None, typer.Option(help="stock, padded, ragged or any; stock where there is some.")] = None,
+    deploy: Annotated[str | None, typer.Option(help="stock, padded, ragged or any; stock where one fits.")] = None,
     merge: Merge = None,
     set_: Assignments = None,
     text: Text = None,
     dataset: Dataset = None,
     images: Images = None,
-    refine: Annotated[bool, typer.Option(help="Refine layer by layer, where text is given.")] = True,
+    refine: Annotated[bool, typer.Option(help="Refine layer by layer, on --text or the run's own text.")] = True,
     push_to_hub: Annotated[str | None, typer.Option(metavar="USER/NAME", help="Push the folder to the Hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="If the repository is made, make it private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if missing.")] = None,
@@ -375,6 +379,7 @@ def export(
     from search import Selection, export_from_run
     from search.bars import bar
     from search.console import exported_summary
+    from search.evaluated_model import can_be_measured
     from search.run_folder import RunFolder
     from search.shares import parsed_share
 
@@ -388,19 +393,23 @@ def export(
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, Selection(layout, kv_ratio, kv_bytes_per_token, deploy, merge), calibration,
-            RefineOptions(scope, tokens=refine_tokens) if refine and calibration else None,
+            RefineOptions(scope, tokens=refine_tokens) if refine else None,
             ExportOptions(format=format_, dtype=dtype, max_padding=padding, overwrite=overwrite), destination,
             device=_device(device), memory=_bytes(memory), keep_calibration=keep_calibration,
             set=tuple(set_ or ()), command=_command(),
             tell=lambda line: say.print(printable(line), soft_wrap=True), progress=progress,
         )  # fmt: skip
     if json_:
-        return _print_json(exported.to_data())
-    exported_summary(exported)
-    if format_ == "hf" and exported.loader in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
-        model = RunFolder.open(Path(run)).settings.model  # of a folder, an export tells nobody but its name
-        base = ("--base", model) if Path(model).is_dir() else ()
-        _next("uptrain", output, "-o", f"{output}-healed", *base, "--text", text or "training.txt")
+        _print_json(exported.to_data())
+    else:
+        exported_summary(exported)
+        if can_be_measured(output):
+            pictures = images or RunFolder.open(Path(run)).settings.options.images
+            _next("evaluate", output, *(("--images", "others") if pictures else ("--text", "other.txt")))
+            if exported.loader in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
+                _next("uptrain", output, "-o", f"{output}-healed", "--text", "training.txt")
+    if exported.not_refined:
+        say.print(printable(f"not refined: {exported.not_refined}"), soft_wrap=True)
 
 
 @app.command()
@@ -476,7 +485,7 @@ def layouts(
     sort: Annotated[str, typer.Option(help="A column of pareto.csv, or over; -COLUMN falls.")] = "-kv_ratio",
     deploy: Annotated[str | None, typer.Option(help="Only those that go out as stock, padded or ragged.")] = None,
     best_under: Annotated[
-        str | None, typer.Option(metavar="RATIO", help="Only the best within this KV ratio: 0.5, 1/3 or 50%.")
+        str | None, typer.Option(metavar="RATIO", help="Only the layout that an export of this KV ratio takes.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All rows, not the front alone.")] = False,
     json_: Json = False,
@@ -486,7 +495,8 @@ def layouts(
     from search.console import layouts_table
     from search.layouts_table import View, viewed
 
-    rows = viewed(RunFolder.open(run).front(), View(sort, deploy, best_under, every))
+    tell = lambda line: say.print(printable(line), soft_wrap=True)  # noqa: E731
+    rows = viewed(RunFolder.open(run).front(), View(sort, deploy, best_under, every), tell)
     if json_:
         print(rows.to_json(orient="records"))
     else:
@@ -503,7 +513,7 @@ def report(
     format_: Annotated[
         str | None, typer.Option("--format", help="Single pictures instead of the page: png, svg, pdf, or several.")
     ] = None,
-    layout: Annotated[int | None, typer.Option(help="What pictures show; the best at half of the cache.")] = None,
+    layout: Annotated[int | None, typer.Option(help="Layout that pictures show; an export's at half.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Pictures on a dark ground.")] = False,
     similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
     overwrite: Overwrite = False,
@@ -511,8 +521,9 @@ def report(
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search import RunFolder
     from search.bars import bar
+    from search.picking import representative
     from search.report import write_pictures, write_report
-    from search.report.facts import facts_of, half_of
+    from search.report.facts import facts_of
     from search.report.page import check_page
     from search.report.pictures import parsed_formats
 
@@ -532,7 +543,8 @@ def report(
     if facts.missing:
         say.print(printable(facts.missing), soft_wrap=True)
     if formats:
-        written = write_pictures(facts, output, formats, half_of(facts.front) if layout is None else layout, dark)
+        shown = int(representative(facts.front)["layout"]) if layout is None else layout
+        written = write_pictures(facts, output, formats, shown, dark)
     else:
         write_report(facts, output)
         written = [output]

@@ -19,7 +19,7 @@ def all_commands(work: Path) -> Commands:
         ["inspect", model],
         ["search", model, "-o", run, *text, "--population", "8", "--generations", "2", "--jobs", "1"],
         ["evaluate", run, "--text", "demo", "--window", "64", "--limit", "2", "--layouts", "0,1"],
-        ["export", run, "-o", str(work / "out"), "--kv-ratio", "1/2"],
+        ["export", run, "-o", str(work / "out"), "--kv-ratio", "1/2", "--refine-tokens", "128"],
     ]
 
 

@@ -11,6 +11,7 @@ from fitness.tasks import TaskOptions, Tasks
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer
+from grouper.errors import GrouperError
 from grouper.export.write import MARKER
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
@@ -44,6 +45,14 @@ def names_a_model(text: str) -> bool:
     if (path / "run.json").is_file():
         return False
     return (path / "config.json").is_file() or (not path.exists() and (text == "demo" or text.count("/") == 1))
+
+
+def can_be_measured(folder: str | Path) -> bool:
+    """Whether this is an export that `evaluate_model` takes, its original found: GGUFs and some ragged ones are not."""
+    try:
+        return bool(ExportedModel.open(folder))
+    except GrouperError:
+        return False
 
 
 def evaluate_model(

@@ -13,6 +13,7 @@ import pandas as pd
 from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
+from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
@@ -31,7 +32,9 @@ from search.measuring import REFINED, comparable
 from search.methods.registry import ORIGINAL
 from search.pareto import ParetoFront
 from search.picking import Picked, Selection, pick
+from search.run import digest_of_text
 from search.run_folder import RunFolder
+from search.run_settings import RunSettings
 
 Tell = Callable[[str], None]
 
@@ -70,12 +73,13 @@ def export_from_run(
 ) -> Exported:
     """Write the selected layout of `run` to the folder `output`.
 
-    calibration: text for the merge, the run's own unless given. refine: refine on `calibration`, in the folder
-    OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the Hub the
-    folder goes, too; one that the same command wrote before is pushed as it is. set: parameters of merges, over the
-    run's. memory: bytes that the model may take while it is calibrated or refined; a larger one is streamed. command:
-    what was typed, for the record. `tell` gets a line or two. Where several ranks run this, they calibrate and refine
-    together, and the first one writes. Raises GrouperError.
+    calibration: text for the merge, the run's own unless given. refine: refine on that text, on the run's own only
+    while it gives the tokens that were searched on; else `not_refined` of the result says why not. Layers are kept in
+    the folder OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the
+    Hub the folder goes, too; one that the same command wrote before is pushed as it is. set: parameters of merges, over
+    the run's. memory: bytes that the model may take while it is calibrated or refined; a larger one is streamed.
+    command: what was typed, for the record. `tell` gets a line or two. Where several ranks run this, they calibrate and
+    refine together, and the first one writes. Raises GrouperError.
     """
     ranks = started_ranks()
     options, output = options or ExportOptions(), Path(output)
@@ -83,7 +87,7 @@ def export_from_run(
         destination.check()
     folder = RunFolder.open(Path(run))
     settings = folder.settings
-    refine = replace(refine, seed=settings.options.seed).for_device(device) if refine and calibration else None
+    refine = replace(refine, seed=settings.options.seed).for_device(device) if refine else None
     chosen = choose_layout(folder, selection, refine, set, tell)
     written = ranks.first_does(lambda: already_written(output, chosen.layout, command))
     if destination and not options.overwrite and written:
@@ -93,17 +97,37 @@ def export_from_run(
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
     refuse_inside(output, checkpoint.folder)
-    announce(chosen, tell)
-    calibration = calibration or settings.calibration(keep_calibration)
+    own = None if calibration else settings.calibration(keep_calibration)
     kept = folder.kept_tokens()
     ranks.first_does(kept.begin)
-    regrouper = Regrouper(checkpoint, calibration, device, memory, ranks, kept)
-    if calibration and not ranks.alone:
+    regrouper, not_refined = Regrouper(checkpoint, calibration or own, device, memory, ranks, kept), None
+    if refine and not calibration:
+        readable, not_refined = ranks.first_does(lambda: own_text(regrouper, settings))
+        if not readable:
+            regrouper = Regrouper(checkpoint, None, device, memory, ranks)
+    if not_refined:
+        refine, chosen = None, choose_layout(folder, selection, None, set, silent)
+    announce(chosen, tell)
+    if regrouper.calibration and not ranks.alone:
         regrouper.kept_moments(progress)  # which all ranks collect together
     origin = origin_of(folder, chosen, command)
     with locked_by_first(ranks, output):
         note = partial(folder.note_refined, chosen.picked.layout, chosen.label)
-        return carry_out(regrouper, chosen, output, refine, options, origin, destination, note, tell, progress)
+        done = carry_out(regrouper, chosen, output, refine, options, origin, destination, note, tell, progress)
+    return replace(done, not_refined=not_refined)
+
+
+def own_text(regrouper: Regrouper, settings: RunSettings) -> tuple[bool, str | None]:
+    """(whether the run's own calibration text can still be read, the reason not to refine on it)."""
+    asked = "add --images FOLDER" if regrouper.architecture.family.reads == "pictures" else "add --text FILE"
+    if regrouper.calibration is None:
+        return False, f"{asked} (the run was searched without)"
+    try:
+        same = digest_of_text(regrouper, settings.options) == settings.text_digest
+    except GrouperError as error:
+        return False, f"{asked} ({error}; it was merged without text, too)"
+    name = regrouper.calibration.source.name
+    return True, None if same else f"{asked} ({name} changed since the run was searched)"
 
 
 def carry_out(
@@ -162,7 +186,7 @@ def choose_layout(
     folder: RunFolder, selection: Selection, refine: RefineOptions | None, set: tuple[str, ...], tell: Tell
 ) -> Chosen:
     """Act one: the layout, and the merge that suits it."""
-    front, settings = comparable(folder, folder.front(), refine, set), folder.settings
+    front, settings = folder.front(), folder.settings
     check_assignments(set, MERGES)
     merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
     suffix = REFINED if refine else ""
@@ -172,7 +196,7 @@ def choose_layout(
     if fitting.name != merge.name:
         why = "regroups query heads too, which only averaging can follow"
         tell(f"layout {picked.layout} {why}: merged by {fitting.name}, not {merge.name}")
-    return Chosen(front, picked, layout, fitting, f"{fitting.name}{suffix}")
+    return Chosen(comparable(folder, front, refine, set), picked, layout, fitting, f"{fitting.name}{suffix}")
 
 
 def origin_of(folder: RunFolder, chosen: Chosen, command: str | None) -> dict:

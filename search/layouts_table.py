@@ -1,5 +1,6 @@
 """`grouper layouts`: the front of a run as a table, so that nobody opens the CSV to find a number."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -8,13 +9,14 @@ from grouper.errors import GrouperError
 from grouper.export.classes import ASKED
 from grouper.names import expected
 from search.pareto import ParetoFront
-from search.picking import parse_ratio
+from search.picking import best_within
 
 
 @dataclass(frozen=True)
 class View:
     """sort: a column, or "over" (nats over the original); a minus before it turns the order. deploy: of one export
-    class. best_under: only the best row within this KV ratio (as text). every: all rows, not the front alone."""
+    class. best_under: only the row that an export takes within this KV ratio (as text). every: all rows, not the front
+    alone."""
 
     sort: str = "-kv_ratio"
     deploy: str | None = None
@@ -22,9 +24,9 @@ class View:
     every: bool = False
 
 
-def viewed(front: ParetoFront, view: View) -> pd.DataFrame:
+def viewed(front: ParetoFront, view: View, tell: Callable[[str], None] = lambda line: None) -> pd.DataFrame:
     """The rows, with `over` where nats were measured. The front is that by nats where these were measured, else by
-    error. Raises GrouperError."""
+    error. tell: called with the reason for the one row of `best_under`. Raises GrouperError."""
     table = front.table.assign(over=front.over)
     measured = table["nll"].notna().any()
     if not view.every and view.best_under is None:
@@ -34,10 +36,11 @@ def viewed(front: ParetoFront, view: View) -> pd.DataFrame:
             raise GrouperError(f"unknown deployment class {view.deploy!r}: {expected(view.deploy, ASKED)}")
         table = table[table["deploy"] == view.deploy]
     if view.best_under is not None:
-        ratio = parse_ratio(view.best_under)
-        table = table[(table["kv_ratio"] <= ratio + 1e-9) & (table["deploy"] != "none")]
-        column = "nll" if table["nll"].notna().any() else "error"
-        table = table.dropna(subset=column).sort_values([column, "layout"]).head(1)
+        best = best_within(front, view.best_under, view.deploy)
+        tell(f"layout {best.layout}: {best.why}")
+        if best.others:
+            tell(best.others)
+        table = table.loc[[best.row.name]]
     if table.empty:
         raise GrouperError("no layout is like that: see `grouper layouts RUN --all`")
     column, falling = view.sort.lstrip("-"), view.sort.startswith("-")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
 from grouper.outputs import write_text
 from grouper.parsing import json_object
@@ -99,3 +100,20 @@ def comparable(
     front = ParetoFront(table)
     front.mark()
     return front
+
+
+def refining_options(folder: RunFolder) -> list[str]:
+    """The options of `grouper export` that calibrate and refine on the run's own text, as its evaluation did if that
+    refined; a name in place of the text where the run had none."""
+    options, path = folder.settings.options, folder.path / "evaluation.json"
+    words = ["--dataset", options.dataset] if options.dataset else ["--text", options.text or "calibration.txt"]
+    words = ["--images", options.images] if options.images else words
+    words += ["--tokens", str(options.tokens)] if options.tokens != TOKENS else []
+    words += ["--window", str(options.window)] if options.window != WINDOW else []
+    try:
+        made = json.loads(path.read_text(errors="replace"))["refinement"]
+        words += ["--scope", str(made["scope"])] if made["scope"] else []
+        words += ["--refine-tokens", str(made["tokens"])] if made["tokens"] else []
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # it was not refined there
+    return words

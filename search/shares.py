@@ -1,6 +1,7 @@
 """Shares as people type them."""
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 from grouper.errors import GrouperError
@@ -26,3 +27,16 @@ def parsed_share(text: str, what: str, most: float = math.inf) -> float:
         bounds = "0 or more" if most == math.inf else f"more than 0 and at most {most:g}"
         raise GrouperError(f"{what} {text} is out of range: expected {bounds}")
     return share
+
+
+def rounding_of(text: str, most: float = 0.005) -> float:
+    """Half a unit of the last digit of a share as it was typed, `most` at most; nothing of a fraction.
+
+    >>> rounding_of("0.333"), rounding_of("33%"), rounding_of("0.5"), rounding_of("1/3")
+    (0.0005, 0.005, 0.005, 0.0)
+    """
+    number, percent, _ = text.strip().partition("%")
+    if "/" in number:
+        return 0.0
+    exponent = int(Decimal(number.strip()).as_tuple().exponent)
+    return min(most, 0.5 * 10.0**exponent / (100 if percent else 1))

@@ -1,5 +1,7 @@
 """Fixtures for all tests: tiny models made once a session, the model in the box, planted groupings."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tiny_models import SIZES, add_tokenizer, edit_weights, make_model
 
 from grouper.calibration.source import DATA
 
+os.environ["GROUPER_HOME"] = tempfile.mkdtemp(prefix="grouper-home-")  # of commands that tests start, too
 torch.set_num_threads(1)  # workers of pytest-xdist share the cores
 
 

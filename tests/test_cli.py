@@ -134,8 +134,10 @@ def test_commands_guide(models, tmp_path):
     guessed = grouper("search", models("llama"), "-o", tmp_path / "other", *options[2:])
     assert "searched without text" in guessed.stderr
     exported = grouper("export", run, "-o", tmp_path / "out", "--kv-ratio", "1/2")
-    healed = f"grouper uptrain {tmp_path / 'out'} -o {tmp_path / 'out'}-healed --base {models('llama')}"
-    assert f"next: {healed} --text training.txt" in exported.stderr  # a folder's export tells nothing but its name
+    first, then, last = exported.stderr.splitlines()[-3:]
+    assert first == f"next: grouper evaluate {tmp_path / 'out'} --text other.txt", "to measure comes first"
+    assert then == f"next: grouper uptrain {tmp_path / 'out'} -o {tmp_path / 'out'}-healed --text training.txt"
+    assert last == "not refined: add --text FILE (the run was searched without)"
     table = grouper("layouts", run, "--deploy", "stock", "--all")
     assert table.returncode == 0 and "qcqa-ec" in table.stdout and "KV heads" in table.stdout
     assert json.loads(grouper("layouts", run, "--best-under", "1/2", "--json").stdout)[0]["kv_ratio"] <= 0.5

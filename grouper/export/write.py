@@ -20,6 +20,7 @@ from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
+from grouper.originals import remember
 from grouper.outputs import new_folder, refuse_inside, temporary_folder, write_json, write_text
 from grouper.progress import Progress, untold
 from grouper.regroup import Merged, Regrouper
@@ -33,7 +34,7 @@ class Exported:
     a decoder keeps of each token of an encoder's source, and of the weights, before and after.
 
     engines: what runs it. loader: what loads it. note: why it is not of the class that the layout
-    would allow. pushed: its address on the Hub.
+    would allow. pushed: its address on the Hub. not_refined: why it was not refined though that was asked for, if so.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class Exported:
     note: str | None = None
     pushed: str | None = None
     kv_bytes_per_source_token: tuple[int, int] = (0, 0)
+    not_refined: str | None = None
 
     def to_data(self) -> dict[str, Any]:
         """For JSON. `deploy` is what the command line calls the class."""
@@ -109,6 +111,7 @@ def export_model(
         for name, file in (beside or {}).items():
             shutil.copyfile(file, folder / name)
         _write_facts(folder, job, described or layout, {**facts, "deploy": export_class}, report)
+    remember(checkpoint)
     return report
 
 
@@ -132,9 +135,10 @@ def kv_bytes_of_source(layout: HeadLayout) -> tuple[int, int]:
 
 def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, report: Exported) -> None:
     """grouper.json, the card, and benchmark scores where some were measured."""
-    shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed")}
+    shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed", "not_refined")}
     layout = json.loads(described.to_json())
-    everything = {"base_model": job.checkpoint.title, **facts, "layout": layout, "report": shown}
+    base = {"base_model": job.checkpoint.title, "base_fingerprint": job.checkpoint.fingerprint}
+    everything = {**base, **facts, "layout": layout, "report": shown}
     everything |= {"crc32": dict(sorted(job.checksums.items()))} if job.checksums else {}
     write_json(folder / MARKER, everything, indent=None)
     write_eval_results(folder, facts.get("measured") or {})

@@ -1,6 +1,7 @@
 """An exported folder, opened to be trained further: its layout, its weights by the original's names, the original."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
+from grouper.originals import remembered
 from grouper.parsing import json_object
 
 
@@ -112,18 +114,25 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise: str | None) -> Checkpoint:
-    """The model that the export was made from. Its folder's name is all that an export tells of a local one, so that
-    one is looked for here and beside the export."""
-    named = facts.get("base_model")
+    """The model that the export was made from. Of a local one an export tells the folder's name and the fingerprint, so
+    that one is looked for here, beside the export and where this machine remembers it."""
+    named, known = facts.get("base_model"), facts.get("base_fingerprint")
     if given is not None:
         return Checkpoint.open(given)
     if not isinstance(named, str) or not named:
         raise GrouperError(f"{folder / MARKER} does not name the model that {folder} was made from: give it by --base")
-    if named == "demo" or named.count("/") == 1:
-        return Checkpoint.open(named)
-    for place in (Path(named), folder.absolute().parent / named) if Path(named).name == named else ():
-        if (place / "config.json").is_file():
-            return Checkpoint.open(place)
+    if named.count("/") == 1:
+        return Checkpoint.open(named)  # its fingerprint is a commit, and not every commit changes weights
+    places: list[str | Path] = [named, folder.absolute().parent / named] if Path(named).name == named else []
+    others = []
+    for place in (*places, remembered(known)):
+        if place is not None and (place == "demo" or (Path(place) / "config.json").is_file()):
+            with suppress(GrouperError):  # a folder that only has its name
+                found = Checkpoint.open(place)
+                if known is None or found.fingerprint == known:
+                    return found
+            others.append(str(place))
     if otherwise is not None:
         return Checkpoint.open(otherwise)
-    raise GrouperError(f"{named}, which {folder} was made from, is neither here nor beside it: say --base FOLDER")
+    where = f"neither here nor beside it{f', and {others[-1]} holds another model' if others else ''}"
+    raise GrouperError(f"{named}, which {folder} was made from, is {where}: say --base FOLDER")

@@ -19,6 +19,7 @@ from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
+from grouper.originals import remember
 from grouper.outputs import refuse_existing, refuse_inside, work_key
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
@@ -196,6 +197,7 @@ def facts_of(
     if teacher is not None:
         measured |= {"KL to the original": [0.0, score.kl], "agreement with the original": [1.0, score.agreement]}
     kept = {k: v for k, v in model.facts.items() if k not in OLD}
+    kept["base_fingerprint"] = model.original.fingerprint
     return {**kept, "uptrain": command, "uptrained": done, "measured": measured}
 
 
@@ -226,6 +228,7 @@ def write(
         )  # fmt: skip
     except SelfTestFailed as error:
         raise SelfTestFailed(f"{error}; the training stays in {saved.folder}") from error
+    remember(model.original)
     shutil.rmtree(saved.folder)
     with suppress(OSError):
         saved.folder.parent.rmdir()

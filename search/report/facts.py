@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,11 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.names import printable
 from grouper.progress import Progress, untold
 from search.columns import TRADED
-from search.methods.registry import ORIGINAL, baselines, not_found
+from search.measuring import refining_options
+from search.methods.registry import ORIGINAL, baselines
+from search.pareto import ParetoFront
+from search.picking import representative
 from search.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from search.pareto import ParetoFront
 
 DIGITS = 5  # of numbers in a report
 
@@ -87,15 +87,6 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untol
     return Facts(folder, front, **facts)
 
 
-def half_of(front: ParetoFront) -> int:
-    """The layout that stands for a run: the best within half of the cache that can be written, else the first."""
-    table = front.table
-    measure = "nll" if table["nll"].notna().any() else "error"
-    rows = table[~table["method"].isin(not_found()) & table[measure].notna() & (table["kv_ratio"] <= 0.5 + 1e-9)]
-    rows = rows[rows["deploy"] != "none"].sort_values(["kv_ratio", measure], ascending=[False, True])
-    return int((rows if len(rows) else table)["layout"].iloc[0])
-
-
 def landscape(folder: RunFolder, first: HeadLayout) -> pd.DataFrame:
     """The least error of each layer at each number of KV heads, of any method that groups K and V alike."""
     rows = []
@@ -124,38 +115,26 @@ def similarities(checkpoint: Checkpoint, a: Architecture, progress: Progress) ->
 def to_data(facts: Facts) -> dict[str, Any]:
     """For the page's scripts. Groups are a character a query head (from "0" on), maps a byte a pair of heads."""
     settings, first = facts.folder.settings, facts.layout(int(facts.front.table["layout"].iloc[0]))
-    table = facts.front.table.assign(over=facts.front.over)
+    table = facts.front.table.assign(over=facts.front.over).reset_index(drop=True)
     numbers = table["layout"].unique().tolist()
     return {
-        "model": facts.title, "run": printable(str(facts.folder.path)), "command": printable(settings.command or ""),
+        "model": facts.title, "run": printable(os.path.abspath(facts.folder.path)),
+        "command": printable(settings.command or ""),
         "fitness": settings.options.fitness, "text": printable(settings.options.text or settings.options.dataset or ""),
-        "calibration": calibrated_by(facts.folder), "merge": facts.front.own_merge,
+        "refining": [printable(word) for word in refining_options(facts.folder)], "merge": facts.front.own_merge,
         "missing": facts.missing and printable(facts.missing),
         "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
         "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
         "usable": USABLE, "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
-        "traded": TRADED[facts.front.size], "unit": facts.unit, "names": [printable(name) for name in facts.names],
-        "original": ORIGINAL, "baselines": list(baselines()),
+        "size": facts.front.size, "traded": TRADED[facts.front.size], "unit": facts.unit,
+        "names": [printable(name) for name in facts.names],
+        "original": ORIGINAL, "baselines": list(baselines()), "first": int(representative(ParetoFront(table)).name),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},
         "landscape": columns_of(facts.landscape),
         "progress": [columns_of(one) for one in facts.progress], "refined": columns_of(facts.refined),
         "similarity": [{kind: maps_of(one) for kind, one in kinds.items()} for kinds in facts.similarity],
     }  # fmt: skip
-
-
-def calibrated_by(folder: RunFolder) -> list[str]:
-    """The options of `grouper export` that refine as the run's evaluation did, by the run's own text."""
-    options, path = folder.settings.options, folder.path / "evaluation.json"
-    words = ["--dataset", options.dataset] if options.dataset else ["--text", options.text or "calibration.txt"]
-    words = ["--images", options.images] if options.images else words
-    try:
-        made = json.loads(path.read_text(errors="replace"))["refinement"]
-        words += ["--scope", str(made["scope"])] if made["scope"] else []
-        words += ["--refine-tokens", str(made["tokens"])] if made["tokens"] else []
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # it was not refined there
-    return [printable(word) for word in words]
 
 
 def groups_of(layout: HeadLayout) -> dict[str, list[str] | None]:

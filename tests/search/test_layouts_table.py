@@ -3,6 +3,7 @@
 import pytest
 
 from grouper import GrouperError, HeadLayout
+from search import pick
 from search.layouts_table import View, counts, viewed
 from search.pareto import ParetoFront, Scored
 
@@ -27,8 +28,15 @@ def test_the_front_by_falling_cache(front):
 
 def test_by_class_and_the_best_within_a_budget(front):
     assert numbers(front, every=True, deploy="stock") == [0, 2, 4]
-    assert numbers(front, best_under="1/2") == [3] and numbers(front, best_under="50%", deploy="stock") == [2]
-    assert numbers(front, best_under="0.8") == [1]
+    assert numbers(front, best_under="1/2", deploy="any") == [3] and numbers(front, best_under="50%") == [2]
+    assert numbers(front, best_under="0.8", deploy="any") == [1] and numbers(front, best_under="0.8") == [2]
+
+
+def test_the_best_within_a_budget_is_what_an_export_takes_and_why_is_said(front):
+    told = []
+    chosen = viewed(front, View(best_under="0.8"), told.append)["layout"].tolist()
+    picked = pick(front, "mean+refine", kv_ratio="0.8")
+    assert chosen == [picked.layout] and told == [f"layout {picked.layout}: {picked.why}", picked.others]
 
 
 def test_once_measured_nats_decide(front):

@@ -4,7 +4,7 @@ function showFacts(row) {
   $("number").textContent = row.layout;
   const facts = {
     "found by": [row.method, ...(row.also_found_by || "").split(";").filter(Boolean)].join(", "), "merged by": row.merge,
-    [state.run.traded.split(",")[0]]: `${percent(row.kv_ratio)}, ${row.kv_bytes_per_token.toLocaleString("en")} bytes a token`,
+    [state.run.traded.split(",")[0]]: `${percent(sizeOf(row))}, ${row.kv_bytes_per_token.toLocaleString("en")} bytes a token`,
     "written as": row.deploy === "none" ? "nothing: K and V differ, which no engine takes" : row.deploy,
     "error": number(row.error),
   };
@@ -19,15 +19,17 @@ function showFacts(row) {
   });
   const bar = document.createElement("span");
   bar.className = "bar";
-  bar.style.width = `${100 * Math.min(1, row.kv_ratio)}%`;
-  bar.title = percent(row.kv_ratio);
+  bar.style.width = `${100 * Math.min(1, sizeOf(row))}%`;
+  bar.title = percent(sizeOf(row));
   const cells = [document.createElement("dt"), document.createElement("dd")];
   cells[0].textContent = "of the original";
   cells[1].append(bar);
   $("facts").replaceChildren(...parts, ...cells);
   $("command").textContent = commandOf(row);
   const engines = (state.run.engines[row.deploy] || []).join(", ");
-  $("engines").textContent = engines ? `Runs in ${engines}.` : "";
+  const refines = commandOf(row).startsWith("grouper ") && !row.merge.endsWith("+refine");
+  const sentences = [refines && "The command refines it, too: these are its figures before that.", engines && `Runs in ${engines}.`];
+  $("engines").textContent = sentences.filter(Boolean).join(" ");
 }
 
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -35,10 +37,10 @@ const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replac
 function commandOf(row) {
   if (row.method === state.run.original) return "nothing to do: this is the model as it came";
   if (row.deploy === "none") return "no engine takes this layout: choose another one";
-  const merge = row.merge.replace(/\+refine$/, ""), refined = row.merge.endsWith("+refine");
+  const merge = row.merge.replace(/\+refine$/, "");
   const words = ["grouper", "export", state.run.run, "-o", `${state.run.model}-${row.layout}`, "--layout", String(row.layout)];
   if (merge !== state.run.merge) words.push("--merge", merge);
-  if (refined) words.push(...state.run.calibration);
+  words.push(...state.run.refining);
   return words.map(quoted).join(" ");
 }
 

@@ -4,15 +4,11 @@ function rowsOf(run) {
   return run.rows.map((cells, at) => ({ at, ...Object.fromEntries(run.columns.map((name, i) => [name, cells[i]])) }));
 }
 
-/** The one that the address names, else the best at half of the cache, else the first one found. */
+/** The one that the address names, else the one that an export at half of the cache takes. */
 function firstSelected() {
   const asked = new URLSearchParams(location.hash.slice(1));
   const named = state.rows.find((row) => String(row.layout) === asked.get("layout") && (!asked.get("merge") || row.merge === asked.get("merge")));
-  if (named) return named;
-  const measure = $("measure").value;
-  const half = state.rows.filter((row) => isFound(row) && row[measure] !== null && row.kv_ratio <= 0.5 + 1e-9 && row.deploy !== "none")
-    .sort((a, b) => b.kv_ratio - a.kv_ratio || (isBetter(measure, a[measure], b[measure]) ? -1 : 1));
-  return half[0] || state.rows.find(isFound) || state.rows[0];
+  return named || state.rows[state.run.first];
 }
 
 /** Sections below the first screen, and what draws them. */

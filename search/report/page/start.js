@@ -53,4 +53,7 @@ const headsOf = (row) => row.kv_heads.split(";").map((pair) => {
   return [k, v === undefined ? k : v];
 });
 
+/** Share of the original's cache, or of its weights of K and V, that a row keeps. */
+const sizeOf = (row) => row[state.run.size];
+
 const isFound = (row) => row.method !== state.run.original && !state.run.baselines.includes(row.method);

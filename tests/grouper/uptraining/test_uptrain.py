@@ -174,7 +174,7 @@ def test_refusals(folders, reader, source, tmp_path):
     away = tmp_path / "away" / "exported"
     shutil.copytree(folders["stock"], away)
     facts = json.loads((away / "grouper.json").read_text())
-    (away / "grouper.json").write_text(json.dumps({**facts, "base_model": "gone"}))
+    (away / "grouper.json").write_text(json.dumps({**facts, "base_model": "gone", "base_fingerprint": "0" * 64}))
     refused("gone, which .* neither here nor beside it: say --base", folder=away)
     refined = {**facts, "merge": "spectral+refine"}
     (away / "grouper.json").write_text(json.dumps(refined))

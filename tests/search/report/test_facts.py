@@ -1,14 +1,20 @@
 """What a report shows is what the run holds."""
 
 import json
+import shlex
 import shutil
+import subprocess
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from search import RunFolder
-from search.report.facts import facts_of, half_of, plain, to_data
+from search.measuring import refining_options
+from search.picking import representative
+from search.report.facts import facts_of, plain, to_data
+from search.report.page import SCRIPTS
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +68,55 @@ def test_a_model_that_is_gone_leaves_a_report_without_maps(measured_run, tmp_pat
     assert "gone" in facts.missing and not facts.similarity and to_data(facts)["windows"] is None
 
 
-def test_pictures_show_the_best_at_half_of_the_cache(measured_run):
+def test_a_page_begins_with_what_an_export_at_half_takes(measured_run, data):
     front = measured_run.front()
-    best = front.table.set_index("layout").loc[half_of(front)]
-    assert best["kv_ratio"] == 0.5 and best["deploy"] != "none"
-    half = front.table[(front.table["kv_ratio"] == 0.5) & (front.table["deploy"] != "none")]
+    best = representative(front)
+    assert best["kv_ratio"] == 0.5 and best["deploy"] == "stock"
+    half = front.table[(front.table["kv_ratio"] == 0.5) & (front.table["deploy"] == "stock")]
     assert best["nll"] == half.loc[~half["method"].isin(["neighbour", "random"]), "nll"].min()
+    first = dict(zip(data["columns"], data["rows"][data["first"]]))
+    assert (first["layout"], first["merge"]) == (best["layout"], best["merge"])
+
+
+@pytest.mark.parametrize(
+    ("searched", "refined", "words"),
+    [
+        ({}, None, "--text calibration.txt"),
+        ({"text": "/a/b.txt"}, None, "--text /a/b.txt"),
+        ({"dataset": "some/set:train", "tokens": 4096}, None, "--dataset some/set:train --tokens 4096"),
+        ({"images": "/pictures", "window": 64}, None, "--images /pictures --window 64"),
+        ({"text": "demo"}, {"scope": "block", "tokens": 99}, "--text demo --scope block --refine-tokens 99"),
+        ({"text": "demo"}, "damaged", "--text demo"),
+    ],
+)
+def test_the_options_that_refine_on_the_runs_own_text(measured_run, tmp_path, searched, refined, words):
+    run = shutil.copytree(measured_run.path, tmp_path / "run")
+    settings = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(settings | searched))
+    (run / "evaluation.json").write_text(json.dumps({"refinement": refined} if refined else {}))
+    assert refining_options(RunFolder(run)) == words.split()
+
+
+def test_the_page_says_whole_commands(data, measured_run):
+    """The scripts' own words, without a browser: every row's command refines, and the first row is an export's."""
+    if not (node := shutil.which("node")):
+        pytest.skip("no node here")
+    scripts = [(files("search.report") / "page" / name).read_text().removesuffix("open();\n") for name in SCRIPTS]
+    stubs = "globalThis.IntersectionObserver = class {}; globalThis.location = { hash: '' };"
+    asked = "state.rows = rowsOf(state.run); console.log(JSON.stringify([firstSelected(), state.rows.map(commandOf)]))"
+    script = "\n".join([stubs, *scripts, f"state.run = {json.dumps(data)}; {asked}"])
+    done = subprocess.run([node, "-"], input=script, capture_output=True, text=True, timeout=60)
+    first, commands = json.loads(done.stdout)
+    best = representative(measured_run.front())
+    assert (first["layout"], first["merge"]) == (best["layout"], best["merge"])
+    for (_, row), command in zip(measured_run.front().table.iterrows(), commands):
+        if row["method"] == "original" or row["deploy"] == "none":
+            assert not command.startswith("grouper")
+        else:
+            words = ["grouper", "export", str(measured_run.path), "-o", f"{data['model']}-{row['layout']}"]
+            merge = ["--merge", "mean"] if row["merge"] != data["merge"] else []
+            given = ["--layout", str(row["layout"]), *merge, "--text", "calibration.txt"]
+            assert shlex.split(command) == [*words, *given]
 
 
 def test_numbers_in_a_page_are_short_and_never_nan():

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-from grouper import HeadLayout
+from grouper import HeadLayout, LayerLayout
 from search import RunFolder, SearchOptions
 from search.methods.candidate import Candidate
 from search.pareto import ParetoFront, Scored
 from search.run_settings import RunSettings
+
+OWN, TWO, OTHER, ONE = [0, 1, 2, 3], [0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]
+SEARCHED = (("original", 0.0, OWN), ("qcqa-ac", 0.5, TWO), ("qcqa-ac", 2.0, ONE), ("neighbour", 3.0, ONE))
 
 
 def made_up_run(
@@ -43,3 +46,14 @@ def scored(*rows: tuple, layers: int = 1, query_heads: int = 4, head_dim: int = 
         Scored(HeadLayout.from_labels([labels] * layers, query_heads, head_dim), method, error, merge)
         for method, error, labels in rows
     ]
+
+
+def of_encoder(*rows: tuple) -> list[Scored]:
+    """Rows (error, labels of the encoder, of the decoder, across) of a model with an attention of each kind."""
+    return [
+        Scored(
+            HeadLayout(tuple(map(LayerLayout.from_labels, labels)), 4, 4, 8, ("none", "token", "source")),
+            "qcqa-ac" if error else "original", error, "mean",
+        )
+        for error, *labels in rows
+    ]  # fmt: skip

@@ -14,7 +14,7 @@ BROWSER = """
 const elements = {}, drawn = {}, asked = {hash: ""};
 const element = (tag) => ({
   tag, style: {}, dataset: {}, children: [], value: "", textContent: "", hidden: false, checked: false,
-  classList: {toggle() {}}, addEventListener() {}, on() {}, setAttribute() {}, focus() {}, querySelectorAll() { return []; },
+  classList: {toggle() {}}, addEventListener() {}, on() {}, focus() {}, querySelectorAll() { return []; },
   append(...more) { this.children.push(...more); }, replaceChildren(...more) { this.children = more; },
   get tHead() { return this.head ||= element("thead"); }, get tBodies() { return [this.body ||= element("tbody")]; },
 });
@@ -32,7 +32,7 @@ globalThis.innerWidth = 1400;
 START = """
 state.run = RUN;
 state.rows = rowsOf(state.run);
-for (const [id, value] of Object.entries(CONTROLS)) Object.assign($(id), typeof value === "boolean" ? {checked: value} : {value});
+for (const [id, value] of Object.entries(CONTROLS)) $(id)[typeof value === "boolean" ? "checked" : "value"] = value;
 const cells = (id) => $(id).children.map((tr) => tr.children.map((td) => td.textContent));
 """
 COLUMNS = [

@@ -15,6 +15,7 @@ from grouper.export.hf import modeling_ragged_encoder as encoder
 
 READERS = [[1, 4], [0, 2, 5], [3], [6, 7]]  # eight query heads over four KV heads
 EQUAL = [[1, 4], [0, 2], [3, 5], [6, 7]]
+LAST_IS_SHORT = [[0, 1, 2], [3, 4, 5], [6, 7]]  # every head is in the slot of its own number, and there is one more
 H, d, SEEN = 8, 4, 5
 RAGGED = [[0, 0, 1, 0], [0, 1, 2, 1]]
 PLAIN = [[0, 1], [2, 3, 6, 7], [4, 5]]  # who reads what in the second layer of that
@@ -43,10 +44,10 @@ def by_heads(readers, query, key, value, added, query_of_head=None) -> torch.Ten
     return torch.stack(out, 2)
 
 
-def given(tokens: int, heads: int = H):
+def given(tokens: int, heads: int = H, kv_heads: int = 4):
     g = torch.Generator().manual_seed(tokens)
     query = torch.randn(2, heads, tokens, d, generator=g, dtype=torch.float64)
-    key, value = (torch.randn(2, 4, SEEN, d, generator=g, dtype=torch.float64) for _ in range(2))
+    key, value = (torch.randn(2, kv_heads, SEEN, d, generator=g, dtype=torch.float64) for _ in range(2))
     bias = torch.randn(1, H, tokens, SEEN, generator=g, dtype=torch.float64)
     seen = torch.rand(2, 1, tokens, SEEN, generator=g) < 0.6
     seen[..., 0] = True
@@ -64,10 +65,10 @@ MASKS = {
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "another"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("readers", [READERS, EQUAL])
+@pytest.mark.parametrize("readers", [READERS, EQUAL, LAST_IS_SHORT])
 def test_every_head_of_an_encoder_reads_its_own(readers, tokens, mask, implementation):
     AttentionInterface.register("another", sdpa_attention_forward)
-    query, key, value, _bias, seen = given(tokens)
+    query, key, value, _bias, seen = given(tokens, kv_heads=len(readers))
     mask, added = MASKS[mask](seen)
     if implementation == "eager" and mask is not None and mask.dtype == torch.bool:
         return  # that kernel adds its mask: transformers gives it numbers

@@ -5,11 +5,18 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from made_up_runs import made_up_run, scored
 
-from grouper import GrouperError, Grouping, LayerLayout
-from search import SearchOptions, search
+from fitness.perplexity import nll
+from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from grouper.attention import MergedLayer
+from grouper.progress import untold
+from grouper.refinement.layer import LayerWorker
+from grouper.regroup import Regrouper
+from search import RunFolder, SearchOptions, search
 from search.methods.candidate import Candidate
-from search.sensitivity import FILE, LEAST, chosen, curve
+from search.sensitivity import FILE, JUDGED, LEAST, TOKENS, chosen, curve, measured, scaled
 
 QUICK = SearchOptions(generations=3, population=16, tokens=2048, window=64, sensitivity=True)
 
@@ -71,3 +78,38 @@ def test_layers_are_tried_at_a_half_a_quarter_and_an_eighth():
     apart = {"a": [candidate(8, 0.1, 6), candidate(8, 0.2, 10)]}  # 14 and 18 heads: as near to 16, the smaller one
     assert [c.layout.v.kv_heads for c in chosen(apart, 16)] == [6]
     assert chosen({"a": [candidate(16, 0.0)]}, 16) == []
+
+
+def test_a_layers_points_are_losses_of_the_model_with_that_layer_merged_alone(reader, text, tmp_path, monkeypatch):
+    """Without refinement, against exports of those layouts; each layer is refined on what enters it in the original."""
+    from transformers import AutoModelForCausalLM
+
+    options = SearchOptions(fitness="weight", text=str(text), tokens=1024, window=64)
+    run = made_up_run(tmp_path / "run", scored(("original", 0.0, range(8)), layers=3, query_heads=8), options)
+    regrouper = Regrouper(Checkpoint.open(reader), options.calibration())
+    half, one = (LayerLayout.from_labels([h % n for h in range(8)]) for n in (4, 1))
+    found = [{"a": [Candidate(half, 0.5)]}, {"a": [Candidate(half, 0.6)]}, {"b": [Candidate(one, 1.0)]}]
+    streams = []
+    monkeypatch.setattr(LayerWorker, "set_targets", lambda self, stream, wanted: streams.append(stream.clone()))
+    monkeypatch.setattr(LayerWorker, "fit", lambda self, start, *given: MergedLayer(start))
+    points = dict(measured(found, [0, 2], run, regrouper, untold))
+    assert {layer: [error for error, _ in some] for layer, some in points.items()} == {0: [0.5], 2: [1.0]}
+    original = regrouper.model.model
+    with torch.no_grad():
+        hidden = original(regrouper.windows(TOKENS), output_hidden_states=True).hidden_states
+    judged, whole = regrouper.held_out(JUDGED), LayerLayout.from_labels(range(8))
+    for stream, layer, grouped in zip(streams, (0, 2), (half, one), strict=True):
+        assert torch.allclose(stream, hidden[layer], atol=1e-4)
+        layout = HeadLayout(tuple(grouped if i == layer else whole for i in range(3)), 8, 8, 16)
+        export(reader, layout, tmp_path / str(layer))
+        load = {"trust_remote_code": True, "dtype": torch.float32}
+        loss = nll(AutoModelForCausalLM.from_pretrained(tmp_path / str(layer), **load), judged)
+        assert points[layer][0][1] == pytest.approx(loss - nll(original, judged), abs=1e-5)
+
+
+def test_candidates_become_losses_by_their_own_layers_curve(tmp_path):
+    layout = LayerLayout.from_labels([0, 0, 1, 1])
+    (tmp_path / FILE).write_text("layer,error,nats\n1,0.5,0.1\n0,0.5,0.2\n0,1.0,0.4\n")
+    found = [{"a": [Candidate(layout, 2.0, 1.0)]}, {"a": [Candidate(layout, 1.0), Candidate(layout, 0.0)]}]
+    done = scaled(found, RunFolder(tmp_path), None)
+    assert [[c.error for c in layer["a"]] for layer in done] == [[pytest.approx(0.8)], [pytest.approx(0.2), 0.0]]

@@ -152,6 +152,9 @@ def test_bytes_of_a_source_are_before_and_after(encoders, tmp_path):
     assert not layout.caches
     done = export(encoders("t5"), layout, tmp_path / "out")
     assert done.kv_bytes_per_token == done.kv_bytes_per_source_token == (2 * 2 * 8 * 16 * 2, 2 * 2 * 4 * 16 * 2)
+    whole = architecture_of(encoders("t5")).ungrouped
+    again = export(encoders("t5"), whole, tmp_path / "again", described=replace(layout, caches=whole.caches))
+    assert again.kv_bytes_per_source_token == done.kv_bytes_per_source_token, "of what is described"
 
 
 @pytest.mark.parametrize(
@@ -205,8 +208,9 @@ def test_tensors_around_the_layers_are_those_that_training_made(models, tmp_path
     around = {n: (checkpoint.tensor(n) * 2).double() for n in names}
     others = {"mlp.up_proj.weight": checkpoint.tensor("model.layers.1.mlp.up_proj.weight").double() + 1}
     merged = lambda i: replace(start(i), others=others) if i == 1 else start(i)  # noqa: E731
-    export(folder, layout, tmp_path / "out", merged=merged, around=around, options=ExportOptions())
+    done = export(folder, layout, tmp_path / "out", merged=merged, around=around, options=ExportOptions())
     written = Checkpoint.open(tmp_path / "out")
+    assert done.weight_bytes == (checkpoint.nbytes, written.nbytes) and written.nbytes < checkpoint.nbytes
     for name in names:
         assert (written.tensor(name) == 2 * checkpoint.tensor(name)).all()
         assert written.tensors[name].dtype == checkpoint.tensors[name].dtype

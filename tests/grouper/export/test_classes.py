@@ -3,12 +3,17 @@
 import json
 
 import pytest
+import torch
 from encoder_samples import architecture_of
-from family_samples import SAMPLES, layout_for
+from family_samples import EQUAL as EVEN
+from family_samples import RAGGED, gathered, layout_for
+from family_samples import UNEQUAL as PADDED
 from tiny_models import SIZES, add_tokenizer, make_model
+from transformers import AutoModelForCausalLM
 
-from grouper import Architecture, Checkpoint, ExportOptions, Grouping, HeadLayout, LayerLayout, export
+from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.export.classes import CLASSES, class_for
+from grouper.export.format import check_same_model
 from grouper.export.hf.engines import engines_for
 from grouper.export.hf.padded import overhead, padded_heads
 from grouper.export.hf.ragged import query_of_head
@@ -242,12 +247,63 @@ def test_a_class_that_older_transformers_do_not_know_is_not_named(tmp_path):
     assert named == {"TokenizersBackend": "PreTrainedTokenizerFast"}.get(known, known)
 
 
-def test_ragged_models_of_all_families_have_their_most_heads_as_the_whole_count(samples):
-    for name in SAMPLES:
-        checkpoint = Checkpoint.open(samples(name))
-        a = Architecture.of(checkpoint.config)
-        if a.needs_own_attention:
-            continue
-        layout = layout_for(samples(name), [[0, 0, 1, 0], [0, 1, 2, 1]])
-        config = CLASSES["ragged"].config(checkpoint.config, a, layout, set())
-        assert config["num_key_value_heads"] == 3, name
+# All classes
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("llama", EVEN), ("llama", RAGGED), ("gptj", EVEN), ("gpt2", RAGGED), ("qwen2", PADDED)]
+)
+def test_weights_stay_in_the_type_that_they_were_stored_in(samples, tmp_path, name, rows):
+    """Half of the bytes, and a configuration that says so."""
+    model = AutoModelForCausalLM.from_pretrained(samples(name), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "in")
+    layout = layout_for(tmp_path / "in", rows)
+    export(tmp_path / "in", layout, tmp_path / "out", merge="spectral", options=ExportOptions(max_padding=9.0))
+    written = Checkpoint.open(tmp_path / "out")
+    assert {one.dtype for one in written.tensors.values()} == {"BF16"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+
+
+def test_layouts_of_other_models_are_refused_whatever_differs(models):
+    checkpoint = Checkpoint.open(models("llama", heads=8, kv_heads=4))
+    whole = Architecture.of(checkpoint.config).ungrouped
+    check_same_model(checkpoint, whole)
+    others = {
+        "2 layers": HeadLayout(whole.layers[:2], 8, 4, 16), "of 8$": HeadLayout(whole.layers, 8, 4, 8),
+        "8 KV heads": HeadLayout.from_labels([range(8)] * 3, 8, 16),
+        "16 query": HeadLayout.from_labels([range(4)] * 3, 16, 16),
+    }  # fmt: skip
+    for words, layout in others.items():
+        with pytest.raises(GrouperError, match=words.replace("of 8$", "of 8, the model has 3 of 8 and 4 of 16")):
+            check_same_model(checkpoint, layout)
+
+
+def test_which_shared_queries_no_modelling_file_takes():
+    kv, queries = Grouping.from_labels([0, 1, 0, 1], 2), Grouping.from_labels([0, 0, 1, 1, 2, 2, 3, 3])
+    layout = HeadLayout((LayerLayout(kv, kv, queries),) * 4, 8, 4, 16)
+
+    def said(model_type: str, layout: HeadLayout = layout) -> str | None:
+        return CLASSES["ragged"].refusal(None, architecture(model_type), layout, 0.0)
+
+    assert said("llama") is None and "phi3 models that share query" in said("phi3")
+    assert "gpt2 models that share query" in said("gpt2") and "norm across all query heads" in said("olmo2")
+    plain = HeadLayout((LayerLayout.shared(kv),) * 4, 8, 4, 16)
+    assert [said(m, plain) for m in ("llama", "phi3", "gpt2", "olmo2")] == [None] * 4
+    outer = Architecture.of({"model_type": "llava", "text_config": {"model_type": "llama", **SIZE}})
+    assert "take a layout of class stock" in CLASSES["ragged"].refusal(None, outer, plain, 0.0)
+    assert "no class of transformers holds gpt2" in CLASSES["stock"].refusal(None, architecture("gpt2"), plain, 0.0)
+
+
+def test_weights_of_attention_are_those_of_the_query_heads_in_their_groups_order(models, prompt, tmp_path):
+    """As eager attention gives them, beside those of the same model with the groups' heads repeated."""
+    folder = models("llama", heads=8, kv_heads=8)
+    layout = HeadLayout.from_labels([[0, 1, 1, 2, 0, 0, 0, 1], [0, 0, 1, 1, 2, 2, 3, 3], [0] * 8], 8, 16)
+    export(folder, layout, tmp_path / "out")
+    options = {"attn_implementation": "eager", "dtype": torch.float64}
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, **options).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(gathered(folder, tmp_path / "in", layout), **options).eval()
+    with torch.inference_mode():
+        got, wanted = (model(prompt, output_attentions=True).attentions for model in (ours, theirs))
+    for one, layer_wanted, layer in zip(got, wanted, layout.layers):
+        assert torch.allclose(one, layer_wanted[:, layer.k.reader_order], atol=1e-6)

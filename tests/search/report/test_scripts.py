@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from tiny_models import ROOT
 
-from search.report.page import SCRIPTS
+from search.report.page import SCRIPTS, packed
 
 PAGE = ROOT / "search" / "report" / "page"
 BROWSER = """
@@ -16,11 +16,14 @@ const element = (tag) => ({
   tag, style: {}, dataset: {}, children: [], value: "", textContent: "", hidden: false, checked: false,
   classList: {toggle() {}}, addEventListener() {}, on() {}, focus() {}, querySelectorAll() { return []; },
   append(...more) { this.children.push(...more); }, replaceChildren(...more) { this.children = more; },
+  get rows() { return this.children; },
   get tHead() { return this.head ||= element("thead"); }, get tBodies() { return [this.body ||= element("tbody")]; },
 });
 globalThis.document = {
   getElementById: (id) => (elements[id] ||= element(id)), createElement: element, documentElement: element("html"),
+  head: element("head"), querySelectorAll: () => [], addEventListener() {},
 };
+globalThis.matchMedia = () => ({addEventListener() {}});
 globalThis.Plotly = {react: (at, traces, layout) => { drawn[at.tag] = {traces, layout}; }};
 globalThis.getComputedStyle = () => ({getPropertyValue: () => "#000"});
 globalThis.IntersectionObserver = class { observe() {} unobserve() {} };
@@ -79,8 +82,8 @@ def run(script: str, more: dict | None = None, **controls):
     sources = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     assert sources.rstrip().endswith("\nopen();")
     start = START.replace("RUN", json.dumps({**RUN, **(more or {})})).replace("CONTROLS", json.dumps(controls))
-    body = f"{BROWSER}\n{sources.rstrip().removesuffix('open();')}\n{start}\n(() => {{ {script} }})()"
-    code = f"process.stdout.write(JSON.stringify(eval({json.dumps(body)})));"
+    body = f"{BROWSER}\n{sources.rstrip().removesuffix('open();')}\n{start}\n(async () => {{ {script} }})()"
+    code = f"eval({json.dumps(body)}).then((found) => process.stdout.write(JSON.stringify(found)));"
     done = subprocess.run([node, "-"], input=code, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -236,3 +239,17 @@ def test_numbers_are_short():
     values = run("return [number(1234567), number(0.123456), number(0.123456, 2), number(null), percent(0.12345)];")
     assert values == ["1,234,567", "0.1235", "0.12", "", "12.3%"]
     assert run("return headsOf(state.rows[4]);") == [[3, 1], [2, 2]]
+
+
+def test_the_page_opens_on_what_is_packed_in_it():
+    about = {"fitness": "weight", "text": "demo", "command": "grouper search x", "missing": "it is gone"}
+    script = f"""
+      $("library").textContent = "{packed("library")}";
+      $("data").textContent = "{packed(json.dumps({**RUN, **about}))}";
+      await open();
+      const page = [document.documentElement.dataset.ready, document.head.children[0].textContent];
+      const told = ["about", "made", "missing"].map((id) => $(id).textContent);
+      return [...told, $("context").value, $("layer").max, ...page];
+    """
+    said = "2 layers, 8 query heads over 4 KV heads of 16; weight fitness, calibrated on demo"
+    assert run(script) == [said, "grouper search x", "it is gone", 64, 1, "yes", "library"]

@@ -16,7 +16,7 @@ from grouper.model.architecture import Architecture
 from search import RunFolder, SearchOptions
 from search.methods.candidate import Candidate
 from search.pareto import Scored
-from search.report.facts import calibrated_by, facts_of, half_of, landscape, plain, to_data
+from search.report.facts import calibrated_by, facts_of, groups_of, half_of, landscape, plain, to_data
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,9 @@ def test_exports_that_the_page_proposes_refine_as_the_evaluation_did(tmp_path):
     images = made_up_run(tmp_path / "images", rows, SearchOptions(images="/pictures"))
     assert calibrated_by(images) == ["--images", "/pictures"]
     assert calibrated_by(made_up_run(tmp_path / "none", rows)) == ["--text", "calibration.txt"], "a place for one's own"
+
+
+def test_groups_are_a_character_a_head_also_beyond_ten():
+    row = [*range(20), 0, 19]
+    found = groups_of(HeadLayout.from_labels([row], 22, 8))
+    assert [ord(c) - ord("0") for c in found["k"][0]] == row and found["v"] is None

@@ -88,11 +88,11 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untol
 
 
 def half_of(front: ParetoFront) -> int:
-    """The layout that stands for a run: the best within half of the cache that can be written, else the first."""
+    """The layout that stands for a run: the best within half of the size that can be written, else the first."""
     table = front.table
     measure = "nll" if table["nll"].notna().any() else "error"
-    rows = table[~table["method"].isin(not_found()) & table[measure].notna() & (table["kv_ratio"] <= 0.5 + 1e-9)]
-    rows = rows[rows["deploy"] != "none"].sort_values(["kv_ratio", measure], ascending=[False, True])
+    rows = table[~table["method"].isin(not_found()) & table[measure].notna() & (table[front.size] <= 0.5 + 1e-9)]
+    rows = rows[rows["deploy"] != "none"].sort_values([front.size, measure], ascending=[False, True])
     return int((rows if len(rows) else table)["layout"].iloc[0])
 
 
@@ -134,7 +134,8 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "layers": len(first.layers), "queryHeads": first.query_heads, "kvHeads": first.original_kv_heads,
         "headDim": first.head_dim, "bytes": bytes_of(settings.options.kv_dtype), "kvDtype": settings.options.kv_dtype,
         "usable": USABLE, "windows": facts.windows, "context": facts.context or 4096, "engines": facts.engines,
-        "traded": TRADED[facts.front.size], "unit": facts.unit, "names": [printable(name) for name in facts.names],
+        "size": facts.front.size, "traded": TRADED[facts.front.size], "unit": facts.unit,
+        "names": [printable(name) for name in facts.names],
         "original": ORIGINAL, "baselines": list(baselines()),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},

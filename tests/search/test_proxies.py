@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import made_up_run, scored
+from made_up_runs import OWN, made_up_run, of_encoder, scored
 from random_layers import random_attention, random_moments
 from scipy.stats import kendalltau, spearmanr
 
@@ -70,14 +70,15 @@ def test_ranks_are_compared_at_one_size_and_merge(tmp_path, monkeypatch):
     nll = [2.0, 3.0, 5.0, 4.0, 7.0, 6.0, np.nan, np.nan, 9.0, 8.0, 7.5, 7.0, 6.5]
     folder = made_up_run(tmp_path / "run", rows, nll=nll)
     front = folder.front()
+    front.table.loc[8:12, "kv_ratio"] = 1.0  # as where nothing of a cache is grouped: the original's own
     again = front.table.iloc[[1]]
     refined = front.table.iloc[1:5].assign(merge="mean+refine")
     front.table = pd.concat([front.table, again, refined], ignore_index=True)
     proxy = {n: float((7 * n) % 5 + n / 100) for n in range(13)}
     monkeypatch.setattr(proxies, "fitness_errors", lambda layouts, *given: {"weight": {n: proxy[n] for n in layouts}})
     found = proxies.judge_proxies(folder, front, None, ())
-    assert found[["merge", "kv_ratio", "layouts"]].to_numpy().tolist() == [["mean", 0.25, 5], ["mean", 0.125, 5]]
-    for row, numbers in zip(found.itertuples(), (range(1, 6), range(8, 13))):
+    assert found[["merge", "kv_ratio", "layouts"]].to_numpy().tolist() == [["mean", 1.0, 5], ["mean", 0.25, 5]]
+    for row, numbers in zip(found.itertuples(), (range(8, 13), range(1, 6))):
         given = [proxy[n] for n in numbers], [nll[n] for n in numbers]
         assert row.spearman == pytest.approx(spearmanr(*given).statistic)
         assert row.kendall == pytest.approx(kendalltau(*given).statistic)
@@ -85,3 +86,13 @@ def test_ranks_are_compared_at_one_size_and_merge(tmp_path, monkeypatch):
     assert proxies.read_proxies(folder.path)["layouts"].tolist() == [5, 5]
     proxies.write_proxies(folder, found.iloc[:0])
     assert proxies.read_proxies(folder.path) is None, "an older one would be of other rows"
+
+
+def test_where_an_encoder_was_grouped_a_size_is_one_of_weights(tmp_path, monkeypatch):
+    """All of these keep the whole cache; five have weights of 9 of 12 heads, one of 10."""
+    two, most = [0, 0, 1, 1], [0, 0, 0, 0]
+    rows = of_encoder((0.0, OWN, OWN, OWN), *[(float(i), most, OWN, OWN) for i in range(1, 6)], (6.0, two, OWN, OWN))
+    folder = made_up_run(tmp_path / "run", rows, nll=[2.0, 3.0, 5.0, 4.0, 7.0, 6.0, 2.5])
+    monkeypatch.setattr(proxies, "fitness_errors", lambda layouts, *given: {"weight": {n: float(n) for n in layouts}})
+    found = proxies.judge_proxies(folder, folder.front(), None, ())
+    assert found[["layouts", "kv_ratio"]].to_numpy().tolist() == [[5, 0.75]]

@@ -45,7 +45,7 @@ function drawFront() {
     const original = rows[0].method === state.run.original, found = isFound(rows[0]);
     traces.push({
       name: original ? "original" : name, mode: "markers", type: "scatter", customdata: shown.map((row) => row.at),
-      x: shown.map((row) => row.kv_ratio), y: shown.map((row) => floor(row[measure])),
+      x: shown.map((row) => sizeOf(row)), y: shown.map((row) => floor(row[measure])),
       text: shown.map(hover), hovertemplate: "%{text}<extra></extra>",
       marker: {
         color: original ? css("ink") : found ? COLOURS[colour++ % COLOURS.length] : css("quiet"),
@@ -58,7 +58,7 @@ function drawFront() {
   const row = state.selected;
   if (row && row[measure] !== null) {
     traces.push({
-      name: "selected", showlegend: false, hoverinfo: "skip", mode: "markers", x: [row.kv_ratio], y: [floor(row[measure])],
+      name: "selected", showlegend: false, hoverinfo: "skip", mode: "markers", x: [sizeOf(row)], y: [floor(row[measure])],
       marker: { size: 20, symbol: "circle-open", color: css("mark"), line: { width: 3 } },
     });
   }
@@ -79,19 +79,19 @@ const onFront = (row, measure) => row[measure === "error" ? "on_front" : "on_nll
 function frontLine(rows, measure, floor, trace) {
   const best = new Map();
   for (const row of rows) {
-    const known = best.get(row.kv_ratio);
-    if (!known || isBetter(measure, row[measure], known[measure])) best.set(row.kv_ratio, row);
+    const known = best.get(sizeOf(row));
+    if (!known || isBetter(measure, row[measure], known[measure])) best.set(sizeOf(row), row);
   }
-  const line = [...best.values()].sort((a, b) => a.kv_ratio - b.kv_ratio);
+  const line = [...best.values()].sort((a, b) => sizeOf(a) - sizeOf(b));
   return {
-    x: line.map((row) => row.kv_ratio), y: line.map((row) => floor(row[measure])), mode: "lines", hoverinfo: "skip",
+    x: line.map((row) => sizeOf(row)), y: line.map((row) => floor(row[measure])), mode: "lines", hoverinfo: "skip",
     showlegend: false, line: { color: trace.marker.color, width: 1.3 },
   };
 }
 
 function hover(row) {
   const lines = [
-    `<b>layout ${row.layout}</b>, ${row.method}, ${row.merge}`, `${percent(row.kv_ratio)} of the original's, ${row.deploy}`,
+    `<b>layout ${row.layout}</b>, ${row.method}, ${row.merge}`, `${percent(sizeOf(row))} of the original's, ${row.deploy}`,
     `error ${number(row.error)}`,
   ];
   if (row.nll !== null) lines.push(`${number(row.nll, 5)} nats, ${number(row.over)} over the original`);
@@ -103,14 +103,14 @@ function hover(row) {
 function along() {
   const measure = $("measure").value;
   return state.rows.filter((row) => isFound(row) && row[measure] !== null && onFront(row, measure))
-    .sort((a, b) => a.kv_ratio - b.kv_ratio);
+    .sort((a, b) => sizeOf(a) - sizeOf(b));
 }
 
 function step(by) {
   const rows = along(), now = state.selected;
   if (!rows.length) return;
   const at = rows.indexOf(now);
-  const near = rows.filter((row) => (by > 0 ? row.kv_ratio > now.kv_ratio : row.kv_ratio < now.kv_ratio));
+  const near = rows.filter((row) => (by > 0 ? sizeOf(row) > sizeOf(now) : sizeOf(row) < sizeOf(now)));
   const next = at >= 0 ? rows[at + by] : by > 0 ? near[0] : near.at(-1);
   if (next) select(next);
 }

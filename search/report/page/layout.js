@@ -4,7 +4,7 @@ function showFacts(row) {
   $("number").textContent = row.layout;
   const facts = {
     "found by": [row.method, ...(row.also_found_by || "").split(";").filter(Boolean)].join(", "), "merged by": row.merge,
-    [state.run.traded.split(",")[0]]: `${percent(row.kv_ratio)}, ${row.kv_bytes_per_token.toLocaleString("en")} bytes a token`,
+    [state.run.traded.split(",")[0]]: `${percent(sizeOf(row))}, ${row.kv_bytes_per_token.toLocaleString("en")} bytes a token`,
     "written as": row.deploy === "none" ? "nothing: K and V differ, which no engine takes" : row.deploy,
     "error": number(row.error),
   };
@@ -19,8 +19,8 @@ function showFacts(row) {
   });
   const bar = document.createElement("span");
   bar.className = "bar";
-  bar.style.width = `${100 * Math.min(1, row.kv_ratio)}%`;
-  bar.title = percent(row.kv_ratio);
+  bar.style.width = `${100 * Math.min(1, sizeOf(row))}%`;
+  bar.title = percent(sizeOf(row));
   const cells = [document.createElement("dt"), document.createElement("dd")];
   cells[0].textContent = "of the original";
   cells[1].append(bar);

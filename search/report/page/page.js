@@ -10,8 +10,8 @@ function firstSelected() {
   const named = state.rows.find((row) => String(row.layout) === asked.get("layout") && (!asked.get("merge") || row.merge === asked.get("merge")));
   if (named) return named;
   const measure = $("measure").value;
-  const half = state.rows.filter((row) => isFound(row) && row[measure] !== null && row.kv_ratio <= 0.5 + 1e-9 && row.deploy !== "none")
-    .sort((a, b) => b.kv_ratio - a.kv_ratio || (isBetter(measure, a[measure], b[measure]) ? -1 : 1));
+  const half = state.rows.filter((row) => isFound(row) && row[measure] !== null && sizeOf(row) <= 0.5 + 1e-9 && row.deploy !== "none")
+    .sort((a, b) => sizeOf(b) - sizeOf(a) || (isBetter(measure, a[measure], b[measure]) ? -1 : 1));
   return half[0] || state.rows.find(isFound) || state.rows[0];
 }
 

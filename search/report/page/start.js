@@ -53,4 +53,7 @@ const headsOf = (row) => row.kv_heads.split(";").map((pair) => {
   return [k, v === undefined ? k : v];
 });
 
+/** What a layout keeps of what is traded: of the cache, or where an encoder was grouped of the weights of K and V. */
+const sizeOf = (row) => row[state.run.size];
+
 const isFound = (row) => row.method !== state.run.original && !state.run.baselines.includes(row.method);

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_up_runs import ONE, OTHER, OWN, TWO, made_up_run, scored
+from made_up_runs import ONE, OTHER, OWN, TWO, made_up_run, of_encoder, scored
 
 from fitness.similarity import key_similarity, value_similarity
 from grouper import Checkpoint, Grouping, HeadLayout, LayerLayout
@@ -138,6 +138,13 @@ def test_the_layout_that_stands_for_a_run_is_the_best_of_the_largest_within_half
     some = made_up_run(tmp_path / "partly", rows, nll=[2.0, 2.1, *[np.nan] * 3, 2.9, np.nan]).front()
     assert half_of(some) == 5, "the largest that was measured"
     assert half_of(made_up_run(tmp_path / "few", rows[:2]).front()) == 0, "the first one where none is small enough"
+
+
+def test_where_an_encoder_was_grouped_half_of_its_weights_stands_for_a_run(tmp_path):
+    """Weights of 6, 5 and 10 twelfths; of the cache 5, 4 and 8 eighths, of which none but the second is within half."""
+    rows = of_encoder((0.0, OWN, OWN, OWN), (2.0, ONE, ONE, OWN), (1.5, ONE, ONE, [0, 1, 2, 2]), (0.5, TWO, OWN, OWN))
+    front = made_up_run(tmp_path / "run", rows).front()
+    assert half_of(front) == 1 and front.size == "weight_ratio"
 
 
 def test_the_landscape_is_of_layouts_that_group_k_and_v_alike(tmp_path):

@@ -53,7 +53,8 @@ ROWS = [  # 2 layers of 8 query heads over 4 KV heads of 16, a byte a number
 ]
 RUN = {
     "model": "tiny", "run": "runs/it's", "layers": 2, "queryHeads": 8, "kvHeads": 4, "headDim": 16, "bytes": 1,
-    "usable": 0.9, "windows": [None, 8], "context": 64, "original": "original", "baselines": ["neighbour"],
+    "usable": 0.9, "windows": [None, 8], "context": 64, "size": "kv_ratio",
+    "original": "original", "baselines": ["neighbour"],
     "merge": "mean", "calibration": ["--text", "a b.txt"], "engines": {"stock": ["transformers", "vLLM"]},
     "traded": "KV cache, of the original's", "unit": "layer", "names": [], "columns": COLUMNS, "rows": ROWS,
     "layouts": {"2": {"k": ["00112233", "00110011"], "v": None}, "3": {"k": ["00112222"] * 2, "v": ["00000011"] * 2}},
@@ -253,3 +254,17 @@ def test_the_page_opens_on_what_is_packed_in_it():
     """
     said = "2 layers, 8 query heads over 4 KV heads of 16; weight fitness, calibrated on demo"
     assert run(script) == [said, "grouper search x", "it is gone", 64, 1, "yes", "library"]
+
+
+def test_where_an_encoder_was_grouped_the_page_goes_by_its_weights():
+    """They are what the axis says: the caches of such layouts may be all the same."""
+    columns = [*COLUMNS, "weight_ratio"]
+    rows = [[*row[:3], 1, *row[4:], weight] for row, weight in zip(ROWS, [1, 0.9, 0.5, 0.4, 0.3, 0.6, 0.7])]
+    more = {"columns": columns, "rows": rows, "size": "weight_ratio", "traded": "weights of K and V, of the original's"}
+    lines = """drawFront(); return drawn.front.traces.filter((t) => t.mode === "lines").map((t) => t.x);"""
+    assert run(lines, more, measure="nll")[0] == [0.5, 0.7, 0.9]
+    assert run("drawFront(); return drawn.front.traces[0].x;", more, measure="nll") == [1]
+    assert run("return firstSelected().at;", more, measure="error") == 2
+    assert run("return along().map((row) => row.at);", more, measure="nll") == [3, 6, 1]
+    said = run("showFacts(state.rows[2]); return $('facts').children.map((c) => c.textContent);", more)
+    assert said[said.index("weights of K and V") + 1] == "50%, 128 bytes a token"

@@ -1,14 +1,20 @@
 """Columns of measurements, and what a row lacks."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from fitness.closeness import Closeness
 from fitness.tasks import TaskOptions
+from grouper import GrouperError
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import digest
+from search.evaluation import measuring_of
 from search.example_meter import on_several
-from search.meter import Meter, on_texts
+from search.meter import Meter, in_memory, on_texts
 from search.options import COMPUTING
 
 A = Closeness(nll=2.0, nll_se=0.3, kl=0.5, kl_se=0.03, agreement=0.9, agreement_se=0.003)
@@ -49,3 +55,21 @@ def test_columns_of_examples():
 def test_what_a_row_lacks(row, texts, tasks, missing):
     meter = Meter(None, texts, TaskOptions(tasks) if tasks else None, COMPUTING)
     assert meter.is_missing(row) == missing
+
+
+def test_a_model_that_is_streamed_is_told_to_need_its_size_in_float32():
+    streamed = SimpleNamespace(checkpoint=SimpleNamespace(parameters=7_000_000_000))
+    with pytest.raises(GrouperError, match=r"in memory, 28\.0 GB"):
+        in_memory(streamed)
+
+
+def test_what_was_measured_on_is_told_by_name_tokens_and_shape():
+    a, b = torch.arange(128).view(2, 64), torch.arange(96).view(3, 32)
+    one = measuring_of(TextSource("a.txt", purpose="evaluation"), {"": a}, None, COMPUTING, ("mean.x=1",))
+    assert (one.digest, one.windows, one.dtype, one.set) == (digest(a), (2, 64), "float32", ("mean.x=1",))
+    sources = {"x": TextSource("a.txt"), "y": TextSource("b.txt")}
+    two = measuring_of(sources, {"x": a, "y": b}, TaskOptions(("piqa",), limit=5), COMPUTING, ())
+    assert (two.digest, two.windows) == (f"x={digest(a)} y={digest(b)}", ([2, 64], [3, 32]))
+    assert two.tasks == {"limit": 5, "few_shot": TaskOptions(("piqa",)).few_shot} and two.text.startswith("x=")
+    none = measuring_of(None, {}, TaskOptions(("piqa",)), COMPUTING, ())
+    assert (none.text, none.digest, none.windows) == (None, None, None) and none.tasks["limit"] is None

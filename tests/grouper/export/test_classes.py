@@ -1,6 +1,7 @@
 """Configurations of exported classes, what they refuse, and which engines run them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from family_samples import EQUAL as EVEN
 from family_samples import RAGGED, gathered, layout_for
 from family_samples import UNEQUAL as PADDED
 from tiny_models import SIZES, add_tokenizer, make_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from grouper.attention import MergedLayer
 from grouper.export.classes import CLASSES, class_for
 from grouper.export.format import check_same_model
 from grouper.export.hf.engines import engines_for
@@ -19,6 +21,9 @@ from grouper.export.hf.padded import overhead, padded_heads
 from grouper.export.hf.ragged import query_of_head
 from grouper.export.hf.ragged_encoder import encoder_config
 from grouper.export.hf.readers import readable_by_all
+from grouper.export.hf.tokenizer import name_tokenizer_class
+from grouper.merging import MERGES
+from grouper.regroup import Regrouper
 
 ROWS = [[0, 1, 1, 1], [0, 1, 2, 3], [0, 0, 1, 1], [0, 0, 0, 0]]  # 2, 4, 2 and 1 KV heads, the most not in the first
 SIZE = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64, "num_hidden_layers": 4, "head_dim": 16}
@@ -94,6 +99,32 @@ def test_an_encoders_auto_classes(encoders, name, auto, saved):
     made = encoder_config(config, a, a.ungrouped)
     assert made["architectures"] == [f"Ragged{saved}"] and made["auto_map"][auto] == f"modeling_ragged.Ragged{saved}"
     assert made["auto_map"]["AutoConfig"] == "modeling_ragged.RaggedConfig" and "query_of_head" not in made
+
+
+def test_of_two_classes_with_one_auto_class_the_one_that_was_saved_is_loaded(encoders):
+    a, saved = architecture_of(encoders("deit")), "DeiTForImageClassificationWithTeacher"
+    config = json.loads((encoders("deit") / "config.json").read_text())
+    made = encoder_config({**config, "architectures": [saved]}, a, a.ungrouped)
+    assert made["architectures"] == [f"Ragged{saved}"]
+    assert made["auto_map"]["AutoModelForImageClassification"] == f"modeling_ragged.Ragged{saved}"
+    unknown = encoder_config({**config, "architectures": ["SomethingElse"]}, a, a.ungrouped)
+    assert unknown["architectures"] == ["RaggedDeiTModel"]
+
+
+def test_of_two_attentions_in_a_layer_the_last_ones_others_are_written(encoders, tmp_path):
+    """Refinement of the one across goes on from what that of the decoder's own left."""
+    checkpoint = Checkpoint.open(encoders("t5"))
+    whole = architecture_of(encoders("t5")).ungrouped
+    start, name = Regrouper(checkpoint).merged(whole, MERGES["mean"]), "layer.2.DenseReluDense.wi.weight"
+    full = f"decoder.block.0.{name}"
+
+    def merged(layer: int) -> MergedLayer:
+        if layer not in (2, 3):
+            return start(layer)
+        return replace(start(layer), others={name: checkpoint.tensor(full) + layer})
+
+    export(encoders("t5"), whole, tmp_path / "out", merged=merged)
+    assert torch.equal(Checkpoint.open(tmp_path / "out").tensor(full), checkpoint.tensor(full) + 3)
 
 
 def test_too_old_a_transformers_is_named_by_the_file_itself(encoders, tmp_path):
@@ -241,10 +272,22 @@ def test_a_class_that_older_transformers_do_not_know_is_not_named(tmp_path):
     layout = HeadLayout.from_labels([[0, 0, 1, 2, 3, 3, 3, 3]] * SIZES["num_hidden_layers"], 8, 16)
     export(folder, layout, tmp_path / "out", options=ExportOptions(max_padding=0.0))
     named = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["tokenizer_class"]
-    from transformers import AutoTokenizer
+    assert named == type(AutoTokenizer.from_pretrained(folder)).__name__
 
-    known = type(AutoTokenizer.from_pretrained(folder)).__name__
-    assert named == {"TokenizersBackend": "PreTrainedTokenizerFast"}.get(known, known)
+
+@pytest.mark.parametrize(
+    ("loaded", "facts", "named"),
+    [
+        ("TokenizersBackend", {"a": 1}, "PreTrainedTokenizerFast"), ("Qwen2Tokenizer", {}, "Qwen2Tokenizer"),
+        ("Qwen2Tokenizer", {"tokenizer_class": "Mine"}, "Mine"),
+    ],
+)  # fmt: skip
+def test_what_transformers_5_calls_any_tokenizer_has_its_older_name(tmp_path, monkeypatch, loaded, facts, named):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: type(loaded, (), {})())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(facts))
+    name_tokenizer_class(tmp_path, tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {**facts, "tokenizer_class": named}
 
 
 # All classes

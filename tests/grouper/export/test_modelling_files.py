@@ -12,6 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grouper import export
 from grouper.export.hf import modeling_ragged_encoder as encoder
+from grouper.export.hf import modeling_ragged_plain as plain_file
 
 READERS = [[1, 4], [0, 2, 5], [3], [6, 7]]  # eight query heads over four KV heads
 EQUAL = [[1, 4], [0, 2], [3, 5], [6, 7]]
@@ -168,22 +169,21 @@ def test_without_a_mask_each_token_sees_all_before_it_cached_or_not(plain, name,
     x = torch.randn(2, 6, 64, generator=g, dtype=torch.float64)
     slopes = torch.randn(8, 1, generator=g, dtype=torch.float64)
     added, more = later(6).expand(1, 8, 6, 6), lambda seen: {}
-    if biased == "alibi":  # Bloom: [batch * heads, 1, seen], by the place of what is seen
-        more = lambda seen: {"alibi": (slopes * torch.arange(seen)).repeat(2, 1)[:, None]}  # noqa: E731
+    if biased == "alibi":  # Bloom: [batch * heads, 1, longest], by the place of what is seen
+        more = lambda seen: {"alibi": (slopes * torch.arange(8)).repeat(2, 1)[:, None]}  # noqa: E731
         added = added + (slopes * torch.arange(6))[None, :, None]
-    elif biased:  # MPT: [heads, 1, longest], 0 at the last place
-        more = lambda seen: {"position_bias": (slopes * torch.arange(-7, 1))[:, None]}  # noqa: E731
-        added = added + (slopes * torch.arange(-5, 1))[None, :, None]
+    elif biased:  # MPT: [heads, 1, longest], of which the last ones are for what is seen
+        bias = torch.randn(8, 1, 8, generator=g, dtype=torch.float64)
+        more = lambda seen: {"position_bias": bias}  # noqa: E731
+        added = added + bias[..., 2:]
     with torch.no_grad():
         wanted = plain_by_heads(attention, x, added)
         whole, _ = attention(x, **more(6))
         assert torch.allclose(whole, wanted, atol=1e-10)
-        if biased == "position_bias":
-            added = later(6).expand(1, 8, 6, 6)  # a cached step asks for the bias of its own length
         cache = DynamicCache()
         steps = [attention(x[:, at:to], past_key_values=cache, **more(to))[0] for at, to in ((0, 2), (2, 5), (5, 6))]
-        assert torch.allclose(torch.cat(steps[2:], 1), wanted[:, 5:], atol=1e-10)
-        if biased != "position_bias":
+        assert torch.allclose(steps[2], wanted[:, 5:], atol=1e-10)
+        if biased != "position_bias":  # which go by the distance from the last place: linear ones in the real model
             assert torch.allclose(torch.cat(steps, 1), wanted, atol=1e-10)
 
 
@@ -214,3 +214,22 @@ def test_masks_of_either_kind_and_longer_than_what_is_seen(plain):
 def test_what_a_family_may_do_otherwise_is_done_so_too(prompt, tmp_path, name, more):
     family, options = SAMPLES[name]
     check_identity(make(tmp_path / "in", family, {**options, **more}), tmp_path, prompt, "mean")
+
+
+@pytest.mark.parametrize(
+    ("says", "config", "scaling"),
+    [
+        ({"scaling": 0.3}, {}, 0.3), ({"inv_norm_factor": 0.4}, {}, 0.4), ({"softmax_scale": 0.6}, {}, 0.6),
+        ({}, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}, 0.5),
+        ({}, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": True}, 0.25),
+        ({}, {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}, 0.5),
+    ],
+)  # fmt: skip
+def test_scores_are_scaled_as_the_families_class_does(says, config, scaling):
+    """Heads of 4, the second layer. transformers 4's GPT-2 has nothing that says it."""
+    sizes = {"hidden_size": 16, "kv_groups": [[4], [1, 3]], "head_order": [[0, 1, 2, 3], [2, 0, 1, 3]]}
+    config = SimpleNamespace(**sizes, qkv_bias=True, o_bias=False, **config)
+    attention = plain_file.RaggedAttention(config, SimpleNamespace(layer_idx=1, **says))
+    assert attention.scaling == pytest.approx(scaling) and attention.original_of_slot == [2, 2, 2, 0, 1, 3]
+    biases = [p.bias is not None for p in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)]
+    assert biases == [True, True, True, False] and attention.k_proj.out_features == 8

@@ -26,11 +26,12 @@ LEAST = 5  # layouts of one KV ratio and merge; a rank correlation of fewer says
 def judge_proxies(
     folder: RunFolder, front: ParetoFront, regrouper: Regrouper, assignments: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Spearman's and Kendall's rank correlation of each fitness with measured nats per token, for every KV ratio and
-    merge of which at least 5 layouts were measured. One row each: fitness, merge, kv_ratio, layouts, spearman, kendall.
+    """Spearman's and Kendall's rank correlation of each fitness with measured nats per token, for every KV ratio (where
+    an encoder was grouped, of weights) and merge of which at least 5 layouts were measured. One row each: fitness,
+    merge, kv_ratio, layouts, spearman, kendall.
     """
     table = front.table[front.table["nll"].notna() & (front.table["method"] != ORIGINAL)]
-    table = table.assign(kv_ratio=table["kv_ratio"].round(6)).drop_duplicates(["layout", "merge"])
+    table = table.assign(kv_ratio=table[front.size].round(6)).drop_duplicates(["layout", "merge"])
     groups = {key: rows for key, rows in table.groupby(["kv_ratio", "merge"]) if len(rows) >= LEAST}
     numbers = sorted({int(n) for rows in groups.values() for n in rows["layout"]})
     layouts = {number: folder.layout(number) for number in numbers}

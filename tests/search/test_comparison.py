@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+from made_up_runs import OTHER, SEARCHED, made_up_run, scored
 
 from grouper import GrouperError
 from grouper.calibration.source import TextSource
-from search import SearchOptions, evaluate, search
+from search import RunFolder, SearchOptions, evaluate, search
 from search.comparison import compare, draw
 
 QUICK = {"fitness": "weight", "generations": 3, "population": 16}
@@ -60,3 +62,66 @@ def test_two_runs_at_least(runs):
     for given in ([runs[0]], [runs[0], runs[0]]):
         with pytest.raises(GrouperError, match="at least two runs"):
             compare(given)
+
+
+def test_a_comparison_by_hand(tmp_path):
+    """Losses over the original: 0.75 and 0.5 at 2 of 4 heads, 3/16 at 3 of 4; and exactly 0.02 at 2 of 4."""
+    rows = scored(*SEARCHED[:2], ("qcqa-ac", 0.7, OTHER), ("qcqa-ac", 0.1, [0, 1, 2, 2]), SEARCHED[3])
+    nll = [2.0, 2.75, 2.5, 2.1875, 2.0]
+    fewer = scored(*SEARCHED)
+    runs = [
+        made_up_run(tmp_path / "a", rows, nll=nll), made_up_run(tmp_path / "b", fewer, nll=[0.0, 0.02, np.nan, 9.0]),
+    ]  # fmt: skip
+    for run in runs:
+        (run.path / "evaluation.json").write_text(json.dumps({"digest": "d", "text": "t"}))
+    paths = [run.path for run in runs]
+    (a, b), points = compare(paths)
+    assert (a.column, a.layouts, b.layouts, a.methods, a.model) == ("over", 4, 2, "qcqa-ac,qcqa-ec", "tiny")
+    assert a.at == {"50.0%": pytest.approx(0.5), "25.0%": None, "12.5%": None} and b.at["50.0%"] == pytest.approx(0.02)
+    assert a.saved == {"+0.02": 0.0, "+0.05": 0.0, "+0.2": pytest.approx(0.25)}
+    assert {k: pytest.approx(v) for k, v in b.saved.items()} == dict.fromkeys(("+0.02", "+0.05", "+0.2"), 0.5)
+    # up to 0.75: from 2/4 on 0.75 - 0.5, from 3/4 on 0.75 - 3/16; and from 2/4 on 0.75 - 0.02
+    assert a.hypervolume == pytest.approx((0.25 * 0.25 + 0.25 * 0.5625) / 0.75)
+    assert b.hypervolume == pytest.approx(0.5 * 0.73 / 0.75)
+    assert points[str(paths[0])]["layout"].tolist() == [2, 1, 3, 0]
+
+
+def test_less_than_the_originals_loss_counts_as_none_and_eighths_are_told(tmp_path):
+    eight = scored(("original", 0.0, range(8)), ("a", 1.0, [0] * 8), ("a", 0.5, [0, 1] * 4), query_heads=8)
+    for name in "ab":
+        run = made_up_run(tmp_path / name, eight, nll=[2.0, 2.125, 1.5])
+        (run.path / "evaluation.json").write_text(json.dumps({"digest": "d"}))
+    found = compare([tmp_path / "a", tmp_path / "b"])[0][0]
+    assert (found.at["12.5%"], found.at["25.0%"]) == (0.125, -0.5) and found.saved["+0.02"] == 0.75
+    assert found.hypervolume == pytest.approx(0.75), "all of the area from a quarter on"
+
+
+@pytest.mark.parametrize(
+    ("fingerprints", "facts", "second", "column"),
+    [
+        ("ff", ({"digest": "d", "text": "t"}, {"digest": "e", "text": "t"}), {}, "error"),
+        ("fg", ({"digest": "d", "text": "t"}, {"digest": "e", "text": "t"}), {}, "over"),  # other tokens, the same text
+        ("fg", ({"digest": "d", "text": "t"}, {"digest": "d", "text": "u"}), {}, None),
+        ("ff", ({"digest": "d"}, {"digest": "d"}), {"alone": True}, "error"),  # only its original was measured
+        ("ff", ({"digest": "d"}, {"digest": "e"}), {"fitness": "weight"}, None),
+        ("ff", ({"digest": "d"}, {"digest": "e"}), {"sensitivity": True}, None),  # errors in nats
+        ("fg", ({}, {}), {}, None),
+    ],
+)
+def test_what_can_be_compared(tmp_path, fingerprints, facts, second, column):
+    second = dict(second)
+    nll = [2.0, np.nan, np.nan, np.nan] if second.pop("alone", False) else [2.0, 2.5, 3.0, 3.0]
+    made_up_run(tmp_path / "0", scored(*SEARCHED), fingerprint=fingerprints[0], nll=[2.0, 2.5, 3.0, 3.0])
+    made_up_run(tmp_path / "1", scored(*SEARCHED), SearchOptions(**second), fingerprint=fingerprints[1], nll=nll)
+    for number, made in enumerate(facts):
+        (tmp_path / str(number) / "evaluation.json").write_text(json.dumps(made) if made else "{}")
+        if not made:
+            front = RunFolder(tmp_path / str(number)).front()
+            front.table["nll"] = np.nan
+            front.write(tmp_path / str(number) / "pareto.csv")
+    runs = [tmp_path / "0", tmp_path / "1"]
+    if column is None:
+        with pytest.raises(GrouperError, match="neither nats on one text"):
+            compare(runs)
+    else:
+        assert compare(runs)[0][0].column == column

@@ -2,16 +2,32 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_runs import SEARCHED, made_up_run, scored
 from scipy.stats import kendalltau, spearmanr
 
-from grouper import GrouperError
+from grouper import Checkpoint, GrouperError
 from grouper.calibration.source import TextSource, named_sources
-from search import ParetoFront, RunFolder, SearchOptions, Selection, evaluate, export_from_run, proxies, search
+from grouper.merging import MERGES
+from grouper.ranks import Ranks
+from grouper.refinement.layer import RefineOptions
+from search import (
+    ParetoFront,
+    RunFolder,
+    SearchOptions,
+    Selection,
+    evaluate,
+    evaluation,
+    export_from_run,
+    proxies,
+    search,
+)
 from search.evaluated_model import evaluate_model, names_a_model
+from search.evaluation import fill_in
 from search.export_run import measured as measured_facts
 from search.proxies import FILE, read_proxies
 
@@ -138,3 +154,50 @@ def test_runs_are_told_from_models(run, reader):
 def test_nothing_to_measure_on_is_refused(run):
     with pytest.raises(GrouperError, match="or --tasks"):
         evaluate(run)
+
+
+# By hand
+
+
+def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
+    """Row 4 is layout 1 under another merge, refined; the original is measured as it is."""
+    front = made_up_run(tmp_path / "run", scored(*SEARCHED)).front()
+    folder = RunFolder(tmp_path / "run")
+    front.table = pd.concat([front.table, front.table.iloc[[1]].assign(merge="mean+refine")], ignore_index=True)
+    refined = SimpleNamespace(errors=lambda layer: (0.5, 0.25))
+    regrouper = SimpleNamespace(
+        ranks=Ranks(), calibration=None, model=None, refined=lambda layout, merge, refine, folder: refined
+    )
+    values = {"nll": 2.5, "kl": 0.125, "kl_se": 0.5}
+    meter = SimpleNamespace(
+        regrouper=regrouper, texts={"": None}, of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0},
+        of_layout=lambda layout, merged: {**values, "nll": 2.5 if merged is refined else math.nan},
+    )  # fmt: skip
+    told = []
+    fitting = lambda layout: MERGES["mean"]  # noqa: E731
+    fill_in(folder, front, [0, 4], meter, fitting, RefineOptions(), lambda *given: told.append(given))
+    assert told == [
+        (1, 2, "layout 0, original, 100%: 2.0000 nats per token"),
+        (2, 2, "layout 1, qcqa-ac, 50%: 2.5000 nats per token"),
+    ]
+    table = folder.front().table
+    assert table.loc[[0, 4], ["nll", "kl", "kl_se"]].to_numpy().tolist() == [[2.0, 0.0, 0.0], [2.5, 0.125, 0.5]]
+    assert table["nll"].isna().tolist() == [False, True, True, True, False]
+    assert table["on_nll_front"].fillna(-1).tolist() == [1, -1, -1, -1, 1]
+    assert folder.read_refined().to_numpy().tolist() == [[1, "mean+refine", 0, 0.5, 0.25]]
+    regrouper.merged = lambda *given: None
+    with pytest.raises(GrouperError, match="layout 2 gives nan nats per token"):
+        fill_in(folder, front, [2], meter, fitting, None, lambda *given: None)
+
+
+def test_merges_have_the_runs_parameters_unless_others_are_given(reader, text, tmp_path, monkeypatch):
+    options = SearchOptions(fitness="weight", set=("spectral.rescale=false",))
+    rows = scored(("original", 0.0, range(8)), ("qcqa-ac", 0.5, [0, 1] * 4), layers=3, query_heads=8, head_dim=16)
+    made_up_run(tmp_path / "run", rows, options, str(reader), Checkpoint.open(reader).fingerprint)
+    asked = []
+    monkeypatch.setattr(evaluation, "fill_in", lambda folder, front, todo, meter, fitting, *more: asked.append(fitting))
+    for more in ({"merge": "spectral"}, {"merge": "spectral", "set": ("spectral.rescale=true",)}, {}):
+        evaluate(tmp_path / "run", TextSource(str(text)), window=64, limit=2, layouts="0,1", **more)
+    found = [fitting.keywords["merge"] for fitting in asked]
+    assert [merge.name for merge in found] == ["spectral", "spectral", "mean"], "the run's own unless given"
+    assert [merge.rescale for merge in found[:2]] == [False, True]

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_runs import ONE, OWN, SEARCHED, of_encoder, scored
 
-from grouper import HeadLayout
+from grouper import Grouping, HeadLayout, LayerLayout
 from search.pareto import ParetoFront, Scored
-from search.picture import draw, knee, values
+from search.picture import draw, draw_heads, knee, values
 
 
 @pytest.fixture
@@ -73,3 +74,37 @@ def test_a_table_of_one_row_is_drawn(front, tmp_path):
     one = ParetoFront(pd.DataFrame(front.table.iloc[:1]))
     draw(one, tmp_path / "a.svg", "x")
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+
+
+def test_models_without_a_loss_are_drawn_by_what_they_have():
+    front = ParetoFront.of(scored(*SEARCHED), "bfloat16")
+    table, what, logarithmic = values(ParetoFront(front.table.assign(cosine=[1.0, 0.75, np.nan, 0.5])))
+    assert (table["value"].tolist(), logarithmic) == ([1e-4, 0.25, 0.5], True) and what.startswith("1 - cosine")
+    table, what, logarithmic = values(ParetoFront(front.table.assign(kl=[0.0, 0.75, 0.5, np.nan])))
+    assert (table["value"].tolist(), logarithmic) == ([1e-4, 0.75, 0.5], True) and what == "KL to the original"
+    encoder = ParetoFront.of(of_encoder((0.0, OWN, OWN, OWN), (1.0, ONE, OWN, OWN)), "bfloat16")
+    assert values(encoder)[0]["kv_ratio"].tolist() == [1, 0.75], "what is traded there: weights"
+    below = ParetoFront(front.table.assign(nll=[2.0, 1.5, 2.5, 3.0]))
+    assert values(below)[0]["value"].tolist() == [0.25, 0.25, 0.5, 1], "half of the least there is"
+
+
+def test_heads_are_drawn_of_the_best_at_half_and_at_a_quarter():
+    from matplotlib import pyplot as plt
+
+    four, apart = Grouping.from_labels(np.arange(8) % 6), Grouping.from_labels(np.arange(8) % 2)
+    rows = [
+        Scored(HeadLayout((LayerLayout(four, apart),) * 2, 8, 8, 4), "separate", 0.5, "mean"),
+        *scored(("a", 0.6, np.arange(8) % 4), ("a", 0.9, [0, 0, 0, 0, 1, 1, 1, 1]), layers=2, query_heads=8),
+    ]
+    front = ParetoFront.of(rows, "bfloat16")
+    axes = plt.figure().subplots()
+    draw_heads(axes, front.table.assign(value=front.table["error"]))
+    drawn = {patch.get_label(): patch.get_data().values.tolist() for patch in axes.patches}
+    assert drawn == {"half, layout 0": [4, 4], "quarter, layout 2": [2, 2]}, "6 K and 2 V heads are 4 of each"
+    plt.close("all")
+
+
+def test_a_table_without_layouts_of_a_search_is_drawn(tmp_path):
+    front = ParetoFront.of(scored(*SEARCHED[:1]), "bfloat16")
+    draw(front, tmp_path / "a.svg", "x")
+    assert (tmp_path / "a.svg").stat().st_size > 1000

@@ -156,6 +156,8 @@ def regroup(attention, readers, query_of_head):
     attention.slot_of_head = [g * widest + i for g, size in enumerate(sizes) for i in range(size)]
     lists = ("query_of_head", "original_of_head", "head_of_slot", "slot_of_head")
     attention.unchanged = {n for n in lists if getattr(attention, n) == list(range(len(getattr(attention, n))))}
+    if not attention.equal:
+        attention.unchanged.discard("slot_of_head")  # the last slots may be copies, which are dropped
     attention.num_key_value_groups, attention.indices = widest, {}
     if hasattr(attention, "num_heads"):  # Whisper shapes K and V by it
         attention.num_heads = len(readers)

@@ -2,7 +2,7 @@
 
 function cacheOf(row, context) {
   const windows = state.run.windows || headsOf(row).map(() => null);
-  const numbers = headsOf(row).reduce((sum, [k, v], layer) => sum + (k + v) * Math.min(context, windows[layer] || context), 0);
+  const numbers = headsOf(row).reduce((sum, [k, v], layer) => sum + (k + v) * Math.min(context, windows[layer] ?? context), 0);
   return numbers * state.run.headDim * state.run.bytes;
 }
 
@@ -21,7 +21,8 @@ function showCache(row) {
   };
   const of = (one) => {
     const bytes = cacheOf(one, context), room = state.run.usable * card * 1e9 - (one.weights_bytes || 0);
-    return [(batch * bytes / 2 ** 30).toPrecision(4), one.weights_bytes === null ? "" : Math.max(0, Math.floor(room / bytes)).toLocaleString("en")];
+    const largest = one.weights_bytes === null || !bytes ? "" : Math.max(0, Math.floor(room / bytes)).toLocaleString("en");
+    return [(batch * bytes / 2 ** 30).toPrecision(4), largest];
   };
   $("cache").replaceChildren(
     line("", ["cache, GiB", "largest batch on the card"], "th"),

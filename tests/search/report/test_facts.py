@@ -9,11 +9,19 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from made_up_runs import ONE, OTHER, OWN, TWO, made_up_run, of_encoder, scored
 
-from search import RunFolder
+from fitness.similarity import key_similarity, value_similarity
+from grouper import Checkpoint, Grouping, HeadLayout, LayerLayout
+from grouper.export.hf.engines import engines_for
+from grouper.model.architecture import Architecture
+from search import RunFolder, SearchOptions
 from search.measuring import refining_options
+from search.methods.candidate import Candidate
+from search.pareto import ParetoFront, Scored
 from search.picking import representative
-from search.report.facts import facts_of, plain, to_data
+from search.report.facts import facts_of, groups_of, landscape, plain, to_data
 from search.report.page import SCRIPTS
 
 
@@ -124,3 +132,106 @@ def test_numbers_in_a_page_are_short_and_never_nan():
         0.33333, None, None, None, None, 7,
     ]  # fmt: skip
     assert "\x1b" not in plain("a\x1bb")
+
+
+def test_windows_are_what_each_attention_keeps(encoders, models, tmp_path):
+    """An encoder keeps nothing, what reads across keeps the source, a sliding window its tokens."""
+    whole = Architecture.of(Checkpoint.open(encoders("t5")).config).ungrouped
+    run = made_up_run(
+        tmp_path / "t5", [Scored(whole, "original", 0.0, "mean")], model=str(encoders("t5")),
+        fingerprint=Checkpoint.open(encoders("t5")).fingerprint,
+    )  # fmt: skip
+    facts = facts_of(run, similar=False)
+    assert facts.windows == [0, 0, None, None, None, None] and facts.unit == "attention"
+    assert facts.names == ["encoder 0", "encoder 1", "decoder 0", "decoder 0 across", "decoder 1", "decoder 1 across"]
+    mistral = models("mistral", heads=8, kv_heads=4, sliding_window=32)
+    a = Architecture.of(Checkpoint.open(mistral).config)
+    run = made_up_run(
+        tmp_path / "mistral", [Scored(a.ungrouped, "original", 0.0, "mean")],
+        SearchOptions(fitness="weight", kv_dtype="int8", dataset="wiki"), str(mistral),
+        Checkpoint.open(mistral).fingerprint, command="grouper search \x1b",
+    )  # fmt: skip
+    facts = facts_of(run)
+    assert (facts.windows, facts.context, facts.names, facts.unit) == ([32] * 3, 256, [], "layer")
+    assert facts.engines == {kind: engines_for(a, kind) for kind in ("stock", "padded", "ragged")}
+    assert facts.engines["ragged"] != facts.engines["stock"]
+    data = to_data(facts)
+    wanted = {
+        "layers": 3, "queryHeads": 8, "kvHeads": 4, "headDim": 16, "bytes": 1, "kvDtype": "int8", "usable": 0.9,
+        "windows": [32] * 3, "context": 256, "fitness": "weight", "text": "wiki", "merge": "mean", "missing": None,
+        "original": "original", "baselines": ["neighbour", "random"], "traded": "KV cache, of the original's",
+        "calibration": ["--dataset", "wiki"], "model": mistral.name,
+    }  # fmt: skip
+    assert {name: data[name] for name in wanted} == wanted and "\x1b" not in data["command"]
+    checkpoint = Checkpoint.open(mistral)
+    attention, inputs = a.read(checkpoint, 2), a.input_moments(checkpoint, 2)
+    for kind, similar in (("k", key_similarity(attention, inputs)), ("v", value_similarity(attention, inputs))):
+        for name, cosines in (("before", similar.before), ("aligned", similar.aligned)):
+            assert data["similarity"][2][kind][name] == [round(100 * c) for c in cosines.flatten().tolist()]
+        assert not torch.allclose(similar.before, similar.aligned, atol=0.02)
+
+
+def number_of(front: ParetoFront) -> int:
+    return int(representative(front)["layout"])
+
+
+def test_the_layout_that_stands_for_a_run_is_the_best_of_the_largest_within_half(tmp_path):
+    """No smaller one, though some lose less; no baseline, nothing that no engine takes. By nats, once there are any."""
+    apart = HeadLayout((LayerLayout(Grouping.from_labels(TWO), Grouping.from_labels(OTHER)),), 4, 4, 8)
+    rows = [
+        *scored(
+            ("original", 0.0, OWN), ("qcqa-ac", 0.1, [0, 1, 2, 2]), ("qcqa-ac", 0.5, TWO), ("qcqa-ac", 0.4, OTHER),
+            ("neighbour", 0.2, [0, 1, 1, 0]), ("qcqa-ac", 0.05, ONE),
+        ),
+        Scored(apart, "separate", 0.1, "mean"),
+    ]  # fmt: skip
+    assert number_of(made_up_run(tmp_path / "searched", rows).front()) == 3
+    nll = [2.0, 2.1, 2.2, 2.9, 2.05, 2.01, 2.05]
+    assert number_of(made_up_run(tmp_path / "measured", rows, nll=nll).front()) == 2
+    some = made_up_run(tmp_path / "partly", rows, nll=[2.0, 2.1, *[np.nan] * 3, 2.9, np.nan]).front()
+    assert number_of(some) == 3, "the size comes first, then what was measured"
+    few = made_up_run(tmp_path / "few", rows[:2]).front()
+    assert number_of(few) == 1, "the smallest one where none is small enough"
+
+
+def test_where_an_encoder_was_grouped_too_half_of_the_cache_stands_for_a_run(tmp_path):
+    """As `export --kv-ratio 1/2` takes it. Weights of 6, 5 and 10 twelfths; of the cache 5, 4 and 8 eighths, of which
+    none but the second is within half."""
+    rows = of_encoder((0.0, OWN, OWN, OWN), (2.0, ONE, ONE, OWN), (1.5, ONE, ONE, [0, 1, 2, 2]), (0.5, TWO, OWN, OWN))
+    front = made_up_run(tmp_path / "run", rows).front()
+    assert number_of(front) == 2 and front.size == "weight_ratio"
+
+
+def test_the_landscape_is_of_layouts_that_group_k_and_v_alike(tmp_path):
+    """Two query heads a KV head. Cheaper ones that group them apart, or share queries, say nothing about a size."""
+    two, other = Grouping.from_labels(TWO, 2), Grouping.from_labels(OTHER, 2)
+    shares = LayerLayout(two, two, Grouping.from_labels([0, 0, 1, 1, 2, 2, 3, 3]))
+    found = {
+        "qcqa-ac": [Candidate(LayerLayout.shared(two), 0.5, 0.2), Candidate(LayerLayout.from_labels(ONE, 2), 0.9, 0.6)],
+        "qcqa-ec": [Candidate(LayerLayout.shared(other), 0.4, 0.1)],
+        "separate": [Candidate(LayerLayout(two, other), 0.01)],
+        "gqkva": [Candidate(shares, 0.02)],
+    }
+    first = HeadLayout.from_labels([OWN], 8, 16)
+    run = made_up_run(tmp_path / "run", [Scored(first, "original", 0.0, "mean")], found=[found])
+    assert landscape(run, first).to_numpy().tolist() == [[0, 1, 0.9, 0.6], [0, 2, 0.4, 0.1]]
+
+
+def test_exports_that_the_page_proposes_refine_as_the_evaluation_did(tmp_path):
+    rows = scored(("original", 0.0, OWN))
+    run = made_up_run(tmp_path / "text", rows, SearchOptions(text="/a.txt"))
+    assert refining_options(run) == ["--text", "/a.txt"], "nothing was refined there"
+    refinement = {"scope": "block", "tokens": 4096}
+    (run.path / "evaluation.json").write_text(json.dumps({"refinement": refinement}))
+    assert refining_options(run) == ["--text", "/a.txt", "--scope", "block", "--refine-tokens", "4096"]
+    images = made_up_run(tmp_path / "images", rows, SearchOptions(images="/pictures"))
+    assert refining_options(images) == ["--images", "/pictures"]
+    assert refining_options(made_up_run(tmp_path / "none", rows)) == ["--text", "calibration.txt"], (
+        "a place for one's own"
+    )
+
+
+def test_groups_are_a_character_a_head_also_beyond_ten():
+    row = [*range(20), 0, 19]
+    found = groups_of(HeadLayout.from_labels([row], 22, 8))
+    assert [ord(c) - ord("0") for c in found["k"][0]] == row and found["v"] is None

@@ -22,10 +22,12 @@ class Block(nn.Linear):
 class Toy(nn.Module):
     def __init__(self, seed: int):
         super().__init__()
-        torch.manual_seed(seed)
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.blocks = nn.ModuleList(Block(WIDTH, WIDTH) for _ in range(LAYERS))
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        generator = torch.Generator().manual_seed(seed)  # its own: ranks that are threads make models at once
+        for parameter in self.parameters():
+            parameter.data.normal_(std=0.5, generator=generator)
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
         return SimpleNamespace(logits=self.head(self.streams(input_ids)[-1]))

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from toy_training import LAYOUT, Toy, ToyAccelerator, ToyStudent, toy_teacher
 
 from grouper import UptrainOptions
+from grouper.calibration.text import shuffled_passes
 from grouper.ranks import ALONE, Ranks
 from grouper.uptraining.options import Losses
 from grouper.uptraining.saved import SavedTraining
@@ -264,6 +266,18 @@ def test_the_time_to_come_is_that_of_its_passes(tmp_path, monkeypatch):
     assert ours.seconds_left() == pytest.approx((8 * 2 * 1.0 + 4 * 3 / 2 * 0.25) / 4), "a quarter is left"
 
 
+def test_ranks_share_the_time_to_come(tmp_path):
+    """Each has two windows of a step, and half of those held out."""
+
+    def work(ranks: Ranks) -> float:
+        ours, took = training(tmp_path / str(ranks.rank), ranks, micro_tokens=2 * WINDOW), iter([9.0, 9.0, 1.0, 0.25])
+        ours.seconds = lambda _call: next(took)
+        ours.accelerator.alone = True  # passes are timed rank by rank
+        return ours.seconds_left()
+
+    assert side_by_side(2, work) == pytest.approx([8 * 1.0 + 4 * 3 / 2 * 0.25 / 2] * 2)
+
+
 def test_windows_of_one_pass():
     """Those asked for, as far as a rank has so many; a CPU takes 1,024 tokens."""
     cpu, student = torch.device("cpu"), ToyStudent()
@@ -289,3 +303,19 @@ def test_windows_of_one_pass_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * per_token * 64 * 5.5, None))
     asked = UptrainOptions(tokens=2**20, step_tokens=4096, window=64, checkpointing=True)
     assert micro_windows(ToyStudent(), asked, ALONE, gpu) == 5
+
+
+def test_windows_are_seen_in_the_order_of_the_seed_as_many_at_once_on_all_ranks(tmp_path, monkeypatch):
+    assert torch.equal(training(tmp_path, seed=3).order, shuffled_passes(8, 4, 8, 3))
+    monkeypatch.setattr("grouper.uptraining.training.micro_windows", lambda _s, _o, ranks, _d: 2 - ranks.rank)
+    found = side_by_side(2, lambda ranks: training(tmp_path, ranks).reached.micro_windows)
+    assert found == [1, 1], "as many as the one with the least memory takes"
+
+
+def test_a_teacher_is_told_of_the_steps_to_come_when_it_does_not_know_one(tmp_path):
+    ours, told = training(tmp_path), []
+    ours.ranks = Ranks(1, 2)
+    ours.teacher = SimpleNamespace(ahead=3, knows=lambda tokens: len(told) > 0, prepare=told.append)
+    ours.prepare_teacher(2)
+    ours.prepare_teacher(3)
+    assert len(told) == 1 and torch.equal(told[0], TOKENS[ours.order[2:5, 1::2].flatten()])

@@ -251,3 +251,52 @@ def test_the_screen_sees_each_head_in_its_own_leading_directions():
     held = torch.linalg.eigvalsh(basis.T @ table @ basis)[-d:].sum()
     expected = float((table.trace() - held) / table.trace())
     assert np.isclose(exact.screen.group_errors([(0, 1, 2, 3)])[0], expected, rtol=1e-6)
+
+
+def test_across_to_an_encoder_shared_queries_are_scored_on_what_queries_read():
+    """K and V by the source's moments, q by the decoder's: changes of outputs over their energy, written out."""
+    a, (source, inputs), (stream, _) = small_attention(14), moments(1), moments(2)
+    stream = stream.flip(1)  # other directions are strong
+    ones = torch.cat([stream, torch.ones(300, 1, dtype=torch.float64)], 1)
+    inputs = replace(inputs, queries=InputMoments(ones.T @ ones / 300, 300))
+    labels = [0, 0, 1, 1, 2, 2]
+    layout = LayerLayout(Grouping.from_labels(labels), Grouping.from_labels(labels), Grouping.from_labels([0, 1] * 3))
+    shares = {}
+    for kind, x, groups in (("k", source, labels), ("v", source, labels), ("q", stream, [0, 1] * 3)):
+        weight, bias = getattr(a, kind).double(), getattr(a, f"{kind}_bias").double()
+        out = torch.einsum("tx,hdx->htd", x, weight) + bias[:, None]
+        groups = torch.tensor(groups)
+        mean = torch.stack([out[groups == groups[h]].mean(0) for h in range(6)])
+        shares[kind] = float((out - mean).square().sum() / out.square().sum())
+    assert FITNESSES["activation"].error_of_any_layout(a, layout, inputs) == pytest.approx(sum(shares.values()))
+    q = FITNESSES["activation"].tables(a, inputs, "q").errors(np.array([[0, 1] * 3]))[0]
+    assert q == pytest.approx(shares["q"])
+    kv = FITNESSES["activation"].tables(a, inputs).errors(np.array([labels]))[0]
+    assert kv == pytest.approx(shares["k"] + shares["v"])
+
+
+def test_a_heads_distance_to_nothing_is_one():
+    from fitness.weight import cosine_distance
+
+    gram = np.array([[4.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert cosine_distance([gram])[0].tolist() == [0, 0, 1] and cosine_distance([gram])[2, 1] == 1
+    assert cosine_distance([gram, np.eye(3)])[0, 1] == 0.5, "the mean over tables"
+
+
+def test_surrogates_factors_come_from_sampled_groups():
+    """For pairs half of the sum over both orders is exact; for all heads at once, too."""
+    from random_layers import random_attention, random_moments
+
+    exact = Spectral(screen_rows=12).tables(random_attention(3), random_moments(3))
+    groups = [(0, 1), (1, 3), (0, 1, 2, 3)]
+    assert np.allclose(exact.surrogate.group_errors(groups), exact.screen.group_errors(groups), rtol=1e-9)
+    assert exact.screen.kept(2) == 6 and exact.screen.kept(4) == 3
+
+
+def test_keys_alone_are_ks_part_over_its_energy():
+    from random_layers import random_attention, random_moments
+
+    attention, inputs = random_attention(4, 4), random_moments(4)
+    whole, k = (Spectral().tables(attention, inputs, part) for part in ("kv", "k"))
+    groups = [(0, 1), (0, 2, 3)]
+    assert np.allclose(whole.of_k.group_errors(groups), k.group_errors(groups), rtol=1e-12)

@@ -105,3 +105,37 @@ def test_groups_are_equal_only_where_queries_are_not_shared():
 def test_k_and_v_grouped_differently_in_equal_numbers_are_no_export():
     layer = LayerLayout(Grouping.from_labels([0, 0, 1, 1]), Grouping.from_labels([0, 1, 0, 1]))
     assert not layer.is_shared and HeadLayout((layer,), 4, 4, 8).export_class == "none"
+
+
+def of_caches(*kinds: str, heads: tuple[int, ...]) -> HeadLayout:
+    """Of an encoder with a decoder, 8 heads of 16; this many KV heads in each attention."""
+    layers = tuple(LayerLayout.from_labels([h % n for h in range(8)]) for n in heads)
+    return HeadLayout(layers, 8, 8, 16, kinds)
+
+
+def test_what_is_kept_of_tokens_and_of_the_source_counts_and_encoders_do_not():
+    layout = of_caches("none", "token", "source", heads=(1, 2, 4))
+    assert layout.kv_ratio == (2 + 4) / (8 + 8) and layout.weight_ratio == (1 + 2 + 4) / 24
+    assert layout.kv_bytes_per_token("float16") == 2 * 2 * 16 * 2
+    assert layout.kv_bytes_per_source_token("int8") == 2 * 4 * 16
+    assert layout.is_cached and layout.groups_encoder and layout.export_class == "ragged"
+    encoder = of_caches("none", "none", heads=(1, 2))
+    assert encoder.kv_ratio == encoder.weight_ratio == 3 / 16 and not encoder.is_cached
+    assert encoder.kv_bytes_per_token() == encoder.kv_bytes_per_source_token() == 0
+    across = of_caches("none", "source", heads=(8, 4))
+    assert across.kv_ratio == 1 / 2 and across.is_cached and not across.groups_encoder
+    again = HeadLayout.from_json(layout.to_json())
+    assert again == layout and again.caches == ("none", "token", "source")
+    assert layout.whole.kv_ratio == 1 and layout.whole.caches == layout.caches
+    with pytest.raises(GrouperError, match="expected one of token, source, none"):
+        of_caches("none", "tokens", heads=(1, 2))
+    with pytest.raises(GrouperError, match="for each layer"):
+        of_caches("none", heads=(1, 2))
+
+
+def test_shared_queries_are_counted_and_dropped_where_nothing_is_shared():
+    kv = Grouping.from_labels([0, 0, 1, 1])
+    assert LayerLayout(kv, kv, Grouping.from_labels(range(4))).q is None
+    shared = LayerLayout(kv, kv, Grouping.from_labels([0, 1, 0, 1]))
+    assert (shared.query_heads, LayerLayout.shared(kv).query_heads) == (2, 4)
+    assert HeadLayout((shared,), 4, 4, 8).export_class == "ragged" and HeadLayout((shared,), 4, 4, 8).only_mean

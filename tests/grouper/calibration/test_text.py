@@ -9,9 +9,18 @@ import torch
 from grouper import Checkpoint, GrouperError
 from grouper.calibration import text as reading
 from grouper.calibration.calibration import Calibration
+from grouper.calibration.examples import Examples
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import WindowedText, load_tokenizer, spread, windows
+from grouper.calibration.text import (
+    WindowedText,
+    check_known,
+    digest,
+    load_tokenizer,
+    shuffled_passes,
+    spread,
+    windows,
+)
 from grouper.regroup import Regrouper
 
 
@@ -122,3 +131,46 @@ def test_texts_of_nothing_are_said_to_be(tmp_path, tokenizer, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(GrouperError, match=r"a.* holds no text: it is empty, or nothing but blanks"):
         windows(TextSource(str(tmp_path / name)), tokenizer, 64)
+
+
+class Words:
+    """A tokenizer that numbers letters; 0 begins what is tokenized with special tokens, 9 ends a document."""
+
+    eos_token_id: int | None = 9
+
+    def __call__(self, text: str, add_special_tokens: bool, verbose: bool) -> dict:
+        return {"input_ids": [0] * add_special_tokens + [ord(c) - 96 for c in text]}
+
+
+def test_documents_stand_end_to_end(tmp_path):
+    """Begun once, an end behind each; the last half of a window is left out."""
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in ("abc", "de", "f")))
+    source, words = TextSource(str(tmp_path / "text.jsonl")), Words()
+    assert windows(source, words, 3).tolist() == [[0, 1, 2], [3, 9, 4], [5, 9, 6]]
+    assert windows(source, words, 3, 2).tolist() == [[0, 1, 2], [5, 9, 6]], "spread"
+    words.eos_token_id = None
+    assert windows(source, words, 3).tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(GrouperError, match=r"text\.jsonl has 7 tokens, too few for one window of 8"):
+        windows(source, words, 8)
+    for size, limit in ((1, None), (3, 0)):
+        with pytest.raises(GrouperError, match="expected at least 2 tokens and 1 window"):
+            windows(source, words, size, limit)
+
+
+def test_a_token_just_beyond_the_vocabulary_is_refused():
+    checkpoint = SimpleNamespace(config={"model_type": "llama", "vocab_size": 5}, name="model")
+    check_known(checkpoint, torch.tensor([[0, 4]]))
+    with pytest.raises(GrouperError, match="gives token 5, and the model knows 5"):
+        check_known(checkpoint, torch.tensor([[0, 5]]))
+
+
+def test_passes_follow_one_another_each_over_all_windows():
+    order = shuffled_passes(5, 3, 4, 0).flatten().tolist()
+    assert len(order) == 12 and sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) and len(set(order[10:])) == 2
+    assert order[:5] != order[5:10]
+
+
+def test_texts_and_examples_have_names_by_what_they_hold():
+    tokens = torch.arange(6)
+    assert digest(tokens) == digest(tokens.int()) != digest(tokens + 1)
+    assert digest(Examples({"x": tokens})) != digest(Examples({"y": tokens}))

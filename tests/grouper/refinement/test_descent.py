@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from rank_threads import side_by_side
 from torch import Tensor
 
+from grouper.ranks import ALONE, Ranks
 from grouper.refinement.descent import Descent, _exactly
 
 
@@ -63,3 +65,38 @@ def test_exactness_is_for_the_block_and_where_it_was_asked_for(asked):
     with _exactly():
         assert state() == (asked, False)
     assert state() == (asked, asked)
+
+
+def adam_by_hand(weight: Tensor, rate: float, given: Tensor, wanted: Tensor, order: Tensor) -> list[float]:
+    """Of the mean over a step's windows of |weight * given - wanted|^2; the losses."""
+    mean, square, losses = torch.zeros_like(weight), torch.zeros_like(weight), []
+    for step, rows in enumerate(order):
+        difference = weight * given[rows] - wanted[rows]
+        losses.append(difference.square().mean().item())
+        gradient = (2 * difference * given[rows]).sum((0, 1)) / difference.numel()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.95 * square + 0.05 * gradient.square()
+        size = (square / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8
+        weight -= rate * (1 - step / len(order)) * mean / (1 - 0.9 ** (step + 1)) / size
+    return losses
+
+
+@pytest.mark.parametrize("windows", [3, 4, 1], ids=lambda n: f"{n} windows a step")
+@pytest.mark.parametrize("ranks", [1, 2, 3], ids=lambda n: f"{n} ranks")
+def test_ranks_see_every_window_of_a_step_once_and_take_the_step_of_all(ranks, windows):
+    """Also where they cannot share alike, or one has nothing to see."""
+    generator = torch.Generator().manual_seed(0)
+    given, wanted = (torch.randn(6, 5, 3, generator=generator) for _ in range(2))
+    order = torch.stack([torch.randperm(6, generator=generator)[:windows] for _ in range(7)])
+    expected = torch.ones(3)
+    losses = adam_by_hand(expected, 0.2, given, wanted, order)
+
+    def work(of: Ranks) -> tuple[Tensor, Tensor, list[str]]:
+        weight, still, told = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True), []
+        loss = lambda x, y: (weight * x * still - y).square().mean()  # noqa: E731
+        rates = [(weight, 0.2), (still, 0.0)]
+        Descent(rates, loss, given, wanted, order, "cpu", of).run(lambda step, steps, note: told.append(note))
+        return weight.detach(), still.detach(), told
+
+    for weight, still, told in side_by_side(ranks, work) if ranks > 1 else [work(ALONE)]:
+        assert torch.allclose(weight, expected, atol=1e-5) and torch.equal(still, torch.ones(3))
+        assert [float(note.removeprefix("error ")) for note in told] == pytest.approx(losses, abs=6e-5)

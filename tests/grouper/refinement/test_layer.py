@@ -1,11 +1,13 @@
 """One layer under refinement: what it is fitted on, how its loss weighs tokens, how fast each part moves."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from random_layers import random_attention
+from rank_threads import side_by_side
 from tiny_models import make_model
 
 from grouper import Checkpoint, HeadLayout
@@ -15,8 +17,10 @@ from grouper.calibration.text import shuffled_passes
 from grouper.merging import MEAN
 from grouper.model.in_memory import InMemoryModel
 from grouper.progress import untold
-from grouper.refinement.layer import LayerWorker, RefineOptions, relative
-from grouper.refinement.refine import refine_layers
+from grouper.ranks import ALONE, Ranks
+from grouper.refinement import refine
+from grouper.refinement.layer import LayerWorker, RefineOptions, relative, size_of
+from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import SavedLayers, save_layer
 
 LAYOUT = HeadLayout.from_labels([np.arange(8) % 4] * 3, 8, 16)
@@ -230,3 +234,90 @@ def test_errors_are_over_what_the_layer_adds_also_where_targets_replace_the_stre
     wanted = stream.clone() if in_place else torch.empty_like(stream)
     work.set_targets(wanted if in_place else stream, wanted)
     assert work.added == pytest.approx(sum(added), rel=1e-4) and work.scale == pytest.approx(added[0], rel=1e-4)
+
+
+class ToyWorker(LayerWorker):
+    """A layer that doubles the stream and adds one; regrouped, two."""
+
+    def __init__(self, ranks: Ranks, batch_tokens: int = 6, scope: str = "block"):
+        self.options, self.device, self.ranks = RefineOptions(scope, batch_tokens=batch_tokens), "cpu", ranks
+        self.original, self.regrouped, self.arguments = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), ((), {})
+        for added, module in ((1.0, self.original), (2.0, self.regrouped)):
+            module.weight.data, module.bias.data = 2 * torch.eye(2), torch.full((2,), added)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3], ids=lambda n: f"{n} ranks")
+@pytest.mark.parametrize("windows", [1, 5, 8], ids=lambda n: f"{n} windows")
+def test_every_rank_gets_every_batch_of_a_stream(size, windows):
+    """Batches of two windows, shared out in turn; what is added is that of the batches in their order."""
+    stream = torch.randn(windows, 3, 2, generator=torch.Generator().manual_seed(0))
+    behind = 2 * stream + 1
+    added = [relative(b - s, b).item() for s, b in zip(stream.split(2), behind.split(2))]
+
+    def work(ranks: Ranks) -> None:
+        ours, original, wanted = ToyWorker(ranks), stream.clone(), torch.full_like(stream, float("nan"))
+        ours.set_targets(original, wanted)
+        assert torch.allclose(wanted, behind) and torch.equal(original, stream)
+        assert ours.added == pytest.approx(sum(added)) and ours.scale == pytest.approx(added[0])
+        ours.advance(ours.original, original)
+        assert torch.allclose(original, behind)
+        wrong = sum(relative(torch.ones(len(b), 3, 2), b).item() for b in behind.split(2))
+        assert ours.error(behind, stream) == pytest.approx(wrong / sum(added)), "the regrouped layer adds one too much"
+
+    side_by_side(size, work) if size > 1 else work(ALONE)
+
+
+def test_an_error_is_taken_on_sixteen_batches():
+    stream = torch.randn(40, 3, 2, generator=torch.Generator().manual_seed(0))
+    ours, behind = ToyWorker(ALONE), 2 * stream + 1
+    ours.set_targets(stream.clone(), torch.empty_like(stream))
+    added = sum(relative(b - s, b).item() for s, b in list(zip(stream.split(2), behind.split(2)))[:16])
+    assert ours.added == pytest.approx(added)
+    wrong = sum(relative(torch.ones(2, 3, 2), b).item() for b in behind.split(2)[:16])
+    assert ours.error(behind, stream) == pytest.approx(wrong / added)
+
+
+def test_sizes_of_batches_and_defaults():
+    ours, stream = ToyWorker(ALONE, batch_tokens=7), torch.zeros(5, 3, 2)
+    assert [(s.start, s.stop) for s in ours.batches(stream)] == [(0, 2), (2, 4), (4, 6)]
+    ours.options = RefineOptions("block", batch_tokens=2)
+    assert len(list(ours.batches(stream))) == 5, "a window at least"
+    assert [RefineOptions(scope).rate for scope in ("attention", "block")] == [0.04, 0.02]
+    assert RefineOptions("block", lr=0.5).rate == 0.5 and RefineOptions(steps=7).steps_for(10**6) == 7
+    assert size_of(torch.tensor([3.0, 4.0, 0.0, 0.0])) == pytest.approx(2.5), "root mean square"
+
+
+@pytest.mark.parametrize(("qk_norm", "gains"), [("all", {"q_norm", "k_norm"}), ("head", set()), (None, set())])
+def test_gains_are_trained_where_each_head_has_its_own_and_sinks_always(qk_norm, gains):
+    """A gain that all heads share would have to stay the same for all."""
+    start = random_attention(0)
+    norms = {n: torch.ones(len(getattr(start, n[0])), 6) for n in ("q_norm", "k_norm")} if qk_norm else {}
+    start = replace(start, sinks=torch.ones(8), qk_norm=qk_norm, **norms)
+    ours = ToyWorker(ALONE, scope="attention")
+    shared, others = ours.trained(start)
+    assert shared.keys() == {"q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "sinks"} | gains and not others
+    for name, tensor in shared.items():
+        assert tensor.requires_grad and torch.equal(tensor, getattr(start, name)), name
+        assert tensor.data_ptr() != getattr(start, name).data_ptr(), name
+
+
+@pytest.mark.parametrize(("scope", "passes"), [("attention", 3), ("block", 2)])
+@pytest.mark.parametrize("size", [1, 2], ids=lambda n: f"{n} ranks")
+def test_the_time_of_a_refinement_is_that_of_its_parts(model, monkeypatch, scope, passes, size):
+    """Of one layer: setting up 2 s; 20 steps of 1 s; 8 steps took 50 s with 42 beside them, which come once; passes of
+    3 s over four batches; errors before and after on three batches more than were timed. Ranks share steps and
+    passes."""
+    took, clock = iter([2.0, 50.0, 3.0]), iter(range(1000))
+
+    def seconds(call, device) -> float:
+        call()
+        return next(took)
+
+    monkeypatch.setattr(refine, "_seconds", seconds)
+    monkeypatch.setattr(refine, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    options = RefineOptions(scope, steps=20, batch_tokens=64)
+    found = estimate_seconds(
+        model, LAYOUT, lambda layer: merged(model, layer), TOKENS, options, "cpu", Ranks(0, size)
+    )  # fmt: skip
+    one_layer = 2 + 42 + 2 * 3 * (4 - 1) + (20 * 1 + passes * 3 * 4) / size
+    assert found == pytest.approx(3 * one_layer)

@@ -57,3 +57,17 @@ def test_few_tokens_at_a_time_give_the_same_loss_and_gradient(monkeypatch):
 def test_weights_that_make_no_loss_are_refused(weights):
     with pytest.raises(GrouperError, match="loss weights"):
         Losses(*weights)
+
+
+def test_hidden_states_count_where_a_token_follows():
+    """Behind the last token of a window nothing is learnt: its states, which differ, do not count."""
+    one = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
+    other = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
+    tokens = torch.tensor([[1, 2, 3]])
+    found = token_losses(torch.zeros(1, 3, 7), None, tokens, Losses(0, 1, 0), [(one, other)])
+    assert torch.allclose(found, torch.tensor([[0.0, 1.0]]), atol=1e-6)
+
+
+def test_what_is_learnt_by_default():
+    assert Losses() == Losses(kl=1.0, hidden=1.0, causal=0.0)
+    assert [Losses(*weights).needs_teacher for weights in ((1, 0, 1), (0, 1, 0), (0, 0, 1))] == [True, True, False]

@@ -1,5 +1,7 @@
 """The literature's ways to train, each by hand on one layer."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from grouper.registry import check_assignments
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.methods.learned_sums import LearnedSums
-from grouper.uptraining.methods.perturbed import Perturbed, noise_like
-from grouper.uptraining.methods.redealing import dealt
+from grouper.uptraining.methods.perturbed import Perturbed, PerturbedAttention, noise_like
+from grouper.uptraining.methods.redealing import Redealing, RedealtAttention, dealt
 from grouper.uptraining.student import Student
 
 TOKENS = torch.randint(3, 190, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -133,3 +135,77 @@ def test_wgqa_refuses_what_is_no_mean(samples, tmp_path):
     export(original, HeadLayout(layout.layers, 8, 4, 16), tmp_path / "in", merge="spectral")
     with pytest.raises(GrouperError, match="export with --merge mean --no-refine"):
         METHODS["wgqa"].check(ExportedModel.open(tmp_path / "in", str(original)))
+
+
+def redealt(method: Redealing, layout: LayerLayout) -> RedealtAttention:
+    """What deals query heads out, without a model around it."""
+    attention = RedealtAttention.__new__(RedealtAttention)
+    torch.nn.Module.__init__(attention)
+    attention.method, attention.layout = [method], layout
+    attention.register_buffer("before", torch.zeros(layout.k.kv_heads))
+    attention.register_buffer("energy", torch.zeros(layout.k.kv_heads))
+    return attention
+
+
+@pytest.mark.parametrize("difference", [False, True])
+def test_a_deal_weighs_the_norms_of_now_and_of_the_deal_before(difference):
+    """8 queries over two heads. Norms 3 and 1, then 2 and 6: the average is 0.9 * 2 + 0.1 * 3 = 2.1 to 5.5, two to
+    six; the difference |3 - 2| to |1 - 6| is 1 to 5, one to seven."""
+    layout = LayerLayout.from_labels([0, 1], 4)
+    attention = redealt(Redealing("dgqa", 2, difference), layout)
+    attention.energy.copy_(torch.tensor([9.0, 1.0]))
+    attention.after_step(1)
+    assert attention.layout == layout and attention.energy.sum() == 0 and attention.step == 1
+    attention.energy.copy_(torch.tensor([9.0, 1.0]))
+    attention.after_step(2)
+    assert attention.layout.k.sizes == attention.layout.v.sizes == (6, 2)
+    assert attention.before.tolist() == [3.0, 1.0] and attention.energy.sum() == 0
+    attention.energy.copy_(torch.tensor([4.0, 36.0]))
+    attention.after_step(4)
+    assert attention.layout.k.sizes == ((1, 7) if difference else (2, 6))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_key_norms_are_summed_over_passes_biases_included(biased):
+    attention = redealt(Redealing(), LayerLayout.from_labels([0, 1]))
+    k = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [0.0, 0.0]]])  # [G, d, D]
+    bias = torch.tensor([[0.0, 5.0], [1.0, 1.0]]) if biased else None
+    attention.weights = lambda: SimpleNamespace(k=k, k_bias=bias)
+    tokens = torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]])  # keys (1, 4), (3, 0) of the first head, (3, 0), (3, 0)
+    for part in tokens:
+        attention._collect(None, (part[None],))
+    wanted = [1 + 81 + 9 + 25, 16 + 1 + 16 + 1] if biased else [1 + 16 + 9, 9 + 9]
+    assert attention.energy.tolist() == wanted
+    with torch.no_grad():
+        attention._collect(None, (tokens,))
+    assert attention.energy.tolist() == wanted, "what is only looked at does not count"
+
+
+def perturbed(scale: float, layer: int = 0, step: int = 0) -> PerturbedAttention:
+    attention = PerturbedAttention.__new__(PerturbedAttention)
+    torch.nn.Module.__init__(attention)
+    attention.scale, attention.layer, attention.step = scale, layer, step
+    attention.architecture, attention.layout = SimpleNamespace(head_dim=2), LayerLayout.from_labels([0, 1, 0])
+    return attention
+
+
+def test_noise_is_drawn_group_by_group_and_subtracted():
+    given = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))  # [windows, tokens, H d]
+    (plain,), (half,) = (perturbed(scale)._perturb(None, (given,)) for scale in (1.0, 0.5))
+    generator = torch.Generator().manual_seed(0)
+    heads = given.view(2, 5, 3, 2)
+    first, second = noise_like(heads[:, :, [0, 2]], generator), noise_like(heads[:, :, [1]], generator)
+    wanted = torch.stack([first[:, :, 0], second[:, :, 0], first[:, :, 1]], 2).flatten(2)
+    assert torch.allclose(plain, given - wanted, atol=1e-6) and torch.allclose(half, given - wanted / 2, atol=1e-6)
+    others = [perturbed(1.0, layer, step)._perturb(None, (given,))[0] for layer, step in ((1, 0), (0, 1), (1, 1))]
+    assert not any(torch.equal(plain, other) for other in others) and not torch.equal(others[0], others[1])
+    with torch.no_grad():
+        assert perturbed(1.0)._perturb(None, (given,)) is None
+
+
+def test_what_each_method_learns_from_unless_told():
+    text = (0.0, 0.0, 1.0)
+    found = {name: (m.losses.kl, m.losses.hidden, m.losses.causal) for name, m in METHODS.items()}
+    assert found == {name: (1.0, 1.0, 0.0) if name == "distill" else text for name in METHODS}
+    assert {name for name, m in METHODS.items() if m.from_mean} == {"gqa", "wgqa", "wgqa-column", "wgqa-row"}
+    assert METHODS["dgqa"].every == 300 and METHODS["dgqa-diff"].difference and not METHODS["dgqa"].difference

@@ -108,3 +108,52 @@ def test_what_refinement_has_seen_is_not_held_out():
     seen = torch.tensor([False, True, True, True, True, True, True, True, False, True])
     train, held = Examples(tokens, tokens >= 0).split(2, seen)
     assert held.tokens[:, 0].tolist() == [0, 32] and len(train) == 8
+
+
+def test_what_is_held_out_is_spread_over_the_text():
+    """The middles of as many equal parts: of 10 windows 1, 5 and 8; of the 6 unseen ones (1, 3, 4, 6, 7, 9) two."""
+    tokens = torch.arange(40).view(10, 4)
+    _, held = Examples(tokens, tokens >= 0).split(3)
+    assert held.tokens[:, 0].tolist() == [4, 20, 32]
+    seen = torch.tensor([True, False, True, False, False, True, False, False, True, False])
+    train, held = Examples(tokens, tokens % 3 == 0).split(2, seen)
+    assert held.tokens[:, 0].tolist() == [12, 28]
+    assert torch.equal(held.counted, held.tokens % 3 == 0) and torch.equal(train.counted, train.tokens % 3 == 0)
+
+
+@pytest.mark.parametrize("validate", [5, 10, 40])
+def test_validations_take_a_third_of_the_tokens_at_most(validate):
+    options = UptrainOptions(tokens=512 * 600, window=512, validate=validate, held_out=0.5).resolved("cpu", 10**9)
+    assert options.held_out_windows(10**4) * options.window * validate == options.tokens // 3
+    few = UptrainOptions(tokens=512 * 600, window=512, validate=300, held_out=0.5).resolved("cpu", 10**9)
+    assert few.held_out_windows(10**4) == 4 and few.held_out_windows(6) == 3 and few.held_out_windows(1) == 1
+
+
+def test_steps_are_whole_and_tokens_at_least_one_step():
+    options = UptrainOptions(tokens=1000, step_tokens=300, window=64).resolved("cpu", 10**6)
+    assert (options.step_windows, options.steps) == (4, 3)
+    assert UptrainOptions(tokens=10, step_tokens=300, window=64).resolved("cpu", 10**6).tokens == 300
+    assert UptrainOptions().resolved("cuda:1", 10**9).step_tokens == 8192
+    last = UptrainOptions(tokens=512 * 4, step_tokens=512, window=512, lr=0.1, warm_up=0.0)
+    assert [last.rate(step) for step in range(4)] == pytest.approx([0.1, 0.1, 0.075, 0.025])
+
+
+def test_defaults_of_training():
+    o = UptrainOptions()
+    assert (o.method, o.window, o.lr, o.warm_up, o.weight_decay, o.clip) == ("distill", 512, 1e-4, 0.08, 0.0, 1.0)
+    assert (o.train, o.lora_rank, o.validate, o.held_out, o.patience) == ("full", 32, 20, 0.02, 6)
+
+
+def test_documents_follow_one_another_in_chats_and_the_last_half_window_is_left_out(reader, tmp_path, tokenizer):
+    for file in reader.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer.save_pretrained(tmp_path)
+    other = [{"role": "user", "content": "No?"}, {"role": "assistant", "content": "Yes, of course."}]
+    rows = [json.dumps({"messages": chat}) for chat in (CHAT, other)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(rows))
+    found = examples_of(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 6)
+    (ids, counted), (more, answers) = (of_chat(tokenizer, chat) for chat in (CHAT, other))
+    ids, counted = ids + more, counted + answers
+    whole = len(ids) // 6 * 6
+    assert len(ids) > whole, "something is left over"
+    assert found.tokens.flatten().tolist() == ids[:whole] and found.counted.flatten().tolist() == counted[:whole]

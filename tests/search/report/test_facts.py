@@ -160,7 +160,7 @@ def test_windows_are_what_each_attention_keeps(encoders, models, tmp_path):
         "layers": 3, "queryHeads": 8, "kvHeads": 4, "headDim": 16, "bytes": 1, "kvDtype": "int8", "usable": 0.9,
         "windows": [32] * 3, "context": 256, "fitness": "weight", "text": "wiki", "merge": "mean", "missing": None,
         "original": "original", "baselines": ["neighbour", "random"], "traded": "KV cache, of the original's",
-        "calibration": ["--dataset", "wiki"], "model": mistral.name,
+        "refining": ["--dataset", "wiki"], "model": mistral.name,
     }  # fmt: skip
     assert {name: data[name] for name in wanted} == wanted and "\x1b" not in data["command"]
     checkpoint = Checkpoint.open(mistral)

@@ -1,0 +1,89 @@
+"""Two encoders' answers compared, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fitness.example_closeness import columns, compared, pooled
+from grouper.calibration.examples import NOT_ASKED
+
+
+class Outputs(dict):
+    """As those of transformers."""
+
+    def __getattr__(self, name: str):
+        return self[name]
+
+    def __getitem__(self, key):
+        return next(iter(self.values())) if key == 0 else super().__getitem__(key)
+
+
+def outputs(**tensors: torch.Tensor) -> Outputs:
+    return Outputs(tensors)
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q))
+
+
+FAIR, LEFT, RIGHT = [0.5, 0.5], [0.8, 0.2], [0.3, 0.7]
+LOGITS = {name: torch.tensor(p).log() for name, p in (("fair", FAIR), ("left", LEFT), ("right", RIGHT))}
+
+
+def logits(*names: str) -> torch.Tensor:
+    return torch.stack([LOGITS[n] for n in names])
+
+
+def test_classes_are_compared_by_example():
+    ours, theirs = outputs(logits=logits("left", "right")), outputs(logits=logits("right", "right"))
+    found = compared(ours, theirs, torch.tensor([0, 0]), None)
+    assert found["nll"].tolist() == pytest.approx([-math.log(0.8), -math.log(0.3)])
+    assert found["kl"].tolist() == pytest.approx([kl(RIGHT, LEFT), 0], abs=1e-6), "of the original's to ours"
+    assert found["agreement"].tolist() == [0, 1] and found["accuracy"].tolist() == [1, 0]
+    assert compared(ours, theirs, None, torch.ones(2, 3)).keys() == {"kl", "agreement"}
+
+
+def test_of_tokens_those_that_were_asked_for_count():
+    ours = outputs(logits=torch.stack([logits("left", "fair", "right"), logits("left", "left", "left")]))
+    theirs = outputs(logits=torch.stack([logits("right", "right", "right"), logits("left", "left", "left")]))
+    labels = torch.tensor([[1, 0, NOT_ASKED], [NOT_ASKED] * 3])
+    found = compared(ours, theirs, labels, None)
+    assert found["nll"][0].item() == pytest.approx(-(math.log(0.2) + math.log(0.5)) / 2) and found["nll"][1].isnan()
+    assert found["kl"][0].item() == pytest.approx((kl(RIGHT, LEFT) + kl(RIGHT, FAIR)) / 2)
+    assert found["agreement"].tolist()[0] == 0 and found["kl"][1].isnan() and "accuracy" not in found
+    read = torch.tensor([[True, False, True], [True, True, True]])
+    found = compared(ours, theirs, None, read)
+    assert found["kl"].tolist() == pytest.approx([kl(RIGHT, LEFT) / 2, 0], abs=1e-6), "without labels, what is read"
+    assert found["agreement"].tolist() == [0.5, 1]
+
+
+def test_beginnings_and_ends_of_answers_weigh_the_same():
+    ours = outputs(start_logits=logits("left"), end_logits=logits("right"))
+    theirs = outputs(start_logits=logits("right"), end_logits=logits("right"))
+    found = compared(ours, theirs, None, None)
+    assert found["kl"].item() == pytest.approx(kl(RIGHT, LEFT) / 2) and found["agreement"].item() == 0.5
+
+
+def test_vectors_are_means_over_what_is_read():
+    hidden = torch.tensor([[[1.0, 0.0], [3.0, 4.0]], [[1.0, 1.0], [1.0, 3.0]]])
+    read = torch.tensor([[True, False], [True, True]])
+    assert pooled(hidden, read).tolist() == [[1.0, 0.0], [1.0, 2.0]] and pooled(hidden, None).tolist()[0] == [2.0, 2.0]
+    other = torch.tensor([[[0.0, 1.0], [9.0, 9.0]], [[1.0, 1.0], [1.0, 3.0]]])
+    ours, theirs = outputs(last_hidden_state=hidden), outputs(last_hidden_state=other)
+    assert compared(ours, theirs, None, read)["cosine"].tolist() == pytest.approx([0, 1])
+
+
+def test_errors_are_over_examples_that_were_asked_for():
+    found = {"nll": np.array([1.0, 2.0, np.nan, 4.0]), "kl": np.array([0.1, 0.2, np.nan, 0.6])}
+    original = {"nll": np.array([1.0, 1.5, np.nan, 2.0]), "kl": np.zeros(4)}
+    values = columns(found, original)
+    assert values["nll"] == pytest.approx(7 / 3) and values["perplexity"] == pytest.approx(math.exp(7 / 3))
+    differences = [0.0, 0.5, 2.0]
+    deviation = math.sqrt(sum((x - 2.5 / 3) ** 2 for x in differences) / 2)
+    assert values["nll_se"] == pytest.approx(deviation / math.sqrt(3)), "of the difference to the original"
+    assert values["kl_se"] == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2) / math.sqrt(3))
+    alone = columns({"kl": np.array([0.1])}, {"kl": np.array([0.0])})
+    assert alone["kl"] == 0.1 and math.isnan(alone["kl_se"]) and "perplexity" not in alone
+    assert math.isnan(columns({"nll": np.array([np.nan])}, original)["nll"])

@@ -1,0 +1,123 @@
+"""Sums over examples, by hand and by several ranks."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rank_threads import side_by_side
+from torch import nn
+
+from grouper import GrouperError
+from grouper.calibration.example_moments import _hooks, _product, _Sums, collect_of_examples
+from grouper.calibration.examples import NOT_ASKED, Examples, padded
+from grouper.ranks import ALONE, Ranks
+
+READ = torch.tensor([[True, True, True], [True, False, False]])
+LABELS = torch.tensor([[5, 6], [7, NOT_ASKED]])
+EXAMPLES = Examples({"input_ids": READ.long(), "attention_mask": READ.long()}, LABELS, 5)
+
+
+def rows(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Those that are no filling, with a 1 appended; summed products."""
+    one = torch.cat([x[mask], torch.ones(int(mask.sum()), 1)], 1)
+    return one.T @ one
+
+
+def test_products_leave_filling_out():
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(_product(x, READ), rows(x, READ))
+    assert torch.allclose(_product(x, None), rows(x, torch.ones(2, 3, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("cache", ["none", "token", "source"])
+def test_keys_and_queries_are_of_what_each_reads(cache):
+    """An encoder's of the source; a decoder's own of what it writes; across, K and V of the source, q of what is
+    written."""
+    k_proj, q_proj = nn.Linear(4, 6), nn.Linear(4, 6)
+    model = SimpleNamespace(
+        architecture=SimpleNamespace(
+            kv_heads=3, head_dim=2, family_of=lambda layer: SimpleNamespace(cache=cache),
+        ),
+        key_projection=lambda layer: k_proj, query_projection=lambda layer: q_proj,
+    )  # fmt: skip
+    seen = threading.local()
+    seen.part, seen.found = EXAMPLES, [{}]
+    _hooks(model, 0, seen)
+    read, written = torch.randn(2, 3, 4), torch.randn(2, 2, 4)
+    of_keys, mask = (written, LABELS != NOT_ASKED) if cache == "token" else (read, READ)
+    keys = k_proj(of_keys).detach()
+    q_proj(written)
+    found = seen.found[0]
+    assert torch.allclose(found["inputs"], rows(of_keys, mask), atol=1e-5)
+    wanted = torch.zeros(2, 3, 3)
+    for example in range(2):
+        for token in torch.arange(len(mask[0]))[mask[example]]:
+            heads = keys[example, token].view(3, 2)
+            wanted[example] += heads @ heads.T
+    assert torch.allclose(found["keys"], wanted, atol=1e-5)
+    if cache == "source":
+        assert torch.allclose(found["queries"], rows(written, LABELS != NOT_ASKED), atol=1e-5)
+    else:
+        assert "queries" not in found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_moments_are_over_the_tokens_of_all_ranks(size):
+    """Six batches; the sums' last entry is the number of tokens."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(n, 4, generator=generator) for n in (3, 1, 4, 1, 5, 9)]
+    others = [torch.randn(n, 4, generator=generator) for n in (2, 7, 1, 8, 2, 8)]
+    keys = [torch.randn(1, 2, 2, generator=generator) for _ in range(6)]
+    all_of = lambda tensors: torch.cat([torch.cat(tensors), torch.ones(sum(map(len, tensors)), 1)], 1)  # noqa: E731
+
+    def work(ranks: Ranks):
+        sums = _Sums(2, 5, "cpu")
+        for i in ranks.portion(range(6)):
+            whole = {"inputs": _product(parts[i], None), "keys": keys[i], "queries": _product(others[i], None)}
+            sums.add([whole, {n: t for n, t in whole.items() if n != "queries"}])
+        return [sums.moments(layer, ranks, "layer") for layer in range(2)]
+
+    for across, own in side_by_side(size, work) if size > 1 else [work(ALONE)]:
+        for moments, tensors, tokens in ((across, parts, 23), (own, parts, 23), (across.queries, others, 28)):
+            x = all_of(tensors).double()
+            assert moments.tokens == tokens and torch.allclose(moments.second_moment, x.T @ x / tokens, atol=1e-5)
+        assert own.queries is None and torch.equal(across.keys, torch.cat(keys)) and torch.equal(own.keys, across.keys)
+
+
+def test_what_is_not_finite_is_said():
+    for name in ("inputs", "queries"):
+        sums = _Sums(1, 3, "cpu")
+        found = {"inputs": torch.eye(3), "queries": torch.eye(3), "keys": torch.zeros(1, 1, 1)}
+        sums.add([{**found, name: torch.full((3, 3), float("nan"))}])
+        with pytest.raises(GrouperError, match="what enters attention in encoder 1 is not finite"):
+            sums.moments(0, ALONE, "encoder 1")
+
+
+def test_examples_are_shared_out_and_each_is_seen_once(monkeypatch):
+    """Seven, 512 tokens each: batches of four."""
+    examples, sizes = Examples({"input_ids": torch.arange(7)[:, None]}, None, 512), []
+    monkeypatch.setattr("grouper.calibration.example_moments._hooks", lambda *_: [])
+    architecture = SimpleNamespace(layers=0, hidden_size=4, family=SimpleNamespace(parts=()))
+    model = SimpleNamespace(
+        architecture=architecture, device="cpu", dtype=torch.float32,
+        model=lambda input_ids: sizes.append(input_ids.flatten().tolist()),
+    )  # fmt: skip
+    told = []
+    for rank in range(2):
+        list(collect_of_examples(model, examples, lambda done, total, _: told.append((done, total)), Ranks(rank, 2)))
+    assert sizes == [[0, 1, 2, 3], [4, 5, 6]] and told == [(1, 1)] * 2
+
+
+def test_examples_by_hand():
+    assert padded([[1, 2, 3], [4]], 9).tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert EXAMPLES.shape == (2, 5) and EXAMPLES.numel() == 10 and len(EXAMPLES[1:]) == 1
+    assert EXAMPLES[[1]].labels.tolist() == [[7, NOT_ASKED]] and torch.equal(EXAMPLES[[1]].read, READ[1:])
+    assert torch.equal(EXAMPLES.written, torch.tensor([[True, True], [True, False]]))
+    assert Examples({"pixel_values": torch.zeros(2, 3)}).read is None
+    given = Examples({"pixel_values": torch.zeros(2, 3)}, torch.tensor([1, 2])).called_with("cpu", torch.float64, True)
+    assert given["pixel_values"].dtype == torch.float64 and given["labels"].tolist() == [1, 2]
+    given = EXAMPLES.called_with("cpu", torch.float64, False)
+    assert given.keys() == {"input_ids", "attention_mask"} and given["input_ids"].dtype == torch.int64
+    others = [EXAMPLES[[1, 0]], Examples(EXAMPLES.inputs), Examples({"input_ids": READ.long()}, LABELS)]
+    assert len({e.digest for e in (EXAMPLES, *others)}) == 4 and EXAMPLES.digest == EXAMPLES[[0, 1]].digest

@@ -18,8 +18,8 @@ def loaded(folder: Path) -> torch.nn.Module:
     config = json.loads((folder / "config.json").read_text())
     architecture = config["architectures"][0]
     auto = next((a for a, c in config.get("auto_map", {}).items() if c.endswith(architecture)), None)
-    options = {"dtype": torch.float32, **({"trust_remote_code": True} if auto else {})}
-    return getattr(transformers, auto or architecture).from_pretrained(folder, **options).eval()
+    load = getattr(transformers, auto or architecture)
+    return load.from_pretrained(folder, dtype=torch.float32, trust_remote_code=auto is not None).eval()
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ def make(sample: Sample, folder: Path, tokenizer: Path) -> None:
     if sample.encoder:
         model = getattr(transformers, sample.encoder)(config)
     else:
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)

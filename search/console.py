@@ -247,7 +247,9 @@ def exported_summary(exported: Exported) -> None:
         before, after = exported.kv_bytes_per_source_token
         OUT.print(f"KV cache {before:,} -> {after:,} bytes per token of the source ({after / before:.1%})")
     OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
-    OUT.print(f"self-test: {exported.self_test.summary}")
+    if exported.self_test.passed:
+        near = f"how close that is to the original: grouper evaluate {place}"
+        OUT.print(f"self-test passed: {exported.self_test.summary}; {near}", soft_wrap=True)
     if exported.pushed:
         OUT.print(f"pushed to {exported.pushed}", soft_wrap=True)
     OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)

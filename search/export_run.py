@@ -97,14 +97,13 @@ def export_from_run(
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
     refuse_inside(output, checkpoint.folder)
-    own = None if calibration else settings.calibration(keep_calibration)
-    kept = folder.kept_tokens()
+    kept, not_refined = folder.kept_tokens(), None
     ranks.first_does(kept.begin)
-    regrouper, not_refined = Regrouper(checkpoint, calibration or own, device, memory, ranks, kept), None
+    text = calibration or settings.calibration(keep_calibration)
+    regrouper = Regrouper(checkpoint, text, device, memory, ranks, kept)
     if refine and not calibration:
         readable, not_refined = ranks.first_does(lambda: own_text(regrouper, settings))
-        if not readable:
-            regrouper = Regrouper(checkpoint, None, device, memory, ranks)
+        regrouper = regrouper if readable else Regrouper(checkpoint, None, device, memory, ranks)
     if not_refined:
         refine, chosen = None, choose_layout(folder, selection, None, set, silent)
     announce(chosen, tell)

@@ -12,7 +12,7 @@ from grouper.export.format import TOLERANCE, Job, SelfTest, SelfTestFailed
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.tensors import attentions_within
 from grouper.export.part_test import run_part_test
-from grouper.export.whole_test import layers_as_models, whole_test
+from grouper.export.whole_test import layers_as_models, run_whole_test
 from grouper.export.written import check_layer, check_outside
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_exported
@@ -31,7 +31,7 @@ def run_self_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTe
     if a.encodes or models * 8 * job.checkpoint.parameters < min(job.options.self_test_memory, free_memory()):
         if not a.as_phi:  # whose tensors are checked when they are loaded
             check_written(job, exported, export_class)
-        result = whole_test(job, exported)
+        result = run_whole_test(job, exported)
     elif a.as_phi:
         result = layers_as_models(job, exported)
     else:

@@ -30,7 +30,7 @@ from grouper.model.one_layer import cut
 PROMPT, GENERATED = 48, 16  # tokens
 
 
-def whole_test(job: Job, exported: Path) -> SelfTest:
+def run_whole_test(job: Job, exported: Path) -> SelfTest:
     """The exported folder against the reference. Raises SelfTestFailed where folded tensors are not what was to be
     written."""
     with gathered_reference(job) as reference:
@@ -53,7 +53,7 @@ def layers_as_models(job: Job, exported: Path) -> SelfTest:
             theirs = cut(job.checkpoint, before, layer, Path(temporary) / "theirs")
             layout = replace(job.layout, layers=(layer_layout,))
             one = Job(theirs, layout, lambda _, layer=layer: job.merged(layer), job.options)
-            found = whole_test(one, ours.folder)
+            found = run_whole_test(one, ours.folder)
             results.append(replace(found, where=found.where.replace("layer 0", f"layer {layer}")))
     worst = max(results, key=lambda r: r.largest_difference)
     told = (

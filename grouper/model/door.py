@@ -10,6 +10,7 @@ from typing import Any
 from grouper.errors import GrouperError
 from grouper.model.configuration import ALIASES, is_known
 
+FACTS = "grouper"  # where an export says how it was made
 DEEPEST = 20  # objects within objects
 WHOLE = {  # least and most
     "num_attention_heads": (1, 4096), "num_key_value_heads": (1, 4096), "head_dim": (1, 8192),
@@ -82,9 +83,10 @@ def check_configuration(config: dict, name: str) -> None:
 
 
 def _of_another_part(path: str) -> bool:
-    """Whether these fields describe a part beside the decoder, such as a tower for pictures, where a field of the same
-    name may be of another kind."""
-    return any(part.endswith("_config") and part != "text_config" for part in path.split("."))
+    """Whether these fields describe something beside the decoder, such as a tower for pictures or how an export was
+    made, where a field of the same name may be of another kind."""
+    parts = path.split(".")
+    return parts[0] == FACTS or any(part.endswith("_config") and part != "text_config" for part in parts)
 
 
 def _fields(value: dict, name: str, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -121,8 +121,8 @@ def without_weights(
     else:
         auto, described = auto_class(config), configured(config)
     with refusing_code(checkpoint.name), init_empty_weights(include_buffers=False):
-        build = getattr(transformers, auto).from_config
-        return build(described, dtype=dtype or torch.float32, trust_remote_code=own_code).eval()
+        auto_model, numbers = getattr(transformers, auto), dtype or torch.float32
+        return auto_model.from_config(described, dtype=numbers, trust_remote_code=own_code).eval()
 
 
 def auto_of_export(config: dict) -> str:

@@ -54,7 +54,7 @@ def made(model_type: str, sizes: dict) -> Checkpoint:
             tensors[f"{stem}.bias"] = SimpleNamespace(shape=(count,), nbytes=4 * count)
     checkpoint = Checkpoint.__new__(Checkpoint)
     checkpoint.__dict__ |= {"tensors": tensors, "_before": {"layers.0.": "model."}}
-    checkpoint.config = {"model_type": model_type, "num_hidden_layers": 2, "head_dim": d, **sizes}
+    checkpoint._config = {"model_type": model_type, "num_hidden_layers": 2, "head_dim": d, **sizes}
     checkpoint.__dict__["nbytes"] = sum(one.nbytes for one in tensors.values())
     return checkpoint
 

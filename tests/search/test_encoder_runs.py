@@ -234,7 +234,7 @@ def test_files_that_make_no_sense(run_of, tmp_path):
     with pytest.raises(GrouperError, match="name the folders as the model names its classes"):
         numbers_of(vit, ["a", "b"])
     two = Checkpoint.open(tmp_path / "vit")
-    two.config = {n: v for n, v in two.config.items() if n not in ("id2label", "label2id")}
+    two._config = {n: v for n, v in two.config.items() if n not in ("id2label", "label2id")}
     assert numbers_of(two, ["cat", "dog"]) == {"cat": 0, "dog": 1}, "transformers leaves two labels out"
 
 

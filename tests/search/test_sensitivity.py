@@ -102,8 +102,9 @@ def test_a_layers_points_are_losses_of_the_model_with_that_layer_merged_alone(re
         assert torch.allclose(stream, hidden[layer], atol=1e-4)
         layout = HeadLayout(tuple(grouped if i == layer else whole for i in range(3)), 8, 8, 16)
         export(reader, layout, tmp_path / str(layer))
-        load = {"trust_remote_code": True, "dtype": torch.float32}
-        loss = nll(AutoModelForCausalLM.from_pretrained(tmp_path / str(layer), **load), judged)
+        folder = tmp_path / str(layer)
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+        loss = nll(model, judged)
         assert points[layer][0][1] == pytest.approx(loss - nll(original, judged), abs=1e-5)
 
 

@@ -72,20 +72,26 @@ def test_pairs_of_lines_and_of_rows(tmp_path):
 
 
 def test_rows_of_text_and_of_chats(tmp_path):
-    chats = [{"messages": [{"role": "user", "content": "a"}]}, {"messages": []}]
+    chat = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    chats = [{"messages": [{"role": "user", "content": "a"}]}, {"messages": chat}]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, chats)))
     source = TextSource(str(path))
     assert source.chats() == [row["messages"] for row in chats]
-    tokenizer = SimpleNamespace(apply_chat_template=lambda messages, tokenize: f"{len(messages)} messages")
-    assert source.documents(tokenizer) == ["1 messages", "0 messages"]
+    write = lambda messages, tokenize: f"{len(messages)} messages"  # noqa: E731
+    tokenizer = SimpleNamespace(chat_template="there is one", apply_chat_template=write)
+
+    def texts(source: TextSource) -> list[str]:
+        return [text for text, _ in source.documents(lambda: tokenizer).pieces(0, 10**6)]
+
+    assert texts(source) == ["1 messages", "2 messages"]
     path.write_text("\n".join(map(json.dumps, [*chats, {"text": "words"}])))
-    assert source.chats() is None and source.documents(tokenizer)[2] == "words"
+    assert source.chats() is None and texts(source)[2] == "words"
     (tmp_path / "plain.txt").write_text("words\nand more")
-    assert TextSource(str(tmp_path / "plain.txt")).documents(None) == ["words\nand more"]
+    assert texts(TextSource(str(tmp_path / "plain.txt"))) == ["words\nand more"]
     path.write_text('{"words": 1}')
     with pytest.raises(GrouperError, match=r"line 1 of .*rows\.jsonl has neither"):
-        source.documents(None)
+        texts(source)
 
 
 def test_several_texts_need_names(tmp_path, monkeypatch):

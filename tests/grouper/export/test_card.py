@@ -191,7 +191,7 @@ def test_what_belongs_to_a_model_comes_along_and_no_code(tmp_path):
     for name in (*kept, *left):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
+        path.write_text("[]" if name == "modules.json" else name)
     (tmp_path / "out").mkdir()
     copy_companions(tmp_path / "in", tmp_path / "out")
     found = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}

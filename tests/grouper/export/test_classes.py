@@ -169,7 +169,7 @@ UNEVEN = [[0, 1, 1, 1]] * 4
 )  # fmt: skip
 def test_what_can_be_padded(reader, model_type, more, why):
     checkpoint = Checkpoint.open(reader)
-    checkpoint.config = {"model_type": model_type, **SIZE, **more}
+    checkpoint._config = {"model_type": model_type, **SIZE, **more}
     a = Architecture.of(checkpoint.config)
     said = CLASSES["padded"].refusal(checkpoint, a, HeadLayout.from_labels(UNEVEN, 8, 16), max_padding=9.0)
     assert said is None if why is None else why in said
@@ -178,7 +178,7 @@ def test_what_can_be_padded(reader, model_type, more, why):
 def test_a_padded_models_class_and_counts():
     layout = HeadLayout.from_labels(UNEVEN, 8, 16)
     counts = {"num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 16}
-    llama = config_of("padded", "llama", layout, auto_map={"AutoModel": "evil.Evil"}, rms_norm_eps=0.5)
+    llama = config_of("padded", "llama", layout, rms_norm_eps=0.5)
     assert llama == {**SIZE, **counts, "model_type": "mistral", "architectures": ["MistralForCausalLM"],
                      "sliding_window": None, "rms_norm_eps": 0.5}  # fmt: skip
     windows = {"sliding_window": 8, "layer_types": ["full_attention"] * 4, "use_sliding_window": False,
@@ -195,7 +195,7 @@ def test_a_padded_models_class_and_counts():
 
 def test_a_stock_models_class_and_counts():
     layout = HeadLayout.from_labels([[0, 0, 1, 1]] * 4, 8, 16)
-    config = config_of("stock", "qwen3", layout, auto_map={"AutoModel": "evil.Evil"}, rope_theta=7.0)
+    config = config_of("stock", "qwen3", layout, rope_theta=7.0)
     assert config == {**SIZE, "num_key_value_heads": 2, "model_type": "qwen3", "rope_theta": 7.0,
                       "architectures": ["Qwen3ForCausalLM"]}  # fmt: skip
     text = {"model_type": "llama", **SIZE}
@@ -272,7 +272,7 @@ def test_a_class_that_older_transformers_do_not_know_is_not_named(tmp_path):
     layout = HeadLayout.from_labels([[0, 0, 1, 2, 3, 3, 3, 3]] * SIZES["num_hidden_layers"], 8, 16)
     export(folder, layout, tmp_path / "out", options=ExportOptions(max_padding=0.0))
     named = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["tokenizer_class"]
-    assert named == type(AutoTokenizer.from_pretrained(folder)).__name__
+    assert named == type(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)).__name__
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_class_that_older_transformers_do_not_know_is_not_named(tmp_path):
     ],
 )  # fmt: skip
 def test_what_transformers_5_calls_any_tokenizer_has_its_older_name(tmp_path, monkeypatch, loaded, facts, named):
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: type(loaded, (), {})())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, **_: type(loaded, (), {})())
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(facts))
     name_tokenizer_class(tmp_path, tmp_path)
@@ -298,7 +298,7 @@ def test_what_transformers_5_calls_any_tokenizer_has_its_older_name(tmp_path, mo
 )
 def test_weights_stay_in_the_type_that_they_were_stored_in(samples, tmp_path, name, rows):
     """Half of the bytes, and a configuration that says so."""
-    model = AutoModelForCausalLM.from_pretrained(samples(name), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(samples(name), dtype=torch.bfloat16, trust_remote_code=False)
     model.save_pretrained(tmp_path / "in")
     layout = layout_for(tmp_path / "in", rows)
     export(tmp_path / "in", layout, tmp_path / "out", merge="spectral", options=ExportOptions(max_padding=9.0))
@@ -345,7 +345,8 @@ def test_weights_of_attention_are_those_of_the_query_heads_in_their_groups_order
     export(folder, layout, tmp_path / "out")
     options = {"attn_implementation": "eager", "dtype": torch.float64}
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, **options).eval()
-    theirs = AutoModelForCausalLM.from_pretrained(gathered(folder, tmp_path / "in", layout), **options).eval()
+    gathered(folder, tmp_path / "in", layout)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "in", trust_remote_code=False, **options).eval()
     with torch.inference_mode():
         got, wanted = (model(prompt, output_attentions=True).attentions for model in (ours, theirs))
     for one, layer_wanted, layer in zip(got, wanted, layout.layers):

@@ -154,7 +154,7 @@ def test_rope_is_found_wherever_a_configuration_keeps_it():
 def test_what_deci_cannot_hold(reader, family, more, why):
     sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64, "num_hidden_layers": 3}
     checkpoint = Checkpoint.open(reader)
-    checkpoint.config = {"model_type": family, "head_dim": 16, "rms_norm_eps": 1e-5, **sizes, **more}
+    checkpoint._config = {"model_type": family, "head_dim": 16, "rms_norm_eps": 1e-5, **sizes, **more}
     if why is None:
         check_file_format(checkpoint, LAYOUT, "float32")
         return
@@ -166,7 +166,7 @@ def test_decoders_in_larger_models_are_refused(reader):
     text = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64,
             "head_dim": 16, "num_hidden_layers": 3}  # fmt: skip
     checkpoint = Checkpoint.open(reader)
-    checkpoint.config = {"model_type": "llava", "text_config": text}
+    checkpoint._config = {"model_type": "llava", "text_config": text}
     with pytest.raises(GrouperError, match="not vision-language ones"):
         check_file_format(checkpoint, LAYOUT, "float32")
 
@@ -259,7 +259,9 @@ def test_rules_that_llama_cpp_does_not_have(steps):
 
 def test_a_gguf_of_its_own_type_and_how_it_is_run(tmp_path):
     """bfloat16 as the model is, unless another type is asked for."""
-    model = AutoModelForCausalLM.from_pretrained(make(tmp_path / "plain"), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        make(tmp_path / "plain"), dtype=torch.bfloat16, trust_remote_code=False
+    )
     model.save_pretrained(tmp_path / "in")
     add_tokenizer(tmp_path / "in")
     done = export(tmp_path / "in", LAYOUT, tmp_path / "out", options=ExportOptions(format="gguf"))

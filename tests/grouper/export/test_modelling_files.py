@@ -131,8 +131,7 @@ def plain(samples, tmp_path_factory):
     def get(name: str) -> nn.Module:
         folder = tmp_path_factory.mktemp(name) / "out"
         export(samples(name), layout_for(samples(name), RAGGED), folder)
-        options = {"trust_remote_code": True, "dtype": torch.float64}
-        model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float64).eval()
         return [m for m in model.modules() if type(m).__name__ == "RaggedAttention"][1]
 
     return get

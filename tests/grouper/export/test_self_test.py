@@ -18,7 +18,7 @@ from grouper.export.format import SelfTestFailed
 from grouper.export.layer_adds import LayerAdds, difference, worst_difference
 from grouper.export.part_test import run_part_test
 from grouper.export.self_test import run_self_test
-from grouper.export.whole_test import whole_test
+from grouper.export.whole_test import run_whole_test
 from grouper.model.in_memory import InMemoryModel
 
 ROWS = {"stock": EQUAL, "padded": UNEQUAL, "ragged": RAGGED}
@@ -148,7 +148,7 @@ def test_computing_alone_notices_a_hundredth_more_of_attention(exported, tmp_pat
     monkeypatch.setattr("grouper.export.written._same", lambda *_: True)
     job, out, export_class = exported(path)
     broken = scaled(out, tmp_path / "x", WRONG[PATHS[path][0]][what], 1.01)
-    result = run_part_test(job, broken, export_class) if path == "parts" else whole_test(job, broken)
+    result = run_part_test(job, broken, export_class) if path == "parts" else run_whole_test(job, broken)
     assert not result.passed and "attention" in result.where
 
 
@@ -156,7 +156,7 @@ def test_computing_alone_notices_a_hundredth_more_of_attention(exported, tmp_pat
 @pytest.mark.parametrize("path", ["whole", "encoder"])
 def test_computing_alone_notices_a_hundredth_more_of_the_rest(exported, tmp_path, path, what):
     job, out, _ = exported(path)
-    result = whole_test(job, scaled(out, tmp_path / "x", WRONG[PATHS[path][0]][what], 1.01))
+    result = run_whole_test(job, scaled(out, tmp_path / "x", WRONG[PATHS[path][0]][what], 1.01))
     assert not result.passed and "MLP and norms of " in result.where and "1" in result.where
 
 

@@ -23,7 +23,11 @@ GOOD = {
 
 def test_a_right_configuration_passes():
     check_configuration(GOOD, "it")
-    check_configuration({**GOOD, "sliding_window": None, "rope_scaling": None, "rms_norm_eps": 1e-6}, "it")
+    check_configuration({**GOOD, "grouper": {"crc32": {"layers.0.k_proj.bias": 7}, "dtype": 3}}, "it")
+    check_configuration({**GOOD, "vision_config": {"patch_size": [14, 14], "hidden_size": "any"}}, "it")
+    check_configuration(
+        {**GOOD, "quantization_config": None, "sliding_window": None, "rope_scaling": None, "rms_norm_eps": 1e-6}, "it"
+    )
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def published(folder, name: str):
 
     config = {**SIZES, **PUBLISHED[name]}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(configured({k: v for k, v in config.items() if k != "auto_map"}))
+    without = configured({k: v for k, v in config.items() if k != "auto_map"})
+    model = AutoModelForCausalLM.from_config(without, trust_remote_code=False)
     make_heads_matter(model)
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))

@@ -11,6 +11,7 @@ from toy_training import LAYOUT, ToyStudent, toy_teacher
 
 from grouper import GrouperError, UptrainOptions
 from grouper.calibration.seen import Seen
+from grouper.calibration.text import spread
 from grouper.ranks import ALONE, Ranks
 from grouper.uptraining import uptrain
 from grouper.uptraining.exported import ExportedModel
@@ -40,9 +41,9 @@ def refined(seen: Seen) -> dict:
 
 def test_plain_text_is_held_out_where_refinement_was_not():
     """Two of ten windows, the first and the last, were seen: two of the others are held out, spread over them."""
-    examples, held_out, flattered = divided(TEXT, source(), model(refined(Seen.of(TEXT.tokens, 2))), OPTIONS)
+    examples, held_out, flattered = divided(TEXT, source(), model(refined(Seen.of(spread(TEXT.tokens, 2)))), OPTIONS)
     assert held_out.tokens[:, 0].tolist() == [3 * 6, 7 * 6] and len(examples) == 8 and not flattered
-    nearly = Seen.of(TEXT.tokens, 9)
+    nearly = Seen.of(spread(TEXT.tokens, 9))
     examples, held_out, flattered = divided(TEXT, source(), model(refined(nearly)), OPTIONS)
     assert held_out.tokens[:, 0].tolist() == [2 * 6, 7 * 6] and flattered, "one window is left, and two are needed"
     _, held_out, flattered = divided(TEXT, source(), model(), OPTIONS)
@@ -54,7 +55,7 @@ def test_of_chats_one_window_that_was_seen_makes_all_of_them_seen(monkeypatch, s
     """Refinement saw the first of five windows of twelve tokens: as windows of training, that says nothing."""
     as_text = torch.arange(60).view(5, 12)
     monkeypatch.setattr(uptrain, "text_of", lambda checkpoint, source, window: as_text + shift)
-    found = divided(TEXT, source([[]]), model(refined(Seen.of(as_text, 1))), OPTIONS)
+    found = divided(TEXT, source([[]]), model(refined(Seen.of(spread(as_text, 1)))), OPTIONS)
     assert found[2] == flattered and found[1].tokens[:, 0].tolist() == [2 * 6, 7 * 6]
 
 
@@ -121,11 +122,19 @@ def test_what_is_announced():
 
 
 def test_facts_of_a_training():
-    facts = {"merge": "mean", "base_model": "x", "layout": 1, "report": 2, "deploy": 3, "measured": 4}
+    facts = {
+        "merge": "mean",
+        "base_model": "x",
+        "layout": 1,
+        "report": 2,
+        "deploy": 3,
+        "measured": 4,
+        "crc32": {"a": 5},
+    }
     score = Score(nll=2.5, kl=0.25, agreement=0.9, teacher_nll=2.25)
     found = facts_of(model(facts), trained(), score, SimpleNamespace(title="teacher"), "grouper uptrain")
     assert found == {
-        "merge": "mean", "base_model": "x", "uptrain": "grouper uptrain",
+        "merge": "mean", "base_model": "x", "base_fingerprint": "in", "uptrain": "grouper uptrain",
         "uptrained": {
             "method": "distill", "teacher": "teacher", "tokens": 3 * 24, "steps": 3, "best_step": 2,
             "losses": {"kl": 1.0, "hidden": 1.0, "causal": 0.0}, "learning_rate": 1e-4, "train": "full",

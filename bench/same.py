@@ -62,7 +62,7 @@ class Comparison:
 
     def both(self, step: str, work: Callable[[Version], object], outputs: list[str]) -> bool:
         """Both at the same time; compare and tell."""
-        found, began = Found(), time.monotonic()
+        found, began = Found(tuple(str(version.work) for version in self.versions)), time.monotonic()
         children = [v.start(self.sample.name, step, partial(work, v)) for v in self.versions]
         codes = ended(*children)
         if codes[0] == 0 and codes[1] == 0:

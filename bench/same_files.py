@@ -29,8 +29,10 @@ PACKED = re.compile(r'<script type="application/[a-z-]+" id="data">(.*?)</script
 
 @dataclass
 class Found:
-    """differences: (where, how much). notes: what is new, and words that changed. compared: files and tensors."""
+    """places: folders of the old and the new version, the same to strings in JSON. differences: (where, how much).
+    notes: what is new, and words that changed. compared: files and tensors."""
 
+    places: tuple[str, str] = ("", "")
     differences: list[tuple[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     compared: int = 0
@@ -72,8 +74,14 @@ class Found:
             self.arrays(where, np.array([float(old)]), np.array([float(new)]))
         elif key in PROSE and old != new:
             self.notes.append(f"{where} reads otherwise")
+        elif isinstance(old, str) and isinstance(new, str) and self.placeless(old, new):
+            self.compared += 1
         elif old != new:
             self.differ(f"{where}: {str(old)[:60]!r} became {str(new)[:60]!r}")
+
+    def placeless(self, old: str, new: str) -> bool:
+        """Whether they are the same but for the place."""
+        return old == new or (all(self.places) and old.replace(self.places[0], self.places[1]) == new)
 
     def folders(self, old: Path, new: Path) -> None:
         files = [{str(p.relative_to(f)): p for p in sorted(f.rglob("*")) if p.is_file()} for f in (old, new)]

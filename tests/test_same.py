@@ -94,6 +94,14 @@ def test_what_is_new_or_reads_otherwise_is_said_and_allowed(tmp_path, name, old,
     assert not found.differences and said in " ".join(found.notes)
 
 
+def test_a_string_may_tell_its_own_place_and_no_other():
+    found = Found(("/at/old", "/at/new"))
+    found.data("a", "/at/old/run", "/at/new/run")
+    assert not found.differences
+    found.data("a", "/at/old/run", "/at/new/walk"), found.data("a", "/at/old/run", "/at/old/run")
+    assert len(found.differences) == 1
+
+
 def test_the_facts_of_a_report_are_found():
     from search.report.page import packed
 

@@ -70,6 +70,9 @@ def test_a_trained_model_is_nearer_to_its_original_and_of_the_same_class(folders
     assert facts["layout"] == old["layout"] and facts["base_model"] == old["base_model"] and facts["merge"] == "mean"
     assert facts["uptrained"]["method"] == "distill" and facts["uptrained"]["steps"] == 16
     assert facts["report"]["kv_bytes_per_token"] == old["report"]["kv_bytes_per_token"]
+    assert facts["crc32"].keys() == old["crc32"].keys() and facts["crc32"] != old["crc32"], "of the new weights"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "crc32" not in config["grouper"], "where a tensor's name may be taken for a field's"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Then trained by `distill`" in card and "grouper uptrain" in card and "KL to the original" in card
     lines = [json.loads(line) for line in (tmp_path / "out" / "uptraining.jsonl").read_text().splitlines()]

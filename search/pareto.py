@@ -159,13 +159,13 @@ class ParetoFront:
     @classmethod
     def read(cls, path: Path) -> "ParetoFront":
         try:
-            table = pd.read_csv(path, dtype={"kv_heads": str}, **EXACT)
+            table = pd.read_csv(path, dtype={"kv_heads": str, "also_found_by": str}, **EXACT)
             for place, (column, empty) in enumerate({"also_found_by": "", "weights_bytes": pd.NA}.items(), -2):
                 if column not in table:  # an older run's
                     table.insert(min(len(COLUMNS) + place, len(table.columns)), column, empty)
             for column in ("on_nll_front", "weights_bytes"):
                 table[column] = table[column].astype("Int64")
-            table["also_found_by"] = table["also_found_by"].fillna("").astype(str)
+            table["also_found_by"] = table["also_found_by"].fillna("")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
         if table.empty:

@@ -1,5 +1,5 @@
-"""A Bloom model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers
-and torch alone.
+"""A Bloom model whose layers have KV heads of their own number and query groups of their own sizes. Needs torch and
+transformers 4.57 or later; 5.24.0 is the newest release that it was tested with.
 
 `config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are
 in the order of the groups, and `config.head_order[layer]` says which head of the original each one was, for positional
@@ -20,8 +20,8 @@ from transformers.models.bloom.configuration_bloom import BloomConfig
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomForCausalLM, BloomModel
 
 TOO_NEW = (
-    "attention got a mask that covers earlier tokens, but no cache that holds them: this release of transformers is newer "
-    "than this file; install one that its first lines name, or export the model again with a newer Grouper"
+    "attention got a mask over earlier tokens but no cache that holds them: this release of transformers is newer than "
+    "this file; install one that its first lines name, or export the model again with a newer Grouper"
 )
 
 

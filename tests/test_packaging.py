@@ -15,7 +15,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 OURS = ("grouper", "fitness", "search", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = sum(PROJECT["optional-dependencies"].values(), [])
+EXTRAS = [one for extra in PROJECT["optional-dependencies"].values() for one in extra]
 REQUIRED = list(map(Requirement, PROJECT["dependencies"] + EXTRAS))
 
 

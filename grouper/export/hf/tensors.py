@@ -62,6 +62,6 @@ def _other(job: Job, name: str, inner: str, done: Iterable[MergedLayer]) -> Tens
 
 def finite(named: Named) -> Named:
     tensor = named[1]
-    if isinstance(tensor, Tensor) and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
+    if isinstance(tensor, Tensor) and tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
         raise GrouperError(f"the merge gave NaN or infinity in {named[0]}: please report this")
     return named

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-real lint bench faults mutants clean
+.PHONY: demo test test-real test-versions lint bench faults mutants clean
 
 demo: $(READY)
 	$(BIN)/grouper demo
@@ -15,6 +15,18 @@ test: $(READY)
 test-real: $(READY)
 	$(BIN)/python bench/fetch_real_models.py
 	$(BIN)/python -m pytest -m real
+
+# The tests with the newest release of every dependency, then with the lowest ones; torch is that of constraints.txt.
+test-versions:
+	$(PYTHON) -m venv $(VENV)-newest
+	grep '^torch==' constraints.txt > $(VENV)-newest/torch.txt
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager pip \
+		--constraint $(VENV)-newest/torch.txt --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
+	failed=0; for set in newest lowest; do \
+		OMP_NUM_THREADS=1 $(VENV)-$$set/bin/python -m pytest -n 2 || failed=1; done; exit $$failed
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -47,4 +59,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) grouper-demo build *.egg-info .pytest_cache .ruff_cache mutants
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest grouper-demo build *.egg-info .pytest_cache .ruff_cache mutants

@@ -207,7 +207,7 @@ def step_milliseconds(model, batch: int, context: int, path: str, device: str) -
         def step() -> torch.Tensor:
             for layer in cache.layers:  # each step writes the last place
                 layer.cumulative_length.fill_(context - 1)
-            return model(tokens, position_ids=position, past_key_values=cache, use_cache=True).logits
+            return model(tokens, None, position, cache, use_cache=True).logits  # its name depends on the release
 
         return milliseconds(step, device)
     except (torch.OutOfMemoryError, RuntimeError) as error:

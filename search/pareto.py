@@ -7,6 +7,7 @@ from pathlib import Path
 import moocore
 import numpy as np
 import pandas as pd
+from packaging.version import Version
 
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
@@ -21,6 +22,8 @@ COLUMNS = [
 # Where a model has an encoder: bytes kept of each token that a decoder attends across to, and where what is grouped has
 # no cache, the weights of K and V relative to the original, in whose place they are what is traded for accuracy.
 OF_ENCODERS = ["kv_bytes_per_source_token", "weight_ratio"]
+# Releases of pandas before 3.1 need it to read floats to the bit; later ones always do, and deprecate it.
+EXACT = {"float_precision": "round_trip"} if Version(pd.__version__) < Version("3.1") else {}
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,13 @@ class ParetoFront:
     @classmethod
     def read(cls, path: Path) -> "ParetoFront":
         try:
-            table = pd.read_csv(path, dtype={"kv_heads": str}, float_precision="round_trip")
+            table = pd.read_csv(path, dtype={"kv_heads": str, "also_found_by": str}, **EXACT)
             for place, (column, empty) in enumerate({"also_found_by": "", "weights_bytes": pd.NA}.items(), -2):
                 if column not in table:  # an older run's
                     table.insert(min(len(COLUMNS) + place, len(table.columns)), column, empty)
             for column in ("on_nll_front", "weights_bytes"):
                 table[column] = table[column].astype("Int64")
-            table["also_found_by"] = table["also_found_by"].fillna("").astype(str)
+            table["also_found_by"] = table["also_found_by"].fillna("")
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
         if table.empty:

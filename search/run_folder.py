@@ -15,7 +15,7 @@ from grouper.errors import GrouperError
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import refuse_existing, write_text
 from search.methods.candidate import Candidate
-from search.pareto import ParetoFront
+from search.pareto import EXACT, ParetoFront
 from search.run_settings import RunSettings
 
 MARKER = "run.json"
@@ -180,7 +180,7 @@ class RunFolder:
 def _table(path: Path, columns: list[str]) -> pd.DataFrame:
     """A table that nothing depends on: what is missing or damaged is empty."""
     try:
-        table = pd.read_csv(path, float_precision="round_trip")[columns]
+        table = pd.read_csv(path, **EXACT)[columns]
         for column in table.columns.difference(["method", "merge"]):
             table[column] = pd.to_numeric(table[column])
         if table.isna().to_numpy().any():

@@ -201,7 +201,7 @@ def check_reference(folder: Path, tmp_path: Path, prompt: torch.Tensor, layouts:
         written = model.generate(prompt[:1], **options)
         assert written.shape == (1, prompt.shape[1] + 6)
         assert written.tolist() == model.generate(prompt[:1], use_cache=False, **options).tolist()
-        cached = [layer.keys.shape[1] for layer in model(prompt, use_cache=True).past_key_values.layers]
+        cached = [layer.keys.shape[1] for layer in model(prompt, use_cache=True)[1].layers]
         assert cached == [layer.k.kv_heads for layer in layout.layers], "the cache has the layout's heads"
 
 

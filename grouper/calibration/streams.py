@@ -12,7 +12,7 @@ from grouper.model.layers import Layers
 from grouper.model.memory import free_memory
 
 Arguments = tuple[tuple, dict]  # positional and by name
-NOT_OURS = ("past_key_values", "layer_past", "use_cache", "hidden_states")
+NOT_OURS = ("past_key_values", "layer_past", "cache", "use_cache", "hidden_states")
 
 
 class _Enough(Exception):

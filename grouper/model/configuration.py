@@ -132,7 +132,11 @@ def _default(config: dict, key: str) -> Any:
     declared = getattr(cls, key, NOTHING)
     if declared is not NOTHING and not isinstance(declared, property):
         return declared
-    sizes = {k: config[k] for k in ("num_attention_heads", "hidden_size", "head_dim") if k in config}
+    sizes = {
+        key: next((config[n] for n in (key, *ALIASES[key]) if config.get(n) is not None), None)
+        for key in ("num_attention_heads", "hidden_size", "head_dim")
+    }
+    sizes = {key: value for key, value in sizes.items() if value is not None}
     try:
         return getattr(cls(**sizes), key, None)
     except (ValueError, StrictDataclassError):  # sizes that go together with others alone

@@ -29,6 +29,14 @@ def test_the_front_is_what_nothing_beats_in_both(front):
     assert front.table["kv_bytes_per_token"].tolist() == [128, 96, 64, 32, 32] and front.own_merge == "mean"
 
 
+@pytest.mark.filterwarnings("error")  # pandas deprecates the option that its older releases need
+def test_floats_are_read_to_the_bit(tmp_path):
+    errors = np.random.default_rng(0).standard_exponential(400)
+    front = front_of(*[(1 + i % 4, error, "a") for i, error in enumerate(errors)])
+    front.write(tmp_path / "pareto.csv")
+    assert ParetoFront.read(tmp_path / "pareto.csv").table["error"].tolist() == front.table["error"].tolist()
+
+
 def test_the_measured_front_is_of_nats_where_fewer_are_better(front):
     front.table.loc[[0, 1, 2, 4], "nll"] = [3.0, 3.5, 3.6, 3.4]
     front.mark()

@@ -1,5 +1,5 @@
-"""A Llama model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers
-and torch alone.
+"""A Llama model whose layers have KV heads of their own number and query groups of their own sizes. Needs torch and
+transformers 4.57 or later; 5.24.0 is the newest release that it was tested with.
 
 `config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are
 in the order of the groups. Where `config.query_of_head` is there, q_proj has fewer heads than o_proj, and it lists the

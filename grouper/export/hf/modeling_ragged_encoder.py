@@ -1,5 +1,5 @@
 """A Bert model whose attentions have KV heads of their own number and groups of query heads of their own sizes. Needs
-transformers 5 and torch alone.
+torch and transformers 5.0 or later; 5.24.0 is the newest release that it was tested with.
 
 `config.kv_readers` lists for each attention, by its place in the model, the query heads of the original that read each
 of its KV heads, e.g. [[0, 3], [1], [2]]; query heads are in that order here. Where `config.query_of_head` names an

@@ -1,5 +1,5 @@
-"""A Bloom model whose layers have KV heads of their own number and query groups of their own sizes. Needs transformers
-and torch alone.
+"""A Bloom model whose layers have KV heads of their own number and query groups of their own sizes. Needs torch and
+transformers 4.57 or later; 5.24.0 is the newest release that it was tested with.
 
 `config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are
 in the order of the groups, and `config.head_order[layer]` says which head of the original each one was, for positional
@@ -14,9 +14,15 @@ Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretr
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.cache_utils import Cache
 from transformers.models.bloom import modeling_bloom as base
 from transformers.models.bloom.configuration_bloom import BloomConfig
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomForCausalLM, BloomModel
+
+TOO_NEW = (
+    "attention got a mask over earlier tokens but no cache that holds them: this release of transformers is newer than "
+    "this file; install one that its first lines name, or export the model again with a newer Grouper"
+)
 
 
 class RaggedConfig(BloomConfig):
@@ -118,10 +124,13 @@ class RaggedAttention(nn.Module):
         query, key, value = (self.heads(p, hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj))
         if position_embeddings is not None and alibi is None:
             query, key = base.apply_rotary_pos_emb(query, key, *position_embeddings)
-        cache = kwargs.get("past_key_values") if kwargs.get("past_key_values") is not None else kwargs.get("layer_past")
+        batch, _, tokens, _ = query.shape
+        # releases of transformers call it layer_past, past_key_values or cache
+        cache = next((given for given in kwargs.values() if isinstance(given, Cache)), None)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        batch, _, tokens, _ = query.shape
+        elif attention_mask is not None and attention_mask.shape[-1] > tokens:
+            raise RuntimeError(TOO_NEW)
         seen, bias = key.shape[2], None
         if position_bias is not None:  # MPT: [heads, 1, longest]
             bias = position_bias[None, :, :, position_bias.shape[2] - seen :]

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from grouper.attention import Attention
+from grouper.export.hf.engines import NOT_IN_TRANSFORMERS_4
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.ragged_encoder import encoder_config, encoder_file
 from grouper.export.hf.stock import grouped_order, head_order
@@ -107,6 +108,8 @@ def modelling_file(architecture: Architecture) -> str:
     theirs, ours = TEMPLATE[plain], FAMILIES["phi"] if architecture.as_phi else architecture.family
     for old, new in zip(_names(theirs), _names(ours)):
         source = re.sub(rf"\b{old}\b", new, source)
+    if ours.model_type in NOT_IN_TRANSFORMERS_4:
+        source = source.replace("transformers 4.57 or later", "transformers 5.0 or later")
     return source
 
 

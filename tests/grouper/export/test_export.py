@@ -144,7 +144,7 @@ def test_the_ragged_model_generates_with_every_cache_and_padding(models, tmp_pat
     )
     assert plain.tolist() == uncached.tolist() == static.tolist()
     assert left_padded[0, 5:].tolist() == plain[0].tolist()
-    cache = model(prompt, use_cache=True).past_key_values
+    cache = model(prompt, use_cache=True)[1]
     assert [layer.keys.shape[1] for layer in cache.layers] == [2, 3, 1]
 
 

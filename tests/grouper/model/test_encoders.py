@@ -99,7 +99,7 @@ def test_caches_hold_the_layouts_heads(encoders, tmp_path, name):
     layout, a = layout_of(folder), architecture_of(folder)
     done = export(folder, layout, tmp_path / "out")
     model = load(tmp_path / "out")
-    out = model(**random_inputs(model, a, 24), use_cache=True).past_key_values
+    out = model(**random_inputs(model, a, 24), use_cache=True)[1]
     kept = {"token": out.self_attention_cache.layers, "source": out.cross_attention_cache.layers}
     wanted = {"token": [], "source": [], "none": []}
     for layer, one in enumerate(layout.layers):

@@ -414,6 +414,24 @@ def export(
 
 @app.command()
 @in_panels
+def check(
+    exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` or `uptrain` wrote.")],
+    base: Annotated[str | None, typer.Option(help="The original, if it is not found.")] = None,
+    json_: Json = False,
+):
+    """Repeat the self-test of an exported folder, after a download or an upgrade."""
+    from grouper.export.check import check_folder
+    from search.bars import bar
+
+    with bar("checking"):
+        found = check_folder(exported, base)
+    if json_:
+        return _print_json(asdict(found))
+    print(f"self-test passed: {printable(found.summary)}")
+
+
+@app.command()
+@in_panels
 def uptrain(
     exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the healed model, of the same class.")],

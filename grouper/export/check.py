@@ -1,0 +1,60 @@
+"""`grouper check`: the self-test again on an exported folder, after a download or an upgrade."""
+
+from pathlib import Path
+
+from grouper.errors import GrouperError
+from grouper.export.classes import CLASSES
+from grouper.export.format import Job, SelfTest, SelfTestFailed
+from grouper.export.hf import ragged
+from grouper.export.options import ExportOptions
+from grouper.export.self_test import run_self_test
+from grouper.model.shards import checksum_of, stored
+from grouper.uptraining.exported import ExportedModel
+
+AGAIN = "download or export it again"
+
+
+def check_folder(folder: str | Path, base: str | None = None, options: ExportOptions | None = None) -> SelfTest:
+    """Compare the folder's tensors with the checksums of the export, and what it computes with an independent reference
+    on its own weights.
+
+    base: the model that it was made from; what grouper.json leads to unless given. options: the memory of the
+    self-test. Only a modelling file that this version of Grouper would write is run. Raises GrouperError where the
+    folder cannot be opened so, and SelfTestFailed where it is not what was exported.
+    """
+    model = ExportedModel.open(folder, base)
+    check_checksums(model)
+    check_modelling_file(model)
+    layers = {}
+
+    def layer(number: int):
+        if number not in layers:
+            layers.clear()  # one is held at a time
+            layers[number] = model.layer(number)
+        return layers[number]
+
+    job = Job(model.base, model.layout, layer, options or ExportOptions(), model.around())
+    return run_self_test(job, model.folder.folder, CLASSES[model.export_class])
+
+
+def check_checksums(model: ExportedModel) -> None:
+    """Raise SelfTestFailed where a tensor's bytes are not those that were exported. Older exports hold no checksums."""
+    recorded = model.facts.get("crc32") or {}
+    for name, checksum in recorded.items() if isinstance(recorded, dict) else ():
+        if name not in model.folder:
+            raise SelfTestFailed(f"{model.folder.name} lost {name} since it was exported: {AGAIN}")
+        if checksum_of(stored(model.folder, name)) != checksum:
+            raise SelfTestFailed(f"{name} of {model.folder.name} changed since it was exported: {AGAIN}")
+
+
+def check_modelling_file(model: ExportedModel) -> None:
+    """Raise GrouperError where the folder names code that is not the modelling file that this version writes."""
+    path = model.folder.folder / ragged.FILE
+    named = model.folder.config.get("auto_map") or {}
+    stem = f"{path.stem}."
+    ours = path.is_file() and path.read_text(encoding="utf-8") == ragged.modelling_file(model.architecture)
+    if (named or path.is_file()) and not (ours and all(str(name).startswith(stem) for name in named.values())):
+        raise GrouperError(
+            f"{path} is not the file that this version of Grouper writes, or config.json names other code, so nothing "
+            "is run: check the folder with the version that wrote it, or export the model again"
+        )

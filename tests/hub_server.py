@@ -65,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
             files = [{"rfilename": p.name, "size": p.stat().st_size} for p in hub.folder.iterdir() if p.is_file()]
             return self.reply(200, json.dumps({"id": hub.repo_id, "sha": SHA, "siblings": files}).encode(), {}, body)
-        prefix = f"/{hub.repo_id}/resolve/{SHA}/"
+        stem = f"/{hub.repo_id}/resolve/"
+        prefix = f"{stem}main/" if path.startswith(f"{stem}main/") else f"{stem}{SHA}/"  # older clients name the branch
         file = hub.folder / path.removeprefix(prefix)
         if not path.startswith(prefix):
             return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"}, body)

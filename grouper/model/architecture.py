@@ -68,7 +68,10 @@ class Architecture:
             query_heads, hidden, layers = (
                 setting(text, key) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
             )
-            head_dim = setting(text, "head_dim", None) or family.head_dim or hidden // query_heads
+            # a decoder's that is left out follows from its family: importing transformers would take seconds
+            said = text if family.encodes else {"head_dim": None, **text}
+            given = setting(said, "head_dim", None)
+            head_dim = given or family.head_dim or hidden // query_heads
             kv_heads = query_heads if family.encodes else setting(text, "num_key_value_heads", None) or query_heads
             if model_type == "falcon":
                 one = 1 if text.get("multi_query", True) else query_heads

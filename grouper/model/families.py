@@ -32,7 +32,7 @@ FAMILIES = {
         Family("olmo2", "OLMo 2", "Olmo2", norm=(), adds="post_attention_layernorm", qk_norm="all"),
         Family("olmo3", "OLMo 3", "Olmo3", norm=(), adds="post_attention_layernorm", qk_norm="all"),
         Family("olmoe", "OLMoE", "Olmoe", qk_norm="all", approximate="clip_qkv"),
-        Family("gpt_oss", "gpt-oss (dequantised)", "GptOss", sinks="self_attn.sinks", padded=OWN),
+        Family("gpt_oss", "gpt-oss (dequantised)", "GptOss", sinks="self_attn.sinks", head_dim=64, padded=OWN),
         Family("stablelm", "StableLM 2, Zephyr 3B", "StableLm", rotary="partial_rotary_factor"),
         Family("starcoder2", "StarCoder2", "Starcoder2", padded=OWN),
         Family("granite", "Granite 3", "Granite", padded=OWN),

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ROOT
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, export
-from grouper.model.families import REFUSED
+from grouper.model.families import FAMILIES, REFUSED
 from grouper.model.family_table import family_rows, markdown
 from grouper.model.inspection import inspect
 
@@ -149,3 +151,25 @@ def test_windows_hold_no_more_than_their_tokens(samples):
 
 def test_the_readme_has_the_table_that_the_command_prints():
     assert markdown(family_rows()) in (ROOT / "docs" / "families.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.encodes])
+def test_a_head_dim_that_is_left_out_is_what_the_class_takes(name):
+    """Sizes that do not give any class's own constant: 10 heads of 34."""
+    from transformers import CONFIG_MAPPING
+
+    sizes = {"num_attention_heads": 10, "hidden_size": 340, "num_hidden_layers": 2, "num_key_value_heads": 10}
+    made = CONFIG_MAPPING[name](**sizes)
+    theirs = getattr(made, "head_dim", None) or made.hidden_size // made.num_attention_heads
+    text = {"model_type": name, "multi_query": False, **sizes}
+    assert Architecture.of(text).head_dim == theirs
+
+
+def test_inspection_imports_no_library_that_takes_seconds(samples):
+    """A Qwen2 whose config.json leaves head_dim out."""
+    program = (
+        "import sys; from grouper import Checkpoint, inspect; inspect(Checkpoint.open(sys.argv[1])); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program, samples("qwen2")], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -10,6 +10,8 @@ from grouper.export.format import Job
 from grouper.merging import MERGES
 from grouper.regroup import Regrouper
 
+UNTRAINED = ("experts", "block_sparse_moe")  # the class stacks or renames them, and refinement leaves them alone
+
 
 def job_of(folder: Path, layout: HeadLayout, options: ExportOptions | None = None, merge: str = "mean") -> Job:
     checkpoint = Checkpoint.open(folder)
@@ -29,7 +31,7 @@ def as_if_refined(job: Job, scope: str) -> Job:
             others = {}
             inside = set().union(*(a.attention_tensors(i) for i in range(a.layers) if a.prefix(checkpoint, i) == here))
             for name in sorted(n.removeprefix(here) for n in checkpoint.tensors if n.startswith(here)):
-                if scope == "block" and name not in inside and "experts" not in name:
+                if scope == "block" and name not in inside and not any(n in name for n in UNTRAINED):
                     tensor = checkpoint.tensor(here + name).float()
                     others[name] = tensor * (1 + 0.2 * torch.rand(tensor.shape, generator=generator))
             layers[layer] = MergedLayer(done.attention, others)

@@ -8,6 +8,7 @@ import pytest
 
 from grouper import GrouperError
 from search import SearchOptions, search
+from search.pareto import EXACT
 from search.sensitivity import FILE, LEAST, curve
 
 QUICK = SearchOptions(generations=3, population=16, tokens=2048, window=64, sensitivity=True)
@@ -31,7 +32,7 @@ def test_it_never_falls():
 def test_a_search_adds_up_losses_and_goes_on_where_it_was_killed(reader, text, tmp_path):
     options = SearchOptions(**{**vars(QUICK), "text": str(text)})
     search(reader, tmp_path / "run", options)
-    measured = pd.read_csv(tmp_path / "run" / FILE)
+    measured = pd.read_csv(tmp_path / "run" / FILE, **EXACT)
     assert sorted(set(measured["layer"])) == [0, 1, 2] and measured.groupby("layer").size().max() == 3
     whole = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.csv")}
     measured[measured["layer"] < 2].to_csv(tmp_path / "run" / FILE, index=False)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from search import RunFolder
+from search.pareto import EXACT
 from search.report.facts import facts_of, half_of, plain, to_data
 
 
@@ -22,7 +23,7 @@ def data(facts):
 
 
 def test_rows_are_the_tables(data, measured_run):
-    table = pd.read_csv(measured_run.path / "pareto.csv")
+    table = pd.read_csv(measured_run.path / "pareto.csv", **EXACT)
     assert data["columns"] == [*table.columns, "over"] and len(data["rows"]) == len(table)
     at = {name: data["columns"].index(name) for name in ("layout", "nll", "over", "kv_heads")}
     original = table["nll"].iloc[0]
@@ -45,7 +46,7 @@ def test_groups_are_the_layouts(data, measured_run):
 
 
 def test_the_landscape_is_the_least_of_each_size(facts, measured_run):
-    layers = pd.concat(pd.read_csv(measured_run.layer_path(i)).assign(layer=i) for i in range(3))
+    layers = pd.concat(pd.read_csv(measured_run.layer_path(i), **EXACT).assign(layer=i) for i in range(3))
     shared = layers[layers["layout"].isna()]
     shared = shared.assign(kv_heads=shared["kv_heads"].astype(int))
     by_hand = shared.groupby(["layer", "kv_heads"])["error"].min()

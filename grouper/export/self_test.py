@@ -8,6 +8,7 @@ models are compared where memory holds two of them; others layer by layer.
 from dataclasses import replace
 from pathlib import Path
 
+from grouper.errors import GrouperError
 from grouper.export.format import TOLERANCE, Job, SelfTest, SelfTestFailed
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.tensors import attentions_within
@@ -26,7 +27,11 @@ def run_self_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTe
     Two whole models in float64 (three of one that is folded into Phi) are compared where they fit
     `job.options.self_test_memory`, and encoders always; else layer by layer.
     """
-    a, found = job.architecture, check_exported(exported, job.checkpoint)
+    a = job.architecture
+    try:
+        found = check_exported(exported, job.checkpoint)
+    except GrouperError as error:
+        raise SelfTestFailed(f"the exported model failed its self-test: {error}") from error
     models = 3 if a.as_phi else 2
     if a.encodes or models * 8 * job.checkpoint.parameters < min(job.options.self_test_memory, free_memory()):
         if not a.as_phi:  # whose tensors are checked when they are loaded

@@ -9,6 +9,7 @@ from made_up_runs import OTHER, SEARCHED, TWO, made_up_run, scored
 from grouper import GrouperError, Grouping, LayerLayout
 from search import RunFolder, SearchOptions, search
 from search.methods.candidate import Candidate
+from search.pareto import EXACT
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def folder(reader, tmp_path_factory):
 
 
 def test_layers_say_what_of_an_error_is_ks(folder):
-    table = pd.read_csv(folder.layer_path(1))
+    table = pd.read_csv(folder.layer_path(1), **EXACT)
     searched = table[table["method"] == "qcqa-ac"]
     assert (searched["k_error"] > 0).all() and (searched["k_error"] < searched["error"]).all()
     assert table.loc[table["method"] == "kdgqa", "k_error"].isna().any(), "where query heads change theirs"

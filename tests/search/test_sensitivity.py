@@ -16,6 +16,7 @@ from grouper.refinement.layer import LayerWorker
 from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, search
 from search.methods.candidate import Candidate
+from search.pareto import EXACT
 from search.sensitivity import FILE, JUDGED, LEAST, TOKENS, chosen, curve, measured, scaled
 
 QUICK = SearchOptions(generations=3, population=16, tokens=2048, window=64, sensitivity=True)
@@ -39,7 +40,7 @@ def test_it_never_falls():
 def test_a_search_adds_up_losses_and_goes_on_where_it_was_killed(reader, text, tmp_path):
     options = SearchOptions(**{**vars(QUICK), "text": str(text)})
     search(reader, tmp_path / "run", options)
-    measured = pd.read_csv(tmp_path / "run" / FILE)
+    measured = pd.read_csv(tmp_path / "run" / FILE, **EXACT)
     assert sorted(set(measured["layer"])) == [0, 1, 2] and measured.groupby("layer").size().max() == 3
     whole = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.csv")}
     measured[measured["layer"] < 2].to_csv(tmp_path / "run" / FILE, index=False)

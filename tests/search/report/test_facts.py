@@ -19,7 +19,7 @@ from grouper.model.architecture import Architecture
 from search import RunFolder, SearchOptions
 from search.measuring import refining_options
 from search.methods.candidate import Candidate
-from search.pareto import ParetoFront, Scored
+from search.pareto import EXACT, ParetoFront, Scored
 from search.picking import representative
 from search.report.facts import facts_of, groups_of, landscape, plain, to_data
 from search.report.page import SCRIPTS
@@ -36,7 +36,7 @@ def data(facts):
 
 
 def test_rows_are_the_tables(data, measured_run):
-    table = pd.read_csv(measured_run.path / "pareto.csv")
+    table = pd.read_csv(measured_run.path / "pareto.csv", **EXACT)
     assert data["columns"] == [*table.columns, "over"] and len(data["rows"]) == len(table)
     at = {name: data["columns"].index(name) for name in ("layout", "nll", "over", "kv_heads")}
     original = table["nll"].iloc[0]
@@ -59,7 +59,7 @@ def test_groups_are_the_layouts(data, measured_run):
 
 
 def test_the_landscape_is_the_least_of_each_size(facts, measured_run):
-    layers = pd.concat(pd.read_csv(measured_run.layer_path(i)).assign(layer=i) for i in range(3))
+    layers = pd.concat(pd.read_csv(measured_run.layer_path(i), **EXACT).assign(layer=i) for i in range(3))
     shared = layers[layers["layout"].isna()]
     shared = shared.assign(kv_heads=shared["kv_heads"].astype(int))
     by_hand = shared.groupby(["layer", "kv_heads"])["error"].min()

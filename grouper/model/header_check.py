@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -50,3 +50,10 @@ def _implied(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[tup
             for norm, count in (("q_norm", q), ("k_norm", kv)):
                 size = count if f.qk_norm == "all" else a.head_dim
                 yield f"{prefix}{f.attention}.{norm}.weight", (size,), True
+
+
+def unread_files(checkpoint: Checkpoint) -> list[str]:
+    """A note where there are weight files that transformers does not look at."""
+    if INDEX not in checkpoint.source.files() or SINGLE not in checkpoint.weight_files:
+        return []
+    return [f"{checkpoint.name} has {SINGLE} and {INDEX}: the first is read, as transformers does"]

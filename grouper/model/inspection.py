@@ -1,5 +1,6 @@
-"""What a model's attention looks like, from its configuration and headers alone."""
+"""A model's attention, as its configuration and headers alone describe it."""
 
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -7,9 +8,11 @@ from grouper.errors import GrouperError
 from grouper.kv_cache import Saving, bytes_of, largest_batch
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.header_check import check_tensors
+from grouper.model.header_check import check_tensors, unread_files
 
 CONTEXT = 512  # tokens, where a model has no longest
+
+LOG = logging.getLogger("grouper")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def inspect(
         raise GrouperError(f"a context of {context} tokens, a batch of {batch}: expected at least 1 of each")
     a = Architecture.of(checkpoint.config)
     check_tensors(checkpoint, a)
+    for note in unread_files(checkpoint):
+        LOG.warning(note)
     context = context or a.context or CONTEXT
     per_token = a.ungrouped.kv_bytes_per_token(kv_dtype)
     rope = "none"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class, check_transformers
-from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint
+from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import configured
-from grouper.model.header_check import check_tensors
+from grouper.model.header_check import check_tensors, unread_files
 from grouper.model.loading import load, refusing_code
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def check_loadable(checkpoint: Checkpoint) -> list[str]:
     if loading.unexpected:
         unused = _first(loading.unexpected)
         notes.append(f"{checkpoint.name}: transformers does not use {unused}; nor does Grouper")
-    if INDEX in checkpoint.source.files() and SINGLE in checkpoint.weight_files:
-        notes.append(f"{checkpoint.name} has {SINGLE} and {INDEX}: the first is read, as transformers does")
-    return notes
+    return notes + unread_files(checkpoint)
 
 
 def check_exported(folder: Path, original: Checkpoint) -> int:

@@ -137,7 +137,9 @@ def write_gguf(job: Job, path: Path, dtype: str, progress: Progress) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for done, (_, shape, tensor) in enumerate(_tensors(job), 1):
+    for done, (name, shape, tensor) in enumerate(_tensors(job), 1):
+        if not torch.isfinite(tensor).all():
+            raise GrouperError(f"{name} would hold NaN or infinity: the weights are damaged")
         writer.write_tensor_data(quants.quantize(tensor.float().numpy(), type_of(shape)))
         progress(done, len(planned), "writing tensors")
     writer.close()

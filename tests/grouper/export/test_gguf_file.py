@@ -271,3 +271,14 @@ def test_a_gguf_of_its_own_type_and_how_it_is_run(tmp_path):
     assert GGUF().how_to_load(done, "some/place")[0] == "llama-cli -m some/place/model.gguf -fa on"
     line, markdown = GGUF().how_to_load(done, ".")
     assert line == "llama-cli -m model.gguf -fa on" and f"```sh\n{line}\n```" in markdown
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    def damage(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = float("nan")
+
+    folder = edit_weights(make(tmp_path / "in"), tmp_path / "damaged", damage)
+    layout = HeadLayout.from_labels([[0, 0, 1, 1]] * 3, 8, 16)
+    with pytest.raises(GrouperError, match=r"blk\.1\.ffn_up\.weight would hold NaN or infinity"):
+        export(folder, layout, tmp_path / "out", options=ExportOptions(format="gguf"))
+    assert not (tmp_path / "out").exists()

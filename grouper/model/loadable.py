@@ -73,7 +73,7 @@ def check_exported(folder: Path, original: Checkpoint) -> int:
     exported = Checkpoint.open(folder)
     loading = loading_of(exported, own_code="auto_map" in exported.config)
     _check_whole(exported, loading)
-    known = {_last(name) for name in loading_of(original).unexpected}
+    known = {_last(name) for name in loading_of(original).unexpected} if loading.unexpected else set()
     strange = [name for name in loading.unexpected if _last(name) not in known]
     if strange:
         raise GrouperError(f"{folder} has {len(strange)} tensors that its class does not read, among them {strange[0]}")

@@ -196,7 +196,11 @@ def test_masks_of_either_kind_and_longer_than_what_is_seen(plain):
     with torch.no_grad():
         wanted = plain_by_heads(attention, x, numbers.expand(2, 8, 4, 4))
         beyond = torch.cat([numbers, torch.zeros(2, 1, 4, 3, dtype=torch.float64)], -1)
-        for mask in (hidden, numbers, beyond, numbers.expand(2, 8, 4, 4)):
+        with pytest.raises(RuntimeError, match="a mask over earlier tokens but no cache that holds them"):
+            attention(x, attention_mask=beyond)
+        cache = DynamicCache()  # whose places behind the tokens are empty: as of static ones, the mask is cut
+        assert torch.allclose(attention(x, attention_mask=beyond, cache=cache)[0], wanted, atol=1e-10)
+        for mask in (hidden, numbers, numbers.expand(2, 8, 4, 4)):
             assert torch.allclose(attention(x, attention_mask=mask)[0], wanted, atol=1e-10)
         each = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         assert torch.allclose(attention(x, attention_mask=each)[0], plain_by_heads(attention, x, each), atol=1e-10)

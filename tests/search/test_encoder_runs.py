@@ -20,6 +20,7 @@ from grouper.calibration.source import TextSource
 from grouper.refinement.layer import RefineOptions
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.evaluated_model import evaluate_model
+from search.layouts_table import View, viewed
 
 QUICK = {"generations": 3, "population": 16, "tokens": 512, "window": 24}
 KINDS = {
@@ -248,6 +249,7 @@ def test_an_encoder_that_has_a_decoder_is_picked_by_weights(encoders, tmp_path):
     front = search(encoders("bart"), tmp_path / "run", options)
     found = pick(front, "mean", kv_ratio="5/6")
     assert found.row["weight_ratio"] == pytest.approx(5 / 6, abs=0.005) and found.row["kv_ratio"] == 1
+    assert viewed(front, View(best_under="5/6"))["layout"].tolist() == [found.layout]
     with pytest.raises(GrouperError, match="choose by --kv-ratio"):
         pick(front, "mean", kv_bytes_per_token=10**6)
 

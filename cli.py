@@ -75,8 +75,8 @@ PANELS = {  # what options are about, as --help shows them
     "Text": "text dataset images tokens window limit keep_calibration tasks num_fewshot task_path",
     "Search": "blocks paper acceptance stage2 kv_heads_multiple_of kv_dtype population generations sensitivity seed "
     "set_ sort",
-    "Refinement and training": "refine scope refine_tokens teacher kl hidden causal step_tokens micro_tokens lr train "
-    "lora_rank patience checkpointing",
+    "Refinement and training": "refine scope refine_tokens long_share teacher kl hidden causal step_tokens "
+    "micro_tokens lr train lora_rank patience checkpointing",
     "Output": "output overwrite json_ config format_ dtype max_padding push_to_hub private create_pr commit_message "
     "tracker best_under every similar dark",
     "Machine": "jobs device memory teacher_device teacher_dtype context batch card",
@@ -139,6 +139,10 @@ Scope = Annotated[
 ]
 RefineTokens = Annotated[
     int | None, typer.Option(help="Tokens to refine on: 393,216 on a GPU, 16,384 on a CPU, if there are as many.")
+]
+LongShare = Annotated[
+    float | None,
+    typer.Option(help="Share of these in windows as long as a step or the model's context; half of them by default."),
 ]
 
 
@@ -269,6 +273,7 @@ def evaluate(
     refine: Annotated[bool, typer.Option("--refine", help="Refine each layout on the run's calibration text.")] = False,
     scope: Scope = None,
     refine_tokens: RefineTokens = None,
+    long_share: LongShare = None,
     keep_calibration: Keep = None,
     layouts: Annotated[
         str, typer.Option(help="spread (baselines, stock, 12 along the front), all, or 3,17.")
@@ -291,8 +296,9 @@ def evaluate(
     from search import RunFolder
     from search import evaluate as measure
     from search.bars import bar
-    from search.console import closing_table, evaluated_table, proxies_table, tasks_table
+    from search.console import closing_table
     from search.evaluated_model import evaluate_model, names_a_model
+    from search.measured_tables import evaluated_table, positions_table, proxies_table, tasks_table
     from search.measuring import refining_options
     from search.picking import ratio_column, representative
     from search.proxies import read_proxies
@@ -304,7 +310,8 @@ def evaluate(
     common = {"tasks": asked, "window": window, "limit": limit, "device": _device(device), "memory": _bytes(memory)}
     if names_a_model(run):
         given = {
-            "--merge": merge, "--refine": refine, "--scope": scope, "--refine-tokens": refine_tokens, "--set": set_,
+            "--merge": merge, "--refine": refine, "--scope": scope, "--refine-tokens": refine_tokens,
+            "--long-share": long_share is not None, "--set": set_,
             "--keep-calibration": keep_calibration, "--layouts": layouts != MEASURED, "--overwrite": overwrite,
             "--dtype": dtype != COMPUTING,
         }  # fmt: skip
@@ -316,13 +323,14 @@ def evaluate(
     if base:
         raise GrouperError(f"{run} is a run, and --base is for exported folders: leave it away")
     seed = RunFolder.open(Path(run)).settings.options.seed
-    options = RefineOptions(scope, seed=seed, tokens=refine_tokens) if refine else None
+    options = RefineOptions(scope, seed=seed, tokens=refine_tokens, long_share=long_share) if refine else None
     with bar("measuring", says_how_long=True) as progress:
         front = measure(
             run, source, merge=merge, refine=options, layouts=layouts, dtype=_dtype(dtype),
             keep_calibration=keep_calibration, set=tuple(set_ or ()), overwrite=overwrite, progress=progress, **common,
         )  # fmt: skip
     closing_table(front, str(run))
+    positions_table(front)
     tasks_table(front)
     proxies_table(read_proxies(run))
     half = representative(front)
@@ -363,6 +371,7 @@ def export(
     scope: Scope = None,
     tokens: Tokens = SEARCH.tokens,
     refine_tokens: RefineTokens = None,
+    long_share: LongShare = None,
     window: Window = SEARCH.window,
     keep_calibration: Keep = None,
     device: Device = "auto",
@@ -393,7 +402,7 @@ def export(
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, Selection(layout, kv_ratio, kv_bytes_per_token, deploy, merge), calibration,
-            RefineOptions(scope, tokens=refine_tokens) if refine else None,
+            RefineOptions(scope, tokens=refine_tokens, long_share=long_share) if refine else None,
             ExportOptions(format=format_, dtype=dtype, max_padding=padding, overwrite=overwrite), destination,
             device=_device(device), memory=_bytes(memory), keep_calibration=keep_calibration,
             set=tuple(set_ or ()), command=_command(),

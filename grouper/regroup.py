@@ -25,7 +25,6 @@ from grouper.layout import HeadLayout
 from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
 from grouper.model.loadable import check_model
 from grouper.model.opening import open_model
@@ -75,9 +74,13 @@ class Regrouper:
     @cached_property
     def text(self) -> WindowedText:
         """The calibration text of a decoder. Raises GrouperError where there is none."""
+        return self._text(None)
+
+    def _text(self, window: int | None) -> WindowedText:
+        """In windows of so many tokens; of calibration's own unless given."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
-        return WindowedText.of(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
+        return WindowedText.of(self.checkpoint, self.calibration.source, window or self.calibration.window, self.kept)
 
     @cached_property
     def examples(self) -> CalibrationExamples:
@@ -91,11 +94,23 @@ class Regrouper:
         read = self.examples if self.architecture.encodes else self.text
         return read.spread(max(1, tokens // read.window))
 
+    def texts(self, options: RefineOptions) -> list[Tensor]:
+        """What a decoder is refined on, spread over the calibration text: windows of its own length and, where the text
+        has room for them, a share of long ones."""
+        options = options.for_device(self.device)
+        window, context = self.text.window, self.architecture.context or options.batch_tokens
+        long = options.long_window(window, context)
+        count = round(options.long_share * options.tokens / long) if long else 0
+        short = self.windows(options.tokens - count * long)
+        if not count or short.numel() < long:
+            return [self.windows(options.tokens)]
+        return [short, self._text(long).spread(count)]
+
     def seen(self, options: RefineOptions) -> Seen | None:
         """What `refined` sees of the calibration text, for training that follows; which encoders have none of."""
         if self.architecture.encodes:
             return None
-        return Seen.of(self.windows(options.for_device(self.device).tokens))
+        return Seen.of(torch.cat([text.view(-1, self.text.window) for text in self.texts(options)]))
 
     def held_out(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
@@ -175,8 +190,8 @@ class Regrouper:
         if self.architecture.encodes:
             return math.nan
         options = options.for_device(self.device)
-        start, tokens = self._made(layout, merge.before_refinement()), self.windows(options.tokens)
-        return estimate_seconds(self.model, layout, start, tokens, options, self.device, self.ranks)
+        start, texts = self._made(layout, merge.before_refinement()), self.texts(options)
+        return estimate_seconds(self.model, layout, start, texts, options, self.device, self.ranks)
 
     def refined(
         self,
@@ -190,14 +205,13 @@ class Regrouper:
         """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""
         options = (options or RefineOptions()).for_device(self.device)
         start = self._made(layout, merge.before_refinement())
-        tokens = self.windows(options.tokens)
-        if isinstance(self.model, InMemoryModel) and isinstance(tokens, Examples):
-            refine = partial(refine_encoders, self.model, layout, start, tokens, options)
+        if self.architecture.encodes:
+            refine = partial(refine_encoders, self.model, layout, start, self.windows(options.tokens), options)
             if ranks.alone or folder is None:
                 return refine(folder=folder, progress=progress)
             ranks.first_does(lambda: refine(folder=folder, progress=progress) is not None)
             return SavedLayers(folder)
         return refine_layers(
-            self.model, layout, start, tokens, options,
+            self.model, layout, start, self.texts(options), options,
             device=self.device, folder=folder, progress=progress, ranks=ranks,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import re
 
-SE = re.compile(r"_se(:|$)|_stderr(,|$)")
+SE = re.compile(r"_se(@|:|$)|_stderr(,|$)")
 CALLED = {
     "nll": "nats per token", "kl": "KL to the original", "agreement": "agreement with the original",
     "cosine": "cosine with the original's vectors",
@@ -15,10 +15,33 @@ JUDGES = {
 }  # by which layouts are ranked, the first that was measured; -1: more is better
 
 
+def at_positions(column: str, band: str) -> str:
+    """The column of a band of positions within windows.
+
+    >>> at_positions("nll", "256-512")
+    'nll@256-512'
+    """
+    return f"{column}@{band}"
+
+
+def band_of(column: str) -> str:
+    """The positions that a column is of; nothing for all of them.
+
+    >>> band_of("nll@256-512:code"), band_of("nll:a@b")
+    ('256-512', '')
+    """
+    return column.partition(":")[0].partition("@")[2]
+
+
 def called(column: str) -> str:
-    """A column for people; tasks keep their names."""
+    """A column for people; tasks keep their names.
+
+    >>> called("nll@256-512:code")
+    'nats per token at 256-512, code'
+    """
     kind, colon, text = column.partition(":")
-    return CALLED.get(kind, kind) + (f", {text}" if colon else "")
+    kind, at, band = kind.partition("@")
+    return CALLED.get(kind, kind) + (f" at {band}" if at else "") + (f", {text}" if colon else "")
 
 
 def error_of(column: str) -> str:
@@ -26,9 +49,11 @@ def error_of(column: str) -> str:
 
     >>> error_of("kl:wiki"), error_of("piqa,acc"), error_of("gsm8k,exact_match,strict-match")
     ('kl_se:wiki', 'piqa,acc_stderr', 'gsm8k,exact_match_stderr,strict-match')
+    >>> error_of("nll@256-512:wiki")
+    'nll_se@256-512:wiki'
     """
     if "," in column:
         task, metric, *which = column.split(",")
         return ",".join((task, f"{metric}_stderr", *which))
-    kind, colon, text = column.partition(":")
-    return f"{kind}_se{colon}{text}"
+    kind, rest = re.match(r"([^@:]*)(.*)", column, re.DOTALL).groups()
+    return f"{kind}_se{rest}"

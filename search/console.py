@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from grouper.names import printable
-from search.columns import SE, error_of
 
 if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `grouper inspect` answers at once
     import pandas as pd
@@ -18,7 +17,6 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
     from grouper.export import Exported
     from grouper.model.inspection import Inspection
     from search.comparison import Compared
-    from search.evaluated_model import EvaluatedModel
     from search.pareto import ParetoFront
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}  # names are text
@@ -121,49 +119,6 @@ def comparison_table(compared: list[Compared]) -> None:
 def wide() -> Console:
     """stdout, lines as long as they are where nobody looks at them in a terminal."""
     return OUT if OUT.is_terminal else Console(width=200, **PLAIN)
-
-
-def tasks_table(front: ParetoFront) -> None:
-    """Scores of tasks, where some were run: one metric of each, with its standard error."""
-    columns = [c for c in front.measured_columns if "," in c and not SE.search(c)]
-    best = {column.partition(",")[0]: column for column in sorted(columns, key=lambda c: "acc_norm" in c)}
-    shown = front.table[front.table[list(best.values())].notna().any(axis=1)] if best else None
-    if shown is None or shown.empty:
-        return
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("layout", "merge", *best.values()):
-        view.add_column(heading, justify="left" if heading == "merge" else "right")
-    for _, row in shown.iterrows():
-        cells = ("" if row[c] != row[c] else f"{row[c]:.3f} ±{row[error_of(c)]:.3f}" for c in best.values())
-        view.add_row(str(row["layout"]), row["merge"], *cells)
-    ERR.print(view)
-
-
-def proxies_table(found: pd.DataFrame | None) -> None:
-    """How well each fitness ranks layouts of one size, where enough were measured."""
-    if found is None:
-        return
-    view = Table(title="what proxies are worth: rank correlation with nats per token", title_style="bold", box=None)
-    for heading in ("fitness", "merge", "KV cache", "layouts", "Spearman", "Kendall"):
-        view.add_column(heading, justify="left" if heading in ("fitness", "merge") else "right")
-    for row in found.itertuples():
-        view.add_row(row.fitness, row.merge, f"{row.kv_ratio:.1%}", str(row.layouts), f"{row.spearman:+.2f}",
-                     f"{row.kendall:+.2f}")  # fmt: skip
-    ERR.print(view)
-
-
-def evaluated_table(found: EvaluatedModel) -> None:
-    """On stdout: what was measured, its standard error, the original's."""
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("measured", printable(found.name), "standard error", *(["original"] if found.original else [])):
-        view.add_column(heading, justify="left" if heading == "measured" else "right")
-    for column, value in found.values.items():
-        if not SE.search(column):
-            error = found.values.get(error_of(column), float("nan"))
-            cells = [column, f"{value:.4f}", "" if error != error else f"{error:.4f}"]
-            before = (found.original or {}).get(column)
-            view.add_row(*cells, *([] if not found.original else ["" if before is None else f"{before:.4f}"]))
-    OUT.print(view)
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Measure a model itself: as it came, or an export or healed folder beside its original."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,5 +113,5 @@ def _of_export(
 def own(values: Values) -> Values:
     """What a model has without another one to compare it with."""
     return {
-        name: value for name, value in values.items() if name.partition(":")[0] in ("nll", "perplexity", "accuracy")
+        name: value for name, value in values.items() if re.split("[@:]", name)[0] in ("nll", "perplexity", "accuracy")
     }

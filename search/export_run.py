@@ -143,6 +143,7 @@ def carry_out(
 ) -> Exported:
     """Acts two to four. What is refined is kept until the export is whole. note(errors): of layers, before and after
     their refinement."""
+    refine = refine and as_begun(regrouper, chosen, refine, output, tell)
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
     merged: Merged
     with temporary_folder(output.absolute().parent, output.name) as temporary:
@@ -221,19 +222,34 @@ def announce(chosen: Chosen, tell: Tell) -> None:
 
 def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path) -> Path:
     """Where layers are kept while they are refined: a folder for just this model, layout, text and options."""
-    tokens = regrouper.windows(refine.tokens)
+    encodes = regrouper.architecture.encodes
+    texts = [digest(text) for text in ([regrouper.windows(refine.tokens)] if encodes else regrouper.texts(refine))]
+    how = {name: value for name, value in asdict(refine).items() if name != "long_share"}  # which the texts show
     key = work_key(
-        model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=digest(tokens),
-        merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=asdict(refine),
+        model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=" ".join(texts),
+        merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=how,
     )  # fmt: skip
     return Path(f"{str(output).rstrip('/')}.refine") / key
+
+
+def as_begun(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path, tell: Tell) -> RefineOptions:
+    """The same, or, where an older version has begun this refinement, as that refined: without long windows."""
+    if regrouper.architecture.encodes or kept_refinement(regrouper, chosen, refine, output).is_dir():
+        return refine
+    older = replace(refine, long_share=0.0)
+    if not kept_refinement(regrouper, chosen, older, output).is_dir():
+        return refine
+    tell("an older version began this refinement: it goes on as that began it, without long windows")
+    return older
 
 
 def merge_and_refine(
     regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, kept: Path, tell: Tell, progress: Progress
 ) -> tuple[RefinedLayers, dict]:
     """Act two, with an estimate of the time: the layers' weights, and what was done for the record."""
-    tokens = regrouper.windows(refine.tokens).numel()
+    encodes = regrouper.architecture.encodes
+    texts = [regrouper.windows(refine.tokens)] if encodes else regrouper.texts(refine)
+    tokens = sum(text.numel() for text in texts)
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
     seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
     takes = "" if math.isnan(seconds) else f": about {seconds:.0f} s"
@@ -243,6 +259,8 @@ def merge_and_refine(
     for layer, (before, after) in enumerate(errors):
         tell(f"{regrouper.architecture.name_of(layer)}: error {before:.4f} -> {after:.4f}")
     facts = {"tokens": tokens, "steps": steps, "scope": refine.scope, "errors": errors}
+    if len(texts) > 1:
+        facts |= {"long_windows": texts[1].shape[1], "tokens_in_long_windows": texts[1].numel()}
     seen = regrouper.seen(refine)
     return merged, {**facts, **({} if seen is None else {"seen": seen.to_data()})}
 

@@ -47,7 +47,7 @@ class Measuring:
         before = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
         columns = front.measured_columns
         measured = front.table[columns].notna().to_numpy().any()
-        refinement = refine and {"scope": refine.scope, "tokens": refine.tokens}
+        refinement = refine and recipe(refine)
         if measured and overwrite:
             front.table[columns] = np.nan
             front.mark()
@@ -85,6 +85,13 @@ class Measuring:
             raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): {again}")
 
 
+def recipe(refine: RefineOptions) -> dict:
+    """What refined layouts have to share. refine: filled in by device. Older versions had no long windows, and named no
+    share of them."""
+    long = {"long_share": refine.long_share} if refine.long_share else {}
+    return {"scope": refine.scope, "tokens": refine.tokens, **long}
+
+
 def comparable(
     folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, set: tuple[str, ...]
 ) -> ParetoFront:
@@ -94,7 +101,7 @@ def comparable(
     made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
     table = front.table.copy()
     other = table[front.measured_columns].notna().any(axis=1) & (tuple(made.get("set", ())) != set)
-    if refine is not None and made.get("refinement") != {"scope": refine.scope, "tokens": refine.tokens}:
+    if refine is not None and made.get("refinement") != recipe(refine):
         other |= table["merge"].str.endswith(REFINED)
     table.loc[other & (table["method"] != ORIGINAL), front.measured_columns] = np.nan
     front = ParetoFront(table)

@@ -17,6 +17,7 @@ from grouper.layout import HeadLayout
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
 from grouper.regroup import Regrouper
+from search.columns import at_positions
 from search.options import COMPUTING
 
 
@@ -89,4 +90,6 @@ def on_texts(found: dict[str, Closeness]) -> dict[str, float]:
 
 def _columns(one: Closeness, suffix: str) -> dict[str, float]:
     values = {n: getattr(one, n) for n in ("nll", "perplexity", "nll_se", "kl", "kl_se", "agreement", "agreement_se")}
+    for band, (nll, error) in one.bands.items():
+        values |= {at_positions("nll", band): nll, at_positions("nll_se", band): error}
     return {f"{n}{suffix}": value for n, value in values.items()}

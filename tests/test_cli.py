@@ -6,12 +6,8 @@ import sys
 
 import pandas as pd
 import pytest
+from commands import grouper
 from safetensors.torch import load_file
-
-
-def grouper(*arguments, cwd=None):
-    command = [sys.executable, "-m", "cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
 def test_search_evaluate_export(models, tmp_path):
@@ -148,6 +144,8 @@ def test_commands_guide(models, tmp_path):
 
 def test_usage_errors_exit_2():
     assert grouper("search").returncode == 2 and grouper("fly").returncode == 2 and grouper("--help").returncode == 0
+    for arguments, code in ((["fly"], 2), (["--help"], 0)):  # as `python -m cli`, from the start of Python
+        assert subprocess.run([sys.executable, "-m", "cli", *arguments], capture_output=True).returncode == code
 
 
 def test_the_demo_does_the_whole_job_and_can_be_run_again(tmp_path):

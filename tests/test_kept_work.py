@@ -18,6 +18,7 @@ KEPT = sorted(p.parent for p in (Path(__file__).parent / "data").glob("*/measure
 TEXT = ("--text", "calibration.txt", "--window", 64)
 CALIBRATED = (*TEXT, "--tokens", 65536)
 REFINED = (*CALIBRATED, "--refine", "--refine-tokens", 65536, "--max-padding", "900%")
+ALIKE = ("--long-share", 0)  # that version had no long windows
 SEARCHED = (*CALIBRATED, "--population", 8, "--generations", 2, "--jobs", 1)
 OTHER = ("--text", "other.txt", "--window", 64)
 CLASSES = ("stock", "padded", "ragged")
@@ -115,7 +116,7 @@ def test_a_run_is_reported_and_listed(kept):
 @pytest.mark.parametrize("name", [*CLASSES, "encoder-ragged"])
 def test_a_run_is_exported_to_the_same_weights(kept, name):
     run = kept / ("encoder-run" if name.startswith("encoder") else "run")
-    grouper("export", run.name, "-o", "again", "--layout", layout_of(kept / name, run), *REFINED)
+    grouper("export", run.name, "-o", "again", "--layout", layout_of(kept / name, run), *REFINED, *ALIKE)
     check_weights(kept / "again", kept / name)
     mine, known = facts_of(kept / "again"), facts_of(kept / name)
     assert mine["report"]["kv_bytes_per_token"] == known["report"]["kv_bytes_per_token"]

@@ -68,7 +68,7 @@ def test_each_next_line_runs_as_it_is_printed(job, typed, monkeypatch, tmp_path)
     assert facts_of(healed)["base_fingerprint"] == facts_of(exported)["base_fingerprint"]
     monkeypatch.chdir(tmp_path)
     told, _ = typed(f"grouper evaluate {healed} --text {job / 'work' / 'other.txt'} --limit 1")
-    assert told[0].split()[-1] == "original", "it is found from a third folder, too"
+    assert "original" in told[0].split(), "it is found from a third folder, too"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Adam on one layer's tensors, as fast as the device goes: on a GPU a whole step is one CUDA graph, where it can be."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -15,36 +15,52 @@ TOLD = 16  # steps between two losses that are read back from a GPU, each of whi
 Loss = Callable[[Tensor, Tensor], Tensor]  # of what goes in and what is wanted, [windows, tokens, D] each
 
 
-class Descent:
-    """Steps of Adam on `rates`' tensors; each moves by its own rate, falling linearly to nothing.
+class Course:
+    """Steps on windows of one length.
 
-    loss: the mean over a batch. wanted, given: [n, tokens, D], on any device. order: for each step the windows it sees.
-    Each of several ranks sees its share of them, and all take the same step.
+    loss: the mean over a batch. given, wanted: [n, tokens, D], on any device. order: for each step the windows it sees.
+    Each of several ranks sees its share of them.
     """
+
+    def __init__(self, loss: Loss, given: Tensor, wanted: Tensor, order: Tensor, device: str, ranks: Ranks = ALONE):
+        self.loss, self.given, self.wanted = loss, given, wanted
+        mine = order[:, ranks.rank :: ranks.size]
+        self.orders = {stream.device: mine.to(stream.device) for stream in (given, wanted)}
+        self.share = mine.shape[1] / order.shape[1]  # of a step's windows that are seen here
+        self.batch = [torch.empty((mine.shape[1], *given.shape[1:]), device=device) for _ in range(2)]
+        self.taken = 0  # steps
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def take_up(self) -> None:
+        """The next step's windows."""
+        for batch, source in zip(self.batch, (self.given, self.wanted)):
+            rows = self.orders[source.device][self.taken]
+            if source.device == batch.device:
+                torch.index_select(source, 0, rows, out=batch)
+            else:
+                batch.copy_(source[rows], non_blocking=True)
+        self.taken += 1
+
+
+class Descent:
+    """Steps of Adam on `rates`' tensors; each moves by its own rate, falling linearly to nothing. All ranks take the
+    same step. turns: of which course each step is."""
 
     def __init__(
         self,
         rates: list[tuple[Tensor, float]],
-        loss: Loss,
-        given: Tensor,
-        wanted: Tensor,
-        order: Tensor,
+        courses: Sequence[Course],
+        turns: Sequence[int],
         device: str,
         ranks: Ranks = ALONE,
     ):
-        self.loss_of, self.given, self.wanted, self.device, self.ranks = loss, given, wanted, device, ranks
-        self.order = order[:, ranks.rank :: ranks.size]
-        self.orders = {stream.device: self.order.to(stream.device) for stream in (given, wanted)}
-        self.share = self.order.shape[1] / order.shape[1]  # of a step's windows that are seen here
+        self.courses, self.turns, self.device, self.ranks = courses, turns, device, ranks
         self.tensors = [t for t, r in rates if r > 0]
         self.gpu = "cuda" in str(device)
         groups = [{"params": [t], "lr": torch.tensor(r, device=device) if self.gpu else r} for t, r in rates if r > 0]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True, capturable=self.gpu)
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
-        shape = (self.order.shape[1], *given.shape[1:])
-        self.batch = [torch.empty(shape, device=device) for _ in range(2)]
         self.loss = torch.zeros((), device=device)
-        self.graph: torch.cuda.CUDAGraph | None = None
         self.can_capture = self.gpu and ranks.alone
 
     def run(self, tell: Progress) -> None:
@@ -55,21 +71,17 @@ class Descent:
             self._run(tell)
 
     def _run(self, tell: Progress) -> None:
-        steps = len(self.order)
-        for step in range(steps):
+        steps = len(self.turns)
+        for step, turn in enumerate(self.turns):
+            course = self.courses[turn]
             self._set_rates(1 - step / steps)
-            for batch, source in zip(self.batch, (self.given, self.wanted)):
-                rows = self.orders[source.device][step]
-                if source.device == batch.device:
-                    torch.index_select(source, 0, rows, out=batch)
-                else:
-                    batch.copy_(source[rows], non_blocking=True)
-            if self.graph is not None:
-                self.graph.replay()
+            course.take_up()
+            if course.graph is not None:
+                course.graph.replay()
             else:
-                self._step_as_exactly_as_it_goes()
-                if self.can_capture and step + 1 == WARM_UP:
-                    self._capture()
+                self._step_as_exactly_as_it_goes(course)
+                if self.can_capture and course.taken == WARM_UP:
+                    self._capture(course)
             if not self.gpu or (step + 1) % TOLD == 0 or step + 1 == steps:
                 tell(step + 1, steps, f"error {self.loss.item():.4f}")
 
@@ -80,20 +92,20 @@ class Descent:
             else:
                 group["lr"] = peak * share
 
-    def _step_as_exactly_as_it_goes(self) -> None:
+    def _step_as_exactly_as_it_goes(self, course: Course) -> None:
         """Where an operation has no deterministic form, all are asked for theirs without being held to it."""
         try:
-            self._step()
+            self._step(course)
         except RuntimeError as error:
             if "deterministic" not in str(error):
                 raise
             torch.use_deterministic_algorithms(True, warn_only=True)
-            self._step()
+            self._step(course)
 
-    def _step(self) -> None:
+    def _step(self, course: Course) -> None:
         self.optimizer.zero_grad()  # to nothing: what backward gives then is the gradient, and nothing is added up
-        if self.share:
-            loss = self.share * self.loss_of(*self.batch)
+        if course.share:
+            loss = course.share * course.loss(*course.batch)
             loss.backward()
             self.loss.copy_(loss.detach())
         else:
@@ -110,14 +122,14 @@ class Descent:
             self.ranks.add_up(tensor.grad)
         self.ranks.add_up(self.loss)
 
-    def _capture(self) -> None:
+    def _capture(self, course: Course) -> None:
         """The step as one graph; layers that look at their own numbers on the way (experts) go on step by step."""
-        self.can_capture = False
         torch.cuda.synchronize()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         with suppress(RuntimeError), torch.cuda.graph(graph):
-            self._step()
-            self.graph = graph
+            self._step(course)
+            course.graph = graph
+        self.can_capture = course.graph is not None
         torch.cuda.set_stream(stream)  # a capture that failed stays on its own
         torch.cuda.synchronize()
 

@@ -18,7 +18,7 @@ from grouper.layout import LayerLayout
 from grouper.model.in_memory import InMemoryModel, expanded_attention, expanded_tensors
 from grouper.progress import Progress
 from grouper.ranks import ALONE
-from grouper.refinement.layer import MEASURED, REST, Enough, LayerWorker, RefineOptions, relative, size_of
+from grouper.refinement.layer import MEASURED, REST, Beside, Enough, LayerWorker, RefineOptions, relative, size_of
 
 HIDDEN = "hidden_states"
 
@@ -187,8 +187,9 @@ class ExampleWorker(LayerWorker):
         streams: Streams,
         steps: int,
         tell: Progress,
+        beside: Sequence[Beside] = (),
     ) -> None:
-        """Adam on `shared` and `others`, in place, a batch a step."""
+        """Adam on `shared` and `others`, in place, a batch a step; batches may be of any length, and none is beside."""
         rate = self.options.rate
         rates = [(t, rate * size_of(t)) for t in shared.values()] + [
             (t, rate * REST * size_of(t)) for t in others.values()

@@ -1,9 +1,10 @@
 """One layer under refinement: what goes in, what is matched, what is trained."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,20 @@ from torch.func import functional_call
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.streams import Arguments, run_layer
 from grouper.calibration.text import shuffled_passes
+from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.model.in_memory import expanded_attention, expanded_tensors
 from grouper.model.layers import Layers
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
-from grouper.refinement.descent import Descent
+from grouper.refinement.descent import Course, Descent
 from grouper.refinement.saved import WEIGHTS
 
 SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's step by default: bench/refine_rates.py prints what is best
 REST = 0.3  # learning rate of MLP and norms, of attention's
 MEASURED = 16  # batches that a layer's error is taken on
 TOKENS = {"cpu": 16_384, "cuda": 393_216}
+LONG = 0.5  # of the tokens, in long windows
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class RefineOptions:
     scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given. lr: Adam's step as
     a share of each tensor's root mean square, falling linearly to 0, so that it does not matter at which scale a tensor
     is kept; by scope unless given, for what is best hardly depends on the number of tokens. batch_tokens: tokens of a
-    step. tokens: of calibration text, at most.
+    step. tokens: of calibration text, at most; `long_share` of them in windows as long as a step or the model's
+    context, for what lies far back is read otherwise than what is near.
     """
 
     scope: str | None = None
@@ -42,6 +46,17 @@ class RefineOptions:
     batch_tokens: int | None = None
     seed: int = 0
     tokens: int | None = None
+    long_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.long_share is not None and not 0 <= self.long_share < 1:
+            raise GrouperError(f"--long-share {self.long_share}: expected a share from 0 to below 1")
+
+    def long_window(self, window: int, context: int) -> int:
+        """Tokens of a long window, a multiple of the short ones'; 0 where it would be no longer. context: of the model.
+        For options that `for_device` filled in."""
+        long = min(self.batch_tokens, context) // window * window if self.long_share else 0
+        return long if long > window else 0
 
     def for_device(self, device: str) -> "RefineOptions":
         gpu = "cuda" in str(device)
@@ -50,6 +65,7 @@ class RefineOptions:
             scope=self.scope or ("block" if gpu else "attention"),
             batch_tokens=self.batch_tokens or (4096 if gpu else 1024),
             tokens=self.tokens or TOKENS["cuda" if gpu else "cpu"],
+            long_share=LONG if self.long_share is None else self.long_share,
         )
 
     @property
@@ -85,6 +101,12 @@ class LayerWorker:
         self.regrouped.set_submodule(path, attention)
         stored = model.architecture.prefix(model.checkpoint, layer)
         self.trainable = {n for n, _ in self.regrouped.named_parameters() if f"{stored}{n}" in model.checkpoint}
+
+    def on(self, arguments: Arguments) -> "LayerWorker":
+        """The same layer, with the same weights in training, on windows of another length."""
+        other = copy.copy(self)
+        other.arguments = arguments
+        return other
 
     def autocast(self):
         """bfloat16 on a GPU. Casts are not kept: a captured step must make its own."""
@@ -179,6 +201,14 @@ class LayerWorker:
             wrong += relative(got - target, target).item()
         return wrong / max(self.added, 1e-30)
 
+    def error_on_all(self, wanted: Tensor, regrouped: Tensor, beside: "Sequence[Beside]") -> float:
+        """The error on windows of every length."""
+        found = self.error(wanted, regrouped)
+        if not beside:
+            return found
+        of = [(found, self.added), *((one.worker.error(one.wanted, one.regrouped), one.worker.added) for one in beside)]
+        return sum(error * added for error, added in of) / max(sum(added for _, added in of), 1e-30)
+
     # Fitting
 
     def fit(
@@ -188,19 +218,21 @@ class LayerWorker:
         regrouped: Tensor,
         steps: int,
         tell: Progress = untold,
+        beside: "Sequence[Beside]" = (),
     ) -> MergedLayer:
         """The layer's weights after `steps` steps from `start`, or `start` where they do not help; on the device.
-        wanted: what `set_targets` filled. regrouped: the stream that enters the layer, [n, tokens, D]."""
+        wanted: what `set_targets` filled. regrouped: the stream that enters the layer, [n, tokens, D]. beside: windows
+        of other lengths, which take their turns."""
         attention = start.to(self.device, torch.float32)
         self.set(MergedLayer(attention))
-        before = self.error(wanted, regrouped)
+        before = self.error_on_all(wanted, regrouped, beside)
         shared, others = self.trained(attention)
         untouched = {n: t.detach().clone() for n, t in others.items()}
-        self.descend(attention, shared, others, wanted, regrouped, steps, tell)
+        self.descend(attention, shared, others, wanted, regrouped, steps, tell, beside)
         fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
         done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
         self.set(done)
-        done.after = self.error(wanted, regrouped)
+        done.after = self.error_on_all(wanted, regrouped, beside)
         if not self.ranks.first_does(
             lambda: done.after < before
         ):  # a layer that was right already, or steps too large for it: as it was
@@ -230,24 +262,55 @@ class LayerWorker:
         regrouped: Tensor,
         steps: int,
         tell: Progress,
+        beside: "Sequence[Beside]" = (),
     ) -> None:
         """Adam on `shared` and `others`, in place."""
         rate = self.options.rate
         rates = [(t, rate * size_of(t)) for t in shared.values()]
         rates += [(t, rate * REST * size_of(t)) for t in others.values()]
-        forward = _Forward(self)
 
-        def loss(given: Tensor, target: Tensor) -> Tensor:
-            state = {**self.tensors(replace(attention, **shared)), **others}
-            with self.autocast():
-                got = functional_call(forward, {f"module.{n}": t for n, t in state.items()}, (given,))
-            return relative(got.float() - target, target) / self.scale
+        def course(one: Beside, steps: int) -> Course:
+            forward = _Forward(one.worker)
 
-        size = min(len(wanted), max(1, self.options.batch_tokens // wanted.shape[1]))
-        order = shuffled_passes(len(wanted), size, steps, self.options.seed)
+            def loss(given: Tensor, target: Tensor) -> Tensor:
+                state = {**self.tensors(replace(attention, **shared)), **others}
+                with self.autocast():
+                    got = functional_call(forward, {f"module.{n}": t for n, t in state.items()}, (given,))
+                return relative(got.float() - target, target) / self.scale
+
+            windows, tokens = one.wanted.shape[:2]
+            size = min(windows, max(1, self.options.batch_tokens // tokens))
+            order = shuffled_passes(windows, size, steps, self.options.seed)
+            return Course(loss, one.regrouped, one.wanted, order, self.device, self.ranks)
+
         for tensor, _rate in rates:
             self.ranks.send(tensor.data)
-        Descent(rates, loss, regrouped, wanted, order, self.device, self.ranks).run(tell)
+        every = [Beside(self, wanted, regrouped), *beside]
+        turns = turns_of([one.wanted.shape[:2].numel() for one in every], steps)
+        courses = [course(one, turns.count(number)) for number, one in enumerate(every)]
+        Descent(rates, courses, turns, self.device, self.ranks).run(tell)
+
+
+class Beside(NamedTuple):
+    """The same layer on windows of another length. wanted, regrouped: as `fit` has them."""
+
+    worker: LayerWorker
+    wanted: Tensor
+    regrouped: Tensor
+
+
+def turns_of(tokens: Sequence[int], steps: int) -> list[int]:
+    """Which of several texts each step is on: each text as often as it has tokens, its steps spread over all.
+
+    >>> turns_of([300, 100], 8), turns_of([100], 3)
+    ([0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0])
+    """
+    taken, turns = [0] * len(tokens), []
+    for step in range(1, steps + 1):
+        behind = [share * step / sum(tokens) - done for share, done in zip(tokens, taken)]
+        turns.append(behind.index(max(behind)))
+        taken[turns[-1]] += 1
+    return turns
 
 
 class Enough(Exception):

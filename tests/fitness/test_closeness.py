@@ -70,3 +70,30 @@ def test_the_mean_of_texts_weighs_them_the_same():
     mean = closeness.Closeness.mean([one, other])
     assert (mean.nll, mean.kl, mean.agreement) == pytest.approx((2.0, 0.2, 0.7))
     assert mean.nll_se == pytest.approx(0.25)
+
+
+def test_long_windows_are_told_band_by_band(measured, monkeypatch):
+    """By another way: losses of every position of every window, one window at a time."""
+    monkeypatch.setattr(closeness, "bands", lambda window: [(0, 8), (8, 16), (16, window)])
+    model, layout, merged, _ = measured
+    original = Original.of(model, WINDOWS)
+    found = closeness_of(model, original, layout, merged)
+
+    def losses(of) -> np.ndarray:
+        with torch.no_grad():
+            logits = of(input_ids=WINDOWS).logits[:, :-1].log_softmax(-1)
+        return -logits.gather(-1, WINDOWS[:, 1:, None])[..., 0].double().numpy()  # [6, 23]
+
+    before = losses(model.model)
+    with model.installed(layout, merged) as installed:
+        after = losses(installed)
+    for name, part in {"0-8": slice(0, 8), "8-16": slice(8, 16), "16-24": slice(16, 23)}.items():
+        over = (after - before)[:, part].mean(1)
+        error = math.sqrt(((over - over.mean()) ** 2).sum() / 5 / 6)
+        assert found.bands[name] == pytest.approx((after[:, part].mean(), error), rel=1e-3)
+        assert original.closeness.bands[name] == pytest.approx((before[:, part].mean(), 0.0), rel=1e-4)
+
+
+def test_bands_of_several_texts_weigh_the_same():
+    texts = [Closeness(1.0, 0, 0, 0, 1, 0, {"0-8": (1.0, 0.3)}), Closeness(3.0, 0, 0, 0, 1, 0, {"0-8": (3.0, 0.4)})]
+    assert Closeness.mean(texts).bands == {"0-8": pytest.approx((2.0, 0.25))}

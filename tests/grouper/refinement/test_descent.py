@@ -8,7 +8,7 @@ from rank_threads import side_by_side
 from torch import Tensor
 
 from grouper.ranks import ALONE, Ranks
-from grouper.refinement.descent import Descent, _exactly
+from grouper.refinement.descent import Course, Descent, _exactly
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def as_it_was() -> Iterator[None]:
 def descent(weight: Tensor, loss) -> Descent:
     stream = torch.ones(4, 1, 2)
     order = torch.arange(4).view(4, 1)  # four steps of one window
-    return Descent([(weight, 0.5)], loss, stream, stream, order, "cpu")
+    return Descent([(weight, 0.5)], [Course(loss, stream, stream, order, "cpu")], [0] * 4, "cpu")
 
 
 def test_rates_fall_linearly_to_nothing():
@@ -94,7 +94,8 @@ def test_ranks_see_every_window_of_a_step_once_and_take_the_step_of_all(ranks, w
         weight, still, told = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True), []
         loss = lambda x, y: (weight * x * still - y).square().mean()  # noqa: E731
         rates = [(weight, 0.2), (still, 0.0)]
-        Descent(rates, loss, given, wanted, order, "cpu", of).run(lambda step, steps, note: told.append(note))
+        course = Course(loss, given, wanted, order, "cpu", of)
+        Descent(rates, [course], [0] * 7, "cpu", of).run(lambda step, steps, note: told.append(note))
         return weight.detach(), still.detach(), told
 
     for weight, still, told in side_by_side(ranks, work) if ranks > 1 else [work(ALONE)]:

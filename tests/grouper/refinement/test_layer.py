@@ -114,9 +114,9 @@ def test_refinement_hands_every_layer_the_stream_that_the_layers_before_it_give(
     seen = []
     fit = LayerWorker.fit
 
-    def spy(self, start, wanted, regrouped, steps, tell):
+    def spy(self, start, wanted, regrouped, *more):
         seen.append((wanted.clone(), regrouped.clone()))
-        return fit(self, start, wanted, regrouped, steps, tell)
+        return fit(self, start, wanted, regrouped, *more)
 
     monkeypatch.setattr(LayerWorker, "fit", spy)
     options = RefineOptions("attention", steps=2, batch_tokens=256)
@@ -317,7 +317,7 @@ def test_the_time_of_a_refinement_is_that_of_its_parts(model, monkeypatch, scope
     monkeypatch.setattr(refine, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     options = RefineOptions(scope, steps=20, batch_tokens=64)
     found = estimate_seconds(
-        model, LAYOUT, lambda layer: merged(model, layer), TOKENS, options, "cpu", Ranks(0, size)
+        model, LAYOUT, lambda layer: merged(model, layer), [TOKENS], options, "cpu", Ranks(0, size)
     )  # fmt: skip
     one_layer = 2 + 42 + 2 * 3 * (4 - 1) + (20 * 1 + passes * 3 * 4) / size
     assert found == pytest.approx(3 * one_layer)

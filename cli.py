@@ -462,7 +462,9 @@ def uptrain(
     step_tokens: Annotated[int | None, typer.Option(help="Of a step; 8,192 on a GPU, 2,048 on a CPU.")] = None,
     micro_tokens: Annotated[int | None, typer.Option(help="Of a pass, where a step does not fit at once.")] = None,
     window: Window = UPTRAIN.window,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = UPTRAIN.lr,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate; short trainings find it unless given.")
+    ] = None,
     train: Annotated[str, typer.Option(help="full weights, or lora (needs kv-grouper[lora]).")] = UPTRAIN.train,
     lora_rank: Annotated[int, typer.Option(help="Of the adapters.")] = UPTRAIN.lora_rank,
     patience: Annotated[

@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--refine-tokens", type=int)
     parser.add_argument("--train-tokens", type=int)
     parser.add_argument("--methods", default="distill", help="ways to train; several with commas: a curve each")
-    parser.add_argument("--lr", default=str(UptrainOptions.lr), help="several with commas: a curve each")
+    parser.add_argument("--lr", default="1e-4", help="several with commas: a curve each")
     parser.add_argument("--hidden", default="1", help="weight of hidden states; several with commas")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--limit", type=int)

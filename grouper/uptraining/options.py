@@ -38,10 +38,11 @@ class UptrainOptions:
     method: a name in grouper.uptraining.methods.METHODS. tokens: trained on, in all; the text is read again where it is
     shorter, at most 12 times unless more are asked for. step_tokens: of a step of AdamW. micro_tokens: of these, what
     is computed at once; a share of what memory holds unless given. window: tokens that see one another. lr: the highest
-    rate, reached after `warm_up` of the steps and falling as a cosine to nothing. clip: largest norm of a step's
-    gradient. losses: the method's unless given. train: "full" weights or "lora". validate: how often, while training.
-    held_out: the share of the text that is for this alone, at most (`held_out_windows`). patience: validations without
-    a better one before it stops (0: never). checkpointing: recompute activations instead of keeping them. tracker:
+    rate, reached after `warm_up` of the steps and falling as a cosine to nothing; short trainings find it unless given.
+    clip: largest norm of a step's gradient. losses: the method's unless given. train: "full" weights or "lora".
+    validate: how often, while training. held_out: the share of the text that is for this alone, at most
+    (`held_out_windows`). patience: validations without a better one before it stops (0: never), counted from where the
+    rate has fallen to half of its highest. checkpointing: recompute activations instead of keeping them. tracker:
     tensorboard, wandb or trackio.
     """
 
@@ -50,7 +51,7 @@ class UptrainOptions:
     step_tokens: int | None = None
     micro_tokens: int | None = None
     window: int = 512
-    lr: float = 1e-4
+    lr: float | None = None
     warm_up: float = 0.08
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -70,7 +71,12 @@ class UptrainOptions:
         for name, value in {**numbers, "window": self.window, "lora-rank": self.lora_rank}.items():
             if value is not None and value < (2 if name == "window" else 1):
                 raise GrouperError(f"--{name} {value}: expected a number above {1 if name == 'window' else 0}")
-        if not 0 < self.lr < 1 or self.clip <= 0 or self.weight_decay < 0 or not 0 <= self.warm_up < 1:
+        if (
+            (self.lr is not None and not 0 < self.lr < 1)
+            or self.clip <= 0
+            or self.weight_decay < 0
+            or not 0 <= self.warm_up < 1
+        ):
             raise GrouperError(
                 f"--lr {self.lr}, --clip {self.clip}, --weight-decay {self.weight_decay}, --warm-up {self.warm_up}: "
                 "expected a rate between 0 and 1, a norm above 0, no negative decay, and a share below 1"
@@ -103,6 +109,10 @@ class UptrainOptions:
     @property
     def step_windows(self) -> int:
         return self.step_tokens // self.window
+
+    def has_fallen(self, step: int) -> bool:
+        """Whether the rate of this step is half of the highest or less, after the warm-up."""
+        return step >= round(self.warm_up * self.steps) and self.rate(step) <= self.lr / 2
 
     def rate(self, step: int) -> float:
         """Of step 0, 1, ...: linear warm-up, then a cosine to nothing."""

@@ -4,7 +4,7 @@ throughout."""
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
@@ -20,7 +20,9 @@ Tensors = dict[str, Tensor]
 @dataclass
 class Reached:
     """step: taken so far. layout: as JSON, for a method may change it. micro_windows: of one pass, which sums depend
-    on. best, best_step: the least held-out score, and when. waited: validations since then. seconds: of training."""
+    on. best, best_step: the least held-out score, and when. lately: the least since the rate has fallen. waited:
+    validations since that. seconds: of training. rate: the schedule's highest, where probes found it. tried: what they
+    came to, by rate."""
 
     step: int = 0
     layout: str = ""
@@ -29,6 +31,9 @@ class Reached:
     best_step: int = 0
     waited: int = 0
     seconds: float = 0.0
+    lately: float = float("inf")
+    rate: float | None = None
+    tried: dict[str, float] = field(default_factory=dict)
 
 
 class SavedTraining:

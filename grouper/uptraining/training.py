@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,10 @@ from grouper.calibration.text import shuffled_passes
 from grouper.errors import GrouperError
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks
+from grouper.uptraining.copies import Copy
 from grouper.uptraining.loss import token_losses
 from grouper.uptraining.options import UptrainOptions
+from grouper.uptraining.probing import FIRST, PROBES, find_rate, probe_steps
 from grouper.uptraining.saved import Reached, SavedTraining
 from grouper.uptraining.sharded import fill, whole
 from grouper.uptraining.student import Student
@@ -50,7 +52,7 @@ class Training:
             student.checkpoint_activations()
         parameters = [p for _, p in student.trained()]
         optimizer = torch.optim.AdamW(
-            parameters, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay,
+            parameters, lr=options.lr or FIRST[options.train], betas=(0.9, 0.95), weight_decay=options.weight_decay,
             fused=accelerator.device.type == "cuda",
         )  # fmt: skip
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
@@ -62,6 +64,34 @@ class Training:
         self.device = accelerator.device
         self.last_saved, self.saving_took = time.perf_counter(), 0.0
 
+    # The rate
+
+    def find_rate(self, tell: Progress) -> None:
+        """By short trainings, each from the start; their weights are forgotten."""
+        steps, asked = probe_steps(self.options.steps), self.options
+        start = self.best
+
+        def score_of(rate: float) -> float:
+            self.options = replace(asked, lr=rate, tokens=steps * asked.step_windows * asked.window)
+            for step in range(steps):
+                self.step(step)
+            found = self.score().judged(self.losses)
+            self.forget(start)
+            self.log(step=0, tried_rate=rate, came_to=found)
+            tell(0, asked.steps, f"looking for the rate: {rate:.0e} comes to {found:.4f}")
+            return found
+
+        rate, tried = find_rate(score_of, FIRST[asked.train])
+        self.reached.rate, self.reached.tried = rate, {f"{r:.3g}": found for r, found in tried.items()}
+        self.options = replace(asked, lr=rate)
+
+    def forget(self, start: Copy) -> None:
+        """Back to these weights, with nothing learnt of how to go on."""
+        start.put_back(self.student, self.parameters)
+        self.optimizer.state.clear()
+        for attention in self.attentions:
+            attention.step = 0
+
     # Steps
 
     def run(self, tell: Progress = untold) -> Score:
@@ -70,6 +100,8 @@ class Training:
         self.resume()
         if self.reached.step == 0:
             self.judge()  # what training does not better stays as it was
+            if self.options.lr is None:
+                self.find_rate(tell)
         steps, every = self.options.steps, max(1, self.options.steps // self.options.validate)
         began, before, first = time.perf_counter(), self.reached.seconds, self.reached.step
         while self.reached.step < steps and not self.patience_is_over:
@@ -99,7 +131,10 @@ class Training:
             buffer.copy_(remembered[name])
         reached = self.ranks.first_does(self.saved.reached)
         left = 1 - (reached.step if reached else 0) / self.options.steps
-        passes = self.options.steps * len(rows) / len(part), self.options.validate * len(self.held_out) / len(part)
+        steps, scores = self.options.steps, self.options.validate
+        if self.options.lr is None:
+            steps, scores = steps + PROBES * probe_steps(steps), scores + PROBES
+        passes = steps * len(rows) / len(part), scores * len(self.held_out) / len(part)
         return left * (passes[0] * took + passes[1] * judging / self.ranks.size)
 
     def seconds(self, call: Callable[[], object]) -> float:
@@ -182,14 +217,15 @@ class Training:
     def judge(self) -> None:
         """Validate, keep what is best, save now and then."""
         score = self.score()
-        value = self.checked(score.judged(self.losses))
-        self.log(step=self.reached.step, held_out={n: v for n, v in asdict(score).items() if math.isfinite(v)})
-        self.reached.layout = self.student.layout.to_json()
-        if value < self.reached.best or self.keep_last:
-            self.reached.best, self.reached.best_step, self.reached.waited = value, self.reached.step, 0
-            self.keep(self.saved.best, self.student.state())
-        else:
-            self.reached.waited += 1
+        value, reached = self.checked(score.judged(self.losses)), self.reached
+        self.log(step=reached.step, held_out={n: v for n, v in asdict(score).items() if math.isfinite(v)})
+        reached.layout = self.student.layout.to_json()
+        if value < reached.best or self.keep_last:
+            reached.best, reached.best_step = value, reached.step
+            self.best, self.best_reached, self.best_is_saved = self.copy(), replace(reached), False
+        if self.options.lr is not None and self.options.has_fallen(reached.step) and not self.keep_last:
+            reached.waited = 0 if value < reached.lately else reached.waited + 1
+            reached.lately = min(value, reached.lately)
         # One rank decides, for clocks differ and all have to gather what is saved.
         if self.reached.step and self.ranks.first_does(
             lambda: time.perf_counter() - self.last_saved >= self.saving_took / SAVING
@@ -199,27 +235,47 @@ class Training:
     # State
 
     saved_step = 0
+    best_is_saved = True
+
+    def copy(self) -> Copy:
+        return Copy(self.student, self.parameters)
+
+    def save_best(self) -> None:
+        """Beside the state, before it: what is on the disk is never worse than the state says."""
+        if self.ranks.first_does(lambda: self.best_is_saved):
+            return
+        now = self.copy()
+        self.best.put_back(self.student, self.parameters)
+        self.keep(self.saved.best, self.student.state(), self.best_reached)
+        now.put_back(self.student, self.parameters)
+        self.best_is_saved = True
 
     def save(self) -> None:
         began = time.perf_counter()
+        self.save_best()
         tensors = self.student.state()
         for name, parameter in self.student.trained():
             state = self.optimizer.state[parameter]
             tensors |= {f"{moment}.{name}": whole(state[moment]) for moment in MOMENTS if moment in state}
-        self.keep(self.saved.state, tensors)
+        self.keep(self.saved.state, tensors, self.reached)
         self.saved_step, self.last_saved = self.reached.step, time.perf_counter()
         self.saving_took = self.last_saved - began
 
-    def keep(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        self.ranks.first_does(lambda: self.saved.save(path, tensors, self.reached))
+    def keep(self, path: Path, tensors: dict[str, Tensor], reached: Reached) -> None:
+        self.ranks.first_does(lambda: self.saved.save(path, tensors, reached))
 
     def resume(self) -> None:
         """Go on where an earlier, killed training was."""
         if self.ranks.first_does(self.saved.reached) is None:
             self.ranks.first_does(lambda: self.saved.forget_after(-1))
             return
+        best, self.best_reached = self.saved.load(self.saved.best)
+        self.student.put(best, self.best_reached.layout)
+        self.best = self.copy()
         tensors, reached = self.saved.load(self.saved.state)
         self.reached, self.saved_step = reached, reached.step
+        if self.options.lr is None:
+            self.options = replace(self.options, lr=reached.rate)
         self.student.put(tensors, reached.layout)
         for name, parameter in self.student.trained():
             state = {"step": torch.tensor(float(reached.step))}
@@ -234,9 +290,9 @@ class Training:
 
     def take_best(self) -> Score:
         """Put the best weights into the student."""
+        self.save_best()
         self.ranks.wait()
-        tensors, reached = self.saved.load(self.saved.best)
-        self.student.put(tensors, reached.layout)
+        self.best.put_back(self.student, self.parameters)
         return self.score()
 
     def log(self, step: int, **facts: object) -> None:

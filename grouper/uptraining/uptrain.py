@@ -158,14 +158,15 @@ def announced(training: Training) -> str:
     options, text = training.options, training.examples.tokens.numel()
     trained = sum(p.numel() for _, p in training.student.trained())
     there = sum(p.numel() for p in training.student.model.parameters())
-    needed = 4 * there + 12 * trained  # weights in float32, their gradients, two moments
+    needed = 4 * there + 16 * trained  # weights in float32, their gradients, two moments, the best weights
     if training.teacher is not None:
         needed += sum(p.nbytes for p in training.teacher.model.model.parameters() if not p.is_meta)
     passes, seconds = options.tokens / text, training.seconds_left()
+    steps = f"{options.steps} steps{'' if options.lr else ' after short trainings that find the rate'}"
     kept = "; refinement has seen nearly all of this text, which flatters the start: trained to the end"
     return (
         f"training {trained:,} of {there:,} parameters on {options.tokens:,} tokens ({passes:.1f} passes over "
-        f"{text:,}), {options.steps} steps: about {seconds:.0f} s, {needed / 1e9:.1f} GB and activations"
+        f"{text:,}), {steps}: about {seconds:.0f} s, {needed / 1e9:.1f} GB and activations"
         f"{kept if training.keep_last else ''}"
     )
 
@@ -192,6 +193,7 @@ def facts_of(
         "tokens": steps * options.step_windows * options.window, "steps": steps,
         "best_step": training.reached.best_step, "losses": asdict(options.losses), "learning_rate": options.lr,
         "train": options.train, "held_out": _finite(asdict(score)),
+        **({"rates_tried": _finite(training.reached.tried)} if training.reached.tried else {}),
     }  # fmt: skip
     measured = {"nats per token, held-out training text": [_number(score.teacher_nll), score.nll]}
     if teacher is not None:

@@ -21,7 +21,7 @@ from grouper.uptraining.text import Examples
 from grouper.uptraining.uptrain import _key, _teacher, announced, check_text, divided, facts_of
 from grouper.uptraining.validation import Score
 
-OPTIONS = UptrainOptions(tokens=96, step_tokens=24, window=6, losses=Losses(), held_out=0.25)
+OPTIONS = UptrainOptions(tokens=96, step_tokens=24, window=6, lr=1e-4, losses=Losses(), held_out=0.25)
 TEXT = Examples(torch.arange(60).view(10, 6), torch.arange(60).view(10, 6) % 2 == 0)
 
 
@@ -115,7 +115,9 @@ def test_what_is_announced():
     training.teacher.model.model.filling = torch.nn.Parameter(torch.zeros(1).expand(5 * 10**7), requires_grad=False)
     assert "0.6 GB" in announced(training)
     training.student.model.filling.requires_grad_(True)
-    assert "1.8 GB" in announced(training), "16 bytes for each number that is trained"
+    assert "2.2 GB" in announced(training), "20 bytes for each number that is trained, the best ones among them"
+    training.options = replace(training.options, lr=None)
+    assert ", 4 steps after short trainings that find the rate: about " in announced(training)
     training.keep_last = True
     assert announced(training).endswith("; refinement has seen nearly all of this text, which flatters the start: "
                                         "trained to the end")  # fmt: skip
@@ -145,6 +147,10 @@ def test_facts_of_a_training():
             "agreement with the original": [1.0, 0.9],
         },
     }  # fmt: skip
+    probed = trained()
+    probed.reached.tried = {"3e-05": 0.5, "9e-05": float("inf")}
+    tried = facts_of(model(facts), probed, score, None, None)["uptrained"]["rates_tried"]
+    assert tried == {"3e-05": 0.5, "9e-05": None}
     bare = facts_of(model(facts), trained(False), Score(nll=2.5), None, None)
     assert bare["measured"] == {"nats per token, held-out training text": [None, 2.5]}
     assert bare["uptrained"]["held_out"] == {"nll": 2.5, "kl": None, "agreement": None, "teacher_nll": None}

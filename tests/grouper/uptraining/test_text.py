@@ -140,7 +140,7 @@ def test_steps_are_whole_and_tokens_at_least_one_step():
 
 def test_defaults_of_training():
     o = UptrainOptions()
-    assert (o.method, o.window, o.lr, o.warm_up, o.weight_decay, o.clip) == ("distill", 512, 1e-4, 0.08, 0.0, 1.0)
+    assert (o.method, o.window, o.lr, o.warm_up, o.weight_decay, o.clip) == ("distill", 512, None, 0.08, 0.0, 1.0)
     assert (o.train, o.lora_rank, o.validate, o.held_out, o.patience) == ("full", 32, 20, 0.02, 6)
 
 

@@ -158,12 +158,75 @@ def scored(ours: Training, values: list[float]) -> None:
     ours.score = told
 
 
-def test_patience_counts_validations_since_the_best(tmp_path):
-    """3 is better, then 2; 4, 2 again (no better) and 5 are three in a row."""
-    ours = training(tmp_path, validate=8, patience=3)
-    scored(ours, [3.0, 4.0, 2.0, 4.0, 2.0, 5.0, 2.0])
+def test_patience_counts_validations_since_the_rate_has_fallen(tmp_path):
+    """Of eight steps two are the warm-up; after five the rate is half. What comes before, however bad, counts for
+    nothing: 5 is the first that counts, 4 is better, 4 again and 6 are two in a row."""
+    ours = training(tmp_path, validate=10, tokens=10 * 4 * WINDOW, warm_up=0.2, patience=2)
+    assert [ours.options.has_fallen(step) for step in range(10)] == [False] * 6 + [True] * 4
+    scored(ours, [1.0, 9.0, 9.0, 9.0, 9.0, 9.0, 5.0, 4.0, 4.0, 6.0, 7.0])
     ours.run()
-    assert (ours.reached.step, ours.reached.best, ours.reached.best_step, ours.reached.waited) == (5, 2.0, 2, 3)
+    assert (ours.reached.step, ours.reached.best, ours.reached.best_step, ours.reached.waited) == (9, 1.0, 0, 2)
+
+
+def test_probes_leave_nothing_but_the_rate(tmp_path):
+    """Three rates of 3e-5 and below are tried, on two steps each, from the start; then the training is that of the rate
+    found, as if it had been given."""
+    given = training(tmp_path / "given", lr=1e-5)
+    given.run()
+    found, tried = training(tmp_path / "found", lr=None), []
+    step, score = found.step, found.score
+
+    def noted(number: int):
+        if number == 0:
+            tried.append([p.detach().clone() for p in found.parameters])
+        return step(number)
+
+    def told():
+        known = {3e-5: 3.0, 1e-5: 2.0, 1e-5 / 3: 2.5}
+        rate = found.options.lr
+        return (
+            score() if found.options.steps == 8 else type(score())(1.0, known[min(known, key=lambda r: abs(r - rate))])
+        )
+
+    found.step, found.score = noted, told
+    found.run()
+    assert found.options.lr == found.reached.rate == pytest.approx(1e-5)
+    assert found.reached.tried == {"3e-05": 3.0, "1e-05": 2.0, "3.33e-06": 2.5}
+    assert len(tried) == 4 and all(torch.equal(a, b) for one in tried for a, b in zip(one, tried[0]))
+    for (name, got), (_, expected) in zip(found.student.trained(), given.student.trained()):
+        assert torch.allclose(got, expected, atol=1e-7), name
+    assert [line["tried_rate"] for line in lines_of(found) if "tried_rate" in line] == pytest.approx(
+        [3e-5, 1e-5, 1e-5 / 3]
+    )
+
+
+def test_a_rate_that_was_found_is_not_looked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("grouper.uptraining.training.SAVING", 1e9)
+    whole, killed = (training(tmp_path / name, lr=None) for name in ("whole", "killed"))
+    whole.run()
+
+    def kill(done: int, _total: int, _note: str) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(kill)
+    again = training(tmp_path / "killed", lr=None)
+    again.find_rate = lambda _tell: pytest.fail("it is known")
+    again.run()
+    assert again.options.lr == whole.options.lr and again.reached.best == whole.reached.best
+    for (name, got), (_, expected) in zip(again.student.trained(), whole.student.trained()):
+        assert torch.equal(got, expected), name
+
+
+def test_the_best_weights_are_written_with_the_state_not_with_every_validation(tmp_path):
+    ours, written = training(tmp_path), []
+    keep = ours.keep
+    ours.keep = lambda path, tensors, reached: (written.append((path.stem, reached.step)), keep(path, tensors, reached))
+    ours.last_saved, ours.saving_took = math.inf, 0.0  # no time for a state
+    scored(ours, [9.0, 8.0, 7.0, 6.0, 5.0, 5.0])
+    ours.run()
+    assert written == [("best", 8)]
 
 
 @pytest.mark.parametrize(("keep_last", "best"), [(False, 2), (True, 8)])

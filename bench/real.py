@@ -1,0 +1,258 @@
+"""One real model, every way to make its cache smaller: nats over the original, text by text and by position.
+
+    python bench/fetch_real_models.py
+    python bench/real.py .real-models/Qwen2.5-Coder-0.5B-Instruct --text .real-models/mixed-calibration.jsonl \\
+        --evaluation english=.real-models/wikipedia-evaluation.txt \\
+        --evaluation code=.real-models/python-evaluation.jsonl --kv-ratio 0.75,0.5 --json real.json
+
+Calibration, refinement and training see --text alone, evaluation the other texts alone. Each method's layout is its
+best one within the KV ratio, of any class. Refinement and training are run once a seed, and the table has their mean.
+What is measured is kept in --json as it comes; `python bench/real.py --tables real.json` prints it again.
+"""
+
+import argparse
+import hashlib
+import json
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from real_tables import tables
+
+from fitness.closeness import Closeness, Original, closeness_of
+from fitness.tasks import TaskOptions, Tasks
+from grouper import Checkpoint, HeadLayout, UptrainOptions, uptrain_model
+from grouper.attention import Merged
+from grouper.calibration.calibration import Calibration
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer, text_of
+from grouper.export import export_model
+from grouper.merging import MERGES, merge_for
+from grouper.model.in_memory import InMemoryModel
+from grouper.refinement.layer import RefineOptions
+from grouper.regroup import Regrouper
+from grouper.uptraining.exported import ExportedModel
+from search import ParetoFront, RunFolder, SearchOptions, search
+
+SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class Row:
+    """run: the search that its layout comes from, `methods` of it. then: what is done after the merge."""
+
+    name: str
+    run: str
+    methods: tuple[str, ...]
+    merge: str
+    then: str = ""
+
+
+SPECTRAL = ("spectral", ("qcqa-ac", "qcqa-ec"), "spectral")
+ROWS = [
+    Row("neighbours, mean (GQA)", "weight", ("neighbour",), "mean"),
+    Row("QCQA, mean", "weight", ("qcqa-ac", "qcqa-ec"), "mean"),
+    Row("AsymGQA, mean", "activation", ("asymgqa",), "mean"),
+    Row("QCQA's layout, Procrustes", "weight", ("qcqa-ac", "qcqa-ec"), "procrustes"),
+    Row("spectral", *SPECTRAL),
+    Row("refined", *SPECTRAL, then="refined"),
+    Row("healed", *SPECTRAL, then="healed"),
+]
+
+
+class Bench:
+    """A model, its texts, its searches; `found` is what --json keeps."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        self.args, self.folder, self.device = args, folder, args.device
+        self.checkpoint = Checkpoint.open(args.model)
+        self.calibration = Calibration(TextSource(args.text), keep=folder / "kept")
+        self.regrouper = Regrouper(self.checkpoint, self.calibration, args.device)
+        self.evaluation = dict(pair.split("=", 1) for pair in args.evaluation)
+        self.tasks = (
+            Tasks(TaskOptions(tuple(args.tasks.split(",")), args.task_path, args.task_limit, 0)) if args.tasks else None
+        )
+        self.originals = {
+            name: Original.of(self.regrouper.model, self.text(file)) for name, file in self.evaluation.items()
+        }
+        texts = {"calibration": args.text, **self.evaluation}
+        self.found: dict[str, Any] = {
+            "model": Path(args.model).name, "device": device_name(args.device), "window": args.window,
+            "texts": {name: {"file": Path(file).name, "sha256": sha256(file)} for name, file in texts.items()},
+            "tokens": {name: one.windows.numel() for name, one in self.originals.items()},
+            "original": {name: values(one.closeness) for name, one in self.originals.items()}, "rows": [],
+        }  # fmt: skip
+        if self.tasks:
+            self.found["original_tasks"] = self.scores(None)
+
+    def text(self, file: str):
+        return text_of(self.checkpoint, TextSource(file, purpose="evaluation"), self.args.window, self.args.limit)
+
+    def front(self, run: str) -> ParetoFront:
+        place = self.folder / run
+        if not (place / "pareto.csv").is_file():
+            text = {"text": self.args.text}
+            options = {
+                "weight": SearchOptions(fitness="weight"),
+                "activation": SearchOptions(("asymgqa",), "activation", **text),
+                "spectral": SearchOptions(("qcqa-ac", "qcqa-ec"), **text),
+            }[run]
+            device = self.device if options.text else "cpu"
+            with self.timed(f"search by {run}"):
+                search(self.args.model, place, options, device=device, keep_calibration=self.calibration.keep)
+        return RunFolder.open(place).front()
+
+    def layout(self, row: Row, kv_ratio: float) -> HeadLayout | None:
+        """The best of the row's largest ones within the ratio; None where there is none of just that size."""
+        rows = self.front(row.run).found_by(*row.methods)
+        rows = rows[(rows["kv_ratio"] <= kv_ratio + SAME) & (rows["deploy"] != "none")]
+        rows = rows[rows["kv_ratio"] >= kv_ratio - 0.02]
+        rows = rows[rows["kv_ratio"] >= rows["kv_ratio"].max() - SAME]
+        if rows.empty:
+            return None
+        return RunFolder.open(self.folder / row.run).layout(
+            int(rows.sort_values(["error", "layout"]).iloc[0]["layout"])
+        )
+
+    # What is measured
+
+    def row(self, row: Row, kv_ratio: float, seed: int) -> None:
+        layout = self.layout(row, kv_ratio)
+        if layout is None:
+            return
+        began = time.perf_counter()
+        if "cuda" in self.device:
+            torch.cuda.reset_peak_memory_stats()
+        model, merged = self.regrouper.model, self.merged(row, layout, kv_ratio, seed)
+        if row.then == "healed":
+            healed = self.healed(kv_ratio, seed)
+            model = InMemoryModel(healed.base, self.device)
+            model.replace_around(healed.around())
+            layout, merged = healed.layout, healed.layer
+        elif not row.then:
+            for layer in range(len(layout.layers)):
+                merged(layer)
+        took, peak = time.perf_counter() - began, self.peak()
+        found = {n: values(closeness_of(model, one, layout, merged), one) for n, one in self.originals.items()}
+        known = {"row": row.name, "kv_ratio": kv_ratio, "seed": seed, "seconds": took, "gigabytes": peak / 1e9}
+        if self.tasks:
+            known["tasks"] = self.scores((layout, merged), model)
+        self.found["rows"].append({**known, "kv_heads": list(layout.kv_heads), "texts": found})
+        self.keep()
+        over = ", ".join(f"{name} {of['over']:+.4f} (KL {of['kl']:.4f})" for name, of in found.items())
+        print(f"KV {kv_ratio:.3g} {row.name}, seed {seed}: {over} ({took:.0f} s)", flush=True)
+
+    def merged(self, row: Row, layout: HeadLayout, kv_ratio: float, seed: int) -> Merged:
+        merge = merge_for(layout, MERGES[row.merge])
+        if not row.then:
+            return self.regrouper.merged(layout, merge)
+        options, place = RefineOptions(tokens=self.args.refine_tokens, seed=seed), self.place("refined", kv_ratio, seed)
+        if row.then == "healed":
+            return self.regrouper.merged(layout, merge)  # not used: its export is
+        done = self.regrouper.refined(layout, merge, options)
+        seen = self.regrouper.seen(options)
+        facts = {"tokens": 0, "steps": 0, "scope": "", "seen": seen.to_data()}
+        if "healed" in self.args.rows and layout.export_class != "none":
+            export_model(self.checkpoint, layout, place, merge=merge.name, merged=done, origin={"refined": facts})
+        return done
+
+    def healed(self, kv_ratio: float, seed: int) -> ExportedModel:
+        out = self.place("healed", kv_ratio, seed)
+        options = UptrainOptions(tokens=self.args.train_tokens, seed=seed)
+        uptrain_model(
+            self.place("refined", kv_ratio, seed), out, TextSource(self.args.train_text or self.args.text), options,
+            base=self.args.model, device=self.device, tell=lambda line: print(f"  {line}", flush=True),
+        )  # fmt: skip
+        return ExportedModel.open(out, self.args.model)
+
+    def place(self, what: str, kv_ratio: float, seed: int) -> Path:
+        return self.folder / f"{what}-{kv_ratio:g}-{seed}"
+
+    def scores(self, regrouped, model: InMemoryModel | None = None) -> dict[str, float]:
+        model, tokenizer = model or self.regrouper.model, load_tokenizer(self.checkpoint)
+        if regrouped is None:
+            return self.tasks.scores(model.model, tokenizer)
+        with model.installed(*regrouped) as installed:
+            return self.tasks.scores(installed, tokenizer)
+
+    # How long, how much
+
+    def timed(self, what: str):
+        bench, began = self, time.perf_counter()
+
+        class Timed:
+            def __enter__(self) -> None: ...
+
+            def __exit__(self, *_: object) -> None:
+                bench.found.setdefault("steps", {})[what] = round(time.perf_counter() - began, 1)
+                print(f"{what}: {time.perf_counter() - began:.0f} s", flush=True)
+
+        return Timed()
+
+    def peak(self) -> int:
+        if "cuda" in self.device:
+            return torch.cuda.max_memory_allocated()
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def keep(self) -> None:
+        if self.args.json:
+            self.args.json.write_text(json.dumps(self.found, indent=1) + "\n")
+
+
+def values(one: Closeness, original: Original | None = None) -> dict[str, Any]:
+    """nll, over and its standard error, KL, agreement, perplexity; of each band of positions (over, standard error)."""
+    before = one if original is None else original.closeness
+    bands = {band: (nll - before.bands[band][0], error) for band, (nll, error) in one.bands.items()}
+    return {
+        "nll": one.nll, "over": one.nll - before.nll, "se": one.nll_se, "kl": one.kl, "kl_se": one.kl_se,
+        "agreement": one.agreement, "perplexity": one.perplexity, "bands": bands,
+    }  # fmt: skip
+
+
+def sha256(file: str) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if "cuda" in device else "CPU"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="a folder")
+    parser.add_argument("--tables", type=Path, help="print what an earlier --json holds")
+    parser.add_argument("--text", help="calibration, refinement and training text")
+    parser.add_argument("--train-text", help="training text, where it is another one")
+    parser.add_argument("--evaluation", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--kv-ratio", default="0.75,0.5")
+    parser.add_argument("--window", type=int, default=4096, help="of evaluation")
+    parser.add_argument("--limit", type=int, default=48, help="windows of each evaluation text")
+    parser.add_argument("--rows", default=",".join(row.then or "merged" for row in ROWS), help="merged,refined,healed")
+    parser.add_argument("--refine-tokens", type=int)
+    parser.add_argument("--train-tokens", type=int, default=3_000_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", help="of lm-evaluation-harness, with commas")
+    parser.add_argument("--task-path", type=Path)
+    parser.add_argument("--task-limit", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.tables:
+        sys.exit(print(tables(json.loads(args.tables.read_text()))))
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(args, Path(temporary))
+        for kv_ratio in map(float, args.kv_ratio.split(",")):
+            for row in (row for row in ROWS if (row.then or "merged") in args.rows):
+                for seed in range(args.seeds if row.then else 1):
+                    bench.row(row, kv_ratio, seed)
+    print(tables(bench.found))
+
+
+if __name__ == "__main__":
+    main()

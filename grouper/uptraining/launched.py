@@ -16,10 +16,15 @@ from grouper.uptraining.options import UptrainOptions
 from grouper.uptraining.saved import SavedTraining
 
 
+def sharded() -> bool:
+    """Whether each process is to hold a part of the model."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not started_ranks().alone
+
+
 def accelerator_for(device: str, options: UptrainOptions, saved: SavedTraining):
     """accelerate's Accelerator, or what stands in its place where parameters are sharded: bfloat16 autocast on a GPU,
     weights in float32."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not started_ranks().alone:
+    if sharded():
         if options.tracker:
             raise GrouperError("--tracker does not go with FSDP: uptraining.jsonl has what it would get")
         return Sharding(device)

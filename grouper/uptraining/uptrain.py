@@ -26,8 +26,9 @@ from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
 from grouper.uptraining.exported import ExportedModel
-from grouper.uptraining.launched import accelerator_for
+from grouper.uptraining.launched import accelerator_for, sharded
 from grouper.uptraining.methods import METHODS
+from grouper.uptraining.needs import TRAINED, WEIGHT, check_memory
 from grouper.uptraining.options import UptrainOptions
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student
@@ -90,6 +91,7 @@ def uptrain_model(
     method = METHODS.configured(options.set).named(options.method)
     method.check(model)
     options = replace(options, losses=options.losses or method.losses)
+    check_memory(model.folder, options, device, ranks.size if sharded() else 1)
     taught_by = None
     if options.losses.needs_teacher:
         taught_by = Checkpoint.open(teacher).local() if teacher else model.original
@@ -158,7 +160,7 @@ def announced(training: Training) -> str:
     options, text = training.options, training.examples.tokens.numel()
     trained = sum(p.numel() for _, p in training.student.trained())
     there = sum(p.numel() for p in training.student.model.parameters())
-    needed = 4 * there + 16 * trained  # weights in float32, their gradients, two moments, the best weights
+    needed = WEIGHT * there + (TRAINED + WEIGHT) * trained  # the best ones are kept beside
     if training.teacher is not None:
         needed += sum(p.nbytes for p in training.teacher.model.model.parameters() if not p.is_meta)
     passes, seconds = options.tokens / text, training.seconds_left()

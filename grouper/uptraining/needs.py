@@ -1,0 +1,37 @@
+"""What a training takes of memory, known before anything is loaded."""
+
+import torch
+
+from grouper.errors import GrouperError
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.memory import free_memory
+from grouper.uptraining.options import UptrainOptions
+
+WEIGHT, TRAINED = 4, 12  # bytes: float32; its gradient and AdamW's two moments
+SPARE = 1.1  # of what is known: passes and the teacher take some, too
+
+
+def least_bytes(folder: Checkpoint, options: UptrainOptions) -> int:
+    """Of weights, gradients and moments; what passes keep comes on top. folder: the export that is trained."""
+    trained = folder.parameters
+    if options.train == "lora":
+        matrices = (info.shape for info in folder.tensors.values() if len(info.shape) == 2)
+        trained = sum(options.lora_rank * (rows + columns) for rows, columns in matrices)
+    return WEIGHT * folder.parameters + TRAINED * trained
+
+
+def check_memory(folder: Checkpoint, options: UptrainOptions, device: str, shared_by: int = 1) -> None:
+    """Raise GrouperError where training cannot fit. shared_by: processes that hold a part of it each."""
+    needed = SPARE * least_bytes(folder, options) / shared_by
+    gpu = "cuda" in device
+    free = torch.cuda.mem_get_info(device)[0] if gpu else free_memory()
+    if needed <= free:
+        return
+    where = f"{device}, which has {free / 1e9:.0f} GB free" if gpu else f"this machine, which has {free / 1e9:.0f} GB"
+    what, cure = "adapters", "a device with more"
+    if options.train == "full":
+        what, adapters = "all", least_bytes(folder, UptrainOptions(train="lora"))
+        cure = f"--train lora ({adapters / 1e9:.0f} GB)"
+    many = ", or share it among GPUs by accelerate launch --use_fsdp" if gpu else ""
+    takes = f"training {what} of {folder.parameters / 1e9:.1f}B parameters takes {needed / 1e9:.0f} GB at least"
+    raise GrouperError(f"{takes}, too much for {where}: take {cure}{many}")

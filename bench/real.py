@@ -151,7 +151,7 @@ class Bench:
         merge = merge_for(layout, MERGES[row.merge])
         if not row.then:
             return self.regrouper.merged(layout, merge)
-        options, place = RefineOptions(tokens=self.args.refine_tokens, seed=seed), self.place("refined", kv_ratio, seed)
+        options, place = RefineOptions(tokens=self.args.refine_tokens, seed=seed, long_share=self.args.long_share), self.place("refined", kv_ratio, seed)
         if row.then == "healed":
             return self.regrouper.merged(layout, merge)  # not used: its export is
         done = self.regrouper.refined(layout, merge, options)
@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=48, help="windows of each evaluation text")
     parser.add_argument("--rows", default=",".join(row.then or "merged" for row in ROWS), help="merged,refined,healed")
     parser.add_argument("--refine-tokens", type=int)
+    parser.add_argument("--long-share", type=float, help="of refinement's tokens, in long windows")
     parser.add_argument("--train-tokens", type=int, default=3_000_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", help="of lm-evaluation-harness, with commas")

@@ -151,7 +151,10 @@ class Bench:
         merge = merge_for(layout, MERGES[row.merge])
         if not row.then:
             return self.regrouper.merged(layout, merge)
-        options, place = RefineOptions(tokens=self.args.refine_tokens, seed=seed, long_share=self.args.long_share), self.place("refined", kv_ratio, seed)
+        options, place = (
+            RefineOptions(tokens=self.args.refine_tokens, seed=seed, long_share=self.args.long_share),
+            self.place("refined", kv_ratio, seed),
+        )
         if row.then == "healed":
             return self.regrouper.merged(layout, merge)  # not used: its export is
         done = self.regrouper.refined(layout, merge, options)

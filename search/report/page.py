@@ -15,7 +15,17 @@ from grouper.errors import GrouperError
 from grouper.outputs import write_text
 from search.report.facts import Facts, to_data
 
-SCRIPTS = ("start.js", "colours.js", "front.js", "layout.js", "layers.js", "cache.js", "table.js", "page.js")
+SCRIPTS = (
+    "start.js",
+    "colours.js",
+    "front.js",
+    "layout.js",
+    "layers.js",
+    "positions.js",
+    "cache.js",
+    "table.js",
+    "page.js",
+)
 
 
 def write_report(facts: Facts, path: Path) -> None:

@@ -95,6 +95,7 @@ function showSections(row) {
   $("similarity-section").hidden = !state.run.similarity.length;
   $("progress-section").hidden = !state.run.progress.some(({ method }) => method.length);
   $("refined-section").hidden = !refinedRows(row).length;
+  $("positions-section").hidden = !lossesByPosition(row).length;
 }
 
 function drawRefined(row) {

@@ -14,6 +14,7 @@ function firstSelected() {
 /** Sections below the first screen, and what draws them. */
 const LATER = {
   heads: drawHeads, similarity: drawSimilarity, landscape: drawLandscape, progress: drawProgress, refined: drawRefined,
+  positions: drawPositions,
 };
 
 function redraw() {

@@ -5,7 +5,7 @@ const WORDS = new Set(["method", "merge", "deploy", "kv_heads", "also_found_by"]
 const table = { sorted: "kv_ratio", falling: true, all: false };
 
 function columnsShown() {
-  return state.run.columns.filter((c) => c !== "on_front" && c !== "on_nll_front" && state.rows.some((row) => row[c] !== null && row[c] !== ""));
+  return state.run.columns.filter((c) => c !== "on_front" && c !== "on_nll_front" && !c.includes("@") && state.rows.some((row) => row[c] !== null && row[c] !== ""));
 }
 
 function matches(row, term) {

@@ -267,3 +267,40 @@ def test_where_an_encoder_was_grouped_the_page_goes_by_its_weights():
     assert run("return along().map((row) => row.at);", more, measure="nll") == [3, 6, 1]
     said = run("showFacts(state.rows[2]); return $('facts').children.map((c) => c.textContent);", more)
     assert said[said.index("weights of K and V") + 1] == "50%, 128 bytes a token"
+
+
+def by_position(*columns: str) -> dict:
+    """The run with these columns more: the original has 2 and 3, layout 1 has 2.5 and 3.25, the others nothing."""
+    values = {0: (2.0, 3.0), 1: (2.5, 3.25)}
+    rows = [
+        [*row, *(value for i in range(len(columns) // 2) for value in (values.get(row[0], (None,) * 2)[i % 2], 0.125))]
+        for row in ROWS
+    ]
+    return {"columns": [*COLUMNS, *columns], "rows": rows}
+
+
+BANDS = ("nll@0-256", "nll_se@0-256", "nll@256-512", "nll_se@256-512")
+
+
+def test_losses_by_position_are_over_the_originals():
+    script = "return [0, 1, 2].map((at) => lossesByPosition(state.rows[at]));"
+    original, layout, other = run(script, by_position(*BANDS))
+    assert original == other == [], "where nothing was lost, or measured"
+    assert layout == [{"text": "", "bands": ["0-256", "256-512"], "over": [0.5, 0.25], "error": [0.125, 0.125]}]
+    several = (*BANDS, *(f"{column}:a:b" for column in BANDS))
+    assert [of["text"] for of in run(script, by_position(*several))[1]] == ["a:b"], "texts in the place of their mean"
+    assert run(script) == [[], [], []]
+
+
+def test_positions_are_drawn_said_and_kept_out_of_the_table():
+    script = (
+        "drawPositions(state.rows[1]); showSections(state.rows[AT]); const t = drawn.positions.traces[0];"
+        "return [t.x, t.y, t.error_y.array, $('positions-said').textContent, $('positions-section').hidden,"
+        " columnsShown().filter((c) => c.includes('@'))];"
+    )
+    bands = ["0-256", "256-512"]
+    known = by_position(*BANDS)
+    assert run(script.replace("AT", "1"), known) == [
+        bands, [0.5, 0.25], [0.125, 0.125], "0.5 at 0-256, 0.25 at 256-512", False, []
+    ]  # fmt: skip
+    assert run(script.replace("AT", "2"), known)[4] is True

@@ -188,8 +188,10 @@ def test_probes_leave_nothing_but_the_rate(tmp_path):
             score() if found.options.steps == 8 else type(score())(1.0, known[min(known, key=lambda r: abs(r - rate))])
         )
 
-    found.step, found.score = noted, told
+    found.step, found.score, found.attentions = noted, told, [Attention()]
     found.run()
+    begun = [before for before, now in found.attentions[0].told if now == 1]
+    assert begun == [0] * 4, "methods that count steps begin anew, too"
     assert found.options.lr == found.reached.rate == pytest.approx(1e-5)
     assert found.reached.tried == {"3e-05": 3.0, "1e-05": 2.0, "3.33e-06": 2.5}
     assert len(tried) == 4 and all(torch.equal(a, b) for one in tried for a, b in zip(one, tried[0]))
@@ -227,6 +229,9 @@ def test_the_best_weights_are_written_with_the_state_not_with_every_validation(t
     scored(ours, [9.0, 8.0, 7.0, 6.0, 5.0, 5.0])
     ours.run()
     assert written == [("best", 8)]
+    ours.save()
+    ours.save()
+    assert written[1:] == [("state", 8)] * 2, "the best ones once"
 
 
 @pytest.mark.parametrize(("keep_last", "best"), [(False, 2), (True, 8)])

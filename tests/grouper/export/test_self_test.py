@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,13 +161,19 @@ def test_computing_alone_notices_a_hundredth_more_of_the_rest(exported, tmp_path
     assert not result.passed and "MLP and norms of " in result.where and "1" in result.where
 
 
-def test_parts_run_the_mlp_as_the_exported_configuration_says(exported, tmp_path):
-    """Weights are right here, and the class is told to compute with another activation."""
+@pytest.mark.parametrize(
+    ("said", "where"),
+    [({"hidden_act": "gelu"}, "the MLP and norms of layer "),
+     ({"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}, "attention of layer ")],
+)  # fmt: skip
+def test_parts_compute_as_the_exported_configuration_says(exported, tmp_path, said, where):
+    """Weights are right here, and the class is told to compute with another activation, or to rotate otherwise."""
     job, out, export_class = exported("parts")
     shutil.copytree(out, tmp_path / "x")
     config = json.loads((out / "config.json").read_text())
-    (tmp_path / "x" / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
-    assert run_part_test(job, tmp_path / "x", export_class).where == "the MLP and norms of layer 0"
+    (tmp_path / "x" / "config.json").write_text(json.dumps({**config, **said}))
+    found = run_part_test(job, tmp_path / "x", export_class)
+    assert not found.passed and found.where.startswith(where)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -199,6 +206,38 @@ def test_a_difference_is_relative_to_what_a_token_gets():
     assert difference(got, wanted, rounding=0.09) == pytest.approx(0.41 / 5)  # 0.01 / 0.5 is less
     nothing = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
     assert difference(nothing + torch.tensor([0.0, 1e-6]), nothing) == pytest.approx(1e-6 / 5e-3, rel=0.1)
+
+
+def recorded(attention: list[float], rest: list[float], stream: float = 0.0) -> SimpleNamespace:
+    """Of one token of width 2 in each of two layers, these numbers."""
+    adds = [{i: torch.tensor([[[float(x), 0.0]]]) for i, x in enumerate(values)} for values in (attention, rest)]
+    names = SimpleNamespace(name_of=lambda layer: f"layer {layer}")
+    return SimpleNamespace(attention=adds[0], rest=adds[1], stream=dict.fromkeys(adds[0], stream), architecture=names)
+
+
+def test_the_first_part_that_is_wrong_is_named_else_the_one_that_differs_most():
+    """A wrong one goes on through the layers behind it and may grow there."""
+    right = recorded([1, 1], [1, 1])
+    assert worst_difference(recorded([1, 1.001], [1, 1.5]), right) == (
+        pytest.approx(1e-3, rel=1e-3),
+        "attention of layer 1",
+    )
+    found = worst_difference(recorded([1, 1.00002], [1.00005, 1]), right)
+    assert found == (pytest.approx(5e-5, rel=1e-2), "the MLP and norms of layer 0")
+    assert worst_difference(right, right) == (0.0, "")
+
+
+def test_what_rounding_of_a_large_stream_leaves_of_the_rest_is_no_difference():
+    """Four units in the last place of 1,000 in float32 are 4.8e-4: a difference of 4e-4 is none, of 6e-4 is 1.2e-4.
+    Attention is taken as it comes, not from the stream."""
+    right, off, more = (recorded([1, 1], [1, rest], stream=1000) for rest in (1, 1.0004, 1.0006))
+    assert worst_difference(off, right) == (0.0, "")
+    assert worst_difference(more, right) == (
+        pytest.approx(6e-4 - 4 * 2**-23 * 1000, rel=1e-3),
+        "the MLP and norms of layer 1",
+    )
+    attention = recorded([1, 1.0004], [1, 1], stream=1000)
+    assert worst_difference(attention, right) == (pytest.approx(4e-4, rel=1e-3), "attention of layer 1")
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

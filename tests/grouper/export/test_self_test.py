@@ -377,9 +377,11 @@ def test_what_the_layer_adds_is_split_into_attention_and_the_rest(samples):
         model.layer(1).mlp.register_forward_hook(lambda _m, _i, out: streams.insert(0, out)),
     ]
     with recorder.recording([1]), torch.no_grad():
-        model.model(torch.arange(3, 19)[None])
+        model.model(torch.arange(3, 35).view(2, 16))
     for hook in hooks:
         hook.remove()
     mlp, entered, left = streams
     assert torch.allclose(recorder.rest[1], 0.5 * mlp)
+    sizes = [token.square().sum().sqrt().item() for window in entered for token in window]
+    assert recorder.stream[1] == pytest.approx(max(sizes)) and recorder.attention[1].shape == entered.shape
     assert torch.allclose(recorder.attention[1], left - entered - 0.5 * mlp)

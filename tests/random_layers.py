@@ -1,5 +1,7 @@
 """Random layers of attention, moments of inputs, and the error of a merge written from its definition."""
 
+from dataclasses import replace
+
 import torch
 
 from grouper import LayerLayout
@@ -21,14 +23,21 @@ def random_attention(seed: int = 0, rotary: int = d, bias: bool = True, dtype=to
     return Attention(*heads, o, *biases, planes=planes)
 
 
-def random_moments(seed: int = 0) -> InputMoments:
-    """Of inputs with a mean, some directions much stronger than others."""
+def random_moments(seed: int = 0, across: bool = False) -> InputMoments:
+    """Of inputs with a mean, some directions much stronger than others. across: what enters q is something else, with
+    other directions strong."""
     g = torch.Generator().manual_seed(seed + 50)
-    x = torch.randn(400, D, generator=g, dtype=torch.float64) * torch.logspace(1, -1, D) + torch.randn(
-        D, generator=g, dtype=torch.float64
-    )
-    x = torch.cat([x, torch.ones(400, 1, dtype=torch.float64)], 1)
-    return InputMoments(x.T @ x / 400, 400)
+
+    def drawn(strengths: torch.Tensor) -> InputMoments:
+        x = torch.randn(400, D, generator=g, dtype=torch.float64) * strengths + torch.randn(
+            D, generator=g, dtype=torch.float64
+        )
+        x = torch.cat([x, torch.ones(400, 1, dtype=torch.float64)], 1)
+        return InputMoments(x.T @ x / 400, 400)
+
+    strengths = torch.logspace(1, -1, D)
+    own = drawn(strengths)
+    return replace(own, queries=drawn(strengths.flip(0))) if across else own
 
 
 def with_bias(weight, bias):
@@ -46,10 +55,10 @@ def calibrated_errors(
     """(K error, V error) from the definition, over their energies: the function of each query head, not its weights.
 
     V: |(W_O W_V - W_O' W_V') C^1/2|^2. K with RoPE: per plane the phase-averaged squared score |C^1/2 (q^H k - q'^H k')
-    C^1/2|^2; without: the same with real rows and the key side's C centred.
+    C^1/2|^2; without: the same with real rows and the key side's C centred. On the query side C is of what enters q.
     """
     second = inputs.second_moment
-    c = root(second)
+    c, c_of_q = root(second), root((inputs.queries or inputs).second_moment)
     centred = root(second - torch.outer(second[:, -1], second[:, -1]))
     old = [
         with_bias(w, b) for w, b in ((before.q, before.q_bias), (before.k, before.k_bias), (before.v, before.v_bias))
@@ -66,14 +75,14 @@ def calibrated_errors(
             q, q2 = (torch.complex(x[0][h, a], x[0][h, b]) for x in (old, new))
             k, k2 = torch.complex(old[1][kv, a], old[1][kv, b]), torch.complex(new[1][group, a], new[1][group, b])
             weight = 0.5 if rotary < d else 1.0
-            complex_c = c.to(q.dtype)
-            was = complex_c.T @ torch.outer(q.conj(), k) @ complex_c
+            left, right = c_of_q.T.to(q.dtype), c.to(q.dtype)
+            was = left @ torch.outer(q.conj(), k) @ right
             k_energy += weight * was.abs().square().sum()
-            k_error += weight * (was - complex_c.T @ torch.outer(q2.conj(), k2) @ complex_c).abs().square().sum()
+            k_error += weight * (was - left @ torch.outer(q2.conj(), k2) @ right).abs().square().sum()
         free = slice(rotary, d)
-        was = c.T @ old[0][h, free].T @ old[1][kv, free] @ centred
+        was = c_of_q.T @ old[0][h, free].T @ old[1][kv, free] @ centred
         k_energy += was.square().sum()
-        k_error += (was - c.T @ new[0][h, free].T @ new[1][group, free] @ centred).square().sum()
+        k_error += (was - c_of_q.T @ new[0][h, free].T @ new[1][group, free] @ centred).square().sum()
     return float(k_error / k_energy), float(v_error / v_energy)
 
 

@@ -96,6 +96,30 @@ def test_a_source_just_beyond_the_models_heads_is_refused():
         HeadLayout((beyond,), 4, 4, 8)
 
 
+def test_heads_that_the_model_has_not_are_refused():
+    """4 query heads over 2 KV heads: of queries there are 4 to merge, of K and V 2."""
+    kv, q = Grouping.from_labels([0, 1], 2), Grouping(((0, 1), (2, 3)), ((0, 2), (1, 3)))
+    assert HeadLayout((LayerLayout(kv, kv, q),), 4, 2, 8).layers[0].q == q
+    third = Grouping(kv.readers, ((0,), (2,)))
+    with pytest.raises(GrouperError, match="layer 0 merges a head beyond the model's 2"):
+        HeadLayout((LayerLayout(kv, third),), 4, 2, 8)
+    with pytest.raises(GrouperError, match="beyond the model's 4"):
+        HeadLayout((LayerLayout(kv, kv, Grouping(q.readers, ((0, 2), (1, 4)))),), 4, 2, 8)
+    with pytest.raises(GrouperError, match="beyond the model's 2"):
+        HeadLayout((LayerLayout(kv, Grouping(kv.readers, ((-1,), (1,)))),), 4, 2, 8)
+    for heads in (2, 6):
+        with pytest.raises(GrouperError, match=f"layer 1 groups 4 query heads, the model has {heads}"):
+            HeadLayout((LayerLayout.from_labels([0, 1], heads // 2), LayerLayout.shared(kv)), heads, 2, 8)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0, "8"])
+def test_sizes_that_are_no_whole_numbers_are_refused(size):
+    layer = LayerLayout.from_labels([0])
+    for name, sizes in (("query_heads", (size, 1, 8)), ("original_kv_heads", (1, size, 8)), ("head_dim", (1, 1, size))):
+        with pytest.raises(GrouperError, match=f"a layout with {name} {size!r}: expected whole numbers from 1 on"):
+            HeadLayout((layer,), *sizes)
+
+
 def test_groups_are_equal_only_where_queries_are_not_shared():
     kv = Grouping.from_labels([0, 0, 1, 1])
     assert LayerLayout.shared(kv).equal_groups
@@ -121,6 +145,8 @@ def test_what_is_kept_of_tokens_and_of_the_source_counts_and_encoders_do_not():
     assert layout.is_cached and layout.groups_encoder and layout.export_class == "ragged"
     encoder = of_caches("none", "none", heads=(1, 2))
     assert encoder.kv_ratio == encoder.weight_ratio == 3 / 16 and not encoder.is_cached
+    alike = of_caches("none", "none", heads=(2, 2))
+    assert alike.export_class == "ragged", "one count and equal groups, but no class of an encoder takes them"
     assert encoder.kv_bytes_per_token() == encoder.kv_bytes_per_source_token() == 0
     across = of_caches("none", "source", heads=(8, 4))
     assert across.kv_ratio == 1 / 2 and across.is_cached and not across.groups_encoder

@@ -41,6 +41,18 @@ def test_binary_data_has_no_cure(tmp_path):
         read(tmp_path / "data")
 
 
+def test_pairs_that_are_not_utf_8_are_told_with_their_place(tmp_path):
+    """A mark of 3 bytes and 4 more stand before the byte."""
+    (tmp_path / "pairs.tsv").write_bytes(b"\xef\xbb\xbf" + b"a\tb\n\xe9\tc\n")
+    with pytest.raises(
+        GrouperError, match=r"pairs\.tsv is not UTF-8 text: byte 0xe9 at offset 7 \(it looks like latin1"
+    ):
+        TextSource(str(tmp_path / "pairs.tsv")).pairs()
+    (tmp_path / "pairs.tsv").write_bytes("a\tb\n".encode("utf-16"))
+    with pytest.raises(GrouperError, match=r"pairs\.tsv is not UTF-8 text: its byte-order mark says UTF-16"):
+        TextSource(str(tmp_path / "pairs.tsv")).pairs()
+
+
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_byte_order_mark_of_utf_8_is_skipped(tmp_path, mark):
     (tmp_path / "a.txt").write_bytes(mark + WORDS.encode())

@@ -48,8 +48,19 @@ def test_what_older_versions_wrote_is_read():
     assert seen.touches(tokens.view(8, 1024)).tolist() == [True, *[False] * 6, True]
     assert seen.touches(tokens.view(4, 2048)).tolist() == [True, False, False, True], "longer windows"
     assert seen.touches(tokens[:-92].view(10, 810)).tolist() == [True, True, *[False] * 6, True, True], "shorter ones"
-    assert not seen.touches(tokens.view(8, 1024) + 1).any(), "another text"
-    for odd in ({"windows": 2**60}, {"window": 4.5}, {"used": 99}, {"used": True}, {"used": "x"}, {"more": 1}):
+    other = seen.touches(tokens.view(8, 1024) + 1)
+    assert other.dtype == seen.touches(tokens.view(8, 1024)).dtype == torch.bool and not other.any(), "another text"
+    assert Seen.from_data({**old, "used": 8}).touches(tokens.view(8, 1024)).all()
+    assert Seen.from_data({**old, "used": 1}).touches(tokens.view(8, 1024)).tolist() == [True, *[False] * 7]
+    for odd in (
+        {"used": 0},
+        {"windows": 2**60},
+        {"window": 4.5},
+        {"used": 99},
+        {"used": True},
+        {"used": "x"},
+        {"more": 1},
+    ):
         assert Seen.from_data({**old, **odd}) is None
 
 

@@ -1,6 +1,8 @@
 """Windows of text, spread and held out."""
 
+import hashlib
 import json
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -168,9 +170,12 @@ def test_passes_follow_one_another_each_over_all_windows():
     order = shuffled_passes(5, 3, 4, 0).flatten().tolist()
     assert len(order) == 12 and sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) and len(set(order[10:])) == 2
     assert order[:5] != order[5:10]
+    again, other = (shuffled_passes(5, 3, 4, seed).flatten().tolist() for seed in (0, 1))
+    assert again == order != other, "a seed's order is always the same"
 
 
 def test_texts_and_examples_have_names_by_what_they_hold():
     tokens = torch.arange(6)
     assert digest(tokens) == digest(tokens.int()) != digest(tokens + 1)
+    assert digest(tokens) == hashlib.sha256(struct.pack("<6q", *range(6))).hexdigest()[:16], "as older exports have it"
     assert digest(Examples({"x": tokens})) != digest(Examples({"y": tokens}))

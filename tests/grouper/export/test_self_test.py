@@ -4,7 +4,9 @@ import itertools
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from family_samples import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, export
+from grouper.export import self_test, whole_test
 from grouper.export.classes import CLASSES
-from grouper.export.format import SelfTestFailed
+from grouper.export.format import SelfTest, SelfTestFailed
 from grouper.export.layer_adds import LayerAdds, difference, worst_difference
 from grouper.export.part_test import run_part_test
 from grouper.export.self_test import run_self_test
@@ -160,13 +163,19 @@ def test_computing_alone_notices_a_hundredth_more_of_the_rest(exported, tmp_path
     assert not result.passed and "MLP and norms of " in result.where and "1" in result.where
 
 
-def test_parts_run_the_mlp_as_the_exported_configuration_says(exported, tmp_path):
-    """Weights are right here, and the class is told to compute with another activation."""
+@pytest.mark.parametrize(
+    ("said", "where"),
+    [({"hidden_act": "gelu"}, "the MLP and norms of layer "),
+     ({"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}, "attention of layer ")],
+)  # fmt: skip
+def test_parts_compute_as_the_exported_configuration_says(exported, tmp_path, said, where):
+    """Weights are right here, and the class is told to compute with another activation, or to rotate otherwise."""
     job, out, export_class = exported("parts")
     shutil.copytree(out, tmp_path / "x")
     config = json.loads((out / "config.json").read_text())
-    (tmp_path / "x" / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
-    assert run_part_test(job, tmp_path / "x", export_class).where == "the MLP and norms of layer 0"
+    (tmp_path / "x" / "config.json").write_text(json.dumps({**config, **said}))
+    found = run_part_test(job, tmp_path / "x", export_class)
+    assert not found.passed and found.where.startswith(where)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -189,6 +198,108 @@ def test_a_tensor_too_many_fails(samples, tmp_path):
         run_self_test(job, tmp_path / "out", CLASSES["stock"])
 
 
+# Which path, and what it says
+
+
+@pytest.mark.parametrize("kind", ["decoder", "as Phi", "encoder"])
+def test_models_are_compared_whole_where_memory_holds_them_in_float64(monkeypatch, kind):
+    """Of 1,000 numbers: two times 8,000 bytes, three times where it goes out as Phi; encoders always. Files are
+    compared first, but not a Phi's, which is compared when it is loaded."""
+    called = []
+    for name in ("check_written", "run_whole_test", "layers_as_models", "run_part_test"):
+        found = None if name == "check_written" else SelfTest(0.0, 0, 0, told=name)
+        monkeypatch.setattr(self_test, name, lambda *_, name=name, found=found: called.append(name) or found)
+    monkeypatch.setattr(self_test, "check_exported", lambda _exported, _original: 7)
+    architecture = SimpleNamespace(as_phi=kind == "as Phi", encodes=kind == "encoder")
+
+    def path(memory: int, free: float) -> list[str]:
+        called.clear()
+        monkeypatch.setattr(self_test, "free_memory", lambda: free)
+        job = SimpleNamespace(
+            architecture=architecture, checkpoint=SimpleNamespace(parameters=1000),
+            options=ExportOptions(self_test_memory=memory),
+        )  # fmt: skip
+        done = run_self_test(job, None, None)
+        assert done.told == f"{called[-1]}, transformers finds all 7 tensors"
+        return list(called)
+
+    needed = 24_000 if kind == "as Phi" else 16_000
+    whole = ["run_whole_test"] if kind == "as Phi" else ["check_written", "run_whole_test"]
+    parts = {"decoder": ["run_part_test"], "as Phi": ["layers_as_models"], "encoder": whole}[kind]
+    assert path(needed + 1, needed + 1) == whole
+    assert path(needed, needed + 1) == path(needed + 1, needed) == parts
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(SelfTest(0.5, 0, 0, where="attention of layer 1"), "attention of layer 1 differs by 0.5 of what it adds"),
+     (SelfTest(0.25, 3, 16), "logits differ by 0.25, 3 of 16 greedy tokens agree"),
+     (SelfTest(0.25, 0, 0), "logits differ by 0.25")],
+)  # fmt: skip
+def test_a_self_test_that_fails_says_what_differs(monkeypatch, found, said):
+    monkeypatch.setattr(self_test, "check_written", lambda *_: None)
+    monkeypatch.setattr(self_test, "check_exported", lambda *_: 7)
+    monkeypatch.setattr(self_test, "run_whole_test", lambda *_: found)
+    job = SimpleNamespace(architecture=SimpleNamespace(as_phi=False, encodes=True), checkpoint=None)
+    with pytest.raises(SelfTestFailed) as failure:
+        run_self_test(job, None, None)
+    assert str(failure.value) == f"the exported model failed its self-test: {said} (at most 0.0001 expected)"
+
+
+def test_layers_as_models_are_judged_by_the_worst_of_them(samples, tmp_path, monkeypatch):
+    """Each is a job of one layer, which is that layer's."""
+    job = job_of(samples("gpt_neox"), layout_for(samples("gpt_neox"), [[0, 0, 1, 1], [0, 1, 2, 3]]))
+    found = iter([SelfTest(1e-6, 16, 16, "x", "attention of layer 0"), SelfTest(5e-6, 16, 16, "y", "MLP of layer 0")])
+    cuts, layouts = [], []
+
+    def cut(_checkpoint, architecture, layer: int, folder):
+        cuts.append((architecture.family.model_type, layer))
+        return SimpleNamespace(folder=folder)
+
+    def run(one, _folder) -> SelfTest:
+        layouts.extend(one.layout.layers)
+        assert torch.equal(one.merged(0).attention.k, job.merged(len(layouts) - 1).attention.k)
+        return next(found)
+
+    monkeypatch.setattr(whole_test, "cut", cut)
+    monkeypatch.setattr(whole_test, "run_whole_test", run)
+    monkeypatch.setattr(whole_test.Checkpoint, "open", lambda _folder: None)
+    result = whole_test.layers_as_models(job, tmp_path / "out")
+    assert layouts == list(job.layout.layers)
+    assert cuts == [("phi", 0), ("gpt_neox", 0), ("phi", 1), ("gpt_neox", 1)]
+    assert (result.largest_difference, result.where, result.same_tokens) == (5e-6, "MLP of layer 1", 16)
+    assert result.told.endswith("gives what the merged layer gives (largest difference 5e-06)")
+    found = iter([SelfTest(1e-6, 15, 16), SelfTest(5e-6, 16, 16)])
+    layouts.clear()
+    assert not whole_test.layers_as_models(job, tmp_path / "out").passed, "a token differs in the better layer"
+
+
+@pytest.mark.parametrize(
+    ("of_layer", "of_answer", "found"),
+    [(5e-5, 1e-5, (5e-5, "there")), (5e-5, 6e-5, (6e-5, "")), (2e-4, 3e-4, (2e-4, "there")),
+     (5e-5, math.nan, (math.nan, "")), (math.inf, math.nan, (math.inf, "there"))],
+)  # fmt: skip
+def test_the_larger_difference_counts_and_a_wrong_layer_before_answers(monkeypatch, of_layer, of_answer, found):
+    monkeypatch.setattr(whole_test, "LayerAdds", lambda *_: SimpleNamespace(recording=lambda _layers: nullcontext()))
+    monkeypatch.setattr(whole_test, "worst_difference", lambda *_: (of_layer, "there"))
+    monkeypatch.setattr(whole_test, "answer", lambda output: output)
+    job = SimpleNamespace(architecture=SimpleNamespace(as_phi=False), layout=SimpleNamespace(layers=[0]))
+    ours, theirs = torch.tensor([1.0, 2.0 + of_answer], dtype=torch.float64), torch.tensor([1.0, 2.0])
+    result = whole_test._compared(job, lambda **_: ours, lambda **_: theirs.double(), {})
+    assert result.largest_difference == pytest.approx(found[0], nan_ok=True) and result.where == found[1]
+    assert result.passed == (max(of_layer, 0) < 1e-4 and of_answer < 1e-4)
+
+
+def test_greedy_tokens_are_counted_one_by_one():
+    tokens = [torch.arange(16), torch.arange(16)]
+    tokens[1][[3, 7, 8]] = 99
+    found = whole_test._with_tokens(SelfTest(2e-6, 0, 0), tokens, "logits")
+    assert (found.same_tokens, found.tokens, found.passed) == (13, 16, False)
+    assert found.told == "the folder gives the merged model's logits (largest difference 2e-06) and tokens"
+    none = whole_test._with_tokens(SelfTest(2e-6, 0, 0), [], "answers")
+    assert none.passed and none.told == "the folder gives the merged model's answers (largest difference 2e-06)"
+
+
 # The measure
 
 
@@ -199,6 +310,38 @@ def test_a_difference_is_relative_to_what_a_token_gets():
     assert difference(got, wanted, rounding=0.09) == pytest.approx(0.41 / 5)  # 0.01 / 0.5 is less
     nothing = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
     assert difference(nothing + torch.tensor([0.0, 1e-6]), nothing) == pytest.approx(1e-6 / 5e-3, rel=0.1)
+
+
+def recorded(attention: list[float], rest: list[float], stream: float = 0.0) -> SimpleNamespace:
+    """Of one token of width 2 in each of two layers, these numbers."""
+    adds = [{i: torch.tensor([[[float(x), 0.0]]]) for i, x in enumerate(values)} for values in (attention, rest)]
+    names = SimpleNamespace(name_of=lambda layer: f"layer {layer}")
+    return SimpleNamespace(attention=adds[0], rest=adds[1], stream=dict.fromkeys(adds[0], stream), architecture=names)
+
+
+def test_the_first_part_that_is_wrong_is_named_else_the_one_that_differs_most():
+    """A wrong one goes on through the layers behind it and may grow there."""
+    right = recorded([1, 1], [1, 1])
+    assert worst_difference(recorded([1, 1.001], [1, 1.5]), right) == (
+        pytest.approx(1e-3, rel=1e-3),
+        "attention of layer 1",
+    )
+    found = worst_difference(recorded([1, 1.00002], [1.00005, 1]), right)
+    assert found == (pytest.approx(5e-5, rel=1e-2), "the MLP and norms of layer 0")
+    assert worst_difference(right, right) == (0.0, "")
+
+
+def test_what_rounding_of_a_large_stream_leaves_of_the_rest_is_no_difference():
+    """Four units in the last place of 1,000 in float32 are 4.8e-4: a difference of 4e-4 is none, of 6e-4 is 1.2e-4.
+    Attention is taken as it comes, not from the stream."""
+    right, off, more = (recorded([1, 1], [1, rest], stream=1000) for rest in (1, 1.0004, 1.0006))
+    assert worst_difference(off, right) == (0.0, "")
+    assert worst_difference(more, right) == (
+        pytest.approx(6e-4 - 4 * 2**-23 * 1000, rel=1e-3),
+        "the MLP and norms of layer 1",
+    )
+    attention = recorded([1, 1.0004], [1, 1], stream=1000)
+    assert worst_difference(attention, right) == (pytest.approx(4e-4, rel=1e-3), "attention of layer 1")
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -234,9 +377,11 @@ def test_what_the_layer_adds_is_split_into_attention_and_the_rest(samples):
         model.layer(1).mlp.register_forward_hook(lambda _m, _i, out: streams.insert(0, out)),
     ]
     with recorder.recording([1]), torch.no_grad():
-        model.model(torch.arange(3, 19)[None])
+        model.model(torch.arange(3, 35).view(2, 16))
     for hook in hooks:
         hook.remove()
     mlp, entered, left = streams
     assert torch.allclose(recorder.rest[1], 0.5 * mlp)
+    sizes = [token.square().sum().sqrt().item() for window in entered for token in window]
+    assert recorder.stream[1] == pytest.approx(max(sizes)) and recorder.attention[1].shape == entered.shape
     assert torch.allclose(recorder.attention[1], left - entered - 0.5 * mlp)

@@ -23,20 +23,22 @@ from search.methods.qcqa import any_sizes, equal_sizes
 from search.options import GeneticOptions
 
 
+@pytest.mark.parametrize("across", [False, True], ids=["own", "across"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rope", ROTARY)
-def test_the_fitness_is_the_calibrated_error_of_the_merge(rope, bias):
-    attention, inputs = random_attention(1, ROTARY[rope], bias), random_moments(1)
+def test_the_fitness_is_the_calibrated_error_of_the_merge(rope, bias, across):
+    attention, inputs = random_attention(1, ROTARY[rope], bias), random_moments(1, across)
     layout = LayerLayout.from_labels(LABELS, H // G)
     merged = MERGES["spectral"].before_refinement().merge(attention, layout, inputs)
     score = FITNESSES["spectral"].tables(attention, inputs).errors(np.array([LABELS]))[0]
     assert score == pytest.approx(sum(calibrated_errors(attention, merged, layout, inputs)), rel=1e-6) and score > 0.01
 
 
+@pytest.mark.parametrize("across", [False, True], ids=["own", "across"])
 @pytest.mark.parametrize("rope", ROTARY)
 @pytest.mark.parametrize("merge", ["mean", "weighted", "spectral"])
-def test_the_error_of_any_merge_is_the_definition(rope, merge):
-    attention, inputs = random_attention(11, ROTARY[rope]), random_moments(11)
+def test_the_error_of_any_merge_is_the_definition(rope, merge, across):
+    attention, inputs = random_attention(11, ROTARY[rope]), random_moments(11, across)
     layout = LayerLayout.from_labels(LABELS, H // G)
     merged = MERGES.named(merge).merge(attention, layout, inputs)
     expected = calibrated_errors(attention, merged, layout, inputs)
@@ -75,9 +77,10 @@ def test_first_keeps_the_first_head_and_shared_queries_are_selected_too():
     assert torch.equal(merged.k, attention.k[:2]) and torch.equal(merged.q, attention.q[[0, 1, 4, 6]])
 
 
+@pytest.mark.parametrize("across", [False, True], ids=["own", "across"])
 @pytest.mark.parametrize("rope", ROTARY)
-def test_no_other_merge_and_no_perturbation_is_better(rope):
-    attention, inputs = random_attention(2, ROTARY[rope]), random_moments(2)
+def test_no_other_merge_and_no_perturbation_is_better(rope, across):
+    attention, inputs = random_attention(2, ROTARY[rope]), random_moments(2, across)
     layout = LayerLayout.from_labels(LABELS, H // G)
     merged = MERGES["spectral"].before_refinement().merge(attention, layout, inputs)
     k_best, v_best = calibrated_errors(attention, merged, layout, inputs)
@@ -101,7 +104,7 @@ def test_no_other_merge_and_no_perturbation_is_better(rope):
 def test_rescaling_restores_the_energy_of_keys_as_heads_see_them():
     attention, inputs = random_attention(3), random_moments(3)
     layout = LayerLayout.from_labels(LABELS, H // G)
-    plain, scaled = (Spectral(rescale=r).merge(attention, layout, inputs) for r in (False, True))
+    plain, scaled = (merge.merge(attention, layout, inputs) for merge in (Spectral(rescale=False), MERGES["spectral"]))
     k = with_bias(attention.k, attention.k_bias)
     own = (k @ inputs.second_moment * k).sum((1, 2))
     for h in range(H):

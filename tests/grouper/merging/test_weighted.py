@@ -26,13 +26,15 @@ def test_query_energy_is_what_survives_rope(rope):
 
 @pytest.mark.parametrize("rope", ROTARY)
 @pytest.mark.parametrize("kind", ["scalar", "column", "row"])
-def test_keys_are_fitted_to_their_readers(rope, kind):
-    """No other weights of that kind have a lower error of K, weighed by what the readers see."""
-    attention, inputs = random_attention(32, ROTARY[rope]), random_moments(32)
+@pytest.mark.parametrize("across", [False, True], ids=["own", "across"])
+def test_keys_are_fitted_to_their_readers(rope, kind, across):
+    """No other weights of that kind have a lower error of K, weighed by what the readers see: queries of what enters
+    q."""
+    attention, inputs = random_attention(32, ROTARY[rope]), random_moments(32, across)
     layout = LayerLayout.from_labels(LABELS, H // G)
     merged = Weighted(kind=kind).merge(attention, layout, inputs)
     k, shared = with_bias(attention.k, attention.k_bias), with_bias(merged.k, merged.k_bias)
-    seen = query_energy(attention, inputs.second_moment)
+    seen = query_energy(attention, (inputs.queries or inputs).second_moment)
 
     def error(group: int, head: torch.Tensor) -> float:
         changes = [(k[s] - head, seen[s]) for s in layout.k.sources[group]]

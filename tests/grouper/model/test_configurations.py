@@ -10,7 +10,7 @@ import pytest
 import torch
 from family_samples import EQUAL, gathered, layout_for, logits
 from safetensors.torch import load_file, save_file
-from tiny_models import ROOT
+from tiny_models import ROOT, make_model
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, export
 from grouper.model.families import FAMILIES, REFUSED
@@ -147,6 +147,15 @@ def test_windows_hold_no_more_than_their_tokens(samples):
     found = inspect(Checkpoint.open(samples("gemma3_text")), context=1000)
     assert found.sliding_layers == 1 and found.kv_bytes_at_context == (8 + 1000) * 2 * 4 * 16 * 2
     assert inspect(Checkpoint.open(samples("llama")), context=1000).kv_bytes_at_context == 2 * 1000 * 2 * 4 * 16 * 2
+
+
+def test_windows_and_layers_without_rope_are_told(samples, tmp_path):
+    """The last one of three layers has a window, so that no Llama carries a padded export."""
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    found = inspect(Checkpoint.open(make_model(tmp_path, "qwen2", **window)))
+    assert (found.sliding_layers, found.export_classes) == (1, ["stock", "ragged"])
+    assert inspect(Checkpoint.open(samples("smollm3"))).rope == "half-split pairs, none in 1 layers"
+    assert inspect(Checkpoint.open(samples("llama"))).rope == "half-split pairs"
 
 
 def test_the_readme_has_the_table_that_the_command_prints():

@@ -31,6 +31,8 @@ def test_smollm3_leaves_rope_out_of_every_fourth_layer_or_where_it_says():
      ({"model_type": "qwen2", "sliding_window": 32}, [None] * 4),
      ({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 3,
        "num_hidden_layers": 4}, [None, None, None, 32]),
+     ({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": False,
+       "layer_types": ["sliding_attention"] * 4}, [None] * 4),
      ({"model_type": "gemma2", "sliding_window": 32, "num_hidden_layers": 4}, [32, None] * 2),
      ({"model_type": "gemma3_text", "sliding_window": 32, "num_hidden_layers": 4,
        "layer_types": ["full_attention", "sliding_attention"] * 2}, [None, 32] * 2)],

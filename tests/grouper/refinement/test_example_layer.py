@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from grouper import Checkpoint
 from grouper.attention import Attention
 from grouper.calibration.examples import NOT_ASKED, Examples
 from grouper.calibration.text import shuffled_passes
+from grouper.model.in_memory import InMemoryModel
+from grouper.model.made_up import random_inputs
 from grouper.refinement.encoders import _behind_encoder
 from grouper.refinement.example_layer import Batch, ExampleWorker, Streams
 from grouper.refinement.layer import REST, RefineOptions
 
 GENERATOR = torch.Generator().manual_seed(0)
 MASK = torch.tensor([[True] * 5, [True, True, False, False, False]])
+OWN = torch.tensor([0.5, 0.1, 0.8, 0.2])  # all differ, so that what the layer adds is another share of each token
 
 
 def streams(masks: bool = True, batches: int = 3) -> Streams:
@@ -45,7 +49,7 @@ class ToyWorker(ExampleWorker):
 class Layer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.weight, self.scale = nn.Parameter(torch.eye(4) * 0.5), nn.Parameter(torch.tensor([2.0]))
+        self.weight, self.scale = nn.Parameter(torch.diag(OWN)), nn.Parameter(torch.tensor([2.0]))
 
     def forward(self, stream: Tensor) -> Tensor:
         return stream + self.scale * stream @ self.weight.T
@@ -71,7 +75,7 @@ def test_an_attention_is_fitted_on_what_is_no_filling(masks):
     added = [relative(w, s, w, mask).item() for w, s in zip(wanted, seen.original)]
     assert (work.added, work.scale) == (pytest.approx(sum(added)), pytest.approx(added[0]))
     for w, s in zip(wanted, seen.original):
-        assert torch.allclose(w, s + 2 * 0.5 * s)
+        assert torch.allclose(w, s + 2 * OWN * s)
     start, told = torch.eye(4) * 0.3, []
     shared, others = {"q": start[None].clone().requires_grad_()}, {"scale": torch.tensor([2.0], requires_grad=True)}
     tell = lambda step, _steps, note: told.append(float(note.removeprefix("error ")))  # noqa: E731
@@ -106,8 +110,8 @@ def test_both_streams_go_on_by_their_own_layers():
     work.regrouped.weight.data *= 2
     original, regrouped = list(seen.original), list(seen.regrouped)
     work.advance_all(seen)
-    assert all(torch.allclose(a, s * 2) for a, s in zip(seen.original, original))
-    assert all(torch.allclose(a, s * 3) for a, s in zip(seen.regrouped, regrouped))
+    assert all(torch.allclose(a, s + 2 * OWN * s) for a, s in zip(seen.original, original))
+    assert all(torch.allclose(a, s + 4 * OWN * s) for a, s in zip(seen.regrouped, regrouped))
 
 
 def test_an_encoder_goes_by_what_is_read_a_decoder_by_what_is_written():
@@ -148,3 +152,16 @@ def test_a_decoder_reads_what_stands_behind_the_encoders_last_norm():
 
     assert torch.equal(_behind_encoder(model("encoder.layer_norm"), stream), norm(stream))
     assert _behind_encoder(model(None), stream) is stream
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5", "bart", "mbart", "whisper", "marian"])
+def test_a_decoder_reads_what_its_class_gives_it(encoders, name):
+    """What transformers says that its encoder gives, from the stream behind the encoder's last layer."""
+    model, behind = InMemoryModel(Checkpoint.open(encoders(name))), []
+    last = model.layer(model.architecture.encoder_layers - 1)
+    hook = last.register_forward_hook(lambda _m, _i, out: behind.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        given = model.model(**random_inputs(model.model, model.architecture, 24)).encoder_last_hidden_state
+    hook.remove()
+    assert torch.equal(_behind_encoder(model, behind[0]), given)
+    assert torch.equal(given, behind[0]) == (name in ("bart", "marian"))

@@ -10,8 +10,8 @@ from random_layers import random_attention
 from rank_threads import side_by_side
 from tiny_models import make_model
 
-from grouper import Checkpoint, HeadLayout
-from grouper.attention import MergedLayer
+from grouper import Checkpoint, GrouperError, HeadLayout
+from grouper.attention import Attention, MergedLayer
 from grouper.calibration.streams import first_inputs, run_layer
 from grouper.calibration.text import shuffled_passes
 from grouper.merging import MEAN
@@ -19,7 +19,7 @@ from grouper.model.in_memory import InMemoryModel
 from grouper.progress import untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement import refine
-from grouper.refinement.layer import LayerWorker, RefineOptions, relative, size_of
+from grouper.refinement.layer import Beside, LayerWorker, RefineOptions, relative, size_of, turns_of
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import SavedLayers, save_layer
 
@@ -141,6 +141,28 @@ def test_a_layer_that_training_does_not_improve_stays_as_merged(model):
     start = merged(model, 0).attention
     done = work.fit(start, targets(work, stream), stream, 3)
     assert torch.equal(done.attention.k, start.k) and not done.others and done.after == done.before > 0
+
+
+def test_a_layer_that_training_leaves_as_good_as_it_was_stays_as_merged(model):
+    """Steps too small for any number to change."""
+    work, stream = worker(model, 0, RefineOptions("block", lr=1e-30, batch_tokens=256))
+    done = work.fit(merged(model, 0).attention, targets(work, stream), stream, 2)
+    assert done.after == done.before > 0 and not done.others
+
+
+def test_errors_on_the_way_are_over_what_the_first_batchs_layer_adds(model):
+    """Before the first step, on the windows of that step."""
+    work, stream = worker(model, 0, RefineOptions("attention", batch_tokens=128, seed=3))
+    start, told = merged(model, 0).attention, []
+    wanted = targets(work, stream)
+    work.set(MergedLayer(start))
+    with torch.no_grad():
+        got = work.output(work.regrouped, stream)
+    rows, of = shuffled_passes(8, 4, 1, 3)[0], wanted.square().sum(-1)
+    wrong, added = ((x - wanted).square().sum(-1) / of for x in (got, stream))
+    tell = lambda _step, _steps, note: told.append(float(note.removeprefix("error ")))  # noqa: E731
+    work.descend(start, work.trained(start)[0], {}, wanted, stream, 1, tell)
+    assert told == [pytest.approx((wrong[rows].mean() / added[:4].mean()).item(), abs=6e-5)]
 
 
 def test_layers_on_disk_are_made_once_and_read_to_the_bit(model, tmp_path):
@@ -265,6 +287,135 @@ def test_every_rank_gets_every_batch_of_a_stream(size, windows):
         assert ours.error(behind, stream) == pytest.approx(wrong / sum(added)), "the regrouped layer adds one too much"
 
     side_by_side(size, work) if size > 1 else work(ALONE)
+
+
+class Stretching(torch.nn.Module):
+    """Adds a matrix' product, times what the layer is called with, to the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.diag(torch.tensor([0.5, 0.2])))
+
+    def forward(self, stream: torch.Tensor, times: float) -> torch.Tensor:
+        return stream + times * stream @ self.weight.T
+
+
+class Stretched(LayerWorker):
+    """A layer that is one matrix, q's. Called with 1, as short windows have it."""
+
+    def __init__(self, options: RefineOptions):
+        self.options, self.device, self.ranks, self.trainable = options, "cpu", ALONE, set()
+        self.original, self.regrouped, self.arguments = Stretching(), Stretching(), ((1.0,), {})
+
+    def tensors(self, attention: Attention) -> dict[str, torch.Tensor]:
+        return {"weight": attention.q[0]}
+
+
+def test_two_lengths_take_turns_by_their_tokens_and_errors_are_over_both():
+    """Adam by hand. 8 windows of 4 tokens, two a step, and 2 of 8, one a step and called with 3: of six steps, the
+    second and the fifth. An error is all that is wrong, batch by batch, over all that is added."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, 2, generator=generator)  # noqa: E731
+    short, long = [draw(8, 4), draw(8, 4)], [draw(2, 8), draw(2, 8)]  # the original's, and the regrouped
+    work = Stretched(RefineOptions("block", lr=0.3, batch_tokens=8, seed=5))
+    other = work.on(((3.0,), {}))
+    for one, streams in ((work, short), (other, long)):
+        streams.append(torch.empty_like(streams[0]))
+        one.set_targets(streams[0], streams[2])
+    told, zeros = [], torch.zeros(1, 2, 2)
+    start = Attention(torch.eye(2)[None] * 0.3, zeros, zeros, torch.zeros(2, 1, 2))
+    tell = lambda _step, _steps, note: told.append(float(note.removeprefix("error ")))  # noqa: E731
+    beside = [Beside(other, long[2], long[1])]
+    done = work.fit(start, short[2], short[1], 6, tell, beside)
+
+    def share(difference, wanted) -> torch.Tensor:
+        return (difference.square().sum(-1) / wanted.square().sum(-1)).mean()
+
+    def batches(weight: torch.Tensor, size: int, times: float, streams: list) -> list[tuple[float, float]]:
+        """(what is wrong, what is added) of each."""
+        original, regrouped, wanted = (stream.split(size) for stream in streams)
+        got = [r + times * r @ weight.T for r in regrouped]
+        return [(share(g - w, w).item(), share(w - o, w).item()) for g, w, o in zip(got, wanted, original)]
+
+    def error(weight: torch.Tensor) -> float:
+        both = batches(weight, 2, 1.0, short) + batches(weight, 1, 3.0, long)
+        return sum(wrong for wrong, _ in both) / sum(added for _, added in both)
+
+    weight = (torch.eye(2) * 0.3).requires_grad_()
+    assert done.before == pytest.approx(error(weight), rel=1e-5)
+    assert torch.allclose(short[2], short[0] * torch.tensor([1.5, 1.2])), "the original's layer"
+    assert torch.allclose(long[2], long[0] * torch.tensor([2.5, 1.6])), "called with 3"
+    scale = batches(weight, 2, 1.0, short)[0][1]
+    rows = {"short": shuffled_passes(8, 2, 4, 5).tolist(), "long": shuffled_passes(2, 1, 2, 5).tolist()}
+    optimizer = torch.optim.Adam([weight], betas=(0.9, 0.95))
+    for step, name in enumerate(["short", "long", "short", "short", "long", "short"]):
+        _, regrouped, wanted = (stream[rows[name][0]] for stream in (short if name == "short" else long))
+        del rows[name][0]
+        loss = share(regrouped + {"short": 1, "long": 3}[name] * regrouped @ weight.T - wanted, wanted) / scale
+        assert told[step] == pytest.approx(loss.item(), abs=1e-4)
+        optimizer.param_groups[0]["lr"] = 0.3 * (0.3 / 2**0.5) * (1 - step / 6)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.allclose(done.attention.q[0], weight, atol=1e-5)
+    assert done.after == pytest.approx(error(weight), rel=1e-4) and done.after < done.before
+
+
+def test_each_text_takes_its_turns():
+    """The one that is furthest behind its share of the tokens is next, of equals the first."""
+    assert turns_of([300, 100], 8) == [0, 0, 1, 0, 0, 0, 1, 0]
+    assert turns_of([1, 1, 2], 4) == [2, 0, 1, 2] and turns_of([5, 5], 3) == [0, 1, 0] and turns_of([7], 2) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "context", "long"),
+    [({}, 5000, 960), ({"batch_tokens": 200}, 5000, 192), ({}, 300, 288), ({}, 192, 192), ({}, 191, 0),
+     ({"batch_tokens": 150}, 5000, 0), ({"batch_tokens": 50}, 5000, 0), ({"long_share": 0.0}, 5000, 0)],
+)  # fmt: skip
+def test_long_windows_are_whole_short_ones_within_a_step_and_the_context(options, context, long):
+    """Of windows of 96 tokens; a step has 1,024 unless said."""
+    assert RefineOptions(**options).for_device("cpu").long_window(96, context) == long
+
+
+def test_shares_of_long_windows():
+    found = [RefineOptions(long_share=share).for_device("cpu").long_share for share in (None, 0.0, 0.25)]
+    assert found == [0.5, 0.0, 0.25]
+    for share in (-0.1, 1.0):
+        with pytest.raises(GrouperError, match=f"--long-share {share}: expected a share from 0 to below 1"):
+            RefineOptions(long_share=share)
+
+
+def test_long_windows_go_through_the_layers_beside_the_short_ones(model, monkeypatch):
+    """What `fit` gets of them at layer 1 is what the original's layer 0 and the refined one give of them; steps are for
+    all tokens."""
+    seen, fit = [], LayerWorker.fit
+
+    def spy(self, start, wanted, regrouped, steps, tell, beside):
+        seen.append((steps, [tuple(x.clone() for x in (one.wanted, one.regrouped)) for one in beside]))
+        return fit(self, start, wanted, regrouped, 2, tell, beside)
+
+    monkeypatch.setattr(LayerWorker, "fit", spy)
+    monkeypatch.setattr(RefineOptions, "steps_for", lambda _options, tokens: tokens)
+    long = torch.randint(2, 4000, (3, 96), generator=torch.Generator().manual_seed(1))
+    done = refine_layers(
+        model, LAYOUT, lambda i: merged(model, i), [TOKENS, long], RefineOptions("block", batch_tokens=96)
+    )
+    assert [steps for steps, _ in seen] == [8 * 32 + 3 * 96] * 3
+    entered, left = [], []
+    hooks = [
+        model.layer(1).register_forward_pre_hook(lambda _m, inputs: entered.append(inputs[0])),
+        model.layer(1).register_forward_hook(
+            lambda _m, _i, output: left.append(output[0] if isinstance(output, tuple) else output)
+        ),
+    ]
+    with model.installed({0: LAYOUT.layers[0]}, done):
+        model.decoder(input_ids=long, use_cache=False)
+    model.decoder(input_ids=long, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    ((wanted, regrouped),) = seen[1][1]
+    assert torch.allclose(regrouped, entered[0], atol=1e-4) and not torch.allclose(regrouped, entered[1], atol=1e-2)
+    assert torch.allclose(wanted, left[1], atol=1e-4)
 
 
 def test_an_error_is_taken_on_sixteen_batches():

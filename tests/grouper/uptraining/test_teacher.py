@@ -44,6 +44,17 @@ def test_a_streamed_teacher_knows_what_it_was_told_of(reader):
     assert streamed.logits_and_hidden(tokens[:1], False)[1] == []
 
 
+def test_a_streamed_teacher_whose_hidden_states_nobody_wants_keeps_the_last_stream_alone(reader):
+    checkpoint = Checkpoint.open(reader)
+    tokens = torch.randint(0, 199, (3, 8), generator=torch.Generator().manual_seed(0))
+    streamed = open_teacher(checkpoint, "cpu", torch.float32, 10**6, False, 32)
+    streamed.prepare(tokens)
+    logits, streams = streamed.logits_and_hidden(tokens[[2, 0]], False)
+    assert len(streamed.streams) == 1 and streams == []
+    held = open_teacher(checkpoint, "cpu", torch.float32, 10**12, False, 32).logits_and_hidden(tokens[[2, 0]], False)
+    assert torch.allclose(logits, held[0], atol=1e-4)
+
+
 def test_a_teacher_speaks_of_the_same_tokens(reader, tmp_path):
     same = add_tokenizer(make_model(tmp_path / "same", vocab_size=4096, heads=4))
     check_teacher(Checkpoint.open(same), Checkpoint.open(reader))

@@ -55,6 +55,7 @@ class Regrouper:
         self.architecture = Architecture.of(checkpoint.config)
         check_model(checkpoint)
         self._kept: dict[tuple, MergedLayer] = {}
+        self._texts: dict[int, WindowedText] = {}
         self._moments: KeptMoments | None = None
         self._temporary: tempfile.TemporaryDirectory | None = None
 
@@ -74,13 +75,14 @@ class Regrouper:
     @cached_property
     def text(self) -> WindowedText:
         """The calibration text of a decoder. Raises GrouperError where there is none."""
-        return self._text(None)
-
-    def _text(self, window: int | None) -> WindowedText:
-        """In windows of so many tokens; of calibration's own unless given."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
-        return WindowedText.of(self.checkpoint, self.calibration.source, window or self.calibration.window, self.kept)
+        return WindowedText.of(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
+
+    def _resized(self, window: int) -> WindowedText:
+        if window not in self._texts:
+            self._texts[window] = self.text.resized(window)
+        return self._texts[window]
 
     @cached_property
     def examples(self) -> CalibrationExamples:
@@ -104,7 +106,7 @@ class Regrouper:
         short = self.windows(options.tokens - count * long)
         if not count or short.numel() < long:
             return [self.windows(options.tokens)]
-        return [short, self._text(long).spread(count)]
+        return [short, self._resized(long).spread(count)]
 
     def seen(self, options: RefineOptions) -> Seen | None:
         """What `refined` sees of the calibration text, for training that follows; which encoders have none of."""

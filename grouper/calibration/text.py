@@ -1,5 +1,6 @@
 """Text as tokens, in windows of one length."""
 
+import copy
 import hashlib
 from array import array
 from collections.abc import Callable
@@ -145,10 +146,23 @@ class WindowedText:
                 return found
             return self._every if limit is None else spread(self._every, limit)
 
+    def resized(self, window: int) -> "WindowedText":
+        """The same text in windows of another length. What was tokenised whole is not tokenised again."""
+        check_sizes(window, None)
+        other = copy.copy(self)
+        other.window, other._read = window, {}
+        vars(other).pop("_every", None)
+        return other
+
+    @cached_property
+    def _whole(self) -> array:
+        """Ids of all of it."""
+        size = self._documents.size
+        return self._ids(0, size, None if size <= WHOLE else PIECE)
+
     @cached_property
     def _every(self) -> Tensor:
-        size = self._documents.size
-        ids = self._ids(0, size, None if size <= WHOLE else PIECE)
+        ids = self._whole
         count = len(ids) // self.window
         if count == 0:
             known = f"{self.source.name} has {len(ids)} tokens, too few for one window of {self.window}"

@@ -41,12 +41,8 @@ def numbered(tokens: int, context: int = 1000) -> regroup.Regrouper:
     regrouper.calibration, regrouper.device = Calibration(TextSource("demo"), 8, 4), "cpu"
     regrouper.architecture = SimpleNamespace(encodes=False, context=context)
 
-    def text(window: int | None) -> WindowedText:
-        found = WindowedText(TextSource("demo"), lambda: None, window or 4)
-        found._every = torch.arange(tokens // found.window * found.window).view(-1, found.window)
-        return found
-
-    regrouper._text = text
+    regrouper.text, regrouper._texts = WindowedText(TextSource("demo"), lambda: None, 4), {}
+    regrouper.text._whole = range(tokens)
     return regrouper
 
 

@@ -179,3 +179,14 @@ def test_texts_and_examples_have_names_by_what_they_hold():
     assert digest(tokens) == digest(tokens.int()) != digest(tokens + 1)
     assert digest(tokens) == hashlib.sha256(struct.pack("<6q", *range(6))).hexdigest()[:16], "as older exports have it"
     assert digest(Examples({"x": tokens})) != digest(Examples({"y": tokens}))
+
+
+def test_the_same_text_in_longer_windows_is_not_tokenised_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(WindowedText, "_ids", lambda self, *places: asked.append(places) or list(range(30)))
+    short = WindowedText(TextSource("demo"), lambda: None, 4)
+    assert short.spread(2).tolist() == [[0, 1, 2, 3], [24, 25, 26, 27]]
+    long = short.resized(10)
+    assert long.spread(2)[:, 0].tolist() == [0, 20] and short.spread().shape == (7, 4) and len(asked) == 1
+    with pytest.raises(GrouperError, match="at least 2 tokens"):
+        short.resized(1)

@@ -55,6 +55,41 @@ def test_the_card_of_a_ragged_model(checkpoint):
     assert "grouped by `hand`" in "\n".join(card(checkpoint))
 
 
+def test_the_whole_card_line_by_line(checkpoint):
+    """A base model's card that is not UTF-8 throughout, without front matter."""
+    (checkpoint.folder / "README.md").write_bytes("Köpfe ".encode() + b"\xff\n")
+    lines = card(
+        checkpoint, measured={"nats per token": [2.0, 2.125]}, refined={"scope": "block", "tokens": 65536, "steps": 3},
+        uptrained={"method": "continued", "tokens": 1000, "steps": 2}, search="s", export="e", uptrain="u",
+    )  # fmt: skip
+    tables = [
+        "| measured | original | this model |", "| --- | --- | --- |", "| nats per token | 2.0000 | 2.1250 |", "",
+        "Refined layer by layer (scope block) on 65,536 tokens, 3 steps each.", "",
+        "Then trained by `continued` on 1,000 tokens, 2 steps; `uptraining.jsonl` holds what was measured on the way.",
+        "", "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |",
+        "| 0 | 2 | 6, 2 |", "| 1 | 3 | 2, 4, 2 |", "| 2 | 1 | 8 |", "",
+    ]  # fmt: skip
+    assert lines == [
+        "---", "library_name: transformers", "tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper", "---",
+        "", "# tiny, regrouped", "",
+        "tiny with 3/2/1 KV heads a layer instead of 4: 384 bytes of KV cache per token in bfloat16 instead of 768 "
+        "(50.0%), 1,000,000 bytes of weights instead of 1,234,567.",
+        "Heads were grouped by `hand` and merged by `mean`. Runs in transformers, vLLM.", "", "LOADING", *tables,
+        "To make it again:", "", "```sh", "s", "e", "u", "```", "",
+        "Made with Grouper (`pip install kv-grouper`); `grouper.json` holds which head reads which, merged from which.",
+        "", "# The card of tiny", "", "Köpfe \ufffd", "",
+    ]  # fmt: skip
+
+
+def test_a_card_without_commands_and_without_a_card_below(checkpoint):
+    """A model from the Hub is named as its base, though nobody said so."""
+    lines = card(checkpoint)
+    assert "To make it again:" not in lines and not any("The card of" in line for line in lines)
+    assert lines[-4:-2] == ["| 2 | 1 | 8 |", ""] and lines[-1] == ""
+    named = SimpleNamespace(folder=checkpoint.folder, config=checkpoint.config, title="some/model")
+    assert card(named)[1] == "base_model: some/model"
+
+
 def test_the_card_says_what_a_decoder_keeps_of_its_source(encoders):
     """What an encoder's attentions have does not count in the cache: its own keep all of their heads here."""
     a = architecture_of(encoders("t5"))
@@ -69,7 +104,9 @@ def test_the_card_says_what_a_decoder_keeps_of_its_source(encoders):
     )
     assert "| decoder 0 across | 1 | 8 |" in lines and "| encoder 1 | 8 | 1, 1, 1, 1, 1, 1, 1, 1 |" in lines
     bert = architecture_of(encoders("bert")).ungrouped
-    assert "KV cache" not in "\n".join(card(Checkpoint.open(encoders("bert")), bert))
+    lines = card(Checkpoint.open(encoders("bert")), bert)
+    assert not any("KV cache" in line for line in lines)
+    assert any("8 KV heads a layer instead of 8: 1,000,000 bytes of weights" in line for line in lines)
 
 
 def test_the_card_says_what_was_done_and_measured(checkpoint):

@@ -24,6 +24,7 @@ from search.measuring import refining_options
 from search.methods.registry import ORIGINAL, baselines
 from search.pareto import ParetoFront
 from search.picking import representative
+from search.report.positions import losses_by_position
 from search.run_folder import RunFolder
 
 DIGITS = 5  # of numbers in a report
@@ -131,6 +132,7 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "original": ORIGINAL, "baselines": list(baselines()), "first": int(representative(ParetoFront(table)).name),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},
+        "positions": [[plain_series(one) for one in row] for row in losses_by_position(facts.front)],
         "landscape": columns_of(facts.landscape),
         "progress": [columns_of(one) for one in facts.progress], "refined": columns_of(facts.refined),
         "similarity": [{kind: maps_of(one) for kind, one in kinds.items()} for kinds in facts.similarity],
@@ -155,6 +157,10 @@ def maps_of(similarity: Similarity) -> dict[str, list[int]]:
 
 def columns_of(table: pd.DataFrame) -> dict[str, list]:
     return {str(name): [plain(v) for v in table[name].tolist()] for name in table.columns}
+
+
+def plain_series(series: dict[str, Any]) -> dict[str, Any]:
+    return {name: [plain(v) for v in of] if isinstance(of, list) else plain(of) for name, of in series.items()}
 
 
 def plain(value: Any) -> Any:

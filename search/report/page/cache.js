@@ -9,23 +9,13 @@ function cacheOf(row, context) {
 function showCache(row) {
   const [batch, context, card] = ["batch", "context", "card"].map((id) => Math.max(1, Number($(id).value) || 1));
   const original = state.rows.find((one) => one.method === state.run.original);
-  const line = (name, cells, tag = "td") => {
-    const tr = document.createElement("tr");
-    [name, ...cells].forEach((cell, at) => {
-      const td = document.createElement(tag);
-      td.textContent = cell;
-      td.className = at ? "" : "word";
-      tr.append(td);
-    });
-    return tr;
-  };
   const of = (one) => {
     const bytes = cacheOf(one, context), room = state.run.usable * card * 1e9 - (one.weights_bytes || 0);
     const largest = one.weights_bytes === null || !bytes ? "" : Math.max(0, Math.floor(room / bytes)).toLocaleString("en");
     return [(batch * bytes / 2 ** 30).toPrecision(4), largest];
   };
   $("cache").replaceChildren(
-    line("", ["cache, GiB", "largest batch on the card"], "th"),
-    ...(original ? [line("original", of(original))] : []), line(`layout ${row.layout}`, of(row)),
+    tableRow(["", "cache, GiB", "largest batch on the card"], "th"),
+    ...(original ? [tableRow(["original", ...of(original)])] : []), tableRow([`layout ${row.layout}`, ...of(row)]),
   );
 }

@@ -71,6 +71,7 @@ async function open() {
   whenSelected(showSections);
   whenSelected(showFacts);
   whenSelected(showCache);
+  whenSelected(showPositions);
   whenSelected(drawFront);
   for (const [id, drawing] of Object.entries(LATER)) whenSelected((row) => whenNear(id, () => drawing(row)));
   whenSelected(markSelected);

@@ -47,6 +47,18 @@ const number = (value, digits = 4) =>
 
 const percent = (ratio) => `${+(100 * ratio).toFixed(1)}%`;
 
+/** A row of a small table: a name, then numbers. */
+function tableRow(cells, tag = "td") {
+  const tr = document.createElement("tr");
+  cells.forEach((cell, at) => {
+    const td = document.createElement(tag);
+    td.textContent = cell;
+    td.className = at ? "" : "word";
+    tr.append(td);
+  });
+  return tr;
+}
+
 /** KV heads of each layer, K and V: [[8, 8], [8, 4], ...] */
 const headsOf = (row) => row.kv_heads.split(";").map((pair) => {
   const [k, v] = pair.split("/").map(Number);

@@ -4,8 +4,11 @@ const SHOWN = 200; // rows before "Show all"
 const WORDS = new Set(["method", "merge", "deploy", "kv_heads", "also_found_by"]);
 const table = { sorted: "kv_ratio", falling: true, all: false };
 
+/** nll@0-256:TEXT and the like have a section of their own; a task's pass@1 does not. */
+const isOfBand = (column) => column.split(/[:,]/)[0].includes("@");
+
 function columnsShown() {
-  return state.run.columns.filter((c) => c !== "on_front" && c !== "on_nll_front" && !c.includes("@") && state.rows.some((row) => row[c] !== null && row[c] !== ""));
+  return state.run.columns.filter((c) => c !== "on_front" && c !== "on_nll_front" && !isOfBand(c) && state.rows.some((row) => row[c] !== null && row[c] !== ""));
 }
 
 function matches(row, term) {

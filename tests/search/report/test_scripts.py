@@ -70,6 +70,7 @@ RUN = {
         "layout": [2, 2, 2, 1], "merge": ["spectral+refine", "spectral+refine", "mean+refine", "spectral+refine"],
         "layer": [0, 1, 0, 0], "before": [0.5, 0.6, 0.9, 7.0], "after": [0.1, 0.2, 0.8, 6.0],
     },
+    "positions": [[] for _ in ROWS],
     "similarity": [{kind: {when: [100 * base + i for i in range(16)] for base, when in enumerate(("before", "aligned"))}
                     for kind in "kv"}] * 2,
 }  # fmt: skip
@@ -269,38 +270,45 @@ def test_where_an_encoder_was_grouped_the_page_goes_by_its_weights():
     assert said[said.index("weights of K and V") + 1] == "50%, 128 bytes a token"
 
 
-def by_position(*columns: str) -> dict:
-    """The run with these columns more: the original has 2 and 3, layout 1 has 2.5 and 3.25, the others nothing."""
-    values = {0: (2.0, 3.0), 1: (2.5, 3.25)}
-    rows = [
-        [*row, *(value for i in range(len(columns) // 2) for value in (values.get(row[0], (None,) * 2)[i % 2], 0.125))]
-        for row in ROWS
-    ]
-    return {"columns": [*COLUMNS, *columns], "rows": rows}
+ONE_TEXT = {"text": "", "bands": ["0-256", "256-512"], "over": [0.5, -0.25], "error": [0.125, None]}
+WIKI, CODE = {**ONE_TEXT, "text": "wiki"}, {**ONE_TEXT, "text": "code", "over": [0.75, 1.0], "error": [0.0625, 0.5]}
 
 
-BANDS = ("nll@0-256", "nll_se@0-256", "nll@256-512", "nll_se@256-512")
+def by_position(*series: dict) -> dict:
+    """The run where row 1 alone was measured so."""
+    return {"positions": [list(series) if at == 1 else [] for at in range(len(ROWS))]}
 
 
-def test_losses_by_position_are_over_the_originals():
-    script = "return [0, 1, 2].map((at) => lossesByPosition(state.rows[at]));"
-    original, layout, other = run(script, by_position(*BANDS))
-    assert original == other == [], "where nothing was lost, or measured"
-    assert layout == [{"text": "", "bands": ["0-256", "256-512"], "over": [0.5, 0.25], "error": [0.125, 0.125]}]
-    several = (*BANDS, *(f"{column}:a:b" for column in BANDS))
-    assert [of["text"] for of in run(script, by_position(*several))[1]] == ["a:b"], "texts in the place of their mean"
-    assert run(script) == [[], [], []]
-
-
-def test_positions_are_drawn_said_and_kept_out_of_the_table():
+def test_losses_by_position_are_bars_with_errors_and_a_table():
     script = (
-        "drawPositions(state.rows[1]); showSections(state.rows[AT]); const t = drawn.positions.traces[0];"
-        "return [t.x, t.y, t.error_y.array, $('positions-said').textContent, $('positions-section').hidden,"
-        " columnsShown().filter((c) => c.includes('@'))];"
+        "drawPositions(state.rows[1]); showPositions(state.rows[1]); const { traces, layout } = drawn.positions;"
+        "return [traces.map((t) => [t.name, t.x, t.y, t.error_y.array, t.customdata]), layout.showlegend,"
+        " cells('positions-table'), new Set(traces.map((t) => t.marker.color)).size];"
     )
-    bands = ["0-256", "256-512"]
-    known = by_position(*BANDS)
-    assert run(script.replace("AT", "1"), known) == [
-        bands, [0.5, 0.25], [0.125, 0.125], "0.5 at 0-256, 0.25 at 256-512", False, []
+    bands, said = ["0-256", "256-512"], ["+0.5000 ±0.1250", "-0.2500"]
+    assert run(script, by_position(ONE_TEXT)) == [
+        [["all text", bands, [0.5, -0.25], [0.125, None], said]], False,
+        [["position", "nats over the original"], [bands[0], said[0]], [bands[1], said[1]]], 1,
     ]  # fmt: skip
-    assert run(script.replace("AT", "2"), known)[4] is True
+    traces, legend, cells, colours = run(script, by_position(WIKI, CODE))
+    assert [trace[0] for trace in traces] == ["wiki", "code"] and legend and colours == 2
+    assert cells == [
+        ["position", "wiki", "code"], ["0-256", said[0], "+0.7500 ±0.0625"], ["256-512", said[1], "+1.0000 ±0.5000"]
+    ]  # fmt: skip
+
+
+def test_where_no_positions_were_measured_nothing_of_them_is_shown():
+    script = (
+        "showPositions(state.rows[1]); showPositions(state.rows[AT]); showSections(state.rows[AT]);"
+        "return [$('positions-section').hidden, cells('positions-table').length];"
+    )
+    assert run(script.replace("AT", "1"), by_position(ONE_TEXT)) == [False, 3]
+    assert run(script.replace("AT", "2"), by_position(ONE_TEXT)) == [True, 0], "nor what the row before had"
+    assert run(script.replace("AT", "1")) == [True, 0]
+
+
+def test_bands_are_kept_out_of_the_table_and_out_of_the_measures_but_no_task_is():
+    more = ["nll@0-256", "nll_se@0-256", "nll@0-256:wiki", "nll_se@0-256:wiki", "humaneval,pass@1"]
+    known = {"columns": [*COLUMNS, *more], "rows": [[*row, 2.0, 0.5, 2.0, 0.5, 0.25] for row in ROWS]}
+    assert run("return columnsShown().filter((c) => c.includes('@'));", known) == ["humaneval,pass@1"]
+    assert run("return measures().filter((c) => c.includes('@'));", known) == ["humaneval,pass@1"]

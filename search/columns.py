@@ -27,10 +27,10 @@ def at_positions(column: str, band: str) -> str:
 def band_of(column: str) -> str:
     """The positions that a column is of; nothing for all of them.
 
-    >>> band_of("nll@256-512:code"), band_of("nll:a@b")
-    ('256-512', '')
+    >>> band_of("nll@256-512:code"), band_of("nll:a@b"), band_of("humaneval,pass@1")
+    ('256-512', '', '')
     """
-    return column.partition(":")[0].partition("@")[2]
+    return "" if "," in column.partition(":")[0] else column.partition(":")[0].partition("@")[2]
 
 
 def called(column: str) -> str:
@@ -39,6 +39,8 @@ def called(column: str) -> str:
     >>> called("nll@256-512:code")
     'nats per token at 256-512, code'
     """
+    if "," in column.partition(":")[0]:
+        return column
     kind, colon, text = column.partition(":")
     kind, at, band = kind.partition("@")
     return CALLED.get(kind, kind) + (f" at {band}" if at else "") + (f", {text}" if colon else "")

@@ -92,10 +92,7 @@ def uptrain_model(
     method.check(model)
     options = replace(options, losses=options.losses or method.losses)
     check_memory(model.folder, options, device, ranks.size if sharded() else 1)
-    taught_by = None
-    if options.losses.needs_teacher:
-        taught_by = Checkpoint.open(teacher).local() if teacher else model.original
-        check_teacher(taught_by, model.original)
+    taught_by = teacher_of(model, teacher) if options.losses.needs_teacher else None
     text = examples_of(model.original, source, options.window)
     options = options.resolved(device, text.tokens.numel())
     examples, held_out, flattered = divided(text, source, model, options)
@@ -116,6 +113,13 @@ def uptrain_model(
         facts = facts_of(model, training, score, taught_by, command)
         del student, training, opened  # several ranks may hold them in parts: the best weights are read from the disk
         return ranks.first_does(lambda: write(model, options, output, facts, saved, overwrite, progress))
+
+
+def teacher_of(model: ExportedModel, teacher: str | None) -> Checkpoint:
+    """The named model, else the export's original. Raises GrouperError where it speaks of other tokens."""
+    found = Checkpoint.open(teacher).local() if teacher else model.original
+    check_teacher(found, model.original)
+    return found
 
 
 def divided(

@@ -14,9 +14,10 @@ import argparse
 import hashlib
 import json
 import resource
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,16 @@ class Bench:
         began = time.perf_counter()
         if "cuda" in self.device:
             torch.cuda.reset_peak_memory_stats()
-        model, merged = self.regrouper.model, self.merged(row, layout, kv_ratio, seed)
+        model = self.regrouper.model
         if row.then == "healed":
             healed = self.healed(kv_ratio, seed)
             model = InMemoryModel(healed.base, self.device)
             model.replace_around(healed.around())
             layout, merged = healed.layout, healed.layer
-        elif not row.then:
+        elif row.then == "refined":
+            merged = self.refined(row, layout, kv_ratio, seed)
+        else:
+            merged = self.regrouper.merged(layout, merge_for(layout, MERGES[row.merge]))
             for layer in range(len(layout.layers)):
                 merged(layer)
         took, peak = time.perf_counter() - began, self.peak()
@@ -147,20 +151,14 @@ class Bench:
         over = ", ".join(f"{name} {of['over']:+.4f} (KL {of['kl']:.4f})" for name, of in found.items())
         print(f"KV {kv_ratio:.3g} {row.name}, seed {seed}: {over} ({took:.0f} s)", flush=True)
 
-    def merged(self, row: Row, layout: HeadLayout, kv_ratio: float, seed: int) -> Merged:
+    def refined(self, row: Row, layout: HeadLayout, kv_ratio: float, seed: int) -> Merged:
+        """Written as an export, too, if that is to be healed."""
         merge = merge_for(layout, MERGES[row.merge])
-        if not row.then:
-            return self.regrouper.merged(layout, merge)
-        options, place = (
-            RefineOptions(tokens=self.args.refine_tokens, seed=seed, long_share=self.args.long_share),
-            self.place("refined", kv_ratio, seed),
-        )
-        if row.then == "healed":
-            return self.regrouper.merged(layout, merge)  # not used: its export is
-        done = self.regrouper.refined(layout, merge, options)
-        seen = self.regrouper.seen(options)
-        facts = {"tokens": 0, "steps": 0, "scope": "", "seen": seen.to_data()}
-        if "healed" in self.args.rows and layout.export_class != "none":
+        options = RefineOptions(tokens=self.args.refine_tokens, seed=seed, long_share=self.args.long_share)
+        done, seen = self.regrouper.refined(layout, merge, options), self.regrouper.seen(options)
+        if "healed" in self.args.rows:
+            facts = {"tokens": seen.used * seen.window, "steps": 0, "scope": "", "seen": seen.to_data()}
+            place = self.place("refined", kv_ratio, seed)
             export_model(self.checkpoint, layout, place, merge=merge.name, merged=done, origin={"refined": facts})
         return done
 
@@ -185,17 +183,13 @@ class Bench:
 
     # How long, how much
 
-    def timed(self, what: str):
-        bench, began = self, time.perf_counter()
-
-        class Timed:
-            def __enter__(self) -> None: ...
-
-            def __exit__(self, *_: object) -> None:
-                bench.found.setdefault("steps", {})[what] = round(time.perf_counter() - began, 1)
-                print(f"{what}: {time.perf_counter() - began:.0f} s", flush=True)
-
-        return Timed()
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        self.found.setdefault("steps", {})[what] = round(took, 1)
+        print(f"{what}: {took:.0f} s", flush=True)
 
     def peak(self) -> int:
         if "cuda" in self.device:
@@ -248,7 +242,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.tables:
-        sys.exit(print(tables(json.loads(args.tables.read_text()))))
+        print(tables(json.loads(args.tables.read_text())))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(args, Path(temporary))
         for kv_ratio in map(float, args.kv_ratio.split(",")):

@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/grouper demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-real: $(READY)
 	$(BIN)/python bench/fetch_real_models.py

@@ -59,7 +59,7 @@ class Seen:
     def touches(self, tokens: Tensor) -> Tensor:
         """[n], bool: which of these windows [n, any length], which follow one another, hold a token that was seen."""
         begin, length = _anchor(self.window)
-        found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._known)) - begin
+        found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._known, kind="sort")) - begin
         edges = np.zeros(tokens.numel() + 1, np.int64)  # +1 where a seen window begins, -1 after its end
         np.add.at(edges, found.clip(0), 1)
         np.add.at(edges, (found + self.window).clip(max=tokens.numel()), -1)

@@ -92,7 +92,12 @@ def loading_of(checkpoint: Checkpoint, own_code: bool = False, config: dict | No
 
     with quiet(), as_one_line(f"transformers cannot load {checkpoint.name}"):
         empty = without_weights(checkpoint, own_code, config)
-        tensors = {n: torch.empty(i.shape, dtype=i.torch_dtype, device="meta") for n, i in checkpoint.tensors.items()}
+        tied = getattr(empty, "all_tied_weights_keys", {})  # stored or not: releases before 5.24 compare the values
+        tensors = {
+            name: torch.empty(info.shape, dtype=info.torch_dtype, device="meta")
+            for name, info in checkpoint.tensors.items()
+            if tied.get(name) not in checkpoint.tensors
+        }
         found = type(empty).from_pretrained(
             None, config=empty.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True,
             device_map={"": "meta"}, dtype=torch.float32, trust_remote_code=False,

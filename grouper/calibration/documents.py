@@ -6,6 +6,7 @@ characters, where there is no blank near), always to the same one, so that piece
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,7 +49,7 @@ class PlainText:
         return place + next((i for i, byte in enumerate(block[1:5]) if byte & 0xC0 != 0x80), 0)
 
 
-class Rows:
+class Rows(ABC):
     """A document a row. Subclasses say where rows are, and call a row's place by its number."""
 
     name: str
@@ -59,12 +60,13 @@ class Rows:
         self._tokenizer = tokenizer
         self._last: tuple[int, int, str] = (0, 0, "")  # a long row is parsed once for all pieces of it
 
+    @abstractmethod
     def row(self, place: int) -> tuple[int, int, Any] | None:
         """(begin, end, content) of the row at this place, or of the next one; None after the last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def called(self, begin: int) -> str:
-        raise NotImplementedError
+        """The row that begins at this place, for messages."""
 
     def pieces(self, start: int, stop: int, most: int | None = None) -> Iterator[Piece]:
         """As of plain text. A row's text is taken to be spread evenly over its bytes."""

@@ -95,8 +95,9 @@ def refine_layers(
 
 
 class Streams(NamedTuple):
-    """Of windows of one length, [n, tokens, D] each: the original's, the regrouped model's, and what is wanted behind a
-    layer, which in scope "block" is the original's next stream. arguments: of each layer, beside the stream."""
+    """Streams of windows of one length, [n, tokens, D] each: the original's, the regrouped model's, and what is wanted
+    behind a layer, which in scope "block" is the original's next stream. arguments: of each layer, beside the
+    stream."""
 
     original: Tensor
     regrouped: Tensor

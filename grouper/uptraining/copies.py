@@ -12,7 +12,8 @@ ROOM = 3  # times its size has to be free on the GPU that keeps a copy
 
 
 class Copy:
-    """parameters: those in training, of which each rank may hold a part."""
+    """Weights, what the method remembers, and the layout. parameters: those in training, of which each rank may hold a
+    part."""
 
     def __init__(self, student: Student, parameters: Sequence[Tensor]):
         size = sum(p.nbytes for p in parameters)

@@ -12,7 +12,7 @@ SPARE = 1.1  # of what is known: passes and the teacher take some, too
 
 
 def least_bytes(folder: Checkpoint, options: UptrainOptions) -> int:
-    """Of weights, gradients and moments; what passes keep comes on top. folder: the export that is trained."""
+    """Bytes of weights, gradients and moments; what passes keep comes on top. folder: the export that is trained."""
     trained = folder.parameters
     if options.train == "lora":
         matrices = (info.shape for info in folder.tensors.values() if len(info.shape) == 2)

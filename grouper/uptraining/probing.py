@@ -23,7 +23,7 @@ def probe_steps(steps: int) -> int:
 def find_rate(score_of: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
     """(rate, score of each rate that was tried). score_of: the smaller the better; infinite or NaN where training broke
     down. From the first rate downwards while that gets better, else upwards; the highest rate of those as good as the
-    best."""
+    best, the lowest where all broke down."""
     tried: dict[float, float] = {}
 
     def score(rate: float) -> float:
@@ -40,4 +40,6 @@ def find_rate(score_of: Callable[[float], float], first: float) -> tuple[float, 
         if at != first:
             break
     best = min(tried.values())
+    if best == float("inf"):
+        return min(tried), tried
     return max(rate for rate, found in tried.items() if found <= NEAR * best), tried

@@ -38,3 +38,8 @@ def test_there_is_an_end_on_both_sides():
     assert rate == max(tried) <= 1e-2
     rate, tried = found({1e-12: 1.0}, first=1e-6)
     assert min(tried) >= 1e-7 and rate == max(tried) == 1e-6, "all are alike here"
+
+
+def test_where_all_break_down_the_lowest_is_taken():
+    rate, tried = found({1e-5: math.nan})
+    assert rate == min(tried)

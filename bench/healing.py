@@ -35,15 +35,14 @@ from grouper.refinement.layer import RefineOptions
 from grouper.refinement.refine import deterministic
 from grouper.regroup import Regrouper
 from grouper.threads import one_thread
+from grouper.uptraining.division import divisions
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.launched import accelerator_for
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student
 from grouper.uptraining.teacher import Teacher
-from grouper.uptraining.text import examples_of
 from grouper.uptraining.training import Training
-from grouper.uptraining.uptrain import divided
 from search import RunFolder, SearchOptions, search
 from search.methods.exact import LIMIT
 
@@ -134,9 +133,8 @@ class Bench:
     def heal(self, folder: Path, options: UptrainOptions) -> dict:
         """The curve of one training: {"tokens": [...], "over": [...], "held_out_kl": [...], "seconds": ...}."""
         model = ExportedModel.open(folder, self.args.model)
-        text = examples_of(model.original, TextSource(self.args.text), options.window)
-        options = options.resolved(self.device, text.tokens.numel())
-        *texts, _ = divided(text, TextSource(self.args.text), model, options)
+        text = next(divisions(model, TextSource(self.args.text), options, self.device))
+        options, texts = text.options, (text.learnt, text.judged)
         dtype = torch.bfloat16 if "cuda" in self.device else torch.float32
         teacher = Teacher(InMemoryModel(self.checkpoint, self.device, dtype))
         saved = SavedTraining(self.folder / "training" / folder.name)

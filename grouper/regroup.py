@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -78,6 +79,11 @@ class Regrouper:
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
         return WindowedText.of(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
+
+    def on_whole_text(self) -> "Regrouper":
+        """The same on all of the calibration text, of which nothing is set aside."""
+        whole = self.calibration and replace(self.calibration, source=replace(self.calibration.source, part="whole"))
+        return Regrouper(self.checkpoint, whole, self.device, self.memory, self.ranks, self.kept)
 
     def _resized(self, window: int) -> WindowedText:
         if window not in self._texts:

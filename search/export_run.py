@@ -143,7 +143,8 @@ def carry_out(
 ) -> Exported:
     """Acts two to four. What is refined is kept until the export is whole. note(errors): of layers, before and after
     their refinement."""
-    refine = refine and as_begun(regrouper, chosen, refine, output, tell)
+    if refine:
+        regrouper, refine = as_begun(regrouper, chosen, refine, output, tell)
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
     merged: Merged
     with temporary_folder(output.absolute().parent, output.name) as temporary:
@@ -229,18 +230,32 @@ def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions,
         model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=" ".join(texts),
         merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=how,
     )  # fmt: skip
-    return Path(f"{str(output).rstrip('/')}.refine") / key
+    return refined_beside(output) / key
 
 
-def as_begun(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path, tell: Tell) -> RefineOptions:
-    """The same, or, where an older version has begun this refinement, as that refined: without long windows."""
-    if regrouper.architecture.encodes or kept_refinement(regrouper, chosen, refine, output).is_dir():
-        return refine
-    older = replace(refine, long_share=0.0)
-    if not kept_refinement(regrouper, chosen, older, output).is_dir():
-        return refine
-    tell("an older version began this refinement: it goes on as that began it, without long windows")
-    return older
+def refined_beside(output: Path) -> Path:
+    """Where layers are kept that are refined already."""
+    return Path(f"{str(output).rstrip('/')}.refine")
+
+
+def as_begun(
+    regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path, tell: Tell
+) -> tuple[Regrouper, RefineOptions]:
+    """The same, or, where an older version has begun this refinement, as that refined: without long windows, on text of
+    which nothing was set aside."""
+
+    def begun(way: tuple[Regrouper, RefineOptions]) -> bool:
+        return kept_refinement(way[0], chosen, way[1], output).is_dir()
+
+    now = regrouper, refine
+    if not refined_beside(output).is_dir() or begun(now):
+        return now
+    older, short = regrouper.on_whole_text(), replace(refine, long_share=0.0)
+    for way in ((regrouper, short), (older, refine), (older, short)):
+        if begun(way):
+            tell("an older version began this refinement: it goes on as that began it")
+            return way
+    return now
 
 
 def merge_and_refine(

@@ -59,13 +59,15 @@ def search(
     check_model(checkpoint)  # before anything is downloaded
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
-    calibration = options.calibration(keep_calibration)
+    earlier = RunFolder(Path(output))
+    set_aside = overwrite or not earlier.exists() or earlier.settings.set_aside
+    calibration = options.calibration(keep_calibration, "learnt" if set_aside else "whole")
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it
-    kept = RunFolder(Path(output)).kept_tokens()
+    kept = earlier.kept_tokens()
     regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks, kept)
     settings = RunSettings.of(
-        checkpoint, options,
+        checkpoint, options, set_aside=set_aside,
         revision=revision, text_digest=digest_of_text(regrouper, options), jobs=jobs, device=device, command=command,
     )  # fmt: skip
     refuse_inside(Path(output), checkpoint.local_folder)

@@ -18,13 +18,14 @@ OPTIONS = tuple(f.name for f in fields(SearchOptions))
 
 @dataclass(frozen=True)
 class RunSettings:
-    """options: resolved. model: what opens it from anywhere. text_digest: of the tokens that were calibrated on, None
-    without text. timings: in seconds."""
+    """options: resolved. model: what opens it from anywhere. set_aside: whether stretches of the text were, as older
+    versions did not do. text_digest: of the tokens that were calibrated on, None without text. timings: in seconds."""
 
     options: SearchOptions
     model: str
     revision: str | None
     fingerprint: str
+    set_aside: bool = False
     text_digest: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     jobs: int = 1
@@ -72,7 +73,7 @@ class RunSettings:
 
     def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
         """On the run's own text. keep: a folder where moments are kept and looked for."""
-        return self.options.calibration(keep)
+        return self.options.calibration(keep, "learnt" if self.set_aside else "whole")
 
 
 def installed_version(package: str) -> str:

@@ -89,16 +89,18 @@ class Rows(ABC):
                 first = cut
             place = end
 
-    def chats(self) -> list[list[dict]] | None:
-        """The conversations, where there is nothing else."""
+    def chats(self, spans: list[tuple[int, int]] | None = None) -> list[list[dict]] | None:
+        """The conversations, where there is nothing else; of those the ones that lie wholly in one of the spans."""
         found: list[list[dict]] = []
-        place = 0
-        while row := self.row(place):
-            begin, place, content = row
+        end = 0
+        while row := self.row(end):
+            begin, end, content = row
             if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
                 return None
-            found.append(self._said(begin, lambda content=content: _chat(content)))
-        return found or None
+            chat = self._said(begin, lambda content=content: _chat(content))
+            if spans is None or any(first <= begin and end <= last for first, last in spans):
+                found.append(chat)
+        return found if end else None
 
     def _document(self, begin: int, _end: int, row: Any) -> str:
         if not isinstance(row, dict):

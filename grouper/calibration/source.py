@@ -10,6 +10,7 @@ from typing import Any
 
 from grouper.calibration.documents import DatasetRows, JsonLines, PlainText
 from grouper.calibration.encoding import content_of, opened
+from grouper.calibration.parts import Part, PartOfText, spans_of
 from grouper.errors import GrouperError
 
 DATA = Path(__file__).parent.parent / "data"
@@ -21,7 +22,7 @@ PAIR = ("source", "target")
 LINES = ("wikitext",)  # whose rows are lines of one text
 DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
 
-Documents = PlainText | JsonLines | DatasetRows
+Documents = PlainText | JsonLines | DatasetRows | PartOfText
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,19 @@ class TextSource:
     UTF-8; a byte-order mark is skipped, and CRLF and CR at ends of lines are read as LF.
 
     purpose: "calibration" or "evaluation", which text `demo`, or which split a name in DATASETS means: never the same
-    one for both.
+    one for both. part: of a long text, what may be "learnt" from (for calibration, unless given), what is set aside and
+    training is "judged" by, or the "whole" (for evaluation); pairs and pictures are read whole.
     """
 
     text: str | None = None
     dataset: str | None = None
     purpose: str = "calibration"
     images: str | None = None
+    part: Part | None = None
 
     def __post_init__(self) -> None:
+        if self.part is None:
+            object.__setattr__(self, "part", "learnt" if self.purpose == "calibration" else "whole")
         if sum(map(bool, (self.text, self.dataset, self.images))) != 1:
             raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images FOLDER, one of them")
 
@@ -81,6 +86,11 @@ class TextSource:
 
     def documents(self, tokenizer: Callable[[], Any]) -> Documents:
         """The text, opened. tokenizer: loads the one whose template writes chats. Raises GrouperError."""
+        whole = self._documents(tokenizer)
+        spans = spans_of(whole.size, self.part)
+        return whole if spans == [(0, whole.size)] else PartOfText(whole, spans)
+
+    def _documents(self, tokenizer: Callable[[], Any]) -> PlainText | JsonLines | DatasetRows:
         if self.dataset:
             return DatasetRows(self.dataset, _from_dataset(self.dataset), tokenizer)
         if is_named(self.text):

@@ -132,7 +132,7 @@ class WindowedText:
 
     def _found(self, kept: KeptTokens, tokenizer: Path, limit: int | None) -> Tensor:
         """As `_tokenised`, unless it is kept."""
-        how = (self.window, self._chained, limit, WHOLE, SPARSE, PIECE)
+        how = (self.window, self._chained, limit, self.source.part, WHOLE, SPARSE, PIECE)
         with as_one_line(f"{self._reader} cannot read {self.source.name}"):
             key = key_of(self.source.path, tokenizer, *how)
         tokens = kept.find(key)

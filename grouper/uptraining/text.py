@@ -7,7 +7,7 @@ from torch import Tensor
 
 from grouper.calibration.documents import check_template
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import load_tokenizer, text_of
+from grouper.calibration.text import load_tokenizer, spread, text_of
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
 
@@ -23,6 +23,14 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def of(self, rows: Tensor) -> "Examples":
+        """rows: which windows."""
+        return Examples(self.tokens[rows], self.counted[rows])
+
+    def spread(self, count: int) -> "Examples":
+        """At most so many of the windows, spread evenly."""
+        return self.of(spread(torch.arange(len(self)), count))
+
     def split(self, count: int, seen: Tensor | None = None) -> tuple["Examples", "Examples"]:
         """(for training, held out): `count` windows, spread over the text, are held out. seen [n], bool: windows that
         are not. Raises GrouperError where nothing would be left."""
@@ -34,7 +42,7 @@ class Examples:
         free = torch.arange(n) if seen is None else torch.arange(n)[~seen]
         held = torch.zeros(n, dtype=torch.bool)
         held[free[(torch.arange(count) * 2 + 1) * len(free) // (2 * count)]] = True
-        return Examples(self.tokens[~held], self.counted[~held]), Examples(self.tokens[held], self.counted[held])
+        return self.of(~held), self.of(held)
 
 
 def examples_of(checkpoint: Checkpoint, source: TextSource, window: int) -> Examples:

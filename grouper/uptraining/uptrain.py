@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import digest, text_of
+from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.format import SelfTestFailed
@@ -25,6 +25,7 @@ from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
+from grouper.uptraining.division import Division, divisions
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.launched import accelerator_for, sharded
 from grouper.uptraining.methods import METHODS
@@ -33,7 +34,7 @@ from grouper.uptraining.options import UptrainOptions
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student
 from grouper.uptraining.teacher import Teacher, check_teacher, open_teacher
-from grouper.uptraining.text import Examples, examples_of
+from grouper.uptraining.text import Examples
 from grouper.uptraining.training import Training
 from grouper.uptraining.validation import Score
 
@@ -93,20 +94,18 @@ def uptrain_model(
     options = replace(options, losses=options.losses or method.losses)
     check_memory(model.folder, options, device, ranks.size if sharded() else 1)
     taught_by = teacher_of(model, teacher) if options.losses.needs_teacher else None
-    text = examples_of(model.original, source, options.window)
-    options = options.resolved(device, text.tokens.numel())
-    examples, held_out, flattered = divided(text, source, model, options)
-    check_text(examples, options, source.name, ranks)
-    key = _key(model, taught_by, examples, held_out, options)
-    saved = SavedTraining(Path(f"{str(output).rstrip('/')}.uptrain") / key)
+    work = Path(f"{str(output).rstrip('/')}.uptrain")
+    text, saved = as_begun(model, taught_by, source, options, device, work)
+    options = text.options
+    check_text(text.learnt, options, source.name, ranks)
     with locked_by_first(ranks, output), deterministic():
         opened = None
         if taught_by is not None:
             opened = _teacher(taught_by, teacher_device or device, teacher_dtype, memory, options)
         student = new_student(model, options, device)
-        texts = (examples, held_out)
+        texts = (text.learnt, text.judged)
         training = Training(accelerator_for(device, options, saved), student, opened, texts, options, saved, ranks)
-        training.keep_last = flattered
+        training.keep_last = text.flattered
         tell(announced(training))
         score = training.run(progress)
         tell(told(score, training.reached.best_step))
@@ -122,19 +121,23 @@ def teacher_of(model: ExportedModel, teacher: str | None) -> Checkpoint:
     return found
 
 
-def divided(
-    text: Examples, source: TextSource, model: ExportedModel, options: UptrainOptions
-) -> tuple[Examples, Examples, bool]:
-    """(for training, held out, whether refinement has seen these): windows that it has not seen, where there are enough
-    of them. Refinement cuts chats otherwise: of a file of them it may have seen any window."""
-    if source.chats() is None or model.seen is None:
-        seen = model.refined_on(text.tokens)
-    else:
-        as_text = text_of(model.original, source, model.seen.window)
-        seen = model.refined_on(as_text).any().expand(len(text))
-    count = options.held_out_windows(len(text))
-    flattered = int((~seen).sum()) < count
-    return *text.split(count, None if flattered else seen), flattered
+def as_begun(
+    model: ExportedModel,
+    teacher: Checkpoint | None,
+    source: TextSource,
+    options: UptrainOptions,
+    device: str,
+    work: Path,
+) -> tuple[Division, SavedTraining]:
+    """The text, divided, and where this training is kept in the folder `work`: as an older version divided it where
+    that has begun it."""
+    found = []
+    for division in divisions(model, source, options, device):
+        key = _key(model, teacher, division.learnt, division.judged, division.options)
+        found.append((division, SavedTraining(work / key)))
+        if found[-1][1].reached() or not work.is_dir():
+            return found[-1]
+    return found[0]
 
 
 def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> Student:

@@ -44,7 +44,8 @@ def test_a_self_test_that_fails_throws_no_refinement_away(reader, tmp_path, monk
 
 
 class OnText:
-    """As far as a folder for its refinement is asked of a regrouper: four short windows, or two and a long one."""
+    """As far as a folder for its refinement is asked of a regrouper: four short windows, or two and a long one; other
+    tokens where nothing is set aside."""
 
     def __init__(self, encodes: bool = False, fingerprint: str = "a", first: int = 0):
         self.architecture, self.checkpoint = SimpleNamespace(encodes=encodes), SimpleNamespace(fingerprint=fingerprint)
@@ -56,6 +57,9 @@ class OnText:
 
     def windows(self, tokens: int) -> torch.Tensor:
         return torch.arange(self.first, self.first + tokens)[None]
+
+    def on_whole_text(self) -> "OnText":
+        return OnText(self.architecture.encodes, self.checkpoint.fingerprint, self.first + 100)
 
 
 REFINE = RefineOptions(tokens=16, seed=1).for_device("cpu")
@@ -89,18 +93,26 @@ def test_refined_layers_are_kept_by_all_that_they_depend_on(encodes):
     assert len({folder, *others}) == 9 and (encodes or without not in others)
 
 
-@pytest.mark.parametrize("begun", [(), ("long",), ("short",), ("long", "short")], ids=lambda begun: " and ".join(begun))
-def test_a_refinement_that_an_older_version_began_goes_on_without_long_windows(tmp_path, begun):
-    """Unless one with long windows was begun, too."""
-    shares = {"long": 0.5, "short": 0.0}
-    for name in begun:
-        options = replace(REFINE, long_share=shares[name])
-        kept_refinement(OnText(), chosen(), options, tmp_path / "out").mkdir(parents=True)
+NEW, SHORT, WHOLE, OLDEST = (0, 0.5), (0, 0.0), (100, 0.5), (100, 0.0)  # the first token, the share of long windows
+
+
+@pytest.mark.parametrize(
+    ("begun", "goes_on"),
+    [([], NEW), ([NEW], NEW), ([SHORT], SHORT), ([WHOLE], WHOLE), ([OLDEST], OLDEST), ([NEW, SHORT, WHOLE], NEW)],
+)
+def test_a_refinement_that_an_older_version_began_goes_on_as_that_began_it(tmp_path, begun, goes_on):
+    """Unless this version has begun one, too."""
+    for first, share in begun:
+        options = replace(REFINE, long_share=share)
+        kept_refinement(OnText(first=first), chosen(), options, tmp_path / "out").mkdir(parents=True)
     lines = []
-    found = as_begun(OnText(), chosen(), REFINE, tmp_path / "out", lines.append)
-    assert found == replace(REFINE, long_share=0.0 if begun == ("short",) else 0.5)
-    assert [line.split(":")[0] for line in lines] == ["an older version began this refinement"] * (begun == ("short",))
+    regrouper, options = as_begun(OnText(), chosen(), REFINE, tmp_path / "out", lines.append)
+    assert (regrouper.first, options) == (goes_on[0], replace(REFINE, long_share=goes_on[1]))
+    assert [line.split(":")[0] for line in lines] == ["an older version began this refinement"] * (goes_on != NEW)
 
 
-def test_an_encoders_refinement_has_no_other_form(tmp_path):
-    assert as_begun(OnText(encodes=True), chosen(), REFINE, tmp_path / "out", lambda _line: None) is REFINE
+@pytest.mark.parametrize(("first", "goes_on"), [(0, 0), (100, 100), (7, 0)])
+def test_a_refinement_of_an_encoder_has_no_long_windows(tmp_path, first, goes_on):
+    kept_refinement(OnText(True, first=first), chosen(), REFINE, tmp_path / "out").mkdir(parents=True)
+    regrouper, options = as_begun(OnText(True), chosen(), REFINE, tmp_path / "out", lambda _line: None)
+    assert (regrouper.first, options) == (goes_on, REFINE)

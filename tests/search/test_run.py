@@ -12,10 +12,13 @@ import torch
 from tiny_models import logits
 
 from fitness.perplexity import nll
-from grouper import GrouperError, HeadLayout
+from grouper import Checkpoint, GrouperError, HeadLayout
+from grouper.calibration import parts
+from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import windows
+from grouper.calibration.text import digest, windows
 from grouper.refinement.layer import RefineOptions
+from grouper.regroup import Regrouper
 from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.pareto import COLUMNS
 from search.run_folder import RunFolder
@@ -213,6 +216,31 @@ def test_changed_text_is_noticed_where_a_run_would_go_on(reader, tmp_path):
     text.write_text("When in the course of human events it becomes necessary. " * 60)
     with pytest.raises(GrouperError, match="another text_digest"):
         search(reader, tmp_path / "run", options)
+
+
+def test_a_run_of_an_older_version_goes_on_with_text_of_which_nothing_was_set_aside(reader, tmp_path, monkeypatch):
+    """And is exported refined on just that; a new run and one that replaces it set stretches aside."""
+    monkeypatch.setattr(parts, "LONG", 8000)
+    monkeypatch.setattr(parts, "GAP", 40)
+    (tmp_path / "text.txt").write_text("".join(f"some words and {i} more of them\n" for i in range(400)))
+    options = replace(QUICK, text=str(tmp_path / "text.txt"), tokens=1024, window=64)
+    run, place = tmp_path / "run", tmp_path / "run" / "run.json"
+    search(reader, run, options)
+    new = json.loads(place.read_text())
+    checkpoint, whole = Checkpoint.open(reader), options.calibration(part="whole")
+    older = digest(Regrouper(checkpoint, whole).windows(1024))
+    assert new["set_aside"] and new["text_digest"] != older
+    place.write_text(json.dumps({k: v for k, v in {**new, "text_digest": older}.items() if k != "set_aside"}))
+    search(reader, run, options)
+    assert RunFolder(run).settings.text_digest == older and not RunFolder(run).settings.set_aside
+    refine = RefineOptions(steps=2, tokens=512)
+    assert export_from_run(run, tmp_path / "out", Selection(kv_ratio="1/2"), refine=refine).not_refined is None
+    seen = Seen.from_data(json.loads((tmp_path / "out" / "grouper.json").read_text())["refined"]["seen"])
+    older_text, new_text = (Regrouper(checkpoint, c).texts(refine) for c in (whole, options.calibration()))
+    assert all(seen.touches(text).all() for text in older_text)
+    assert not all(seen.touches(text).all() for text in new_text)
+    search(reader, run, options, overwrite=True)
+    assert RunFolder(run).settings.text_digest == new["text_digest"] and RunFolder(run).settings.set_aside
 
 
 def test_a_text_that_was_tokenised_for_a_run_is_not_tokenised_again(reader, tmp_path, monkeypatch):

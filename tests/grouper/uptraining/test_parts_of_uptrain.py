@@ -1,4 +1,4 @@
-"""What a training is divided into, refused for, called and said to be, without one."""
+"""What a training is refused for, called and said to be, without one."""
 
 import json
 from dataclasses import replace
@@ -10,15 +10,13 @@ import torch
 from toy_training import LAYOUT, ToyStudent, toy_teacher
 
 from grouper import GrouperError, UptrainOptions
-from grouper.calibration.seen import Seen
-from grouper.calibration.text import spread
 from grouper.ranks import ALONE, Ranks
 from grouper.uptraining import uptrain
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.options import Losses
 from grouper.uptraining.saved import Reached
 from grouper.uptraining.text import Examples
-from grouper.uptraining.uptrain import _key, _teacher, announced, check_text, divided, facts_of
+from grouper.uptraining.uptrain import _key, _teacher, announced, check_text, facts_of
 from grouper.uptraining.validation import Score
 
 OPTIONS = UptrainOptions(tokens=96, step_tokens=24, window=6, lr=1e-4, losses=Losses(), held_out=0.25)
@@ -29,34 +27,6 @@ def model(facts: dict | None = None, name: str = "in") -> ExportedModel:
     """An export, as far as its facts go."""
     checkpoint = SimpleNamespace(fingerprint=name, name=name, title=name)
     return ExportedModel(checkpoint, checkpoint, checkpoint, LAYOUT, facts or {})
-
-
-def source(chats: list | None = None) -> SimpleNamespace:
-    return SimpleNamespace(chats=lambda: chats, name="text.txt")
-
-
-def refined(seen: Seen) -> dict:
-    return {"refined": {"seen": seen.to_data()}}
-
-
-def test_plain_text_is_held_out_where_refinement_was_not():
-    """Two of ten windows, the first and the last, were seen: two of the others are held out, spread over them."""
-    examples, held_out, flattered = divided(TEXT, source(), model(refined(Seen.of(spread(TEXT.tokens, 2)))), OPTIONS)
-    assert held_out.tokens[:, 0].tolist() == [3 * 6, 7 * 6] and len(examples) == 8 and not flattered
-    nearly = Seen.of(spread(TEXT.tokens, 9))
-    examples, held_out, flattered = divided(TEXT, source(), model(refined(nearly)), OPTIONS)
-    assert held_out.tokens[:, 0].tolist() == [2 * 6, 7 * 6] and flattered, "one window is left, and two are needed"
-    _, held_out, flattered = divided(TEXT, source(), model(), OPTIONS)
-    assert held_out.tokens[:, 0].tolist() == [2 * 6, 7 * 6] and not flattered
-
-
-@pytest.mark.parametrize(("shift", "flattered"), [(0, True), (1, False)], ids=["the same text", "another one"])
-def test_of_chats_one_window_that_was_seen_makes_all_of_them_seen(monkeypatch, shift, flattered):
-    """Refinement saw the first of five windows of twelve tokens: as windows of training, that says nothing."""
-    as_text = torch.arange(60).view(5, 12)
-    monkeypatch.setattr(uptrain, "text_of", lambda checkpoint, source, window: as_text + shift)
-    found = divided(TEXT, source([[]]), model(refined(Seen.of(spread(as_text, 1)))), OPTIONS)
-    assert found[2] == flattered and found[1].tokens[:, 0].tolist() == [2 * 6, 7 * 6]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,7 @@ from grouper.calibration.text import text_of
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.shared_attention import SharedAttention
-from grouper.uptraining.text import examples_of
 from grouper.uptraining.training import Training
-from grouper.uptraining.uptrain import divided
 from search.evaluated_model import evaluate_model
 
 QUICK = UptrainOptions(tokens=4096, step_tokens=256, micro_tokens=128, window=64, validate=4, lr=3e-3)
@@ -305,29 +303,3 @@ def test_what_a_tracker_writes_stays(folders, source, tmp_path):
     options = UptrainOptions(**{**vars(QUICK), "tracker": "tensorboard"})
     uptrain_model(folders["stock"], tmp_path / "out", source, options)
     assert list((tmp_path / "out.logs").rglob("*tfevents*")) and not (tmp_path / "out.uptrain").exists()
-
-
-def test_chats_that_refinement_may_have_seen_are_all_taken_for_seen(folders, reader, tmp_path):
-    """Refinement cuts chats otherwise than training does: which window is which is not known."""
-    for name, words in (("chats.jsonl", "Well, thank you."), ("others.jsonl", "No.")):
-        chat = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": words}]
-        (tmp_path / name).write_text("\n".join(json.dumps({"messages": chat}) for _ in range(400)))
-    shutil.copytree(folders["stock"], tmp_path / "in")
-    shutil.copytree(reader, tmp_path / "original")
-    add_template(tmp_path / "original")
-    same, other = (TextSource(str(tmp_path / name)) for name in ("chats.jsonl", "others.jsonl"))
-    seen = Seen.of(text_of(Checkpoint.open(tmp_path / "original"), same, 64)[:1])
-    facts = json.loads((tmp_path / "in" / "grouper.json").read_text())
-    refined = {"tokens": 0, "steps": 0, "scope": "block", "seen": seen.to_data()}
-    (tmp_path / "in" / "grouper.json").write_text(json.dumps({**facts, "refined": refined}))
-    model = ExportedModel.open(tmp_path / "in", str(tmp_path / "original"))
-    for source, flattered in ((same, True), (other, False)):
-        text = examples_of(model.original, source, 64)
-        options = QUICK.resolved("cpu", text.tokens.numel())
-        assert divided(text, source, model, options)[2] == flattered
-
-
-def add_template(folder) -> None:
-    path = folder / "tokenizer_config.json"
-    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))

@@ -292,7 +292,7 @@ def evaluate(
     """Measure what layouts or models lose, on text and by tasks, merging in memory; resumable."""
     from fitness.tasks import TaskOptions
     from grouper.calibration.source import named_sources
-    from grouper.refinement.layer import RefineOptions
+    from grouper.refinement.options import RefineOptions
     from search import RunFolder
     from search import evaluate as measure
     from search.bars import bar
@@ -384,7 +384,7 @@ def export(
     from grouper.calibration.calibration import Calibration
     from grouper.calibration.source import TextSource
     from grouper.export.hub import Destination
-    from grouper.refinement.layer import RefineOptions
+    from grouper.refinement.options import RefineOptions
     from search import Selection, export_from_run
     from search.bars import bar
     from search.console import exported_summary
@@ -415,8 +415,8 @@ def export(
         if can_be_measured(output):
             pictures = images or RunFolder.open(Path(run)).settings.options.images
             _next("evaluate", output, *(("--images", "others") if pictures else ("--text", "other.txt")))
-            if exported.loader in ("AutoModelForCausalLM", "AutoModelForImageTextToText"):
-                _next("uptrain", output, "-o", f"{output}-healed", "--text", "training.txt")
+            learnt = ("--images", "training") if pictures else ("--text", "training.txt")
+            _next("uptrain", output, "-o", f"{output}-healed", *learnt)
     if exported.not_refined:
         say.print(printable(f"not refined: {exported.not_refined}"), soft_wrap=True)
 
@@ -446,6 +446,7 @@ def uptrain(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the healed model, of the same class.")],
     text: Text = None,
     dataset: Dataset = None,
+    images: Images = None,
     method: Annotated[
         str, typer.Option(help="distill, or as published: gqa, wgqa, wgqa-column, wgqa-row, dgqa, dgqa-diff, pgqa.")
     ] = UPTRAIN.method,
@@ -496,7 +497,7 @@ def uptrain(
     )  # fmt: skip
     with bar("training") as progress:
         done = uptrain_model(
-            exported, output, TextSource(text, dataset), options, base=base, teacher=teacher,
+            exported, output, TextSource(text, dataset, images=images), options, base=base, teacher=teacher,
             teacher_device=teacher_device, teacher_dtype=teacher_dtype and _dtype(teacher_dtype),
             device=_device(device), memory=_bytes(memory), overwrite=overwrite, command=_command(),
             tell=lambda line: say.print(printable(line), soft_wrap=True), progress=progress,
@@ -504,7 +505,7 @@ def uptrain(
     if json_:
         return _print_json(done.to_data())
     exported_summary(done)
-    _next("evaluate", output, "--text", "other.txt")
+    _next("evaluate", output, *(("--images", "others") if images else ("--text", "other.txt")))
 
 
 @app.command()

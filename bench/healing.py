@@ -31,7 +31,7 @@ from grouper.export import export_model
 from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
 from grouper.ranks import ALONE
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import deterministic
 from grouper.regroup import Regrouper
 from grouper.threads import one_thread

@@ -25,7 +25,7 @@ from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 from search import ParetoFront, RunFolder, SearchOptions, search
 from search.methods.exact import LIMIT

@@ -20,7 +20,7 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 

@@ -25,7 +25,7 @@ from grouper.calibration.source import TextSource
 from grouper.merging import MEAN
 from grouper.model.memory import parsed_bytes
 from grouper.ranks import own_gpu, started_ranks
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.export import export_model
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.student import Student

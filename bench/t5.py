@@ -16,7 +16,7 @@ import torch
 from retraining import DEVICE, Conversion, Task, main
 from torch import Tensor, nn
 
-from grouper.calibration.examples import NOT_ASKED, padded
+from grouper.running.batch import NOT_ASKED, padded
 from grouper.calibration.source import DEMO_TEXTS, TextSource
 
 CONVERSIONS = (

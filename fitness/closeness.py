@@ -1,160 +1,172 @@
-"""How near a regrouped model is to its original on text: nats, KL, equal likeliest tokens, with standard errors.
+"""How near a regrouped model is to its original: nats, KL, equal likeliest answers, with standard errors.
 
 A model is walked layer by layer over the residual stream, in memory or streamed from disk alike; what the original's
-last layer gave is kept, so that its distribution is at hand for every layout that is measured.
+last layer gave is kept, so that its answers are at hand for every layout that is measured. What is measured depends
+on the model's head: a decoder is asked for each next token, a masked language model for the masked ones, a model with
+an encoder and a decoder for the target's, a classifier for the class of a picture; where no answers are known, only
+the two models' answers are compared. A model without a head gives vectors: the mean over tokens of what stands behind
+its last layer, whose cosine with the original's is taken.
 """
 
 import math
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from fitness.perplexity import batches
-from fitness.positions import bands, called
+from fitness.positions import bands, column_at
 from grouper.attention import Merged
-from grouper.calibration.streams import first_inputs, run_layer, stubs
 from grouper.divergence import kl_divergence
 from grouper.layout import HeadLayout
 from grouper.model.in_memory import exchanged
 from grouper.model.layers import Layers
+from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
+from grouper.running.batch import NOT_ASKED, Batch
+from grouper.running.stubs import passed_on, stubs
+from grouper.running.walk import Walk
 from grouper.threads import side_by_side
 
-
-@dataclass(frozen=True)
-class Closeness:
-    """Means over windows. nll: nats per token. kl: from the original's distribution of the next token, in nats.
-    agreement: share of tokens where both think the same one likeliest. Each *_se is a standard error over windows,
-    nll_se that of the difference to the original; NaN for a single window. bands: of long windows, (nll, nll_se) by the
-    positions that they are of, as "256-512"."""
-
-    nll: float
-    nll_se: float
-    kl: float
-    kl_se: float
-    agreement: float
-    agreement_se: float
-    bands: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.nll, 700))
-
-    @classmethod
-    def mean(cls, several: list["Closeness"]) -> "Closeness":
-        """Of several texts, all weighing the same, their errors independent."""
-        values = {}
-        for name in ("nll", "kl", "agreement"):
-            values[name] = float(np.mean([getattr(c, name) for c in several]))
-            values[f"{name}_se"] = _together([getattr(c, f"{name}_se") for c in several])
-        told: dict[str, tuple[float, float]] = {}
-        for band in several[0].bands:  # all texts are cut into windows of one length
-            means, errors = zip(*(c.bands[band] for c in several))
-            told[band] = float(np.mean(means)), _together(errors)
-        return cls(**values, bands=told)
-
-
-def _together(errors: Sequence[float]) -> float:
-    """Standard error of the mean of what has these, independent ones."""
-    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
+Columns = dict[str, float]  # as of pareto.csv
+PerExample = dict[str, np.ndarray]  # [n] by what was measured, NaN where nothing was asked
 
 
 @dataclass(frozen=True)
 class Original:
-    """The model as it came, on one text. windows: [n, tokens] ids. stream: behind its last layer [n, tokens, D]. nll:
-    of each window [n]. by_band: the same of each band of positions [bands, n]."""
+    """The model as it came, on one text. stream: behind its last layer [n, tokens, D]. found: what it gives for each
+    example, beside itself."""
 
     model: Layers
-    windows: Tensor
+    batch: Batch
     stream: Tensor
-    nll: np.ndarray
-    by_band: np.ndarray
+    found: PerExample
 
     @classmethod
-    def of(cls, model: Layers, windows: Tensor) -> "Original":
-        stream = walked(model, windows)
-        nll, _kl, _agreement, *by_band = _by_window(model, windows, stream, None)
-        return cls(model, windows, stream, nll, np.array(by_band))
+    def of(cls, model: Layers, given: Tensor | Batch) -> "Original":
+        """given: windows [n, tokens] of ids, or what an encoder takes."""
+        batch = Batch.of(given)
+        alone = cls(model, batch, walked(model, batch), {})
+        return cls(model, batch, alone.stream, measured(alone, model, alone.stream))
 
     @property
-    def closeness(self) -> Closeness:
-        """To itself."""
-        told = {name: (float(nll.mean()), 0.0) for name, nll in zip(self.band_names, self.by_band)}
-        return Closeness(float(self.nll.mean()), 0.0, 0.0, 0.0, 1.0, 0.0, told)
-
-    @property
-    def band_names(self) -> list[str]:
-        return [called(band) for band in bands(self.windows.shape[1])]
+    def columns(self) -> Columns:
+        return columns(self.found, self.found)
 
 
-def closeness_of(model: Layers, original: Original, layout: HeadLayout, merged: Merged) -> Closeness:
-    """Of the model under a layout with these merged weights. model: the original itself, or another one of its class,
-    which may have other weights around its layers."""
-    stream = walked(model, original.windows, layout, merged)
-    nll, kl, agreement, *by_band = _by_window(model, original.windows, stream, original)
-    values = (nll.mean(), _error(nll - original.nll), kl.mean(), _error(kl), agreement.mean(), _error(agreement))
-    pairs = zip(original.band_names, by_band, original.by_band)
-    return Closeness(
-        *map(float, values), {n: (float(ours.mean()), float(_error(ours - its))) for n, ours, its in pairs}
-    )
+def closeness_of(model: Layers, original: Original, layout: HeadLayout, merged: Merged) -> Columns:
+    """Of the model under a layout with these merged weights, by the columns of pareto.csv: `nll`, `accuracy`, `kl`,
+    `agreement` or `cosine`, whichever there are, means over examples, each with its standard error (`nll_se` is that of
+    the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
+    or another one of its class, which may have other weights around its layers."""
+    stream = walked(model, original.batch, layout, merged)
+    return columns(measured(original, model, stream), original.found)
 
 
-def _error(values: np.ndarray) -> float:
-    """Standard error of the mean."""
-    return values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+def columns(found: PerExample, original: PerExample) -> Columns:
+    """Means over examples, and their standard errors; those of the original beside itself are 0."""
+    values: Columns = {}
+    for name, each in found.items():
+        kind, at, band = name.partition("@")
+        error = f"{kind}_se{at}{band}"
+        known = ~np.isnan(each)
+        if not known.any():
+            values |= {name: math.nan, error: math.nan}
+            continue
+        values[name] = float(each[known].mean())
+        if name == "nll":
+            values["perplexity"] = math.exp(min(values["nll"], 700))
+        spread = (each - original[name] if kind == "nll" else each)[known]
+        alone = 0.0 if found is original and kind != "accuracy" else math.nan
+        values[error] = float(spread.std(ddof=1) / math.sqrt(len(spread))) if len(spread) > 1 else alone
+    return values
+
+
+def mean_of(several: Mapping[str, Columns]) -> Columns:
+    """Of several texts, all weighing the same, their errors independent."""
+    values: Columns = {}
+    for name in next(iter(several.values())):
+        each = [found[name] for found in several.values()]
+        if name.partition("@")[0].endswith("_se"):
+            values[name] = math.sqrt(sum(error**2 for error in each)) / len(each)
+        else:
+            values[name] = float(np.mean(each))
+    if "nll" in values:
+        values["perplexity"] = math.exp(min(values["nll"], 700))
+    return values
 
 
 @torch.no_grad()
-def walked(model: Layers, windows: Tensor, layout: HeadLayout | None = None, merged: Merged | None = None) -> Tensor:
-    """The stream behind the last layer [n, tokens, D], of the model as it came or under a layout. One layer after the
-    other is asked for."""
-    stream, arguments = first_inputs(model, windows, model.device)
-    for layer, given in enumerate(arguments):
-        with model.loaded(layer) as block:
-            if layout is None:
-                _advance(model, block, stream, given)
-            else:
-                with exchanged(model, layer, block, merged(layer), layout.layers[layer]):
-                    _advance(model, block, stream, given)
-    return stream
-
-
-def _advance(model: Layers, block: nn.Module, stream: Tensor, arguments: tuple) -> None:
-    def advance(part: slice) -> None:
-        stream[part] = run_layer(block, stream[part].to(model.device, model.dtype), arguments).to(stream)
-
-    deque(side_by_side(advance, batches(stream, model.device), model.device), maxlen=0)
+def walked(
+    model: Layers, batch: Tensor | Batch, layout: HeadLayout | None = None, merged: Merged | None = None
+) -> Tensor:
+    """The stream behind the last layer [n, tokens, D], of the model as it came or under a layout. One attention after
+    the other is asked for."""
+    batch = Batch.of(batch)
+    walk = Walk(model, batch, batches(batch, model.device)[0].stop)
+    for step in walk:
+        with step.loaded() as module, ExitStack() as stack:
+            for site in step.sites if layout is not None else ():
+                one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
+                stack.enter_context(one)
+            step.advance(module, model.dtype)
+    return walk.stream
 
 
 @torch.inference_mode()
-def _by_window(model: Layers, windows: Tensor, stream: Tensor, original: Original | None) -> np.ndarray:
-    """[3 + bands, n]: each window's mean nats per token, KL and agreement, from both models' last streams, and nats per
-    token of each band of positions. original: None for the original itself."""
-    parts_of_windows = [slice(*band) for band in bands(windows.shape[1])]
-    here = threading.local()  # the stream behind the last layer, of the batch that this thread is at
+def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
+    """What `model` gives for every example, whose last layer gave `stream`, beside what the original gives."""
+    here, batch = threading.local(), original.batch  # the stream behind the last layer, of the part a thread is at
+    last = model.architecture.places[-1][0].stack
 
-    def logits(of: Layers, part: slice, last: Tensor) -> Tensor:
-        here.stream = last[part].to(of.device, of.dtype)
-        tokens = windows[part].to(of.device)
-        return of.model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    def answers(of: Layers, part: slice, behind: Tensor) -> Any:
+        here.stream = behind[part].to(of.device, of.dtype)
+        return answered(of.model, batch[part], of.architecture, of.device, of.dtype)
 
-    def values(part: slice) -> np.ndarray:
-        got, wanted = logits(model, part, stream), windows[part, 1:].to(model.device)
-        nll = cross_entropy(got.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
-        kl, same = torch.zeros_like(nll), torch.ones_like(nll)
-        if original is not None:
-            meant = logits(original.model, part, original.stream)
-            kl, same = kl_divergence(got, meant), (got.argmax(-1) == meant.argmax(-1)).float()
-        of_bands = [nll.double()[:, part].mean(-1) for part in parts_of_windows]
-        return torch.stack([*(x.double().mean(-1) for x in (nll, kl, same)), *of_bands]).cpu().numpy()
+    def instead(place, inputs: tuple, named: dict) -> Tensor:
+        return here.stream if place[0].stack == last else passed_on(place, inputs, named)
+
+    def compared_there(part: slice) -> PerExample:
+        ours = answers(model, part, stream)
+        theirs = ours if stream is original.stream else answers(original.model, part, original.stream)
+        return {name: value.double().cpu().numpy() for name, value in compared(ours, theirs, batch[part]).items()}
 
     with ExitStack() as stack:
-        for one in {id(m): m for m in (model, *([original.model] if original else []))}.values():
-            stack.enter_context(stubs(one, lambda _layer, _inputs, _named: here.stream))
-        return np.concatenate(list(side_by_side(values, batches(windows, model.device), model.device)), axis=1)
+        for one in {id(m): m for m in (model, original.model)}.values():
+            stack.enter_context(stubs(one, instead))
+        parts = list(side_by_side(compared_there, batches(batch, model.device), model.device))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def compared(ours: Any, theirs: Any, batch: Batch) -> dict[str, Tensor]:
+    """[examples] each, of two models' outputs."""
+    got, meant, right = logits_of(ours, batch), logits_of(theirs, batch), targets_of(batch)
+    if got is None:
+        vectors = (pooled(outputs[0].float(), batch.read) for outputs in (ours, theirs))
+        return {"cosine": cosine_similarity(*vectors, dim=-1)}
+    got, meant, asked = got.float(), meant.float(), asked_of(batch, got)
+    found, likeliest = {}, got.argmax(-1)
+    if right is not None:
+        right = right.to(got.device)
+        nll = cross_entropy(got.flatten(0, 1), right.flatten(), ignore_index=NOT_ASKED, reduction="none")
+        found["nll"] = nll.view(right.shape)
+    found["kl"] = torch.zeros(got.shape[:2], device=got.device) if ours is theirs else kl_divergence(got, meant)
+    found["agreement"] = (likeliest == meant.argmax(-1)).float()
+    if batch.labels is not None and batch.labels.ndim == 1:
+        found["accuracy"] = (likeliest == right).float()
+    means = {name: mean_where(value, asked) for name, value in found.items()}
+    if batch.windows is not None:
+        for band in bands(batch.tokens):
+            means[column_at("nll", band)] = found["nll"].double()[:, slice(*band)].mean(-1)
+    return means
+
+
+def mean_where(values: Tensor, asked: Tensor | None) -> Tensor:
+    """The mean of each example's values [examples, places] where asked, NaN where nothing is."""
+    values = values.double()
+    return values.mean(1) if asked is None else (values * asked).sum(1) / asked.sum(1)  # 0 / 0 is NaN

@@ -22,5 +22,10 @@ def bands(window: int) -> list[tuple[int, int]]:
     return list(zip([0, *ends], [*ends[:-1], window]))
 
 
-def called(band: tuple[int, int]) -> str:
-    return f"{band[0]}-{band[1]}"
+def column_at(column: str, band: tuple[int, int]) -> str:
+    """The column of a band.
+
+    >>> column_at("nll", (256, 512))
+    'nll@256-512'
+    """
+    return f"{column}@{band[0]}-{band[1]}"

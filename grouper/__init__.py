@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grouper.model.checkpoint import Checkpoint as Checkpoint
     from grouper.model.inspection import inspect as inspect
     from grouper.progress import progress_bar as progress_bar
-    from grouper.refinement.layer import RefineOptions as RefineOptions
+    from grouper.refinement.options import RefineOptions as RefineOptions
     from grouper.uptraining.options import UptrainOptions as UptrainOptions
     from grouper.uptraining.uptrain import uptrain_model as uptrain_model
 
@@ -43,7 +43,7 @@ MODULES = {
     "Grouping": "grouper.layout",
     "HeadLayout": "grouper.layout",
     "LayerLayout": "grouper.layout",
-    "RefineOptions": "grouper.refinement.layer",
+    "RefineOptions": "grouper.refinement.options",
     "TextSource": "grouper.calibration.source",
     "UptrainOptions": "grouper.uptraining.options",
     "inspect": "grouper.model.inspection",

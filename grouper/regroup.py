@@ -1,11 +1,10 @@
 """From a layout to weights: calibrate once, merge layers, refine them. What export and evaluation share."""
 
-import math
 import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,13 +12,11 @@ from torch import Tensor
 
 from grouper.attention import Merged, MergedLayer
 from grouper.calibration.calibration import Calibration
-from grouper.calibration.example_moments import collect_of_examples
-from grouper.calibration.examples import Examples
 from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.moments import KeptMoments, collect_moments
 from grouper.calibration.reading import CalibrationExamples
-from grouper.calibration.seen import Seen
+from grouper.calibration.seen import Seen, SeenExamples
 from grouper.calibration.text import WindowedText, digest, spread
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
@@ -31,10 +28,10 @@ from grouper.model.loadable import check_model
 from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
-from grouper.refinement.encoders import refine_encoders
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import RefinedLayers, SavedLayers
+from grouper.running.batch import Batch
 
 
 class Regrouper:
@@ -97,15 +94,22 @@ class Regrouper:
             raise GrouperError("this needs calibration text: give --text or --dataset")
         return CalibrationExamples(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
 
-    def windows(self, tokens: int) -> Tensor | Examples:
-        """[n, window] of the calibration text, spread over it."""
-        read = self.examples if self.architecture.encodes else self.text
+    @property
+    def reads_windows(self) -> bool:
+        """Of text, end to end, as decoders do."""
+        return self.architecture.family.reads == "windows"
+
+    def windows(self, tokens: int) -> Tensor | Batch:
+        """[n, window] of the calibration text, spread over it, or examples of what an encoder takes."""
+        read = self.text if self.reads_windows else self.examples
         return read.spread(max(1, tokens // read.window))
 
-    def texts(self, options: RefineOptions) -> list[Tensor]:
-        """What a decoder is refined on, spread over the calibration text: windows of its own length and, where the text
-        has room for them, a share of long ones."""
+    def texts(self, options: RefineOptions) -> list[Tensor | Batch]:
+        """What is refined on, spread over the calibration text: windows of its own length and, where the text has room
+        for them, a share of long ones."""
         options = options.for_device(self.device)
+        if not self.reads_windows:
+            return [self.windows(options.tokens)]
         window, context = self.text.window, self.architecture.context or options.batch_tokens
         long = options.long_window(window, context)
         count = round(options.long_share * options.tokens / long) if long else 0
@@ -114,16 +118,17 @@ class Regrouper:
             return [self.windows(options.tokens)]
         return [short, self._resized(long).spread(count)]
 
-    def seen(self, options: RefineOptions) -> Seen | None:
-        """What `refined` sees of the calibration text, for training that follows; which encoders have none of."""
-        if self.architecture.encodes:
-            return None
-        return Seen.of(torch.cat([text.view(-1, self.text.window) for text in self.texts(options)]))
+    def seen(self, options: RefineOptions) -> Seen | SeenExamples:
+        """What `refined` sees of the calibration text, for training that follows."""
+        texts = self.texts(options)
+        if not self.reads_windows:
+            return SeenExamples.of(texts[0])
+        return Seen.of(torch.cat([text.view(-1, self.text.window) for text in texts]))
 
     def held_out(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
         GrouperError where there is none, and for encoders."""
-        if self.architecture.encodes:
+        if not self.reads_windows:
             raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
         used, limit = self.windows(self.calibration.tokens), max(1, tokens // self.calibration.window)
         around = self.text.around(len(used), limit)
@@ -156,8 +161,7 @@ class Regrouper:
                 folder = Path(self._temporary.name)
             moments = KeptMoments(folder / name, self.architecture.layers)
             if not self.ranks.first_does(lambda: moments.complete):
-                collect = collect_of_examples if self.architecture.encodes else collect_moments
-                collected = collect(self.model, tokens, progress, self.ranks)
+                collected = collect_moments(self.model, tokens, progress, self.ranks)
                 if self.ranks.first or self._temporary:
                     moments.keep(collected, lambda layer: tell(layer, moments.path(layer)))
                 else:
@@ -194,9 +198,7 @@ class Regrouper:
         return made
 
     def estimate(self, layout: HeadLayout, merge: Merge, options: RefineOptions) -> float:
-        """Seconds that `refined` will take, shared by all ranks; NaN for encoders, which takes as long to find out."""
-        if self.architecture.encodes:
-            return math.nan
+        """Seconds that `refined` will take, shared by all ranks."""
         options = options.for_device(self.device)
         start, texts = self._made(layout, merge.before_refinement()), self.texts(options)
         return estimate_seconds(self.model, layout, start, texts, options, self.device, self.ranks)
@@ -213,12 +215,6 @@ class Regrouper:
         """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""
         options = (options or RefineOptions()).for_device(self.device)
         start = self._made(layout, merge.before_refinement())
-        if self.architecture.encodes:
-            refine = partial(refine_encoders, self.model, layout, start, self.windows(options.tokens), options)
-            if ranks.alone or folder is None:
-                return refine(folder=folder, progress=progress)
-            ranks.first_does(lambda: refine(folder=folder, progress=progress) is not None)
-            return SavedLayers(folder)
         return refine_layers(
             self.model, layout, start, self.texts(options), options,
             device=self.device, folder=folder, progress=progress, ranks=ranks,

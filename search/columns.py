@@ -8,20 +8,12 @@ CALLED = {
     "cosine": "cosine with the original's vectors",
 }  # fmt: skip
 TRADED = {"kv_ratio": "KV cache, of the original's", "weight_ratio": "weights of K and V, of the original's"}
+COMPARED = ("kl", "cosine")  # one of which all have that were compared with their original
 JUDGES = {
     "nll": 1,
     "cosine": -1,
     "kl": 1,
 }  # by which layouts are ranked, the first that was measured; -1: more is better
-
-
-def at_positions(column: str, band: str) -> str:
-    """The column of a band of positions within windows.
-
-    >>> at_positions("nll", "256-512")
-    'nll@256-512'
-    """
-    return f"{column}@{band}"
 
 
 def band_of(column: str) -> str:

@@ -15,7 +15,7 @@ from grouper.errors import GrouperError
 from grouper.model.checkpoint import DEMO, Checkpoint
 from grouper.model.inspection import inspect
 from grouper.model.loading import load
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from search.bars import bar
 from search.console import ERR, OUT, closing_table, exported_summary, inspection
 from search.evaluation import evaluate

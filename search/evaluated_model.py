@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fitness.closeness import Original, closeness_of
-from fitness.example_closeness import OriginalOfExamples, closeness_on_examples
 from fitness.tasks import TaskOptions, Tasks
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
@@ -19,7 +18,6 @@ from grouper.model.loadable import check_model
 from grouper.model.opening import open_model
 from grouper.uptraining.exported import ExportedModel
 from search.evaluation import texts_of
-from search.example_meter import on_several
 from search.meter import in_memory, on_texts
 
 Values = dict[str, float]
@@ -77,10 +75,7 @@ def evaluate_model(
     check_model(checkpoint)
     texts = texts_of(checkpoint, source, tasks, window, limit)
     opened = open_model(checkpoint, device, memory)
-    if opened.architecture.encodes:
-        found = {name: OriginalOfExamples.of(opened, one).columns for name, one in texts.items()}
-        return EvaluatedModel(checkpoint.name, own(on_several(found)))
-    values = own(on_texts({name: Original.of(opened, tokens).closeness for name, tokens in texts.items()}))
+    values = own(on_texts({name: Original.of(opened, one).columns for name, one in texts.items()}))
     if tasks:
         values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
     return EvaluatedModel(checkpoint.name, values)
@@ -94,13 +89,8 @@ def _of_export(
     original, healed = (open_model(exported.base, device, memory) for _ in range(2))
     healed.replace_around(exported.around())
     layout, merged = exported.layout, exported.layer
-    if original.architecture.encodes:
-        examples = {name: OriginalOfExamples.of(original, one) for name, one in texts.items()}
-        after = {n: closeness_on_examples(healed, one, layout, merged) for n, one in examples.items()}
-        before = own(on_several({name: one.columns for name, one in examples.items()}))
-        return EvaluatedModel(exported.folder.name, on_several(after), before)
-    originals = {name: Original.of(original, tokens) for name, tokens in texts.items()}
-    before = own(on_texts({name: one.closeness for name, one in originals.items()}))
+    originals = {name: Original.of(original, one) for name, one in texts.items()}
+    before = own(on_texts({name: one.columns for name, one in originals.items()}))
     after = on_texts({name: closeness_of(healed, one, layout, merged) for name, one in originals.items()})
     if tasks:
         loaded, tokenizer = Tasks(tasks), load_tokenizer(exported.original)

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from fitness.tasks import TaskOptions
 from grouper.calibration.calibration import WINDOW
-from grouper.calibration.examples import Examples
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import digest, text_of
+from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
@@ -27,12 +25,12 @@ from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import temporary_folder
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
+from grouper.running.batch import Batch
 from search.choosing import add_rows, choose
 from search.columns import JUDGES, called
-from search.example_meter import ExampleMeter
 from search.measuring import REFINED, Measuring
 from search.meter import Meter
 from search.methods.registry import ORIGINAL
@@ -101,7 +99,7 @@ def evaluate(
         front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
         regrouper = Regrouper(checkpoint, calibration, device, memory, ranks, kept)
-        meter = (ExampleMeter if regrouper.architecture.encodes else Meter)(regrouper, texts, tasks, dtype)
+        meter = Meter(regrouper, texts, tasks, dtype)
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
         fill_in(folder, front, todo, meter, fitting, refine, progress)
@@ -120,17 +118,14 @@ def texts_of(
     window: int,
     limit: int | None,
     kept: KeptTokens | None = None,
-) -> dict[str, Tensor | Examples]:
-    """[n, window] ids by the texts' names; for encoders what they take. kept: where tokens are kept and looked for."""
+) -> dict[str, Batch]:
+    """What the model takes, by the texts' names. kept: where tokens are kept and looked for."""
     if source is None and tasks is None:
         raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images or --tasks")
     sources = {"": source} if isinstance(source, TextSource) else source or {}
-    read: Callable[..., Tensor | Examples] = text_of
-    if Architecture.of(checkpoint.config).encodes:
-        if tasks is not None:
-            raise GrouperError("tasks are for decoders: lm-evaluation-harness runs nothing else")
-        read = read_examples
-    return {name: read(checkpoint, one, window, limit, kept) for name, one in sources.items()}
+    if tasks is not None and Architecture.of(checkpoint.config).family.reads != "windows":
+        raise GrouperError("tasks are for decoders: lm-evaluation-harness runs nothing else")
+    return {name: read_examples(checkpoint, one, window, limit, kept) for name, one in sources.items()}
 
 
 def measuring_of(

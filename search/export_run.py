@@ -1,6 +1,5 @@
 """Export a layout of a run, in four acts: choose it, merge and refine it, write it, push it."""
 
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from grouper.merging import MERGES, Merge, merge_for
 from grouper.outputs import refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.saved import RefinedLayers
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
@@ -223,8 +222,7 @@ def announce(chosen: Chosen, tell: Tell) -> None:
 
 def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path) -> Path:
     """Where layers are kept while they are refined: a folder for just this model, layout, text and options."""
-    encodes = regrouper.architecture.encodes
-    texts = [digest(text) for text in ([regrouper.windows(refine.tokens)] if encodes else regrouper.texts(refine))]
+    texts = [digest(text) for text in regrouper.texts(refine)]
     how = {name: value for name, value in asdict(refine).items() if name != "long_share"}  # which the texts show
     key = work_key(
         model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=" ".join(texts),
@@ -262,13 +260,11 @@ def merge_and_refine(
     regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, kept: Path, tell: Tell, progress: Progress
 ) -> tuple[RefinedLayers, dict]:
     """Act two, with an estimate of the time: the layers' weights, and what was done for the record."""
-    encodes = regrouper.architecture.encodes
-    texts = [regrouper.windows(refine.tokens)] if encodes else regrouper.texts(refine)
+    texts = regrouper.texts(refine)
     tokens = sum(text.numel() for text in texts)
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
     seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
-    takes = "" if math.isnan(seconds) else f": about {seconds:.0f} s"
-    tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each{takes}")
+    tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
     merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, progress, regrouper.ranks)
     errors = [merged.errors(layer) for layer in layers]
     for layer, (before, after) in enumerate(errors):
@@ -276,8 +272,7 @@ def merge_and_refine(
     facts = {"tokens": tokens, "steps": steps, "scope": refine.scope, "errors": errors}
     if len(texts) > 1:
         facts |= {"long_windows": texts[1].shape[1], "tokens_in_long_windows": texts[1].numel()}
-    seen = regrouper.seen(refine)
-    return merged, {**facts, **({} if seen is None else {"seen": seen.to_data()})}
+    return merged, {**facts, "seen": regrouper.seen(refine).to_data()}
 
 
 def push(exported: Exported, destination: Destination | None) -> Exported:

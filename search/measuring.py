@@ -9,7 +9,7 @@ from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
 from grouper.outputs import write_text
 from grouper.parsing import json_object
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from search.methods.registry import ORIGINAL
 from search.pareto import ParetoFront
 from search.run_folder import RunFolder

@@ -1,4 +1,4 @@
-"""Measure layouts of one model: on text, nats per token and how near they are to the original; by tasks, scores."""
+"""Measure layouts of one model: on texts, how near they are to the original; by tasks, scores."""
 
 from functools import cached_property
 from typing import Any
@@ -7,26 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitness.closeness import Closeness, Original, closeness_of
+from fitness.closeness import Columns, Original, closeness_of, mean_of
 from fitness.tasks import TaskOptions, Tasks
 from grouper.attention import Merged
-from grouper.calibration.examples import Examples
 from grouper.calibration.text import load_tokenizer
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
 from grouper.regroup import Regrouper
-from search.columns import at_positions
+from grouper.running.batch import Batch
+from search.columns import COMPARED
 from search.options import COMPUTING
 
 
 class Meter:
     """Measures layouts of one model, on texts and by tasks."""
 
-    def __init__(
-        self, regrouper: Regrouper, texts: dict[str, Tensor | Examples], tasks: TaskOptions | None, dtype: str
-    ):
+    def __init__(self, regrouper: Regrouper, texts: dict[str, Tensor | Batch], tasks: TaskOptions | None, dtype: str):
         self.regrouper, self.texts, self.asked = regrouper, texts, tasks
         if dtype != COMPUTING:
             regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))
@@ -45,21 +43,21 @@ class Meter:
 
     def is_missing(self, row: dict) -> bool:
         """Whether the row lacks something of what is measured."""
-        if self.texts and any(np.isnan(row.get(column, np.nan)) for column in ("nll", "kl")):
+        if self.texts and all(np.isnan(row.get(column, np.nan)) for column in COMPARED):
             return True
         names = () if self.asked is None else self.asked.names
         return any(all(np.isnan(row[c]) for c in row if c.startswith(f"{name},")) for name in names)
 
-    def of_original(self) -> dict[str, float]:
-        values = on_texts({name: original.closeness for name, original in self.originals.items()})
+    def of_original(self) -> Columns:
+        values = on_texts({name: original.columns for name, original in self.originals.items()})
         return {**values, **self._of_tasks(None)}
 
-    def of_layout(self, layout: HeadLayout, merged: Merged) -> dict[str, float]:
+    def of_layout(self, layout: HeadLayout, merged: Merged) -> Columns:
         model = self.regrouper.model
         found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
 
-    def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> dict[str, float]:
+    def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> Columns:
         if self.tasks is None:
             return {}
         model = in_memory(self.regrouper.model)
@@ -77,19 +75,10 @@ def in_memory(model: Layers) -> InMemoryModel:
     return model
 
 
-def on_texts(found: dict[str, Closeness]) -> dict[str, float]:
-    """As columns: of a single text, or the mean of several with each of them beside it."""
+def on_texts(found: dict[str, Columns]) -> Columns:
+    """Of a single text as it is; of several their mean, and each with its name behind it."""
     if not found:
         return {}
-    several = len(found) > 1 or "" not in found
-    values = _columns(Closeness.mean(list(found.values())) if several else found[""], "")
-    for name, one in found.items() if several else ():
-        values |= _columns(one, f":{name}")
-    return values
-
-
-def _columns(one: Closeness, suffix: str) -> dict[str, float]:
-    values = {n: getattr(one, n) for n in ("nll", "perplexity", "nll_se", "kl", "kl_se", "agreement", "agreement_se")}
-    for band, (nll, error) in one.bands.items():
-        values |= {at_positions("nll", band): nll, at_positions("nll_se", band): error}
-    return {f"{n}{suffix}": value for n, value in values.items()}
+    if list(found) == [""]:
+        return found[""]
+    return mean_of(found) | {f"{column}:{name}": v for name, columns in found.items() for column, v in columns.items()}

@@ -16,7 +16,7 @@ from grouper.export.write import MARKER
 from grouper.model.loading import load
 from grouper.outputs import new_folder
 from grouper.progress import Progress, untold
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from search.export_run import export_from_run
 from search.options import SearchOptions
 from search.pareto import ParetoFront

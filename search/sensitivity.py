@@ -13,18 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fitness import FITNESSES
 from fitness.perplexity import nll
-from grouper.calibration.streams import first_inputs, run_layer
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, merge_for
 from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import write_text
 from grouper.progress import Progress, untold
-from grouper.refinement.layer import LayerWorker, RefineOptions
+from grouper.refinement.layer import LayerWorker
+from grouper.refinement.options import RefineOptions
+from grouper.refinement.sides import Sides
 from grouper.regroup import Regrouper
 from search.methods.candidate import Candidate, best_per_size
 from search.run_folder import RunFolder
@@ -88,22 +88,21 @@ def measured(
     refine = RefineOptions("attention", steps=STEPS, seed=options.seed).for_device(regrouper.device)
     windows, judged = regrouper.windows(TOKENS), regrouper.held_out(JUDGED)
     before = nll(model.model, judged)
-    stream, arguments = first_inputs(model, windows, regrouper.device)
-    wanted = torch.empty_like(stream)
+    size = max(1, refine.batch_tokens // windows.shape[1])
+    sides = Sides(model, windows, size, regrouper.device, whole_layers=False, apart=False)
     for layer, of_layer in enumerate(found):
-        points: Points = []
+        (site,) = place = model.architecture.places[layer]
+        here, points = sides.at(place), []
         for candidate in chosen(of_layer, regrouper.architecture.kv_heads) if layer in layers else []:
-            worker = LayerWorker(model, layer, candidate.layout, arguments[layer], regrouper.device, refine)
-            worker.set_targets(stream, wanted)
+            worker = LayerWorker(here.own, regrouper.device, refine).take_up(site, candidate.layout)
+            worker.set_targets(here)
             whole = _alone(regrouper, layer, candidate)
             start = regrouper.merged(whole, merge_for(whole, merge).before_refinement())(layer).attention
-            done = worker.fit(start, wanted, stream, STEPS)
+            done = worker.fit(start, [here], STEPS)
             with model.installed({layer: candidate.layout}, lambda _, done=done: done) as installed:
                 points.append((candidate.error, nll(installed, judged) - before))
-        with model.loaded(layer) as block, torch.no_grad():
-            for part in range(len(stream)):
-                one = slice(part, part + 1)
-                stream[one] = run_layer(block, stream[one].to(regrouper.device), arguments[layer]).to(stream)
+        with here.own.loaded() as module:
+            here.own.advance(module)
         if layer in layers:
             progress(layer + 1, len(found), f"what layer {layer} costs alone")
             yield layer, points

@@ -10,7 +10,7 @@ from family_samples import make_heads_matter
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint
-from grouper.calibration.examples import NOT_ASKED, Examples
+from grouper.running.batch import NOT_ASKED, Batch
 from grouper.model.auto import auto_class
 from grouper.model.made_up import answer, random_inputs
 
@@ -101,7 +101,7 @@ def answers(folder: Path, auto: str | None = None, **options) -> torch.Tensor:
         return answer(model(**random_inputs(model, architecture_of(folder), 24)))
 
 
-def examples(folder: Path, n: int = 6, tokens: int = 12) -> Examples:
+def examples(folder: Path, n: int = 6, tokens: int = 12) -> Batch:
     """Random ones, some shorter than others where the model takes text."""
     a, config = architecture_of(folder), original_config(folder)
     generator = torch.Generator().manual_seed(5)
@@ -112,18 +112,18 @@ def examples(folder: Path, n: int = 6, tokens: int = 12) -> Examples:
     model_type = config["model_type"]
     if model_type in ("vit", "deit"):
         pixels = torch.randn(n, 3, 16, 16, generator=generator)
-        return Examples({"pixel_values": pixels}, torch.randint(0, 5, (n,), generator=generator), 17)
+        return Batch({"pixel_values": pixels}, torch.randint(0, 5, (n,), generator=generator), 17)
     lengths = torch.randint(tokens // 2, tokens + 1, (n,), generator=generator)
     mask = (torch.arange(tokens) < lengths[:, None]).long()
     labels = torch.where(torch.arange(tokens) < lengths.flip(0)[:, None], ids(), NOT_ASKED)
     if model_type == "whisper":
-        return Examples({"input_features": torch.randn(n, 8, 100, generator=generator)}, labels, 50 + tokens)
+        return Batch({"input_features": torch.randn(n, 8, 100, generator=generator)}, labels, 50 + tokens)
     inputs = {"input_ids": torch.where(mask.bool(), ids(), 2), "attention_mask": mask}
     if a.family.parts:
-        return Examples(inputs, labels, 2 * tokens)
+        return Batch(inputs, labels, 2 * tokens)
     masked = torch.where((torch.arange(tokens) % 3 == 1) & mask.bool(), inputs["input_ids"], NOT_ASKED)
     asked = auto_class(config) == "AutoModelForMaskedLM"
-    return Examples(inputs, masked if asked else None, tokens)
+    return Batch(inputs, masked if asked else None, tokens)
 
 
 def with_heads(folder: Path, target: Path, change: Callable[[int, torch.Tensor], torch.Tensor]) -> Path:

@@ -11,7 +11,7 @@ from grouper import Architecture, Checkpoint, ExportOptions, HeadLayout, export
 from grouper.layout import groups_of
 from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel, in_double
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, pick, search

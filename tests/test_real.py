@@ -19,7 +19,7 @@ from grouper import Checkpoint, HeadLayout, UptrainOptions, uptrain_model
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from search import SearchOptions, Selection, evaluate, export_from_run, search
 from search.evaluated_model import evaluate_model
 

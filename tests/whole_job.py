@@ -6,7 +6,7 @@ from pathlib import Path
 from grouper import UptrainOptions
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.uptraining.uptrain import uptrain_model
 from search import SearchOptions, Selection, evaluate, export_from_run, search
 

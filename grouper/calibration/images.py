@@ -4,18 +4,18 @@ from pathlib import Path
 
 import torch
 
-from grouper.calibration.examples import Examples
 from grouper.calibration.text import spread
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
 from grouper.model.loading import load
+from grouper.running.batch import Batch
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
-def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -> Examples:
+def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -> Batch:
     """The pictures of FOLDER/CLASS/*.png and so on, through the model's own processor; labels are the model's where it
     has as many classes, named alike or in the same order. Raises GrouperError."""
     from PIL import Image
@@ -39,7 +39,7 @@ def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -
         given = "x".join(map(str, every.shape[2:]))
         raise GrouperError(f"the processor of {checkpoint.name} gives pictures of {given}, the model takes {size}")
     patches = every[0, 0].numel() // setting(checkpoint.config, "patch_size") ** 2
-    return Examples({"pixel_values": every}, labels, patches + 1)
+    return Batch({"pixel_values": every}, labels, patches + 1)
 
 
 def picture_files(folder: Path) -> list[Path]:

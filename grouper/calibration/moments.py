@@ -1,82 +1,135 @@
-"""The second moments of every layer's inputs: one pass over text, layer by layer, and what was found kept on disk."""
+"""The second moments of every attention's inputs: one walk over a batch, and what was found kept on disk."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from grouper.calibration.input_moments import InputMoments
-from grouper.calibration.streams import first_inputs, run_layer
 from grouper.errors import GrouperError
 from grouper.model.layers import Layers
+from grouper.model.site import Site
 from grouper.outputs import sweep_files
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
+from grouper.running.batch import Batch
+from grouper.running.walk import Step, Walk
 from grouper.threads import side_by_side
 
 BATCH_TOKENS = 4096
+Found = dict[str, Tensor]  # of one part and one attention: products of "inputs" and "queries", and "keys"
 
 
-@torch.no_grad()
 def collect_moments(
-    model: Layers, windows: Tensor, progress: Progress = untold, ranks: Ranks = ALONE
+    model: Layers, batch: Tensor | Batch, progress: Progress = untold, ranks: Ranks = ALONE
 ) -> Iterator[InputMoments]:
-    """Layer by layer E[x x^T] of what enters q, k and v, and the K heads' inner products. windows: [n, tokens] ids.
+    """Attention by attention E[x x^T] of what enters q, k and v (of what enters q apart, where that is something else),
+    and the K heads' inner products; what only fills examples up is left out. batch: windows [n, tokens] of ids, or what
+    an encoder takes.
 
     Products are float32 (on the GPU where the model is there, whose layers compute in bfloat16), sums float64, results
     rounded to float32; the residual stream is kept, and no other activation. Each of several ranks runs its portion of
     the batches; all get the whole sums.
     """
-    architecture, gpu = model.architecture, "cuda" in str(model.device)
-    tokens, inputs = windows.numel(), architecture.hidden_size + 1
-    size = max(1, BATCH_TOKENS // windows.shape[1])
-    windows = torch.cat([windows[:0], *ranks.portion(windows.split(size))])
-    stream, arguments = first_inputs(model, windows, model.device) if len(windows) else (windows, [])
-    for layer in range(architecture.layers):
-        total = torch.zeros(inputs, inputs, dtype=torch.float64, device=model.device)
-        keys, seen = [], threading.local()  # seen: what this thread's batch made the hooks see
+    whole = Batch.of(batch)
+    size = max(1, BATCH_TOKENS // whole.tokens)
+    mine = [row for part in ranks.portion(torch.arange(len(whole)).split(size)) for row in part.tolist()]
+    walk = Walk(model, whole[mine], size)
+    for step in walk:
+        sums = [_Sums(site, model) for site in step.sites]
+        for found in _passed(step, model):
+            for of_site, one in zip(sums, found):
+                of_site.add(one)
+        name = step.sites[0].name
+        progress(step.sites[-1].index + 1, model.architecture.layers, f"calibrating, {name}")
+        for of_site in sums:
+            yield of_site.moments(ranks)
 
-        def add(_module, inputs, seen=seen) -> None:
-            x = inputs[0].flatten(0, -2).float()
-            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # [tokens, D + 1]
-            seen.product = x.T @ x
 
-        def add_keys(_module, _inputs, output, seen=seen) -> None:
-            k = architecture.key_outputs(output.float())  # [windows, G, d, tokens]
-            seen.keys = torch.einsum("wgdt,whdt->wgh", k, k).cpu()
+@torch.no_grad()
+def _passed(step: Step, model: Layers) -> Iterator[list[Found]]:
+    """Bring the stream behind the layer; of each part what its attentions were found to get."""
+    gpu, seen = "cuda" in str(model.device), threading.local()  # seen: what this thread's part made the hooks see
 
-        def run(part: slice, seen=seen, layer: int = layer) -> tuple[Tensor, Tensor]:
-            with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
-                behind = run_layer(model.layer(layer), stream[part].to(model.device), arguments[layer])
-            stream[part] = behind.to(stream)
-            return seen.product, seen.keys
+    def run(number: int) -> list[Found]:
+        seen.part, seen.found = step.walk.batch[step.walk.parts[number]], [{} for _ in step.sites]
+        with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
+            behind = step.through(module, number)
+        step.put(number, behind)
+        return seen.found
 
-        with model.loaded(layer):
-            hooks = [
-                model.query_projection(layer).register_forward_pre_hook(add),
-                model.key_projection(layer).register_forward_hook(add_keys),
-            ]
-            try:
-                parts = [slice(i, i + size) for i in range(0, len(windows), size)]
-                for product, of_keys in side_by_side(run, parts, model.device):
-                    total += product.double()
-                    keys.append(of_keys)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        progress(layer + 1, architecture.layers, f"calibrating, layer {layer}")
-        ranks.add_up(total)
-        if not torch.isfinite(total).all():
-            raise GrouperError(f"what enters layer {layer} is not finite: weights before it are damaged")
-        keys = [part for of_rank in ranks.gather(keys) for part in of_rank]
-        yield InputMoments((total / tokens).float().double().cpu(), tokens, torch.cat(keys))
+    with step.loaded() as module, ExitStack() as hooks:
+        for place, site in enumerate(step.sites):
+            for hook in _hooks(model, site, place, seen):
+                hooks.callback(hook.remove)
+        yield from side_by_side(run, range(len(step.walk.parts)), model.device)
+
+
+def _hooks(model: Layers, site: Site, place: int, seen: threading.local) -> list:
+    """Those that note an attention's products in `seen.found[place]`."""
+    a = model.architecture
+
+    def mask(stack: int) -> Tensor | None:
+        return seen.part.written if stack else seen.part.read
+
+    def note_inputs(_module, inputs) -> None:
+        seen.found[place]["inputs"] = _product(inputs[0], mask(site.cache == "token" and site.stack))
+
+    def note_queries(_module, inputs) -> None:
+        seen.found[place]["queries"] = _product(inputs[0], mask(site.stack))
+
+    def note_keys(_module, _inputs, output) -> None:
+        k = a.key_outputs(output.float())  # [examples, G, d, tokens]
+        read = mask(site.cache == "token" and site.stack)
+        k = k if read is None else k * read.to(k.device)[:, None, None]
+        seen.found[place]["keys"] = torch.einsum("wgdt,whdt->wgh", k, k).cpu()
+
+    k_proj = model.key_projection(site.index)
+    hooks = [k_proj.register_forward_pre_hook(note_inputs), k_proj.register_forward_hook(note_keys)]
+    if site.cache == "source":
+        hooks.append(model.query_projection(site.index).register_forward_pre_hook(note_queries))
+    return hooks
+
+
+def _product(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [examples, tokens, D], mask [examples, tokens] or None. Returns [D + 1, D + 1]."""
+    rows = x.float()[mask.to(x.device)] if mask is not None else x.float().flatten(0, -2)
+    rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    return rows.T @ rows
+
+
+class _Sums:
+    """Of one attention's products, over parts."""
+
+    def __init__(self, site: Site, model: Layers):
+        size = model.architecture.hidden_size + 1
+        self.site, self.keys = site, []
+        names = ("inputs", "queries") if site.cache == "source" else ("inputs",)
+        self.totals = {name: torch.zeros(size, size, dtype=torch.float64, device=model.device) for name in names}
+
+    def add(self, found: Found) -> None:
+        for name, total in self.totals.items():
+            total += found[name].double()
+        self.keys.append(found["keys"])
+
+    def moments(self, ranks: Ranks) -> InputMoments:
+        """Of all ranks. The constant input's own sum is the number of tokens."""
+        for total in self.totals.values():
+            ranks.add_up(total)
+            if not torch.isfinite(total).all():
+                raise GrouperError(f"what enters {self.site.name} is not finite: weights before it are damaged")
+        tokens = {name: int(total[-1, -1].item()) for name, total in self.totals.items()}
+        means = {name: (t / max(tokens[name], 1)).float().double().cpu() for name, t in self.totals.items()}
+        keys = torch.cat([part for of_rank in ranks.gather(self.keys) for part in of_rank])
+        queries = InputMoments(means["queries"], tokens["queries"]) if tokens.get("queries") else None
+        return InputMoments(means["inputs"], tokens["inputs"], keys, queries)
 
 
 class KeptMoments(Sequence[InputMoments]):
-    """A folder with a file for each layer, read when asked for."""
+    """A folder with a file for each attention, read when asked for."""
 
     def __init__(self, folder: Path, layers: int):
         self.folder, self.layers = folder, layers

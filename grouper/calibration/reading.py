@@ -1,19 +1,19 @@
-"""From files to what a model with an encoder takes: text in windows, pairs, pictures, sounds with their words."""
+"""From files to what a model takes: text in windows, pairs, pictures, sounds with their words."""
 
 from functools import cache
 
 import torch
 
-from grouper.calibration.examples import NOT_ASKED, Examples, padded
 from grouper.calibration.images import read_images
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.sounds import read_sounds
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import WindowedText, check_known, check_sizes, load_tokenizer, spread
+from grouper.calibration.text import WindowedText, check_known, check_sizes, load_tokenizer, spread, text_of
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
+from grouper.running.batch import NOT_ASKED, Batch, padded
 
 MOST_FILES = 4096  # pictures or recordings that are read, spread over all that there are
 WRITING = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
@@ -39,10 +39,10 @@ class CalibrationExamples:
         return self._every.shape[1]
 
     @property
-    def _every(self) -> Examples:
+    def _every(self) -> Batch:
         return self._read(MOST_FILES if self._architecture.family.reads in ("pictures", "sounds") else None)
 
-    def spread(self, limit: int) -> Examples:
+    def spread(self, limit: int) -> Batch:
         """At most `limit` examples, spread evenly."""
         family = self._architecture.family
         return self._read(limit) if family.reads == "text" and not family.parts else spread(self._every, limit)
@@ -54,7 +54,7 @@ def read_examples(
     window: int,
     limit: int | None = None,
     kept: KeptTokens | None = None,
-) -> Examples:
+) -> Batch:
     """What `source` holds, as this model takes it; at most `limit` examples, spread evenly. window: tokens of one at
     most. kept: where a text's tokens are kept and looked for. Raises GrouperError where source and model do not go
     together."""
@@ -67,6 +67,8 @@ def read_examples(
     if (kind == "pictures") != bool(source.images):
         takes = "pictures: give --images FOLDER" if kind == "pictures" else "text: give --text FILE, not --images"
         raise GrouperError(f"{checkpoint.name} takes {takes}")
+    if kind == "windows":
+        return Batch.of(text_of(checkpoint, source, window, limit, kept))
     if kind == "pictures":
         return read_images(checkpoint, source.images, limit)
     window = min(window, positions(architecture) or window)
@@ -88,7 +90,7 @@ def positions(architecture: Architecture) -> int:
 
 def _windows(
     checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None, kept: KeptTokens | None
-) -> Examples:
+) -> Batch:
     """Text end to end, cut into windows, each begun and ended as the tokenizer does. For a masked language model a
     share of the tokens is masked, always the same ones, and these are asked for. limit: windows that are wanted of a
     long text; of another one all are cut."""
@@ -102,7 +104,7 @@ def _windows(
     check_known(checkpoint, rows)
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
     if auto_class(checkpoint.config) != "AutoModelForMaskedLM":
-        return Examples(inputs, None, window)
+        return Batch(inputs, None, window)
     if tokenizer.mask_token_id is None:
         raise GrouperError(f"the tokenizer of {checkpoint.name} has no token for what is masked")
     chosen = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)) < MASKED
@@ -110,10 +112,10 @@ def _windows(
     chosen[:, rows.shape[1] - len(end) :] = False
     labels = torch.where(chosen, rows, NOT_ASKED)
     inputs["input_ids"] = torch.where(chosen, tokenizer.mask_token_id, rows)
-    return Examples(inputs, labels, window)
+    return Batch(inputs, labels, window)
 
 
-def _pairs(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Examples:
+def _pairs(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Batch:
     """Sources with what is to be written for them, filled up to the longest."""
     tokenizer = load_tokenizer(checkpoint)
     with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
@@ -126,4 +128,4 @@ def _pairs(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, st
     check_known(checkpoint, ids)
     mask = padded([[1] * len(row) for row in read], 0)
     labels = padded(written, NOT_ASKED)
-    return Examples({"input_ids": ids, "attention_mask": mask}, labels, ids.shape[1] + labels.shape[1])
+    return Batch({"input_ids": ids, "attention_mask": mask}, labels, ids.shape[1] + labels.shape[1])

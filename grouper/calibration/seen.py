@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grouper.calibration.text import digest, spread
+from grouper.running.batch import Batch
 
 SKIPPED = 8  # tokens at a window's begin, which may be others where the text is cut elsewhere
 ANCHOR = 24  # tokens after these, by which the window is known
@@ -27,16 +28,17 @@ class Seen:
 
     @classmethod
     def of(cls, windows: Tensor) -> "Seen":
-        """windows [n, window]: all that were seen."""
+        """windows [n, window] of ids: all that were seen."""
         window = windows.shape[1]
         begin, length = _anchor(window)
-        found = np.array([_hashes(row[begin : begin + length].numpy())[0] for row in windows], np.uint64)
-        return cls(window, base64.b64encode(found.astype("<u8").tobytes()).decode())
+        return cls(window, _as_text([int(_hashes(row[begin : begin + length].numpy())[0]) for row in windows]))
 
     @classmethod
-    def from_data(cls, data: object) -> "Seen | SeenRows | None":
+    def from_data(cls, data: object) -> "Seen | SeenExamples | SeenRows | None":
         """What to_data gave, of older versions, too; None where it is anything else."""
         try:
+            if "hashes" in data:
+                return SeenExamples(**data) if len(_hashes_in(data["hashes"])) else None
             if "anchors" not in data:
                 return SeenRows.from_data(data)
             found = cls(**data)
@@ -54,16 +56,47 @@ class Seen:
 
     @property
     def _known(self) -> np.ndarray:
-        return np.frombuffer(base64.b64decode(self.anchors, validate=True), "<u8")
+        return _hashes_in(self.anchors)
 
-    def touches(self, tokens: Tensor) -> Tensor:
+    def touches(self, given: Tensor | Batch) -> Tensor:
         """[n], bool: which of these windows [n, any length], which follow one another, hold a token that was seen."""
+        tokens = Batch.of(given).windows
         begin, length = _anchor(self.window)
         found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._known, kind="sort")) - begin
         edges = np.zeros(tokens.numel() + 1, np.int64)  # +1 where a seen window begins, -1 after its end
         np.add.at(edges, found.clip(0), 1)
         np.add.at(edges, (found + self.window).clip(max=tokens.numel()), -1)
         return torch.from_numpy(edges[:-1].cumsum() > 0).view(tokens.shape).any(1)
+
+
+@dataclass(frozen=True)
+class SeenExamples:
+    """What an encoder takes, each by all that it is. hashes: 8 bytes each, as base64."""
+
+    hashes: str
+
+    @classmethod
+    def of(cls, batch: Batch) -> "SeenExamples":
+        return cls(_as_text(_of_examples(batch)))
+
+    def to_data(self) -> dict:
+        return asdict(self)
+
+    def touches(self, batch: Batch) -> Tensor:
+        """[n], bool: which of these were seen."""
+        return torch.from_numpy(np.isin(np.array(_of_examples(batch), np.uint64), _hashes_in(self.hashes), kind="sort"))
+
+
+def _of_examples(batch: Batch) -> list[int]:
+    return [int(batch[i : i + 1].digest, 16) for i in range(len(batch))]
+
+
+def _as_text(hashes: list[int]) -> str:
+    return base64.b64encode(np.array(hashes, np.uint64).astype("<u8").tobytes()).decode()
+
+
+def _hashes_in(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text, validate=True), "<u8")
 
 
 def _anchor(window: int) -> tuple[int, int]:
@@ -100,8 +133,9 @@ class SeenRows:
         whole = all(type(n) is int and n > 0 for n in (found.windows, found.window, found.used))
         return found if whole and found.used <= found.windows < MOST else None
 
-    def touches(self, tokens: Tensor) -> Tensor:
+    def touches(self, given: Tensor | Batch) -> Tensor:
         """[n], bool: which of these windows [n, window] hold a token that was seen; none if it is another text."""
+        tokens = Batch.of(given).windows
         if digest(tokens.flatten()[:HEAD]) != self.head:
             return torch.zeros(len(tokens), dtype=torch.bool)
         rows = spread(torch.arange(self.windows), self.used)

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from grouper.calibration.examples import NOT_ASKED, Examples, padded
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import check_known, load_tokenizer
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
 from grouper.model.loading import load
+from grouper.running.batch import NOT_ASKED, Batch, padded
 
 
-def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Examples:
+def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Batch:
     """pairs: the name of a .wav file beside or below the text's file, and the words. Raises GrouperError."""
     if not source.text:
         raise GrouperError("recordings lie beside a file that names them: give --text FILE")
@@ -32,7 +32,7 @@ def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[st
     check_known(checkpoint, padded(rows, 0))
     positions = setting(checkpoint.config, "max_source_positions")
     labels = padded(rows, NOT_ASKED)
-    return Examples({"input_features": features}, labels, positions + labels.shape[1])
+    return Batch({"input_features": features}, labels, positions + labels.shape[1])
 
 
 def samples_of(folder: Path, name: str, rate: int) -> np.ndarray:

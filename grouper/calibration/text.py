@@ -1,7 +1,6 @@
 """Text as tokens, in windows of one length."""
 
 import copy
-import hashlib
 from array import array
 from collections.abc import Callable
 from functools import cache, cached_property, partial
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouper.calibration.examples import Examples
 from grouper.calibration.kept_tokens import KeptTokens, key_of
 from grouper.calibration.source import Documents, TextSource
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import decoder_config, setting
 from grouper.model.loading import load
+from grouper.running.batch import Batch
 
 WHOLE = 2**22  # bytes: a text of no more is tokenised whole, in one piece
 SPARSE = 16  # bytes per token, hardly ever more
@@ -219,8 +218,6 @@ def shuffled_passes(n: int, size: int, steps: int, seed: int) -> Tensor:
     return flat[: steps * size].view(steps, size)
 
 
-def digest(tokens: "Tensor | Examples") -> str:
+def digest(tokens: Tensor | Batch) -> str:
     """A short name for these tokens or examples."""
-    if isinstance(tokens, Examples):
-        return tokens.digest
-    return hashlib.sha256(tokens.to(torch.int64).numpy().tobytes()).hexdigest()[:16]
+    return Batch.of(tokens).digest

@@ -35,8 +35,8 @@ class LayerAdds:
 
     def layer(self, layer: int) -> nn.Module:
         """The module of the layer that this attention is in."""
-        family, number = self.architecture.place(layer)
-        return self.model.get_submodule(self.prefix + family.in_class.layer.format(layer=number).rstrip("."))
+        site = self.architecture.sites[layer]
+        return self.model.get_submodule(self.prefix + site.storage.in_class.layer.format(layer=site.layer).rstrip("."))
 
     @contextmanager
     def recording(self, layers: Iterator[int] | range) -> Iterator["LayerAdds"]:

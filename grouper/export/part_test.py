@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from grouper.attention import MergedLayer
-from grouper.calibration.streams import run_layer, stub_arguments
 from grouper.export.format import Job, SelfTest
 from grouper.export.hf import ragged
 from grouper.export.hf.export_class import ExportClass
@@ -25,6 +24,8 @@ from grouper.export.written import check_layer, check_outside
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.in_memory import exchanged
 from grouper.model.streamed import Skeleton, State
+from grouper.running.stubs import stub_arguments
+from grouper.running.walk import run_layer
 
 TOKENS = 16
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
@@ -22,6 +23,7 @@ from grouper.model.configuration import (
     unrotated_layers,
 )
 from grouper.model.family import Family
+from grouper.model.site import Place, Site, sites_of
 
 if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
     import torch
@@ -100,31 +102,29 @@ class Architecture:
             encoder_layers=encoder_layers,
         )  # fmt: skip
 
-    def place(self, layer: int) -> tuple[Family, int]:
-        """How this attention is stored, and the number of the layer that it is in."""
-        if not self.family.parts:
-            return self.family, layer
-        encoder, decoder, across = self.family.parts
-        if layer < self.encoder_layers:
-            return encoder, layer
-        number, second = divmod(layer - self.encoder_layers, 2)
-        return across if second else decoder, number
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Its attentions, in their order."""
+        return sites_of(self.family, self.layers, self.encoder_layers)
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """Its layers, each by the attentions that are in it."""
+        layers = groupby(self.sites, key=lambda site: (site.stack, site.layer))
+        return tuple(tuple(sites) for _, sites in layers)
 
     def family_of(self, layer: int) -> Family:
         """How this attention is stored."""
-        return self.place(layer)[0]
+        return self.sites[layer].storage
 
     def name_of(self, layer: int) -> str:
         """For people: "layer 3", or "encoder 3", "decoder 3", "decoder 3 across"."""
-        family, number = self.place(layer)
-        if not self.family.parts:
-            return f"layer {layer}"
-        return {"none": "encoder {}", "token": "decoder {}", "source": "decoder {} across"}[family.cache].format(number)
+        return self.sites[layer].name
 
     @cached_property
     def caches(self) -> tuple[str, ...]:
         """For each attention what K and V are kept of (see Family.cache); () where it is each token for all."""
-        return tuple(self.family_of(i).cache for i in range(self.layers)) if self.family.encodes else ()
+        return tuple(site.cache for site in self.sites) if self.family.encodes else ()
 
     def layout(self, layers: Iterable[LayerLayout]) -> HeadLayout:
         """A layout of this model."""
@@ -180,8 +180,9 @@ class Architecture:
     def prefix(self, checkpoint: Checkpoint, layer: int) -> str:
         """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`,
         `language_model.model.` or nothing."""
-        family, number = self.place(layer)
-        return checkpoint.before(family.layer.format(layer=0)) + family.layer.format(layer=number)
+        site = self.sites[layer]
+        name = site.storage.layer
+        return checkpoint.before(name.format(layer=0)) + name.format(layer=site.layer)
 
     def projections(self, layer: int = 0) -> list[str]:
         """The modules that hold attention weights, within a layer."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from grouper.model.family import Family
 
-ENCODER = {"position": "learned", "stock": False, "norm": (), "cache": "none"}
+ENCODER = {"position": "learned", "stock": False, "norm": (), "cache": "none", "reads": "text"}
 BERT = {
     **ENCODER, "layer": "encoder.layer.{layer}.", "q": "attention.self.query", "k": "attention.self.key",
     "v": "attention.self.value", "o": "attention.output.dense", "behind": "attention.output.LayerNorm",

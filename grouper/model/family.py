@@ -37,7 +37,8 @@ class Family:
         layer plus what `adds` gives.
     renamed: how names within the decoder or encoder begin in checkpoints and in the class of transformers, where these
         differ, and the same of names within a layer.
-    reads: what an encoder is calibrated on: "text", "pairs" of source and target, "pictures", or "sounds" with words.
+    reads: what it is calibrated on: "windows" of text end to end (decoders), "text" in windows that each begin and end
+        as the tokenizer does, "pairs" of source and target, "pictures", or "sounds" with words.
     since: the version of transformers whose class is as described here, and leaves attention's kernel to be chosen.
     parts: of an encoder with a decoder, their kinds of attention: the encoder's own, the decoder's own, and from the
         decoder to the encoder. Each stores attention in its own way.
@@ -73,7 +74,7 @@ class Family:
     cache: str = "token"
     behind: str | None = None
     renamed: tuple[tuple[str, str], ...] = ()
-    reads: str = "text"
+    reads: str = "windows"
     since: str = "5.0"
     parts: tuple["Family", ...] = ()
     source_norm: str | None = None

@@ -28,8 +28,8 @@ class Layers(ABC):
 
     def layer(self, layer: int) -> nn.Module:
         """The layer that this attention is in."""
-        family, number = self.architecture.place(layer)
-        return self.model.get_submodule(self.prefix + family.in_class.layer.format(layer=number).rstrip("."))
+        site = self.architecture.sites[layer]
+        return self.model.get_submodule(self.prefix + site.storage.in_class.layer.format(layer=site.layer).rstrip("."))
 
     @property
     def decoder(self) -> nn.Module:

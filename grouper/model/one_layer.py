@@ -9,12 +9,14 @@ from safetensors.torch import save_file
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 
+COUNTS = {  # what configurations call the number of layers, of an encoder or a decoder, too
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
+}  # fmt: skip
+
 
 def of_layer(config: dict, layer: int) -> dict:
-    """The configuration of a model whose only layer is this one."""
-    counts = {key: 1 for key in ("num_hidden_layers", "n_layer", "n_layers") if key in config} or {
-        "num_hidden_layers": 1
-    }
+    """The configuration of a model whose only layer is this one, or the only one of each of its stacks."""
+    counts = dict.fromkeys(COUNTS & config.keys(), 1) or {"num_hidden_layers": 1}
     config = {**config, **counts}
     for key in ("layer_types", "no_rope_layers", "kv_groups", "head_order", "query_of_head"):
         if config.get(key):

@@ -11,10 +11,8 @@ from grouper.model.streamed import StreamedModel
 
 def open_model(checkpoint: Checkpoint, device: str = "cpu", memory: int | None = None) -> Layers:
     """In memory, in float32, where it fits `memory` (bytes; half of what is free unless given) and the GPU with a fifth
-    to spare, else layer by layer from disk. Encoders are always in memory."""
-    if Architecture.of(checkpoint.config).encodes:  # none of them is large
-        check_transformers(Architecture.of(checkpoint.config).family)
-        return InMemoryModel(checkpoint, device)
+    to spare, else layer by layer from disk."""
+    check_transformers(Architecture.of(checkpoint.config).family)
     room = free_memory() / 2 if memory is None else memory
     if "cuda" in device:
         import torch

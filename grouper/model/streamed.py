@@ -37,7 +37,15 @@ class Skeleton(Layers):
         self.prefix = decoder_prefix((n for n, _ in self.model.named_parameters()), self.layer_name(0))
 
     def layer_name(self, layer: int) -> str:
-        return self.architecture.family.layer.format(layer=layer)
+        """How the class names what is in the layer of this attention."""
+        site = self.architecture.sites[layer]
+        return site.storage.in_class.layer.format(layer=site.layer)
+
+    def stored(self, layer: int) -> dict[str, str]:
+        """The names in the checkpoint of the layer's tensors, by those that the class has within the layer."""
+        here, family = self.architecture.prefix(self.checkpoint, layer), self.architecture.family_of(layer)
+        names = (n for n in self.checkpoint.tensors if n.startswith(here))
+        return {family.class_name(name.removeprefix(here)): name for name in names}
 
     def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
         return self.filled(layer, self.state(layer))
@@ -48,25 +56,29 @@ class Skeleton(Layers):
 
     def state(self, layer: int) -> State:
         """The layer's tensors by their names in the module, in this model's type."""
-        if not self.is_stored_so(layer):
-            module = self.one_layer(layer).get_submodule(self.prefix + self.layer_name(0).rstrip("."))
+        stored, names = self.stored(layer), [name for name, _ in self.layer(layer).named_parameters()]
+        if not stored.keys() >= set(names):
+            first = next(s for s in self.architecture.sites if s.stack == self.architecture.sites[layer].stack)
+            module = self.one_layer(layer).get_submodule(self.prefix + self.layer_name(first.index).rstrip("."))
             return {name: parameter.detach() for name, parameter in module.named_parameters()}
-        here = self.architecture.prefix(self.checkpoint, layer)
-        names = [name for name, _ in self.layer(layer).named_parameters()]
-        return {name: self.checkpoint.tensor(here + name).to(self.dtype) for name in names}
+        return {name: self.checkpoint.tensor(stored[name]).to(self.dtype) for name in names}
 
     def is_stored_so(self, layer: int) -> bool:
         """Whether checkpoints hold the layer's tensors under the names that the module has; not where a class stacks or
         renames them."""
-        here = self.architecture.prefix(self.checkpoint, layer)
-        return all(here + name in self.checkpoint for name, _ in self.layer(layer).named_parameters())
+        return self.stored(layer).keys() >= {name for name, _ in self.layer(layer).named_parameters()}
 
     def one_layer(self, layer: int, around: bool = False) -> nn.Module:
         """A model of this layer alone, by transformers' own loading, which knows renamed, stacked and tied tensors.
         around: with what stands around the layers, too; else that is left random."""
         a, checkpoint = self.architecture, self.checkpoint
-        here, first = a.prefix(checkpoint, layer), a.prefix(checkpoint, 0)
-        state = {first + n.removeprefix(here): checkpoint.tensor(n) for n in checkpoint.tensors if n.startswith(here)}
+        firsts = {place[0].stack: place[0] for place in reversed(a.places)}  # of each stack, its first layer
+        shown = {**firsts, a.sites[layer].stack: a.sites[layer]}
+        state = {}
+        for stack, site in shown.items():
+            here, first = (a.prefix(checkpoint, s.index) for s in (site, firsts[stack]))
+            names = (n for n in checkpoint.tensors if n.startswith(here))
+            state |= {first + n.removeprefix(here): checkpoint.tensor(n) for n in names}
         if around:
             every = tuple(a.prefix(checkpoint, other) for other in range(a.layers))
             state |= {n: checkpoint.tensor(n) for n in checkpoint.tensors if not n.startswith(every)}
@@ -93,9 +105,10 @@ class Skeleton(Layers):
                 self._set(name, self.checkpoint.tensor(stored).to(self.dtype))
 
     @property
-    def layers_begin(self) -> str:
+    def layers_begin(self) -> tuple[str, ...]:
         """How the names of the layers' parameters begin."""
-        return self.prefix + self.layer_name(0).removesuffix("0.")
+        families = {site.storage.in_class.layer for site in self.architecture.sites}
+        return tuple(self.prefix + name.partition("{")[0] for name in sorted(families))
 
     def _set(self, name: str, tensor: torch.Tensor) -> None:
         owner, _, last = name.rpartition(".")
@@ -143,11 +156,10 @@ class StreamedModel(Skeleton):
     def _state(self, layer: int) -> State:
         """The layer's tensors by their names in the module: in float32, or for a GPU, which turns them into float32 in
         no time, as they are stored. On the CPU: this runs in a thread, and another one may be capturing a graph."""
-        here = self.architecture.prefix(self.checkpoint, layer)
-        names = [name for name, _ in self.layer(layer).named_parameters()]
+        stored, names = self.stored(layer), [name for name, _ in self.layer(layer).named_parameters()]
 
         def read(name: str) -> torch.Tensor:
-            tensor = self.checkpoint.tensor(here + name)
+            tensor = self.checkpoint.tensor(stored[name])
             return tensor if "cuda" in str(self.device) else tensor.to(self.dtype)
 
         return dict(zip(names, self._readers.map(read, names)))
@@ -159,8 +171,9 @@ class StreamedModel(Skeleton):
             return self.state(layer)
         ahead, self._ahead = self._ahead, None
         state = ahead[1].result() if ahead and ahead[0] == layer else self._state(layer)
-        if layer + 1 < self.architecture.layers and self.is_stored_so(layer + 1):
-            self._ahead = layer + 1, self._reader.submit(self._state, layer + 1)
+        after = next((place[0].index for place in self.architecture.places if place[0].index > layer), None)
+        if after is not None and self.is_stored_so(after):
+            self._ahead = after, self._reader.submit(self._state, after)
         return state
 
     def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:

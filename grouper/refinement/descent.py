@@ -1,6 +1,6 @@
 """Adam on one layer's tensors, as fast as the device goes: on a GPU a whole step is one CUDA graph, where it can be."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -8,38 +8,10 @@ from torch import Tensor
 
 from grouper.progress import Progress
 from grouper.ranks import ALONE, Ranks
+from grouper.refinement.courses import Course
 
 WARM_UP = 3  # steps that run one by one before they are captured
 TOLD = 16  # steps between two losses that are read back from a GPU, each of which waits for it
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # of what goes in and what is wanted, [windows, tokens, D] each
-
-
-class Course:
-    """Steps on windows of one length.
-
-    loss: the mean over a batch. given, wanted: [n, tokens, D], on any device. order: for each step the windows it sees.
-    Each of several ranks sees its share of them.
-    """
-
-    def __init__(self, loss: Loss, given: Tensor, wanted: Tensor, order: Tensor, device: str, ranks: Ranks = ALONE):
-        self.loss, self.given, self.wanted = loss, given, wanted
-        mine = order[:, ranks.rank :: ranks.size]
-        self.orders = {stream.device: mine.to(stream.device) for stream in (given, wanted)}
-        self.share = mine.shape[1] / order.shape[1]  # of a step's windows that are seen here
-        self.batch = [torch.empty((mine.shape[1], *given.shape[1:]), device=device) for _ in range(2)]
-        self.taken = 0  # steps
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def take_up(self) -> None:
-        """The next step's windows."""
-        for batch, source in zip(self.batch, (self.given, self.wanted)):
-            rows = self.orders[source.device][self.taken]
-            if source.device == batch.device:
-                torch.index_select(source, 0, rows, out=batch)
-            else:
-                batch.copy_(source[rows], non_blocking=True)
-        self.taken += 1
 
 
 class Descent:
@@ -80,7 +52,7 @@ class Descent:
                 course.graph.replay()
             else:
                 self._step_as_exactly_as_it_goes(course)
-                if self.can_capture and course.taken == WARM_UP:
+                if self.can_capture and course.alike and course.taken == WARM_UP:
                     self._capture(course)
             if not self.gpu or (step + 1) % TOLD == 0 or step + 1 == steps:
                 tell(step + 1, steps, f"error {self.loss.item():.4f}")
@@ -105,7 +77,7 @@ class Descent:
     def _step(self, course: Course) -> None:
         self.optimizer.zero_grad()  # to nothing: what backward gives then is the gradient, and nothing is added up
         if course.share:
-            loss = course.share * course.loss(*course.batch)
+            loss = course.share * course.loss()
             loss.backward()
             self.loss.copy_(loss.detach())
         else:

@@ -1,114 +1,68 @@
 """One layer under refinement: what goes in, what is matched, what is trained."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from grouper.attention import Attention, MergedLayer
-from grouper.calibration.streams import Arguments, run_layer
 from grouper.calibration.text import shuffled_passes
-from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.model.in_memory import expanded_attention, expanded_tensors
-from grouper.model.layers import Layers
+from grouper.model.site import Site
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
-from grouper.refinement.descent import Course, Descent
+from grouper.refinement.courses import ByPart, Course, Drawn
+from grouper.refinement.descent import Descent
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.saved import WEIGHTS
+from grouper.refinement.sides import Sides
+from grouper.running.stubs import Arguments, Enough
+from grouper.running.walk import Step, run_layer
 
-SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's step by default: bench/refine_rates.py prints what is best
 REST = 0.3  # learning rate of MLP and norms, of attention's
-MEASURED = 16  # batches that a layer's error is taken on
-TOKENS = {"cpu": 16_384, "cuda": 393_216}
-LONG = 0.5  # of the tokens, in long windows
-
-
-@dataclass(frozen=True)
-class RefineOptions:
-    """What is None is filled in by device: on a GPU more tokens, the whole block and larger steps.
-
-    scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given. lr: Adam's step as
-    a share of each tensor's root mean square, falling linearly to 0, so that it does not matter at which scale a tensor
-    is kept; by scope unless given, for what is best hardly depends on the number of tokens. batch_tokens: tokens of a
-    step. tokens: of calibration text, at most; `long_share` of them in windows as long as a step or the model's
-    context, for what lies far back is read otherwise than what is near.
-    """
-
-    scope: str | None = None
-    steps: int | None = None
-    lr: float | None = None
-    batch_tokens: int | None = None
-    seed: int = 0
-    tokens: int | None = None
-    long_share: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.long_share is not None and not 0 <= self.long_share < 1:
-            raise GrouperError(f"--long-share {self.long_share}: expected a share from 0 to below 1")
-
-    def long_window(self, window: int, context: int) -> int:
-        """Tokens of a long window, a multiple of the short ones'; 0 where it would be no longer. context: of the model.
-        For options that `for_device` filled in."""
-        long = min(self.batch_tokens, context) // window * window if self.long_share else 0
-        return long if long > window else 0
-
-    def for_device(self, device: str) -> "RefineOptions":
-        gpu = "cuda" in str(device)
-        return replace(
-            self,
-            scope=self.scope or ("block" if gpu else "attention"),
-            batch_tokens=self.batch_tokens or (4096 if gpu else 1024),
-            tokens=self.tokens or TOKENS["cuda" if gpu else "cpu"],
-            long_share=LONG if self.long_share is None else self.long_share,
-        )
-
-    @property
-    def rate(self) -> float:
-        return self.lr or SCOPES[self.scope]
-
-    def steps_for(self, tokens: int) -> int:
-        """150 steps at 32k tokens, 425 at 131k, 970 at 393k: more text bears more steps."""
-        return self.steps or max(20, round(150 * (tokens / 32_768) ** 0.75))
+MEASURED = 16  # parts that a layer's error is taken on
+NOTHING = 1e-9  # an error that there is nothing to gain from
 
 
 class LayerWorker:
-    """One layer on the device: as it came, and with weights that are being fitted."""
+    """One layer on the device: as it came, and with weights that are being fitted. Its attentions are fitted one after
+    the other; `take_up` begins each. Names of tensors are the class's, but in what is put in and given out."""
 
-    def __init__(
-        self,
-        model: Layers,
-        layer: int,
-        layout: LayerLayout,
-        arguments: Arguments,
-        device: str,
-        options: RefineOptions,
-        ranks: Ranks = ALONE,
-    ):
-        self.architecture, self.layout, self.arguments = model.architecture, layout, arguments
+    site: Site
+    layout: LayerLayout
+
+    def __init__(self, step: Step, device: str, options: RefineOptions, ranks: Ranks = ALONE):
+        model = step.walk.model
+        self.architecture, self.checkpoint = model.architecture, model.checkpoint
         self.options, self.device, self.ranks = options, device, ranks
-        with model.loaded(layer) as module:
+        with step.loaded() as module:
             self.original = copy.deepcopy(module).to(device, torch.float32)
         self.regrouped = copy.deepcopy(self.original)
-        path = self.architecture.family.attention
-        attention = self.regrouped.get_submodule(path)
-        attention = expanded_attention(self.architecture, attention, layout, device, torch.float32)
-        self.regrouped.set_submodule(path, attention)
-        stored = model.architecture.prefix(model.checkpoint, layer)
-        self.trainable = {n for n, _ in self.regrouped.named_parameters() if f"{stored}{n}" in model.checkpoint}
+        first = step.sites[0]
+        prefix, named = self.architecture.prefix(self.checkpoint, first.index), dict(self.regrouped.named_parameters())
+        stored = (name.removeprefix(prefix) for name in self.checkpoint.tensors if name.startswith(prefix))
+        self.stored = {first.storage.class_name(name): name for name in stored}
+        # T5's biases of positions are one layer's, and all layers add them
+        kept = [name for name in self.stored if "relative_attention_bias" in name]
+        for site in step.sites:
+            kept += [f"{site.storage.class_name(m)}." for m in self.architecture.projections(site.index)]
+        self.trainable = {n for n in self.stored if n in named and not n.startswith(tuple(kept))}
+        self.shares_layer = len(step.sites) > 1
 
-    def on(self, arguments: Arguments) -> "LayerWorker":
-        """The same layer, with the same weights in training, on windows of another length."""
-        other = copy.copy(self)
-        other.arguments = arguments
-        return other
+    def take_up(self, site: Site, layout: LayerLayout) -> "LayerWorker":
+        """Go on with this attention of the layer."""
+        self.site, self.layout, self.family = site, layout, site.storage.in_class
+        attention = self.regrouped.get_submodule(self.family.attention)
+        room = expanded_attention(self.architecture, attention, layout, self.device, torch.float32, site.index)
+        self.regrouped.set_submodule(self.family.attention, room)
+        return self
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
         """bfloat16 on a GPU. Casts are not kept: a captured step must make its own."""
         gpu = "cuda" in str(self.device)
         return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if gpu else nullcontext()
@@ -116,129 +70,127 @@ class LayerWorker:
     # Weights
 
     def tensors(self, attention: Attention) -> dict[str, Tensor]:
-        """The layer's attention tensors by name, every query head with its copy of the shared heads, to which gradients
+        """The attention's tensors by name, every query head with its copy of the shared heads, to which gradients
         flow."""
-        return expanded_tensors(self.architecture, attention, self.layout)
+        return expanded_tensors(self.architecture, attention, self.layout, self.site.index)
 
     def set(self, done: MergedLayer) -> None:
-        for name, tensor in (self.tensors(done.attention.to(self.device)) | done.others).items():
+        """Compute with these weights; `done` has the names of checkpoints."""
+        self._put(done.attention, {self.site.storage.class_name(n): tensor for n, tensor in done.others.items()})
+
+    def _put(self, attention: Attention, others: dict[str, Tensor]) -> None:
+        for name, tensor in (self.tensors(attention.to(self.device)) | others).items():
             self.regrouped.get_parameter(name).data = tensor.detach().to(self.device, torch.float32)
+
+    def _given_out(self, attention: Attention, others: dict[str, Tensor], before: float, after: float) -> MergedLayer:
+        """With the names of checkpoints; where a layer has two attentions, with all of the layer's others as they are
+        now, which the one before may have changed."""
+        if self.shares_layer and self.options.scope == "block":
+            others = {name: self.regrouped.get_parameter(name).detach().clone() for name in sorted(self.trainable)}
+        return MergedLayer(attention, {self.stored[name]: t for name, t in others.items()}, before, after)
 
     # Streams
 
-    def after_attention(self, module: nn.Module, stream: Tensor) -> Tensor:
-        """The stream plus what attention adds to it; the rest of the layer is not run."""
-        family = self.architecture.family
-        added = []
+    def output(self, module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
+        """What is matched: the stream behind the layer, or just behind the attention at hand."""
+        if self.options.scope == "block":
+            return run_layer(module, stream, arguments)
+        return self.after_attention(module, stream, arguments)
 
-        def stop(_module, _inputs, output) -> None:
-            added.append(output)
+    def after_attention(self, module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
+        """The stream with what attention adds to it; the rest of the layer is not run."""
+        found: list[Tensor] = []
+
+        def stop(_module, inputs, output=None) -> None:
+            found.append(inputs[0] if output is None else output)
             raise Enough
 
-        hook = module.get_submodule(family.adds or family.o).register_forward_hook(stop)
+        if self.family.behind:  # a norm, which gets this stream
+            hook = module.get_submodule(self.family.behind).register_forward_pre_hook(stop)
+        else:
+            hook = module.get_submodule(self.family.adds or self.family.o).register_forward_hook(stop)
         try:
             with suppress(Enough):
-                run_layer(module, stream, self.arguments)
+                run_layer(module, stream, arguments)
         finally:
             hook.remove()
-        return stream + self.architecture.multiplier * added[0]
+        return found[0] if self.family.behind else stream + self.architecture.multiplier * found[0]
 
-    def output(self, module: nn.Module, stream: Tensor) -> Tensor:
-        """What is matched."""
-        if self.options.scope == "block":
-            return run_layer(module, stream, self.arguments)
-        return self.after_attention(module, stream)
-
-    def batches(self, stream: Tensor) -> Iterator[slice]:
-        size = max(1, self.options.batch_tokens // stream.shape[1])
-        return (slice(i, i + size) for i in range(0, len(stream), size))
-
-    def over_batches(self, stream: Tensor, work: Callable[[int, slice], float]) -> list[float]:
-        """What `work`(number, part), which fills stream[part], gives for every batch; shared by all ranks."""
-        parts = list(self.batches(stream))
-        mine = {number: work(number, parts[number]) for number in self.ranks.share(range(len(parts)))}
-        for number, part in enumerate(parts):
-            self.ranks.send(stream[part], number % self.ranks.size)
+    def over_parts(self, sides: Sides, stream: Tensor, work: Callable[[int], float]) -> list[float]:
+        """What `work`(number) gives for every part, of which it fills that of `stream`; shared by all ranks."""
+        numbers = range(len(sides.parts))
+        mine = {number: work(number) for number in self.ranks.share(numbers)}
+        for number in numbers:
+            self.ranks.send(stream[sides.parts[number]], number % self.ranks.size)
         values = {number: value for of_rank in self.ranks.gather(mine) for number, value in of_rank.items()}
-        return [values[number] for number in range(len(parts))]
+        return [values[number] for number in numbers]
 
     @torch.no_grad()
-    def advance(self, module: nn.Module, stream: Tensor) -> None:
+    def advance(self, module: nn.Module, step: Step, sides: Sides) -> None:
         """A stream to the next layer, in place."""
 
-        def work(_number: int, part: slice) -> float:
+        def work(number: int) -> float:
             with self.autocast():
-                stream[part] = run_layer(module, stream[part].to(self.device), self.arguments).to(stream)
+                step.put(number, step.through(module, number))
             return 0.0
 
-        self.over_batches(stream, work)
+        self.over_parts(sides, step.walk.stream, work)
 
     @torch.no_grad()
-    def set_targets(self, original: Tensor, wanted: Tensor) -> None:
-        """Fill `wanted` [n, tokens, D] with what the original layer makes of its stream, once for all steps. It may be
-        `original` itself, which in scope "block" then is at the next layer."""
+    def set_targets(self, sides: Sides) -> None:
+        """Fill `sides.wanted` with what the original layer makes of its stream, once for all steps."""
 
-        def work(number: int, part: slice) -> float:
-            came = original[part].to(self.device)
+        def work(number: int) -> float:
+            came = sides.walk.stream[sides.parts[number]].to(self.device)
             with self.autocast():
-                output = self.output(self.original, came).float()
-            added = relative(output - came, output).item() if number < MEASURED else 0.0
-            wanted[part] = output.to(wanted)  # which may be where `came` is
+                output = self.output(self.original, came, sides.own.arguments_of(number)).float()
+            measured = number < MEASURED
+            added = relative(output - came, output, sides.own.mask_of(number)).item() if measured else 0.0
+            sides.wanted[sides.parts[number]] = output.to(sides.wanted)  # which may be where `came` is
             return added
 
-        added = self.over_batches(wanted, work)
-        self.added = sum(added[:MEASURED])
-        self.scale = max(added[0], 1e-12)
+        added = self.over_parts(sides, sides.wanted, work)
+        sides.added, sides.of_first = sum(added[:MEASURED]), max(added[0], 1e-12)
 
     @torch.no_grad()
-    def error(self, wanted: Tensor, regrouped: Tensor) -> float:
-        """The regrouped stream's error behind the layer over what the original's layer adds, on at most 16 batches."""
+    def error(self, every: Sequence[Sides]) -> float:
+        """The regrouped stream's error behind the attention over what the original's layer adds, on at most 16 parts;
+        of examples of all lengths."""
         wrong = 0.0
-        for part in list(self.batches(wanted))[:MEASURED]:
-            with self.autocast():
-                got = self.output(self.regrouped, regrouped[part].to(self.device)).float()
-            target = wanted[part].to(self.device)
-            wrong += relative(got - target, target).item()
-        return wrong / max(self.added, 1e-30)
+        for sides in every:
+            for number in range(len(sides.parts[:MEASURED])):
+                with self.autocast():
+                    got = self.got(self.regrouped, sides, number).float()
+                target = sides.wanted_of(number)
+                wrong += relative(got - target, target, sides.own.mask_of(number)).item()
+        return wrong / max(sum(sides.added for sides in every), 1e-30)
 
-    def error_on_all(self, wanted: Tensor, regrouped: Tensor, beside: "Sequence[Beside]") -> float:
-        """The error on windows of every length."""
-        found = self.error(wanted, regrouped)
-        if not beside:
-            return found
-        of = [(found, self.added), *((one.worker.error(one.wanted, one.regrouped), one.worker.added) for one in beside)]
-        return sum(error * added for error, added in of) / max(sum(added for _, added in of), 1e-30)
+    def got(self, module: nn.Module, sides: Sides, number: int) -> Tensor:
+        """What a layer makes of a part of the regrouped stream."""
+        return self.output(module, sides.given_of(number), sides.ours.arguments_of(number))
 
     # Fitting
 
-    def fit(
-        self,
-        start: Attention,
-        wanted: Tensor,
-        regrouped: Tensor,
-        steps: int,
-        tell: Progress = untold,
-        beside: "Sequence[Beside]" = (),
-    ) -> MergedLayer:
+    def fit(self, start: Attention, every: Sequence[Sides], steps: int, tell: Progress = untold) -> MergedLayer:
         """The layer's weights after `steps` steps from `start`, or `start` where they do not help; on the device.
-        wanted: what `set_targets` filled. regrouped: the stream that enters the layer, [n, tokens, D]. beside: windows
-        of other lengths, which take their turns."""
+        every: examples of each length, with their targets set, which take their turns."""
         attention = start.to(self.device, torch.float32)
-        self.set(MergedLayer(attention))
-        before = self.error_on_all(wanted, regrouped, beside)
+        self._put(attention, {})
+        before = self.error(every)
+        if before <= NOTHING:
+            return self._given_out(attention, {}, before, before)
         shared, others = self.trained(attention)
         untouched = {n: t.detach().clone() for n, t in others.items()}
-        self.descend(attention, shared, others, wanted, regrouped, steps, tell, beside)
+        self.descend(attention, shared, others, every, steps, tell)
         fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
-        done = MergedLayer(fitted, {n: t.detach() for n, t in others.items()}, before)
-        self.set(done)
-        done.after = self.error_on_all(wanted, regrouped, beside)
-        if not self.ranks.first_does(
-            lambda: done.after < before
-        ):  # a layer that was right already, or steps too large for it: as it was
-            done = MergedLayer(attention, {}, before, before)
-            self.set(MergedLayer(attention, untouched))
-        return done
+        others = {n: t.detach() for n, t in others.items()}
+        self._put(fitted, others)
+        after = self.error(every)
+        if not self.ranks.first_does(lambda: after < before):
+            # a layer that was right already, or steps too large for it: as it was
+            fitted, others, after = attention, {}, before
+            self._put(attention, untouched)
+        return self._given_out(fitted, others, before, after)
 
     def trained(self, attention: Attention) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies to train: of attention's own weights, and in scope "block" of the layer's others."""
@@ -258,45 +210,45 @@ class LayerWorker:
         attention: Attention,
         shared: dict[str, Tensor],
         others: dict[str, Tensor],
-        wanted: Tensor,
-        regrouped: Tensor,
+        every: Sequence[Sides],
         steps: int,
         tell: Progress,
-        beside: "Sequence[Beside]" = (),
     ) -> None:
         """Adam on `shared` and `others`, in place."""
         rate = self.options.rate
         rates = [(t, rate * size_of(t)) for t in shared.values()]
         rates += [(t, rate * REST * size_of(t)) for t in others.values()]
-
-        def course(one: Beside, steps: int) -> Course:
-            forward = _Forward(one.worker)
-
-            def loss(given: Tensor, target: Tensor) -> Tensor:
-                state = {**self.tensors(replace(attention, **shared)), **others}
-                with self.autocast():
-                    got = functional_call(forward, {f"module.{n}": t for n, t in state.items()}, (given,))
-                return relative(got.float() - target, target) / self.scale
-
-            windows, tokens = one.wanted.shape[:2]
-            size = min(windows, max(1, self.options.batch_tokens // tokens))
-            order = shuffled_passes(windows, size, steps, self.options.seed)
-            return Course(loss, one.regrouped, one.wanted, order, self.device, self.ranks)
-
         for tensor, _rate in rates:
             self.ranks.send(tensor.data)
-        every = [Beside(self, wanted, regrouped), *beside]
-        turns = turns_of([one.wanted.shape[:2].numel() for one in every], steps)
-        courses = [course(one, turns.count(number)) for number, one in enumerate(every)]
+        forward = _Forward(self)
+
+        def outputs(*given) -> Tensor:
+            state = {**self.tensors(replace(attention, **shared)), **others}
+            with self.autocast():
+                return functional_call(forward, {f"module.{n}": t for n, t in state.items()}, given).float()
+
+        turns = turns_of([sides.tokens for sides in every], steps)
+        scale = every[0].of_first
+        courses = [self.course(sides, turns.count(number), outputs, scale) for number, sides in enumerate(every)]
         Descent(rates, courses, turns, self.device, self.ranks).run(tell)
 
+    def course(self, sides: Sides, steps: int, outputs: Callable[..., Tensor], scale: float) -> Course:
+        """outputs(stream, arguments): of the layer with the weights in training."""
+        seed, arguments = self.options.seed, sides.ours.arguments_of
 
-class Beside(NamedTuple):
-    """The same layer on windows of another length. wanted, regrouped: as `fit` has them."""
+        def of_part(number: int) -> Tensor:
+            target = sides.wanted_of(number)
+            got = outputs(sides.given_of(number), arguments(number))
+            return relative(got - target, target, sides.ours.mask_of(number)) / scale
 
-    worker: LayerWorker
-    wanted: Tensor
-    regrouped: Tensor
+        def of_windows(given: Tensor, target: Tensor) -> Tensor:
+            return relative(outputs(given, arguments(0)) - target, target) / scale
+
+        if not sides.walk.alike:
+            return ByPart(of_part, shuffled_passes(len(sides.parts), 1, steps, seed).flatten(), self.ranks)
+        size = min(len(sides.walk), max(1, self.options.batch_tokens // sides.walk.batch.tokens))
+        order = shuffled_passes(len(sides.walk), size, steps, seed)
+        return Drawn(of_windows, sides.other.stream, sides.wanted, order, self.device, self.ranks)
 
 
 def turns_of(tokens: Sequence[int], steps: int) -> list[int]:
@@ -313,10 +265,6 @@ def turns_of(tokens: Sequence[int], steps: int) -> list[int]:
     return turns
 
 
-class Enough(Exception):
-    """What attention adds is known."""
-
-
 class _Forward(nn.Module):
     """What functional_call wants: a module whose forward is the part of the layer that is matched."""
 
@@ -324,13 +272,15 @@ class _Forward(nn.Module):
         super().__init__()
         self.module, self.worker = worker.regrouped, [worker]
 
-    def forward(self, stream: Tensor) -> Tensor:
-        return self.worker[0].output(self.module, stream)
+    def forward(self, stream: Tensor, arguments: Arguments) -> Tensor:
+        return self.worker[0].output(self.module, stream, arguments)
 
 
-def relative(difference: Tensor, stream: Tensor) -> Tensor:
-    """Mean over tokens of |difference|^2 / |stream|^2: the next norm divides by the stream's size, and so a few tokens
-    of a thousandfold size, which real models have, must not drown the others."""
+def relative(difference: Tensor, stream: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over tokens, filling left out, of |difference|^2 / |stream|^2: the next norm divides by the stream's size,
+    and so a few tokens of a thousandfold size, which real models have, must not drown the others."""
+    if mask is not None:
+        difference, stream = difference[mask], stream[mask]
     wrong, size = (torch.linalg.vector_norm(x, dim=-1).square() for x in (difference, stream))
     return (wrong / size.clamp_min(1e-12)).mean()
 

@@ -1,27 +1,28 @@
 """Layer-wise reconstruction after a merge: the shared K and V heads, q and o learn to give what the original layer
 gave.
 
-Layers are taken in order. Two residual streams run side by side over the calibration text: the original's, and the
-regrouped model's, which has the errors of the layers before it. At each layer, Adam fits that layer's q, shared k,
+Layers are taken in order, those of an encoder before those of its decoder. Two residual streams run side by side over
+the calibration text: the original's, and the regrouped model's, which has the errors of the layers before it; what the
+regrouped encoder gives is what the regrouped decoder reads. At each layer, Adam fits that layer's q, shared k,
 shared v and o so that the regrouped stream behind it matches the original's. No labels, no backward pass through the
 model, memory for one layer at a time.
 
 Scope "attention" matches the stream behind the attention sublayer and trains its projections; scope "block" matches the
 stream behind the whole layer and trains its MLP and norms along, more gently. Experts that the class keeps stacked stay
-as they are.
+as they are. A decoder's layer that reads an encoder, too, has two attentions: its own is fitted first, then, with that
+in its place, the one across.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from grouper.attention import Merged
-from grouper.calibration.streams import Arguments, first_inputs, room
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.model.layers import Layers
@@ -29,18 +30,22 @@ from grouper.names import expected
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.descent import TOLD, WARM_UP
-from grouper.refinement.layer import MEASURED, SCOPES, Beside, LayerWorker, RefineOptions
+from grouper.refinement.layer import MEASURED, LayerWorker
+from grouper.refinement.options import SCOPES, RefineOptions
 from grouper.refinement.saved import LayersInMemory, RefinedLayers, SavedLayers, save_layer
+from grouper.refinement.sides import Sides
+from grouper.running.batch import Batch
 from grouper.threads import in_background
 
 ESTIMATED = {"cpu": 8, "cuda": 2 * TOLD}  # steps that a time is estimated from
+Texts = Tensor | Batch | Sequence[Tensor | Batch]
 
 
 def refine_layers(
     model: Layers,
     layout: HeadLayout,
     merged: Merged,
-    windows: Tensor | Sequence[Tensor],
+    texts: Texts,
     options: RefineOptions | None = None,
     *,
     device: str | None = None,
@@ -48,113 +53,106 @@ def refine_layers(
     progress: Progress = untold,
     ranks: Ranks = ALONE,
 ) -> RefinedLayers:
-    """Refine layer by layer; a layer that training does not improve stays as merged. Returns the layers' weights.
+    """Refine attention by attention; one that training does not improve stays as merged. Returns the layers' weights.
 
     model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the
-    start. windows: [n, tokens] ids of calibration text, or several of these, of different lengths. folder: where
-    finished layers are kept instead of in memory, so that a killed refinement goes on with the next one. ranks: with
-    whom every step's windows are shared, gradients summed; the first one keeps layers in `folder`, where all read them.
-    The same call gives the same weights on the same machine.
+    start. texts: windows [n, tokens] of calibration text, or what an encoder takes; or several of these, of different
+    lengths. folder: where finished layers are kept instead of in memory, so that a killed refinement goes on with the
+    next one. ranks: with whom every step's windows are shared, gradients summed; the first one keeps layers in
+    `folder`, where all read them. The same call gives the same weights on the same machine.
     """
     device = device or model.device
     options = (options or RefineOptions()).for_device(device)
     if options.scope not in SCOPES:
         raise GrouperError(f"unknown scope {options.scope!r}: {expected(options.scope, SCOPES)}")
-    texts = [windows] if isinstance(windows, Tensor) else windows
-    steps, layers = options.steps_for(sum(text.numel() for text in texts)), len(layout.layers)
-    streams = [Streams.of(model, text, device, options.scope) for text in texts]
-    in_memory = LayersInMemory()
-    saved = None if folder is None else SavedLayers(folder)
+    every = sides_of(model, texts, options, device)
+    steps, layers = options.steps_for(sum(sides.tokens for sides in every)), len(layout.layers)
+    in_memory, saved = LayersInMemory(), None if folder is None else SavedLayers(folder)
     with deterministic(), in_background() as background:
-        for layer, layer_layout in enumerate(layout.layers):
-            worker = LayerWorker(model, layer, layer_layout, streams[0].arguments[layer], device, options, ranks)
-            workers = [worker, *(worker.on(one.arguments[layer]) for one in streams[1:])]
-            known = ranks.first_does(lambda layer=layer: saved is not None and layer in saved)
-            if known:
-                worker.set(saved(layer))
-            else:
+        for place in model.architecture.places:
+            here = [sides.at(place) for sides in every]
+            worker, advanced = LayerWorker(here[0].own, device, options, ranks), False
+            for site in place:
+                worker.take_up(site, layout.layers[site.index])
+                if ranks.first_does(lambda site=site: saved is not None and site.index in saved):
+                    worker.set(saved(site.index))
+                    continue
 
-                def tell(step: int, _steps: int, note: str, layer: int = layer) -> None:
-                    progress(layer * steps + step, layers * steps, f"refining layer {layer}, {note}")
+                def tell(step: int, _steps: int, note: str, site=site) -> None:
+                    progress(site.index * steps + step, layers * steps, f"refining {site.name}, {note}")
 
-                for own, one in zip(workers, streams):
-                    own.set_targets(one.original, one.wanted)
-                first, *beside = [Beside(own, one.wanted, one.regrouped) for own, one in zip(workers, streams)]
-                done = worker.fit(merged(layer).attention, first.wanted, first.regrouped, steps, tell, beside)
+                if not advanced:
+                    for sides in here:
+                        worker.set_targets(sides)
+                    advanced = options.scope == "block"  # what is wanted is the original's next stream
+                done = worker.fit(merged(site.index).attention, here, steps, tell)
                 if saved is None:
-                    in_memory[layer] = done.on_cpu()
+                    in_memory[site.index] = done.on_cpu()
                 elif ranks.first:
-                    background(save_layer, saved.path(layer), done.on_cpu(for_a_while=True))
+                    background(save_layer, saved.path(site.index), done.on_cpu(for_a_while=True))
                 del done  # a whole layer
-            for own, one in zip(workers, streams):
-                if known or one.wanted is not one.original:
-                    own.advance(own.original, one.original)
-                own.advance(own.regrouped, one.regrouped)
+            for sides in here:
+                if not advanced:
+                    worker.advance(worker.original, sides.own, sides)
+                worker.advance(worker.regrouped, sides.ours, sides)
     ranks.wait()
     return in_memory if saved is None else saved
 
 
-class Streams(NamedTuple):
-    """Streams of windows of one length, [n, tokens, D] each: the original's, the regrouped model's, and what is wanted
-    behind a layer, which in scope "block" is the original's next stream. arguments: of each layer, beside the
-    stream."""
-
-    original: Tensor
-    regrouped: Tensor
-    wanted: Tensor
-    arguments: list[Arguments]
-
-    @classmethod
-    def of(cls, model: Layers, windows: Tensor, device: str, scope: str) -> "Streams":
-        original, arguments = first_inputs(model, windows, device)
-        regrouped = room(original.shape, device).copy_(original)
-        wanted = original if scope == "block" else room(original.shape, device)
-        return cls(original, regrouped, wanted, arguments)
+def sides_of(model: Layers, texts: Texts, options: RefineOptions, device: str) -> list[Sides]:
+    """Both streams of each text, at the first layer."""
+    batches = [Batch.of(one) for one in ([texts] if isinstance(texts, Tensor | Batch) else texts)]
+    sizes = [max(1, options.batch_tokens // batch.tokens) for batch in batches]
+    return [Sides(model, b, size, device, options.scope == "block") for b, size in zip(batches, sizes)]
 
 
 def estimate_seconds(
     model: Layers,
     layout: HeadLayout,
     merged: Merged,
-    texts: Sequence[Tensor],
+    texts: Texts,
     options: RefineOptions,
     device: str,
     ranks: Ranks = ALONE,
 ) -> float:
-    """What `refine_layers` will take: steps and passes of the first layer on batches of their real size, after some
-    that warm the device up. Each rank measures by itself; what ranks share is divided by their number. texts: as
-    `refine_layers` has its windows; those of the first length stand for all."""
-    options, windows = options.for_device(device), texts[0]
-    tokens = sum(text.numel() for text in texts)
-    few = windows[: max(1, options.batch_tokens // windows.shape[1])]
-    batches = -(-tokens // few.numel())
-    original, arguments = first_inputs(model, few, device)
-    start = merged(0).attention
+    """What `refine_layers` will take: steps and passes of the first layer on parts of their real size, after some that
+    warm the device up. Each rank measures by itself; what ranks share is divided by their number. texts: as
+    `refine_layers` has them; the first one stands for all."""
+    options = options.for_device(device)
+    batches = [Batch.of(one) for one in ([texts] if isinstance(texts, Tensor | Batch) else texts)]
+    tokens = sum(batch.numel() for batch in batches)
+    few = batches[0][: max(1, options.batch_tokens // batches[0].tokens)]
+    parts = -(-tokens // few.numel())
+    (sides,) = sides_of(model, few, replace(options, scope="attention"), device)
+    place = model.architecture.places[0]
+    here, start = sides.at(place), merged(0).attention
 
     def worker_of_a_layer() -> LayerWorker:
         merged(0)
-        return LayerWorker(model, 0, layout.layers[0], arguments[0], device, options)
+        return LayerWorker(here.own, device, options).take_up(place[0], layout.layers[0])
 
     worker = worker_of_a_layer()
     set_up = _seconds(worker_of_a_layer, device)
-    wanted, told, steps = torch.empty_like(original), {}, ESTIMATED["cuda" if "cuda" in str(device) else "cpu"]
-    worker.set_targets(original, wanted)
+    told, steps = {}, ESTIMATED["cuda" if "cuda" in str(device) else "cpu"]
+    worker.set_targets(here)
 
     def fit(steps: int) -> None:
         tell = lambda step, _steps, _note: told.__setitem__(step, time.perf_counter())  # noqa: E731
-        worker.fit(start, wanted, original, steps, tell).on_cpu(for_a_while=True)
+        worker.fit(start, [here], steps, tell).on_cpu(for_a_while=True)
 
     with deterministic():
         fit(WARM_UP + 1)
         told.clear()
         took = _seconds(lambda: fit(steps), device)
-    first = sorted(told)[len(told) // 2 - 1]  # from the middle on: steps as they are from then on
-    step = (told[steps] - told[first]) / (steps - first)
-    once = max(took - step * steps, 0)  # errors before and after, on up to 16 batches
-    forward = _seconds(lambda: worker.advance(worker.regrouped, original), device)
+    step = 0.0
+    if told:  # else there was nothing to gain
+        first = sorted(told)[len(told) // 2 - 1]  # from the middle on: steps as they are from then on
+        step = (told[steps] - told[first]) / (steps - first)
+    once = max(took - step * steps, 0)  # errors before and after, on up to 16 parts
+    forward = _seconds(lambda: worker.advance(worker.regrouped, here.own, here), device)
     passes = 2 if options.scope == "block" else 3
-    measured = 2 * forward * (min(batches, MEASURED) - 1)
-    shared = (step * options.steps_for(tokens) + passes * forward * batches) / ranks.size
+    measured = 2 * forward * (min(parts, MEASURED) - 1)
+    shared = (step * options.steps_for(tokens) + passes * forward * parts) / ranks.size
     per_layer = set_up + once + measured + shared
     return len(layout.layers) * per_layer
 

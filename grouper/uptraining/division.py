@@ -1,9 +1,9 @@
 """A text for training, divided into what is learnt and what judges."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from grouper.calibration.source import TextSource
@@ -11,16 +11,18 @@ from grouper.calibration.text import text_of
 from grouper.errors import GrouperError
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.options import UptrainOptions
-from grouper.uptraining.text import Examples, examples_of
+from grouper.uptraining.text import TrainingText, text_for
+
+SETS_ASIDE = ("windows", "text")  # pairs, pictures and sounds are read whole
 
 
 @dataclass(frozen=True)
 class Division:
-    """learnt, judged: windows, none in both. options: resolved for so much text. flattered: whether refinement has seen
-    what judges, so that the start looks better than it is."""
+    """learnt, judged: examples, none in both. options: resolved for so much text. flattered: whether refinement has
+    seen what judges, so that the start looks better than it is."""
 
-    learnt: Examples
-    judged: Examples
+    learnt: TrainingText
+    judged: TrainingText
     options: UptrainOptions
     flattered: bool = False
 
@@ -28,8 +30,8 @@ class Division:
 def divisions(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Iterator[Division]:
     """The one to take comes first; behind it what an older version would have taken, and may have begun with. Raises
     GrouperError where the text is too short."""
-    with suppress(StopIteration):
-        yield next(set_aside(model, source, options, device))
+    if model.architecture.family.reads in SETS_ASIDE:
+        yield from set_aside(model, source, options, device)
     yield among_all(model, source, options, device)
 
 
@@ -39,31 +41,40 @@ def set_aside(model: ExportedModel, source: TextSource, options: UptrainOptions,
     aside = replace(source, part="judged")
     if not aside.documents(lambda: None).size:
         return
-    learnt = examples_of(model.original, replace(source, part="learnt"), options.window)
-    with suppress(GrouperError):  # too few of its rows, or tokens for one window
-        judged = examples_of(model.original, aside, options.window)
-        judged = judged.of(~refined_on(model, aside, judged))
-        options = options.resolved(device, learnt.tokens.numel())
-        count = options.held_out_windows(len(learnt) + len(judged))
-        if len(judged) >= count:
-            yield Division(learnt, judged.spread(count), options)
+    learnt = text_for(model.original, replace(source, part="learnt"), options.window)
+    try:
+        judged = text_for(model.original, aside, options.window)
+    except GrouperError:  # too few of its rows, or tokens for one window
+        return
+    judged = judged.rows(~refined_on(model, aside, judged))
+    options = resolved(options, learnt, device)
+    count = options.held_out_windows(len(learnt) + len(judged))
+    if len(judged) >= count:
+        yield Division(learnt, judged.spread(count), options)
 
 
 def among_all(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Division:
-    """By windows of the whole text that refinement has not seen, where there are enough of these."""
+    """By examples of the whole text that refinement has not seen, where there are enough of these."""
     whole = replace(source, part="whole")
-    text = examples_of(model.original, whole, options.window)
-    options = options.resolved(device, text.tokens.numel())
+    text = text_for(model.original, whole, options.window)
+    options = resolved(options, text, device)
     seen = refined_on(model, whole, text)
     count = options.held_out_windows(len(text))
     flattered = int((~seen).sum()) < count
     return Division(*text.split(count, None if flattered else seen), options, flattered)
 
 
-def refined_on(model: ExportedModel, source: TextSource, text: Examples) -> Tensor:
-    """[n], bool: which windows of the text the model's refinement has seen. It cuts chats otherwise: of a file of them
+def resolved(options: UptrainOptions, text: TrainingText, device: str) -> UptrainOptions:
+    """What is None filled in. The window is as long as an example is."""
+    return replace(options, window=text.batch.tokens).resolved(device, text.tokens)
+
+
+def refined_on(model: ExportedModel, source: TextSource, text: TrainingText) -> Tensor:
+    """[n], bool: which examples of the text the model's refinement has seen. It cuts chats otherwise: of a file of them
     it may have seen any."""
-    if model.seen is None or source.chats() is None:
-        return model.refined_on(text.tokens)
+    if model.seen is None:
+        return torch.zeros(len(text), dtype=torch.bool)
+    if text.batch.windows is None or source.chats() is None:
+        return model.seen.touches(text.batch)
     as_text = text_of(model.original, source, model.seen.window)
-    return model.refined_on(as_text).any().expand(len(text))
+    return model.seen.touches(as_text).any().expand(len(text))

@@ -7,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from grouper.attention import MergedLayer
-from grouper.calibration.seen import Seen, SeenRows
+from grouper.calibration.seen import Seen, SeenExamples, SeenRows
 from grouper.errors import GrouperError, as_one_line
 from grouper.export.classes import CLASSES
 from grouper.export.write import MARKER
@@ -60,12 +59,8 @@ class ExportedModel:
             layout = a.ungrouped
         return cls(exported, source, base, layout, facts)
 
-    def refined_on(self, tokens: Tensor) -> Tensor:
-        """[n], bool: which of a text's windows [n, window] its refinement has seen."""
-        return torch.zeros(len(tokens), dtype=torch.bool) if self.seen is None else self.seen.touches(tokens)
-
     @cached_property
-    def seen(self) -> Seen | SeenRows | None:
+    def seen(self) -> Seen | SeenExamples | SeenRows | None:
         """What its refinement has seen, if there was one and grouper.json says so."""
         refined = self.facts.get("refined")
         return Seen.from_data(refined.get("seen")) if isinstance(refined, dict) else None

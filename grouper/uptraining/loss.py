@@ -8,32 +8,49 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from grouper.divergence import kl_divergence
+from grouper.errors import GrouperError
+from grouper.running.answers import pooled
+from grouper.running.batch import NOT_ASKED
 from grouper.uptraining.options import Losses
 
 AT_ONCE = 2**26  # logits that are held in float32 at once: those of 1,024 tokens of a vocabulary of 65,536
 
 
-def token_losses(
-    ours: Tensor, theirs: Tensor | None, tokens: Tensor, losses: Losses, hidden: Sequence[tuple[Tensor, Tensor]] = ()
+def losses_of(
+    ours: Tensor | None, theirs: Tensor | None, right: Tensor | None, losses: Losses, apart: Tensor | None = None
 ) -> Tensor:
-    """[windows, tokens - 1]: the weighted sum for every position that has a next token.
+    """[n, places]: the weighted sum for every answer.
 
-    ours, theirs: logits [windows, tokens, vocabulary]. tokens: ids. hidden: (ours, theirs) of each layer
-    [windows, tokens, D].
+    ours, theirs: logits [n, places, classes]; None of a model without a head, of which hidden states are all there is.
+    right: the answers that are right [n, places], NOT_ASKED where none is known. apart: `distance` of hidden states [n,
+    places], or [n, 1] where they stand for all answers of an example.
     """
-    total = ours.new_zeros(tokens[:, 1:].shape, dtype=torch.float32)
-    if losses.kl:
-        total = total + losses.kl * _in_parts(kl_divergence, ours[:, :-1], theirs[:, :-1])
-    if losses.hidden and hidden:
-        distances = [1 - cosine_similarity(a[:, :-1].float(), b[:, :-1].float(), dim=-1) for a, b in hidden]
-        total = total + losses.hidden * torch.stack(distances).mean(0)
-    if losses.causal:
-        total = total + losses.causal * _in_parts(_next_token, ours[:, :-1], tokens[:, 1:])
-    return total
+    terms = []
+    if losses.kl and ours is not None and theirs is not None:
+        terms.append(losses.kl * _in_parts(kl_divergence, ours, theirs))
+    if losses.hidden and apart is not None:
+        terms.append(losses.hidden * apart)
+    if losses.causal and ours is not None and right is not None:
+        terms.append(losses.causal * _in_parts(_right_one, ours, right))
+    if not terms:
+        raise GrouperError("nothing to learn: a model without a head learns hidden states alone (--hidden)")
+    return sum(terms[1:], terms[0])
 
 
-def _next_token(ours: Tensor, wanted: Tensor) -> Tensor:
-    return cross_entropy(ours.float(), wanted, reduction="none")
+def distance(hidden: Sequence[tuple[Tensor, Tensor, Tensor | None]], windows: bool) -> Tensor | None:
+    """One minus the cosine of both models' hidden states, mean over layers. hidden: (ours, theirs) behind each layer
+    [n, tokens, D], and what of them is no filling [n, tokens]. Returns [n, tokens - 1] of windows, whose last token is
+    asked for nothing, else [n, 1], the mean over tokens; None without layers."""
+    found = []
+    for ours, theirs, mask in hidden:
+        a, b = (ours[:, :-1], theirs[:, :-1]) if windows else (ours, theirs)
+        each = 1 - cosine_similarity(a.float(), b.float(), dim=-1)
+        found.append(each if windows else pooled(each[..., None], mask))
+    return torch.stack(found).mean(0) if found else None
+
+
+def _right_one(ours: Tensor, wanted: Tensor) -> Tensor:
+    return cross_entropy(ours.float(), wanted, ignore_index=NOT_ASKED, reduction="none")
 
 
 def _in_parts(loss, ours: Tensor, wanted: Tensor) -> Tensor:

@@ -5,24 +5,44 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from grouper.calibration.streams import first_inputs, room, run_layer, stubs
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import decoder_config, setting
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.layers import Layers
+from grouper.model.site import Place
 from grouper.model.streamed import StreamedModel
+from grouper.running.answers import answered, logits_of, pooled
+from grouper.running.batch import Batch
+from grouper.running.stubs import passed_on, stubs
+from grouper.running.walk import Walk, room
 
 TOKENIZER = "tokenizer.json"
 
 
+class Answers(NamedTuple):
+    """logits [n, places, classes], None of a model without a head. hidden: the stream behind each layer [n, tokens, D],
+    if it was wanted. vectors [n, D]: of a model without a head."""
+
+    logits: Tensor | None
+    hidden: list[Tensor]
+    vectors: Tensor | None
+
+    @classmethod
+    def of(cls, output: Any, batch: Batch, hidden: list[Tensor], device: str | torch.device) -> "Answers":
+        logits = logits_of(output, batch)
+        vectors = pooled(output[0], batch.read).to(device) if logits is None else None
+        return cls(None if logits is None else logits.to(device), [stream.to(device) for stream in hidden], vectors)
+
+
 class Teacher:
-    """Asked for windows of tokens by `logits_and_hidden`. One that is streamed wants to be told beforehand which (see
+    """Asked for batches by `answers`. One that is streamed wants to be told beforehand which examples come (see
     `prepare`), as many as `ahead` steps have."""
 
     ahead = 1
@@ -30,25 +50,28 @@ class Teacher:
     def __init__(self, model: Layers):
         self.model = model
 
-    def knows(self, tokens: Tensor) -> bool:
-        """Whether these windows [n, window] can be asked for now."""
+    def knows(self, batch: Batch) -> bool:
+        """Whether these examples can be asked for now."""
         return True
 
-    def prepare(self, tokens: Tensor) -> None:
-        """Make it so for these windows, and for no others."""
+    def prepare(self, batch: Batch) -> None:
+        """Make it so for these examples, and for no others."""
         return
 
     @torch.no_grad()
-    def logits_and_hidden(self, tokens: Tensor, hidden: bool) -> tuple[Tensor, list[Tensor]]:
-        """Logits [windows, tokens, vocabulary] and, if wanted, the stream behind each layer [windows, tokens, D], where
-        `tokens` are."""
+    def answers(self, batch: Batch, hidden: bool, device: str | torch.device) -> Answers:
+        """hidden: whether the streams behind the layers are wanted. device: where the answers are."""
         with streams_behind(self.model, hidden) as streams:
-            logits = self.model.model(input_ids=tokens.to(self.model.device), use_cache=False).logits
-        return logits.to(tokens.device), [stream.to(tokens.device) for stream in streams]
+            output = self._output(batch)
+        return Answers.of(output, batch, streams, device)
+
+    def _output(self, batch: Batch) -> Any:
+        model = self.model
+        return answered(model.model, batch, model.architecture, model.device, model.dtype)
 
 
 class StreamedTeacher(Teacher):
-    """Walks its layers once for all windows that it is told of, and keeps their streams: behind every layer if hidden
+    """Walks its layers once for all examples that it is told of, and keeps their streams: behind every layer if hidden
     states will be wanted."""
 
     def __init__(self, model: StreamedModel, hidden: bool, ahead: int):
@@ -57,51 +80,59 @@ class StreamedTeacher(Teacher):
         self.places: dict[bytes, int] = {}
         self.streams: list[Tensor] = []
 
-    def knows(self, tokens: Tensor) -> bool:
-        return all(key in self.places for key in _keys(tokens))
+    def knows(self, batch: Batch) -> bool:
+        return all(key in self.places for key in _keys(batch))
 
     @torch.no_grad()
-    def prepare(self, tokens: Tensor) -> None:
-        model, self.streams = self.model, []
-        self.places = {key: place for place, key in enumerate(_keys(tokens))}
-        stream, arguments = first_inputs(model, tokens, model.device)
-        for layer, given in enumerate(arguments):
-            with model.loaded(layer) as block:
-                for part in range(len(tokens)):
-                    one = slice(part, part + 1)
-                    stream[one] = run_layer(block, stream[one].to(model.device), given).to(stream)
-            if self.hidden or layer + 1 == len(arguments):
-                self.streams.append(room(stream.shape, "cpu").copy_(stream))
+    def prepare(self, batch: Batch) -> None:
+        self.streams, walk = [], Walk(self.model, batch, 1)
+        self.places = {key: place for place, key in enumerate(_keys(batch))}
+        for step in walk:
+            with step.loaded() as module:
+                step.advance(module)
+            if self.hidden or step.sites == self.model.architecture.places[-1]:
+                self.streams.append(room(walk.stream.shape, "cpu").copy_(walk.stream))
 
     @torch.no_grad()
-    def logits_and_hidden(self, tokens: Tensor, hidden: bool) -> tuple[Tensor, list[Tensor]]:
-        places = [self.places[key] for key in _keys(tokens)]
-        streams = [stream[places] for stream in self.streams]
+    def answers(self, batch: Batch, hidden: bool, device: str | torch.device) -> Answers:
+        places = [self.places[key] for key in _keys(batch)]
+        streams, stack = [stream[places] for stream in self.streams], self.model.architecture.places[-1][0].stack
         last = streams[-1].to(self.model.device)
-        with stubs(self.model, lambda _layer, _inputs, _named: last):
-            logits = self.model.model(input_ids=tokens.to(self.model.device), use_cache=False).logits
-        return logits.to(tokens.device), [stream.to(tokens.device) for stream in streams] if hidden else []
+
+        def instead(place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
+            return last if place[0].stack == stack else passed_on(place, inputs, named)
+
+        with stubs(self.model, instead):
+            output = self._output(batch)
+        return Answers.of(output, batch, streams if hidden else [], device)
 
 
-def _keys(tokens: Tensor) -> list[bytes]:
-    return [row.numpy().tobytes() for row in tokens.cpu()]
+def _keys(batch: Batch) -> list[bytes]:
+    """By which examples are known."""
+    given = [*batch.inputs.values(), *([] if batch.labels is None else [batch.labels])]
+    return [b"".join(one[i].contiguous().numpy().tobytes() for one in given) for i in range(len(batch))]
 
 
 @contextmanager
 def streams_behind(model: Layers, wanted: bool = True) -> Iterator[list[Tensor]]:
-    """The residual streams behind the layers [windows, tokens, D] of the pass that is made in the block."""
+    """The residual streams behind the layers [n, tokens, D] of the pass that is made in the block."""
     streams: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, output) -> None:
         streams.append(output[0] if isinstance(output, tuple) else output)
 
-    layers = range(model.architecture.layers if wanted else 0)
-    hooks = [model.layer(layer).register_forward_hook(keep) for layer in layers]
+    places = model.architecture.places if wanted else ()
+    hooks = [model.layer(place[0].index).register_forward_hook(keep) for place in places]
     try:
         yield streams
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def masks_of(model: Layers, batch: Batch) -> list[Tensor | None]:
+    """Of the streams behind each layer, what is no filling [n, tokens]; None where all is."""
+    return [batch.written if place[0].stack else batch.read for place in model.architecture.places]
 
 
 def open_teacher(

@@ -1,4 +1,4 @@
-"""What is trained on: windows of tokens, which of them count, and what is held out to judge by."""
+"""What is trained on: examples, which of their answers count, and what is held out to judge by."""
 
 from dataclasses import dataclass
 
@@ -6,52 +6,84 @@ import torch
 from torch import Tensor
 
 from grouper.calibration.documents import check_template
+from grouper.calibration.reading import MOST_FILES, read_examples
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import load_tokenizer, spread, text_of
+from grouper.calibration.text import digest, load_tokenizer, spread, text_of
 from grouper.errors import GrouperError, as_one_line
+from grouper.model.architecture import Architecture
+from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
+from grouper.running.answers import asked_of
+from grouper.running.batch import IDS, Batch
 
 
 @dataclass(frozen=True)
-class Examples:
-    """tokens [n, window]: ids. counted [n, window]: whether a token is to be learnt; that of an answer in chats, every
-    one in plain text."""
+class TrainingText:
+    """batch: windows of ids, or what an encoder takes. counted, bool: [n, window], whether a token is to be learnt;
+    that of an answer in chats, every one in plain text. Of an encoder [n, places], which of its answers are."""
 
-    tokens: Tensor
+    batch: Batch
     counted: Tensor
 
+    @classmethod
+    def of(cls, batch: Batch, places: int) -> "TrainingText":
+        """What an encoder takes. places: that it answers in, for each example."""
+        every = torch.ones(len(batch), places, dtype=torch.bool)
+        asked = asked_of(batch, every)
+        return cls(batch, every if asked is None else asked)
+
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.batch)
 
-    def of(self, rows: Tensor) -> "Examples":
-        """rows: which windows."""
-        return Examples(self.tokens[rows], self.counted[rows])
+    @property
+    def tokens(self) -> int:
+        """In all."""
+        return self.batch.numel()
 
-    def spread(self, count: int) -> "Examples":
-        """At most so many of the windows, spread evenly."""
-        return self.of(spread(torch.arange(len(self)), count))
+    def rows(self, rows: Tensor) -> "TrainingText":
+        """rows: which examples."""
+        return TrainingText(self.batch[rows], self.counted[rows])
 
-    def split(self, count: int, seen: Tensor | None = None) -> tuple["Examples", "Examples"]:
-        """(for training, held out): `count` windows, spread over the text, are held out. seen [n], bool: windows that
+    @property
+    def weights(self) -> Tensor:
+        """[n, places], bool: which answers count."""
+        return self.counted if self.batch.windows is None else self.counted[:, 1:]
+
+    @property
+    def digests(self) -> list[str]:
+        """Short names for all that it is."""
+        return [self.batch.digest, digest(self.counted)]
+
+    def spread(self, count: int) -> "TrainingText":
+        """At most so many of the examples, spread evenly."""
+        return self.rows(spread(torch.arange(len(self)), count))
+
+    def split(self, count: int, seen: Tensor | None = None) -> tuple["TrainingText", "TrainingText"]:
+        """(for training, held out): `count` examples, spread over the text, are held out. seen [n], bool: those that
         are not. Raises GrouperError where nothing would be left."""
-        n, window = self.tokens.shape
+        n = len(self)
         if n <= count:
             raise GrouperError(
-                f"the text has {n} windows of {window} tokens, and {count} are held out to judge by: give more text"
+                f"the text has {n} windows of {self.batch.tokens} tokens, and {count} are held out to judge by: give "
+                "more text"
             )
         free = torch.arange(n) if seen is None else torch.arange(n)[~seen]
         held = torch.zeros(n, dtype=torch.bool)
         held[free[(torch.arange(count) * 2 + 1) * len(free) // (2 * count)]] = True
-        return self.of(~held), self.of(held)
+        return self.rows(~held), self.rows(held)
 
 
-def examples_of(checkpoint: Checkpoint, source: TextSource, window: int) -> Examples:
-    """By the model's own tokenizer, documents end to end; a window attends to itself alone. Of chats (`messages` in
-    JSONL) the assistant's words count."""
+def text_for(checkpoint: Checkpoint, source: TextSource, window: int) -> TrainingText:
+    """As the model takes it. Of a decoder: by its own tokenizer, documents end to end; a window attends to itself
+    alone; of chats (`messages` in JSONL) the assistant's words count."""
+    architecture = Architecture.of(checkpoint.config)
+    if architecture.family.reads != "windows":
+        batch = read_examples(checkpoint, source, window, MOST_FILES if source.images else None)
+        return TrainingText.of(batch, places_of(checkpoint, batch))
     chats = source.chats()
     if chats is None:
         tokens = text_of(checkpoint, source, window)
-        return Examples(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        return TrainingText(Batch.of(tokens), torch.ones_like(tokens, dtype=torch.bool))
     tokenizer = load_tokenizer(checkpoint)
     check_template(tokenizer, source.name)
     ids: list[int] = []
@@ -65,7 +97,17 @@ def examples_of(checkpoint: Checkpoint, source: TextSource, window: int) -> Exam
     if n == 0:
         raise GrouperError(f"{source.name} has {len(ids)} tokens, too few for one window of {window}: give more chats")
     cut = lambda values: torch.tensor(values[: n * window]).view(n, window)  # noqa: E731
-    return Examples(cut(ids), cut(counted))
+    return TrainingText(Batch.of(cut(ids)), cut(counted))
+
+
+def places_of(checkpoint: Checkpoint, batch: Batch) -> int:
+    """How many answers a model gives for an example: one for a class or a vector, two for where an answer begins and
+    ends, else one for each token."""
+    if batch.labels is not None:
+        return 1 if batch.labels.ndim == 1 else batch.labels.shape[1]
+    auto = auto_class(checkpoint.config)
+    by_token = auto in ("AutoModelForMaskedLM", "AutoModelForTokenClassification")
+    return batch.inputs[IDS].shape[1] if by_token else 2 if auto == "AutoModelForQuestionAnswering" else 1
 
 
 def of_chat(tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]]:

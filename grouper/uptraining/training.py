@@ -14,15 +14,17 @@ from grouper.calibration.text import shuffled_passes
 from grouper.errors import GrouperError
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks
+from grouper.running.answers import answered, targets_of
+from grouper.running.batch import Batch
 from grouper.uptraining.copies import Copy
-from grouper.uptraining.loss import token_losses
+from grouper.uptraining.loss import distance, losses_of
 from grouper.uptraining.options import UptrainOptions
 from grouper.uptraining.probing import FIRST, PROBES, find_rate, probe_steps
 from grouper.uptraining.saved import Reached, SavedTraining
 from grouper.uptraining.sharded import fill, whole
 from grouper.uptraining.student import Student
-from grouper.uptraining.teacher import Teacher, streams_behind
-from grouper.uptraining.text import Examples
+from grouper.uptraining.teacher import Answers, Teacher, masks_of, streams_behind
+from grouper.uptraining.text import TrainingText
 from grouper.uptraining.validation import Score, score_of
 
 LOOKED_AT = 10  # steps between two losses that are read back and logged
@@ -40,13 +42,13 @@ class Training:
         accelerator,
         student: Student,
         teacher: Teacher | None,
-        examples: tuple[Examples, Examples],
+        texts: tuple[TrainingText, TrainingText],
         options: UptrainOptions,
         saved: SavedTraining,
         ranks: Ranks,
     ):
         self.accelerator, self.student, self.teacher, self.ranks = accelerator, student, teacher, ranks
-        self.examples, self.held_out = examples
+        self.text, self.held_out = texts
         self.options, self.saved, self.losses = options, saved, options.losses
         if options.checkpointing:
             student.checkpoint_activations()
@@ -58,7 +60,7 @@ class Training:
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
         self.parameters = [p for _, p in student.trained()]  # as they are now: sharding makes others of them
         self.attentions = student.attentions
-        self.order = shuffled_passes(len(self.examples), options.step_windows, options.steps, options.seed)
+        self.order = shuffled_passes(len(self.text), options.step_windows, options.steps, options.seed)
         micro = min(ranks.gather(micro_windows(student, options, ranks, accelerator.device)))
         self.reached = Reached(micro_windows=micro)  # the same on all, for sharded ones pass together
         self.device = accelerator.device
@@ -154,7 +156,7 @@ class Training:
     def step(self, step: int) -> Tensor:
         """One step of AdamW; returns the mean loss over its tokens."""
         rows = self.order[step]
-        counted = self.examples.counted[rows][:, 1:].sum().clamp_min(1).to(self.device)
+        counted = self.text.rows(rows).weights.sum().clamp_min(1).to(self.device)
         self.prepare_teacher(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate(step)
@@ -179,22 +181,28 @@ class Training:
         return rows[..., self.ranks.rank :: self.ranks.size]
 
     def loss_of(self, rows: Tensor) -> Tensor:
-        """[windows, tokens - 1]: the loss of every token that counts, 0 for others."""
-        tokens, counted = self.examples.tokens[rows].to(self.device), self.examples.counted[rows].to(self.device)
+        """[examples, places]: the loss of every answer that counts, 0 for others."""
+        some, right = self.text.rows(rows), targets_of(self.text.batch[rows])
         hidden = self.losses.hidden > 0 and self.teacher is not None
-        with streams_behind(self.student.loaded, hidden) as ours:
-            logits = self.logits_of(tokens)
-        theirs, streams = (None, []) if self.teacher is None else self.teacher.logits_and_hidden(tokens, hidden)
-        return token_losses(logits, theirs, tokens, self.losses, list(zip(ours, streams))) * counted[:, 1:]
+        ours = self.answers_of(some.batch, hidden)
+        theirs = self.teacher.answers(some.batch, hidden, self.device) if self.teacher else None
+        streams = zip(ours.hidden, theirs.hidden, masks_of(self.student.loaded, some.batch)) if hidden else ()
+        apart = distance(list(streams), some.batch.windows is not None)
+        right = None if right is None else right.to(self.device)
+        losses = losses_of(ours.logits, theirs and theirs.logits, right, self.losses, apart)
+        return losses * some.weights.to(self.device)
 
-    def logits_of(self, tokens: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, use_cache=False).logits
+    def answers_of(self, batch: Batch, hidden: bool = False) -> Answers:
+        """The student's."""
+        with streams_behind(self.student.loaded, hidden) as streams:
+            output = answered(self.model, batch, self.student.architecture, self.device, torch.float32)
+        return Answers.of(output, batch, streams, self.device)
 
     def prepare_teacher(self, step: int) -> None:
         """For the steps to come, if it does not know this one's windows."""
-        if self.teacher is not None and not self.teacher.knows(self.examples.tokens[self.mine(self.order[step])]):
+        if self.teacher is not None and not self.teacher.knows(self.text.batch[self.mine(self.order[step])]):
             rows = self.mine(self.order[step : step + self.teacher.ahead]).flatten()
-            self.teacher.prepare(self.examples.tokens[rows])
+            self.teacher.prepare(self.text.batch[rows])
 
     @property
     def patience_is_over(self) -> bool:
@@ -211,7 +219,7 @@ class Training:
     def score(self) -> Score:
         """On the held-out text."""
         return score_of(
-            self.logits_of, self.teacher, self.held_out, self.reached.micro_windows, self.device, self.ranks
+            self.answers_of, self.teacher, self.held_out, self.reached.micro_windows, self.device, self.ranks
         )
 
     def judge(self) -> None:
@@ -311,7 +319,8 @@ def micro_windows(student: Student, options: UptrainOptions, ranks: Ranks, devic
     if device.type != "cuda":
         return min(mine, max(1, 1024 // options.window))
     a = student.architecture
-    vocabulary = student.model.get_output_embeddings().weight.shape[0]
-    per_token = 20 * vocabulary + a.layers * a.hidden_size * (8 if options.checkpointing else 80)
+    head = student.model.get_output_embeddings()
+    classes = 0 if head is None else head.weight.shape[0]
+    per_token = 20 * classes + a.layers * a.hidden_size * (8 if options.checkpointing else 80)
     free = torch.cuda.mem_get_info(device)[0] / 3
     return max(1, min(mine, int(free / per_token / options.window)))

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from grouper.calibration.source import TextSource
-from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.format import SelfTestFailed
@@ -34,7 +33,7 @@ from grouper.uptraining.options import UptrainOptions
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student
 from grouper.uptraining.teacher import Teacher, check_teacher, open_teacher
-from grouper.uptraining.text import Examples
+from grouper.uptraining.text import TrainingText
 from grouper.uptraining.training import Training
 from grouper.uptraining.validation import Score
 
@@ -45,16 +44,6 @@ OLD = ("layout", "report", "deploy", "measured", "crc32")  # facts of the export
 
 def silent(line: str) -> None:
     """Tell nobody."""
-
-
-def opened_decoder(exported: str | Path, base: str | None, teacher: str | None) -> ExportedModel:
-    """Raises GrouperError where it has an encoder."""
-    model = ExportedModel.open(exported, base, teacher)
-    if model.architecture.encodes:
-        raise GrouperError(
-            f"{exported} has an encoder, and only decoders are uptrained: train it as others of its class"
-        )
-    return model
 
 
 def uptrain_model(
@@ -85,7 +74,7 @@ def uptrain_model(
     """
     ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
     ranks.first_does(lambda: refuse_existing(output, MARKER, overwrite))
-    model = opened_decoder(exported, base, teacher)
+    model = ExportedModel.open(exported, base, teacher)
     refuse_inside(output, model.folder.folder)
     refuse_inside(output, model.base.local_folder)
     check_assignments(options.set, METHODS)
@@ -133,8 +122,7 @@ def as_begun(
     that has begun it."""
     found = []
     for division in divisions(model, source, options, device):
-        key = _key(model, teacher, division.learnt, division.judged, division.options)
-        found.append((division, SavedTraining(work / key)))
+        found.append((division, SavedTraining(work / _key(model, teacher, division))))
         if found[-1][1].reached() or not work.is_dir():
             return found[-1]
     return found[0]
@@ -145,18 +133,18 @@ def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> S
     return Student(model, method, device, options.lora_rank if options.train == "lora" else 0, options.seed)
 
 
-def check_text(examples: Examples, options: UptrainOptions, name: str, ranks: Ranks) -> None:
+def check_text(text: TrainingText, options: UptrainOptions, name: str, ranks: Ranks) -> None:
     """Raise GrouperError where the text does not go far enough for what is asked, or ranks cannot share a step."""
     if options.step_windows % ranks.size:
         windows = f"--step-tokens {options.step_tokens} are {options.step_windows} windows of {options.window}"
         raise GrouperError(f"{windows}, which {ranks.size} processes cannot share alike: give a multiple")
-    if not examples.counted[:, 1:].any():
+    if not text.weights.any():
         raise GrouperError(f"{name} has no answers to learn: chats need messages of the role assistant")
-    passes = options.tokens / examples.tokens.numel()
+    passes = options.tokens / text.tokens
     if passes > MOST_PASSES:
         raise GrouperError(
-            f"{options.tokens:,} tokens are {passes:.0f} passes over the {examples.tokens.numel():,} of {name}: give "
-            f"more text, or at most {MOST_PASSES * examples.tokens.numel():,} --tokens"
+            f"{options.tokens:,} tokens are {passes:.0f} passes over the {text.tokens:,} of {name}: give more "
+            f"text, or at most {MOST_PASSES * text.tokens:,} --tokens"
         )
     if options.steps < 2:
         raise GrouperError(f"{options.tokens:,} tokens are {options.steps} step of {options.step_tokens:,}: give more")
@@ -164,7 +152,7 @@ def check_text(examples: Examples, options: UptrainOptions, name: str, ranks: Ra
 
 def announced(training: Training) -> str:
     """What is going to happen, how long it takes, what memory it needs."""
-    options, text = training.options, training.examples.tokens.numel()
+    options, text = training.options, training.text.tokens
     trained = sum(p.numel() for _, p in training.student.trained())
     there = sum(p.numel() for p in training.student.model.parameters())
     needed = WEIGHT * there + (TRAINED + WEIGHT) * trained  # the best ones are kept beside
@@ -182,13 +170,16 @@ def announced(training: Training) -> str:
 
 def told(score: Score, best_step: int) -> str:
     """What came out."""
-    nats = f"{score.nll:.4f} nats per token on held-out text"
-    if best_step == 0:
-        nats = f"training made nothing better, so weights stay as they were (more --tokens, or a lower --lr?): {nats}"
-    if score.kl != score.kl:
-        return nats
-    over = f"{score.nll - score.teacher_nll:+.4f} over the original"
-    return f"{nats}, {over}; KL {score.kl:.4f}, the same likeliest token {score.agreement:.1%} of the time"
+    found = []
+    if not math.isnan(score.nll):
+        over = "" if math.isnan(score.teacher_nll) else f", {score.nll - score.teacher_nll:+.4f} over the original"
+        found.append(f"{score.nll:.4f} nats per token on held-out text{over}")
+    if not math.isnan(score.kl):
+        found.append(f"KL {score.kl:.4f}, the same likeliest token {score.agreement:.1%} of the time")
+    if not math.isnan(score.cosine):
+        found.append(f"cosine with the original's vectors {score.cosine:.4f}")
+    same = "training made nothing better, so weights stay as they were (more --tokens, or a lower --lr?): "
+    return (same if best_step == 0 else "") + "; ".join(found)
 
 
 def facts_of(
@@ -197,16 +188,21 @@ def facts_of(
     """For grouper.json and the card: what the export was, and what was done to it."""
     options = training.options
     steps = training.reached.step
+    known = {n: v for n, v in asdict(score).items() if n != "cosine" or not math.isnan(v)}
     done = {
         "method": options.method, "teacher": teacher and teacher.title,
         "tokens": steps * options.step_windows * options.window, "steps": steps,
         "best_step": training.reached.best_step, "losses": asdict(options.losses), "learning_rate": options.lr,
-        "train": options.train, "held_out": _finite(asdict(score)),
+        "train": options.train, "held_out": _finite(known),
         **({"rates_tried": _finite(training.reached.tried)} if training.reached.tried else {}),
     }  # fmt: skip
-    measured = {"nats per token, held-out training text": [_number(score.teacher_nll), score.nll]}
-    if teacher is not None:
+    measured = {}
+    if not math.isnan(score.nll):
+        measured |= {"nats per token, held-out training text": [_number(score.teacher_nll), score.nll]}
+    if not math.isnan(score.kl):
         measured |= {"KL to the original": [0.0, score.kl], "agreement with the original": [1.0, score.agreement]}
+    if not math.isnan(score.cosine):
+        measured |= {"cosine with the original's vectors": [1.0, score.cosine]}
     kept = {k: v for k, v in model.facts.items() if k not in OLD}
     kept["base_fingerprint"] = model.original.fingerprint
     return {**kept, "uptrain": command, "uptrained": done, "measured": measured}
@@ -257,11 +253,9 @@ def _teacher(
     return open_teacher(checkpoint, device, number, room, options.losses.hidden > 0, options.step_tokens)
 
 
-def _key(
-    model: ExportedModel, teacher: Checkpoint | None, examples: Examples, held_out: Examples, options: UptrainOptions
-) -> str:
+def _key(model: ExportedModel, teacher: Checkpoint | None, text: Division) -> str:
     """A name for just this training."""
-    texts = [digest(t) for e in (examples, held_out) for t in (e.tokens, e.counted)]
+    texts, options = [*text.learnt.digests, *text.judged.digests], text.options
     teacher_is = teacher and teacher.fingerprint
     return work_key(model=model.folder.fingerprint, teacher=teacher_is, texts=texts, options=asdict(options))
 

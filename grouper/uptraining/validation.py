@@ -1,64 +1,89 @@
 """What a model in training is worth on text that it does not learn from."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grouper.divergence import kl_divergence
 from grouper.ranks import Ranks
+from grouper.running.answers import targets_of
+from grouper.running.batch import NOT_ASKED, Batch
 from grouper.uptraining.options import Losses
-from grouper.uptraining.teacher import Teacher
-from grouper.uptraining.text import Examples
+from grouper.uptraining.teacher import Answers, Teacher
+from grouper.uptraining.text import TrainingText
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over tokens: nats; nats of KL from the original; share of tokens where both think the same one likeliest;
-    the original's nats. All but the first are NaN without a teacher."""
+    """Means over answers: nats; nats of KL from the original; share of answers where both think the same one likeliest;
+    the original's nats. cosine: of both models' vectors, mean over examples, where they have no head. What cannot be
+    known is NaN: all but the first without a teacher, nats where no right answers are known."""
 
-    nll: float
-    kl: float = float("nan")
-    agreement: float = float("nan")
-    teacher_nll: float = float("nan")
+    nll: float = math.nan
+    kl: float = math.nan
+    agreement: float = math.nan
+    teacher_nll: float = math.nan
+    cosine: float = math.nan
 
     def judged(self, losses: Losses) -> float:
         """The smaller the better."""
+        if not math.isnan(self.cosine):
+            return 1 - self.cosine
         return self.kl if losses.needs_teacher else self.nll
 
 
 @torch.no_grad()
 def score_of(
-    logits_of: Callable[[Tensor], Tensor],
+    answers_of: Callable[[Batch], Answers],
     teacher: Teacher | None,
-    held_out: Examples,
-    micro_windows: int,
+    held_out: TrainingText,
+    micro: int,
     device: torch.device,
     ranks: Ranks,
 ) -> Score:
-    """logits_of(tokens [windows, window]) on the device. Ranks share the windows."""
-    sums = torch.zeros(1 if teacher is None else 4, dtype=torch.float64)
+    """answers_of(batch): the student's, on the device. micro: examples of one pass. Ranks share the examples."""
+    sums: dict[str, Tensor] = {}
     mine, real = share(len(held_out), ranks)
-    if teacher is not None and not teacher.knows(held_out.tokens[mine]):
-        teacher.prepare(held_out.tokens[mine])
-    for rows, own in zip(mine.split(micro_windows), real.split(micro_windows)):
-        tokens = held_out.tokens[rows].to(device)
-        counted = (held_out.counted[rows][:, 1:] * own[:, None]).to(device)
-        ours = logits_of(tokens)[:, :-1]
-        values = [_nll(ours, tokens)]
-        if teacher is not None:
-            theirs = teacher.logits_and_hidden(tokens, False)[0][:, :-1]
-            values += [kl_divergence(ours, theirs), ours.argmax(-1) == theirs.argmax(-1), _nll(theirs, tokens)]
-        sums += torch.stack([(value * counted).double().sum().cpu() for value in values])
-    counted = int(held_out.counted[:, 1:].sum())
-    return Score(*(sum(ranks.gather(sums)) / counted).tolist())
+    if teacher is not None and not teacher.knows(held_out.batch[mine]):
+        teacher.prepare(held_out.batch[mine])
+    for rows, own in zip(mine.split(micro), real.split(micro)):
+        some = held_out.rows(rows)
+        ours = answers_of(some.batch)
+        theirs = None if teacher is None else teacher.answers(some.batch, False, device)
+        for name, (values, counted) in _measured(ours, theirs, some).items():
+            weights = counted.to(device) * own[:, None].to(device)
+            added = torch.stack([(values * weights).double().sum(), weights.double().sum()]).cpu()
+            sums[name] = sums.get(name, 0) + added
+    names = sorted(sums)
+    total = sum(ranks.gather(torch.stack([sums[name] for name in names])))
+    return Score(**{name: (value / count).item() for name, (value, count) in zip(names, total)})
 
 
-def _nll(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[windows, tokens - 1]"""
-    losses = cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+def _measured(ours: Answers, theirs: Answers | None, some: TrainingText) -> dict[str, tuple[Tensor, Tensor]]:
+    """Values and which of them count, [n, places] each."""
+    if ours.logits is None:
+        each = cosine_similarity(ours.vectors.float(), theirs.vectors.float(), dim=-1)[:, None]
+        return {"cosine": (each, torch.ones_like(each))}
+    found, right = {}, targets_of(some.batch)
+    known = None if right is None else some.weights * (right != NOT_ASKED)
+    if known is not None:
+        found["nll"] = _nll(ours.logits, right), known
+    if theirs is not None:
+        same = ours.logits.argmax(-1) == theirs.logits.argmax(-1)
+        found |= {"kl": (kl_divergence(ours.logits, theirs.logits), some.weights), "agreement": (same, some.weights)}
+        if known is not None:
+            found["teacher_nll"] = _nll(theirs.logits, right), known
+    return found
+
+
+def _nll(logits: Tensor, right: Tensor) -> Tensor:
+    """[n, places]"""
+    wanted = right.to(logits.device).flatten()
+    losses = cross_entropy(logits.float().flatten(0, 1), wanted, ignore_index=NOT_ASKED, reduction="none")
     return losses.view(logits.shape[:2])
 
 

@@ -79,7 +79,7 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untol
         facts |= {
             "windows": windows,
             "context": a.context,
-            "names": [a.name_of(i) for i in layers] if a.encodes else [],
+            "names": [] if a.family.reads == "windows" else [a.name_of(i) for i in layers],
         }
         facts["engines"] = {kind: FORMATS["hf"].engines(a, kind) for kind in ("stock", "padded", "ragged")}
         facts["similarity"] = similarities(checkpoint, a, progress) if similar else []

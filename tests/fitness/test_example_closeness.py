@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fitness.example_closeness import columns, compared, pooled
-from grouper.calibration.examples import NOT_ASKED
+from grouper.running.batch import NOT_ASKED
 
 
 class Outputs(dict):

@@ -12,7 +12,7 @@ from grouper.calibration.source import TextSource
 from grouper.calibration.text import WindowedText
 from grouper.merging import MERGES
 from grouper.merging.spectral import Spectral
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 
 LAYOUT = HeadLayout.from_labels([np.arange(8) % 4] * 3, 8, 16)
 

@@ -5,7 +5,7 @@ from grouper.export.classes import ASKED
 from grouper.export.formats import FORMATS
 from grouper.kv_cache import BYTES
 from grouper.merging import MERGES
-from grouper.refinement.layer import SCOPES
+from grouper.refinement.options import SCOPES
 from grouper.uptraining.methods import METHODS as WAYS_TO_TRAIN
 from grouper.uptraining.options import NEW_WEIGHTS
 from search.choices import CHOICES, choices_of, completing, listed

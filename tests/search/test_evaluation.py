@@ -14,7 +14,7 @@ from grouper import Checkpoint, GrouperError
 from grouper.calibration.source import TextSource, named_sources
 from grouper.merging import MERGES
 from grouper.ranks import Ranks
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from search import (
     ParetoFront,
     RunFolder,

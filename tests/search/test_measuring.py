@@ -7,7 +7,7 @@ import pytest
 from made_up_runs import SEARCHED, made_up_run, scored
 
 from grouper import GrouperError
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from search.measuring import Measuring, comparable
 
 

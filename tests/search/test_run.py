@@ -17,7 +17,7 @@ from grouper.calibration import parts
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, windows
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.pareto import COLUMNS

@@ -35,9 +35,9 @@ def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout)
 
 def _place(architecture: Architecture, layer: int) -> str:
     """Of the module that calls attention's kernel, within the model without its head."""
-    family, number = architecture.place(layer)
-    family = family.in_class
-    return family.layer.format(layer=number) + family.q.rpartition(".")[0]
+    site = architecture.sites[layer]
+    family = site.storage.in_class
+    return family.layer.format(layer=site.layer) + family.q.rpartition(".")[0]
 
 
 def encoder_file(architecture: Architecture) -> str:

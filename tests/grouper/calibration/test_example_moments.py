@@ -10,12 +10,12 @@ from torch import nn
 
 from grouper import GrouperError
 from grouper.calibration.example_moments import _hooks, _product, _Sums, collect_of_examples
-from grouper.calibration.examples import NOT_ASKED, Examples, padded
+from grouper.running.batch import NOT_ASKED, Batch, padded
 from grouper.ranks import ALONE, Ranks
 
 READ = torch.tensor([[True, True, True], [True, False, False]])
 LABELS = torch.tensor([[5, 6], [7, NOT_ASKED]])
-EXAMPLES = Examples({"input_ids": READ.long(), "attention_mask": READ.long()}, LABELS, 5)
+EXAMPLES = Batch({"input_ids": READ.long(), "attention_mask": READ.long()}, LABELS, 5)
 
 
 def rows(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_what_is_not_finite_is_said():
 
 def test_examples_are_shared_out_and_each_is_seen_once(monkeypatch):
     """Seven, 512 tokens each: batches of four."""
-    examples, sizes = Examples({"input_ids": torch.arange(7)[:, None]}, None, 512), []
+    examples, sizes = Batch({"input_ids": torch.arange(7)[:, None]}, None, 512), []
     monkeypatch.setattr("grouper.calibration.example_moments._hooks", lambda *_: [])
     architecture = SimpleNamespace(layers=0, hidden_size=4, family=SimpleNamespace(parts=()))
     model = SimpleNamespace(
@@ -114,10 +114,10 @@ def test_examples_by_hand():
     assert EXAMPLES.shape == (2, 5) and EXAMPLES.numel() == 10 and len(EXAMPLES[1:]) == 1
     assert EXAMPLES[[1]].labels.tolist() == [[7, NOT_ASKED]] and torch.equal(EXAMPLES[[1]].read, READ[1:])
     assert torch.equal(EXAMPLES.written, torch.tensor([[True, True], [True, False]]))
-    assert Examples({"pixel_values": torch.zeros(2, 3)}).read is None
-    given = Examples({"pixel_values": torch.zeros(2, 3)}, torch.tensor([1, 2])).called_with("cpu", torch.float64, True)
+    assert Batch({"pixel_values": torch.zeros(2, 3)}).read is None
+    given = Batch({"pixel_values": torch.zeros(2, 3)}, torch.tensor([1, 2])).called_with("cpu", torch.float64, True)
     assert given["pixel_values"].dtype == torch.float64 and given["labels"].tolist() == [1, 2]
     given = EXAMPLES.called_with("cpu", torch.float64, False)
     assert given.keys() == {"input_ids", "attention_mask"} and given["input_ids"].dtype == torch.int64
-    others = [EXAMPLES[[1, 0]], Examples(EXAMPLES.inputs), Examples({"input_ids": READ.long()}, LABELS)]
+    others = [EXAMPLES[[1, 0]], Batch(EXAMPLES.inputs), Batch({"input_ids": READ.long()}, LABELS)]
     assert len({e.digest for e in (EXAMPLES, *others)}) == 4 and EXAMPLES.digest == EXAMPLES[[0, 1]].digest

@@ -11,7 +11,7 @@ import torch
 from grouper import Checkpoint, GrouperError
 from grouper.calibration import text as reading
 from grouper.calibration.calibration import Calibration
-from grouper.calibration.examples import Examples
+from grouper.running.batch import Batch
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import (
@@ -178,7 +178,7 @@ def test_texts_and_examples_have_names_by_what_they_hold():
     tokens = torch.arange(6)
     assert digest(tokens) == digest(tokens.int()) != digest(tokens + 1)
     assert digest(tokens) == hashlib.sha256(struct.pack("<6q", *range(6))).hexdigest()[:16], "as older exports have it"
-    assert digest(Examples({"x": tokens})) != digest(Examples({"y": tokens}))
+    assert digest(Batch({"x": tokens})) != digest(Batch({"y": tokens}))
 
 
 def test_the_same_text_in_longer_windows_is_not_tokenised_again(monkeypatch):

@@ -8,7 +8,7 @@ from encoder_samples import SAMPLES, answers, architecture_of, examples, load, w
 
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
 from grouper.calibration.example_moments import collect_of_examples
-from grouper.calibration.examples import Examples
+from grouper.running.batch import Batch
 from grouper.export import export_model
 from grouper.layout import groups_of
 from grouper.merging import MERGES
@@ -20,7 +20,7 @@ from grouper.model.inspection import inspect
 from grouper.model.made_up import answer, random_inputs
 from grouper.refinement.encoders import refine_encoders
 from grouper.refinement.example_layer import ExampleWorker
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
@@ -155,7 +155,7 @@ def test_moments_are_of_what_the_heads_read(encoders, name):
             assert not torch.allclose(moments.queries.second_moment, moments.second_moment)
 
 
-def errors_of(model: InMemoryModel, layout: HeadLayout, merged, some: Examples) -> float:
+def errors_of(model: InMemoryModel, layout: HeadLayout, merged, some: Batch) -> float:
     """Of the whole model's answers, relative."""
     given = some.called_with("cpu", torch.float32, bool(model.architecture.family.parts))
     with torch.no_grad():

@@ -12,7 +12,7 @@ from grouper.merging import MEAN
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.opening import open_model
 from grouper.model.streamed import StreamedModel
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 

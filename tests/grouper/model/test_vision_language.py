@@ -11,7 +11,7 @@ from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
 from grouper.export import export_model
 from grouper.merging import MERGES
 from grouper.model.in_memory import InMemoryModel
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 from grouper.uptraining.exported import ExportedModel

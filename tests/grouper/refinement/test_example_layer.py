@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from grouper import Checkpoint
 from grouper.attention import Attention
-from grouper.calibration.examples import NOT_ASKED, Examples
+from grouper.running.batch import NOT_ASKED, Batch
 from grouper.calibration.text import shuffled_passes
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.made_up import random_inputs
@@ -26,7 +26,7 @@ def streams(masks: bool = True, batches: int = 3) -> Streams:
     found = [[torch.randn(2, 5, 4, generator=GENERATOR) for _ in range(batches)] for _ in range(2)]
     for batch in (*found[0], *found[1]):
         batch[~MASK] *= 30
-    parts = [Batch(Examples({"input_ids": MASK.long()}), {None: ((), {})}) for _ in range(batches)]
+    parts = [Batch(Batch({"input_ids": MASK.long()}), {None: ((), {})}) for _ in range(batches)]
     return Streams(parts, *found, [None] * batches, [MASK if masks else None] * batches)
 
 
@@ -116,7 +116,7 @@ def test_both_streams_go_on_by_their_own_layers():
 
 def test_an_encoder_goes_by_what_is_read_a_decoder_by_what_is_written():
     labels = torch.tensor([[4, 5, NOT_ASKED], [6, NOT_ASKED, NOT_ASKED]])
-    examples = Examples({"input_ids": MASK.long(), "attention_mask": MASK.long()}, labels)
+    examples = Batch({"input_ids": MASK.long(), "attention_mask": MASK.long()}, labels)
     place = object()
     stream, source = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
     batch = Batch(examples, {}, {place: stream})
@@ -124,14 +124,14 @@ def test_an_encoder_goes_by_what_is_read_a_decoder_by_what_is_written():
     assert torch.equal(encoder.masks[0], MASK) and encoder.sources == [None]
     assert torch.equal(decoder.masks[0], labels != NOT_ASKED) and decoder.sources[0] is source
     assert encoder.original[0] is encoder.regrouped[0] is stream and encoder.original is not encoder.regrouped
-    bare = Streams.entering([Batch(Examples({"pixels": torch.zeros(2, 3)}), {}, {place: stream})], place, None)
+    bare = Streams.entering([Batch(Batch({"pixels": torch.zeros(2, 3)}), {}, {place: stream})], place, None)
     assert bare.masks == [None]
 
 
 def test_the_encoders_stream_alone_is_exchanged_among_arguments():
     place, source, mask = object(), torch.randn(2, 5, 4), torch.zeros(2, 1, 5, 5)
     positions, given = torch.arange(5)[None, :, None], torch.randn(2, 5, 4)
-    batch = Batch(Examples({}), {place: ((mask, given), {"encoder_hidden_states": given, "positions": positions})})
+    batch = Batch(Batch({}), {place: ((mask, given), {"encoder_hidden_states": given, "positions": positions})})
     (first, second), named = batch.arguments(place, source)
     assert first is mask and second is source and named["encoder_hidden_states"] is source
     assert named["positions"] is positions, "whole numbers are no stream"

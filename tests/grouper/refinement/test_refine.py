@@ -14,7 +14,7 @@ from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.merging import MERGES
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search
 

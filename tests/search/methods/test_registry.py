@@ -10,7 +10,7 @@ from grouper import Checkpoint, GrouperError
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.merging import MERGES
-from grouper.refinement.layer import RefineOptions
+from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.methods.registry import METHODS

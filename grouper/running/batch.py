@@ -1,28 +1,40 @@
-"""What models with an encoder are calibrated and measured on: inputs side by side, and the answers asked for."""
+"""What models are calibrated, refined, measured and trained on: examples side by side, and the answers asked for."""
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Union
 
 import torch
 from torch import Tensor
 
 NOT_ASKED = -100  # in labels, as transformers marks it
+IDS = "input_ids"
 
 
 @dataclass(frozen=True)
-class Examples:
+class Batch:
     """inputs: what a model is called with, by name, [n, ...] each; `attention_mask` [n, tokens] marks what is no
     filling. labels: [n] or [n, tokens], NOT_ASKED where no answer is known; None where there are none. tokens: of one
-    example, as far as their number goes."""
+    example, as far as their number goes. Windows of text for a decoder are ids alone."""
 
     inputs: dict[str, Tensor]
     labels: Tensor | None = None
     tokens: int = 1
 
+    @classmethod
+    def of(cls, given: Union[Tensor, "Batch"]) -> "Batch":
+        """Windows of ids [n, tokens] as a batch; a batch as it is."""
+        return cls({IDS: given}, tokens=given.shape[1]) if isinstance(given, Tensor) else given
+
+    @property
+    def windows(self) -> Tensor | None:
+        """[n, tokens] ids, where there is nothing else."""
+        return self.inputs[IDS] if set(self.inputs) == {IDS} and self.labels is None else None
+
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
-    def __getitem__(self, which: slice | Tensor | list[int]) -> "Examples":
+    def __getitem__(self, which: slice | Tensor | list[int]) -> "Batch":
         labels = None if self.labels is None else self.labels[which]
         return replace(self, inputs={name: given[which] for name, given in self.inputs.items()}, labels=labels)
 
@@ -47,12 +59,14 @@ class Examples:
 
     @property
     def written(self) -> Tensor:
-        """[n, tokens], bool: of what a decoder reads and writes, what is no filling."""
+        """[n, tokens], bool: of what a decoder beside an encoder reads and writes, what is no filling."""
         return self.labels != NOT_ASKED
 
     @property
     def digest(self) -> str:
         """A short name for these examples."""
+        if self.windows is not None:
+            return hashlib.sha256(self.windows.to(torch.int64).numpy().tobytes()).hexdigest()[:16]
         found = hashlib.sha256()
         for name, given in sorted({**self.inputs, **({} if self.labels is None else {"labels": self.labels})}.items()):
             found.update(name.encode())

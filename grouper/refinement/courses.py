@@ -1,0 +1,84 @@
+"""What steps are on: windows drawn from all, or, where examples are filled up, one part of them after the other."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from grouper.ranks import ALONE, Ranks
+
+
+class Course(ABC):
+    """Steps on examples of one length. share: of a step's examples, what this rank sees. taken: steps. alike: whether
+    every step is the same computation on other numbers, so that a GPU can keep it as a graph."""
+
+    alike: bool
+    share: float
+    taken: int = 0
+    graph: "torch.cuda.CUDAGraph | None" = None
+
+    @abstractmethod
+    def take_up(self) -> None:
+        """The next step's examples."""
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """The mean over this rank's share of them."""
+
+
+class Drawn(Course):
+    """Windows drawn from all, in places that stay the same from step to step.
+
+    of: the loss of what goes in and what is wanted, [windows, tokens, D] each. given, wanted: [n, tokens, D], on any
+    device. order: for each step the windows it sees. Each of several ranks sees its share of them.
+    """
+
+    alike = True
+
+    def __init__(
+        self,
+        of: Callable[[Tensor, Tensor], Tensor],
+        given: Tensor,
+        wanted: Tensor,
+        order: Tensor,
+        device: str,
+        ranks: Ranks = ALONE,
+    ):
+        self.of, self.given, self.wanted = of, given, wanted
+        mine = order[:, ranks.rank :: ranks.size]
+        self.orders = {stream.device: mine.to(stream.device) for stream in (given, wanted)}
+        self.share = mine.shape[1] / order.shape[1]
+        self.batch = [torch.empty((mine.shape[1], *given.shape[1:]), device=device) for _ in range(2)]
+
+    def take_up(self) -> None:
+        for batch, source in zip(self.batch, (self.given, self.wanted)):
+            rows = self.orders[source.device][self.taken]
+            if source.device == batch.device:
+                torch.index_select(source, 0, rows, out=batch)
+            else:
+                batch.copy_(source[rows], non_blocking=True)
+        self.taken += 1
+
+    def loss(self) -> Tensor:
+        return self.of(*self.batch)
+
+
+class ByPart(Course):
+    """Parts of examples, whose layers are each called with something else: a part a step, which is one rank's.
+
+    of: the loss of a part, by its number. order: for each step the part.
+    """
+
+    alike = False
+
+    def __init__(self, of: Callable[[int], Tensor], order: Tensor, ranks: Ranks = ALONE):
+        self.of, self.order, self.ranks, self.share = of, order.tolist(), ranks, 1.0
+
+    def take_up(self) -> None:
+        self.number = self.order[self.taken]
+        self.share = float(self.ranks.alone or self.taken % self.ranks.size == self.ranks.rank)
+        self.taken += 1
+
+    def loss(self) -> Tensor:
+        return self.of(self.number)

@@ -1,0 +1,54 @@
+"""What a model is called with and what it answers, the same way for every head."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grouper.model.architecture import Architecture
+from grouper.running.batch import NOT_ASKED, Batch
+
+
+def answered(network: Callable[..., Any], batch: Batch, architecture: Architecture, device, dtype: torch.dtype) -> Any:
+    """What a transformers model gives for these examples."""
+    decodes = bool(architecture.family.parts)
+    uncached = {"use_cache": False} if decodes or batch.windows is not None else {}
+    return network(**batch.called_with(device, dtype, decodes), **uncached)
+
+
+def logits_of(output: Any, batch: Batch) -> Tensor | None:
+    """[n, places, classes]: of each next token, of each token, of where an answer begins and ends, or, in a single
+    place, of a class. None of a model without a head."""
+    if output.get("start_logits") is not None:
+        return torch.stack([output.start_logits, output.end_logits], 1)
+    if output.get("logits") is None:
+        return None
+    if batch.windows is not None:
+        return output.logits[:, :-1]
+    return output.logits[:, None] if output.logits.ndim == 2 else output.logits
+
+
+def targets_of(batch: Batch) -> Tensor | None:
+    """[n, places]: the answers that are right, NOT_ASKED where none is known; None where none is at all."""
+    if batch.windows is not None:
+        return batch.windows[:, 1:]
+    labels = batch.labels
+    return labels[:, None] if labels is not None and labels.ndim == 1 else labels
+
+
+def asked_of(batch: Batch, logits: Tensor) -> Tensor | None:
+    """[n, places], bool: which answers are compared, on the logits' device; None where all are."""
+    if batch.windows is not None or (batch.labels is not None and batch.labels.ndim == 1):
+        return None
+    asked = batch.read if batch.labels is None else batch.labels != NOT_ASKED
+    return asked.to(logits.device) if asked is not None and asked.shape == logits.shape[:2] else None
+
+
+def pooled(hidden: Tensor, read: Tensor | None) -> Tensor:
+    """hidden [examples, tokens, D], read [examples, tokens] or None for all. Returns the mean over tokens [examples,
+    D]."""
+    if read is None:
+        return hidden.mean(1)
+    mask = read.to(hidden)[..., None]
+    return (hidden * mask).sum(1) / mask.sum(1)

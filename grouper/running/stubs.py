@@ -1,0 +1,127 @@
+"""A model without its layers: what it hands to them, and what it makes of what they give."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grouper.model.layers import Layers
+from grouper.model.site import Place
+from grouper.running.batch import Batch
+
+Arguments = tuple[tuple, dict[str, Any]]  # positional and by name, beside the stream
+NOT_OURS = ("past_key_values", "layer_past", "cache", "use_cache", "hidden_states")
+
+
+class Enough(Exception):
+    """What was looked for is known."""
+
+
+def call(model: Layers, batch: Batch) -> Any:
+    """The model's output; of a decoder alone what stands behind its last norm."""
+    family = model.architecture.family
+    given = batch.called_with(model.device, model.dtype, bool(family.parts))
+    uncached = {"use_cache": False} if family.parts or not family.encodes else {}
+    return (model.model if family.encodes else model.decoder)(**given, **uncached)
+
+
+def stream_of(inputs: tuple, named: dict[str, Any]) -> Tensor:
+    """What enters a layer, of all that it was called with."""
+    return inputs[0] if inputs else named["hidden_states"]
+
+
+def arguments_of(inputs: tuple, named: dict[str, Any], device: str) -> Arguments:
+    """The rest of it."""
+    kept = {name: moved(value, device) for name, value in named.items() if name not in NOT_OURS}
+    return moved(tuple(inputs if "hidden_states" in named else inputs[1:]), device), kept
+
+
+def moved(value: Any, device: str | torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return type(value)(moved(v, device) for v in value) if isinstance(value, tuple | list) else value
+
+
+@contextmanager
+def stubs(model: Layers, instead: Callable[[Place, tuple, dict[str, Any]], Tensor]) -> Iterator[None]:
+    """Every layer is replaced by `instead`(its attentions, inputs, named), which returns the stream behind it."""
+    modules = [model.layer(place[0].index) for place in model.architecture.places]
+    extras = given_beside(model)
+
+    def stub(place: Place) -> Callable:
+        def forward(*inputs, **named):
+            stream = instead(place, inputs, named)
+            beside = extras[place[0].stack]
+            return stream if beside is None else (stream, *beside)
+
+        return forward
+
+    try:
+        for place, module in zip(model.architecture.places, modules):
+            module.forward = stub(place)
+        yield
+    finally:
+        for module in modules:
+            vars(module).pop("forward", None)
+
+
+def passed_on(_place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
+    """Instead of a layer: nothing."""
+    return stream_of(inputs, named)
+
+
+# What layers give beside the stream
+
+
+def given_beside(model: Layers) -> list[tuple | None]:
+    """Of each stack's layers: None where they return the stream alone, else what follows it in the tuple that they
+    return. A decoder's is found out from its class, an encoder's is known once one of its layers was run."""
+    if "beside" not in vars(model):
+        model.beside = [None, None] if model.architecture.family.encodes else [() if _gives_tuples(model) else None]
+    return model.beside
+
+
+def _gives_tuples(model: Layers) -> bool:
+    """Whether this class's layers return tuples that begin with the stream. Found out without running one: from a bare
+    stream [1, 2, D] in its place, the model takes the first row."""
+    came: list[int] = []
+
+    def stub(*inputs, **named) -> Tensor:
+        came.append(stream_of(inputs, named).ndim)
+        if len(came) == 2:
+            raise Enough
+        return stream_of(inputs, named)
+
+    modules = [model.layer(place[0].index) for place in model.architecture.places]
+    try:
+        for module in modules:
+            module.forward = stub
+        with suppress(Enough):
+            came.append(model.decoder(inputs_embeds=embedded(model, 2), use_cache=False)[0].ndim)
+    finally:
+        for module in modules:
+            vars(module).pop("forward", None)
+    return came[1] < 3
+
+
+def embedded(model: Layers, tokens: int) -> Tensor:
+    """What tokens may look like behind the embedding: zeros, as wide as that is."""
+    width = model.model.get_input_embeddings().embedding_dim
+    return torch.zeros(1, tokens, width, dtype=model.dtype, device=model.device)
+
+
+@torch.no_grad()
+def stub_arguments(model: Layers, tokens: int) -> list[Arguments]:
+    """The arguments that each layer of a decoder gets beside a stream [1, tokens, D]; no layer is run, nothing is
+    embedded."""
+    arguments: list[Arguments] = []
+
+    def keep(place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
+        arguments.append(arguments_of(inputs, named, model.device))
+        return stream_of(inputs, named)
+
+    with stubs(model, keep):
+        model.decoder(inputs_embeds=embedded(model, tokens), use_cache=False)
+    return arguments

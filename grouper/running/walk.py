@@ -1,0 +1,182 @@
+"""A model's residual stream over a batch, layer by layer: "advance the stream through a layer" stands here alone.
+
+A model of several stacks (an encoder, then a decoder) is walked stack by stack: what enters a stack, and what its
+layers are called with beside the stream, is found by running the model with its layers replaced by stubs. So a model in
+memory and one that is streamed from disk, a decoder and an encoder, are walked alike.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grouper.model.layers import Layers
+from grouper.model.memory import free_memory
+from grouper.model.site import Place
+from grouper.running.batch import Batch
+from grouper.running.stubs import Arguments, Enough, arguments_of, call, given_beside, stream_of, stubs
+from grouper.threads import side_by_side
+
+ENTERING = 64  # examples whose stream into the first layer is taken at a time
+
+
+class Walk:
+    """Iterating yields a Step for each layer, in their order; whoever iterates brings the stream to the next one.
+
+    stream: [n, tokens, D] in float32, what enters the layer at hand. mask: [n, tokens], what of it is no filling; None
+    where all is. parts: which examples pass a layer at a time. alike: whether layers are called with the
+    same for every example, and `arguments` holds it for one; else it holds it for every part.
+    """
+
+    def __init__(self, model: Layers, batch: Tensor | Batch, size: int, device: str | None = None):
+        """size: of a part. device: where layers will be called; the model's unless given."""
+        self.model, self.batch, self.device = model, Batch.of(batch), device or model.device
+        self.parts = [slice(i, i + size) for i in range(0, len(self.batch), size)]
+        self.alike = self.batch.read is None and not model.architecture.family.parts
+        self.stream = self.mask = torch.empty(0)
+        self.arguments: list[list[Arguments]] = []  # by layer of the stack, by part
+        self.entered = -1  # the stack
+
+    def copy(self) -> "Walk":
+        """Another walk of the same batch from here on, with a stream of its own."""
+        other = copy.copy(self)
+        other.stream = room(self.stream.shape, self.device).copy_(self.stream)
+        return other
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __iter__(self) -> Iterator["Step"]:
+        for place in self.model.architecture.places:
+            yield self.at(place)
+
+    def at(self, place: Place) -> "Step":
+        """The stream is at this layer."""
+        if place[0].stack != self.entered:
+            self._enter(place[0].stack)
+        return Step(self, place)
+
+    def start(self) -> "Walk":
+        """Take up what enters the first layer."""
+        self._enter(0)
+        return self
+
+    # Entering a stack
+
+    @torch.no_grad()
+    def _enter(self, stack: int) -> None:
+        behind, self.entered, self.stream = self.stream, stack, torch.empty(0)
+        places = [place for place in self.model.architecture.places if place[0].stack == stack]
+        self.arguments, size = [[] for _ in places], len(self.parts) and self.parts[0].stop
+        if self.alike and len(self.batch):
+            _, self.arguments = self._entering(places, slice(0, 1), behind)
+            size = ENTERING
+        for begin in range(0, len(self.batch), size or 1):
+            part = slice(begin, begin + size)
+            stream, found = self._entering(places, part, behind, only_stream=self.alike)
+            if not len(self.stream):
+                self.stream = room((len(self.batch), *stream.shape[1:]), self.device)
+            self.stream[part] = stream.to(self.stream)
+            for of_layer, of_part in zip(self.arguments, () if self.alike else found):
+                of_layer += of_part
+        beside = given_beside(self.model)
+        beside[stack] = beside[stack] and (None,) * len(beside[stack])  # how many there are is known
+        self.mask = self.batch.written if stack else self.batch.read
+
+    def _entering(
+        self, places: list[Place], part: slice, behind: Tensor, only_stream: bool = False
+    ) -> tuple[Tensor, list[list[Arguments]]]:
+        """What enters the first of these layers [examples, tokens, D], and what each is called with, of some examples.
+        behind: the stream behind the stack before."""
+        model, found, entered = self.model, [], []
+        every, beside = model.architecture.places, given_beside(model)
+        first, last, before = places[0], places[-1], every[every.index(places[0]) - 1]
+        real = model.layer(first[0].index).forward
+
+        def instead(place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
+            stream = stream_of(inputs, named)
+            if place[0].stack < first[0].stack:
+                return behind[part].to(stream) if place is before else stream
+            if place is first:
+                entered.append(stream)
+                if only_stream:
+                    raise Enough
+                if model.architecture.family.encodes:  # it may make what those behind it are called with
+                    with model.loaded(first[0].index):
+                        output = real(*inputs, **named)
+                    beside[first[0].stack] = tuple(output[1:]) if isinstance(output, tuple) else None
+            found.append([arguments_of(inputs, named, self.device)])
+            if place is last:
+                raise Enough
+            return stream
+
+        with stubs(model, instead), suppress(Enough):
+            call(model, self.batch[part])
+        return entered[0], found
+
+
+class Step:
+    """A walk at one layer. sites: its attentions. arguments: by part, or of one example for all."""
+
+    def __init__(self, walk: Walk, place: Place):
+        self.walk, self.sites, self.index = walk, place, place[0].index
+        self.arguments = walk.arguments[place[0].layer]
+
+    def loaded(self) -> AbstractContextManager[nn.Module]:
+        """The layer with its weights, until the block ends."""
+        return self.walk.model.loaded(self.index)
+
+    def arguments_of(self, number: int) -> Arguments:
+        """Of a part."""
+        return self.arguments[0 if self.walk.alike else number]
+
+    def mask_of(self, number: int) -> Tensor | None:
+        mask = self.walk.mask
+        return None if mask is None else mask[self.walk.parts[number]].to(self.walk.device)
+
+    def through(self, module: nn.Module, number: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A part's stream behind the layer, on the device."""
+        stream = self.walk.stream[self.walk.parts[number]]
+        return run_layer(module, stream.to(self.walk.device, dtype), self.arguments_of(number))
+
+    def put(self, number: int, stream: Tensor) -> None:
+        """A part's stream is now this."""
+        self.walk.stream[self.walk.parts[number]] = stream.to(self.walk.stream)
+
+    @torch.no_grad()
+    def advance(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        """All of the stream, part by part; on CPU side by side."""
+
+        def one(number: int) -> None:
+            self.put(number, self.through(module, number, dtype))
+
+        for _ in side_by_side(one, range(len(self.walk.parts)), self.walk.device):
+            pass
+
+
+def run_layer(module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
+    """The stream [examples, tokens, D] behind the layer."""
+    positional, named = arguments
+    if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [H, 1, tokens] of one window
+        named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
+    output = module(stream, *positional, **named)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def room(shape: tuple[int, ...], device: str) -> Tensor:
+    """Uninitialised float32: on the GPU where a quarter of its free memory is enough, in main memory where a third is,
+    else on disk."""
+    elements = math.prod(shape)
+    if "cuda" in str(device) and 4 * elements < torch.cuda.mem_get_info()[0] / 4:
+        return torch.empty(shape, device=device)
+    if 4 * elements < free_memory() / 3:
+        return torch.empty(shape)
+    with tempfile.NamedTemporaryFile(
+        prefix="grouper-stream-"
+    ) as file:  # the name goes at once, the space with the tensor
+        return torch.from_file(file.name, shared=True, size=elements, dtype=torch.float32).view(shape)

@@ -10,9 +10,9 @@ from family_samples import make_heads_matter
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint
-from grouper.running.batch import NOT_ASKED, Batch
 from grouper.model.auto import auto_class
 from grouper.model.made_up import answer, random_inputs
+from grouper.running.batch import NOT_ASKED, Batch
 
 COMMON = {"vocab_size": 199, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 BERT = {

@@ -24,7 +24,7 @@ class Batch:
     @classmethod
     def of(cls, given: Union[Tensor, "Batch"]) -> "Batch":
         """Windows of ids [n, tokens] as a batch; a batch as it is."""
-        return cls({IDS: given}, tokens=given.shape[1]) if isinstance(given, Tensor) else given
+        return cls({IDS: given}, tokens=given.shape[-1]) if isinstance(given, Tensor) else given
 
     @property
     def windows(self) -> Tensor | None:

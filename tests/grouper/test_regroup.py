@@ -39,7 +39,7 @@ def numbered(tokens: int, context: int = 1000) -> regroup.Regrouper:
     """On a text of the tokens 0, 1, 2, ..., calibrated on windows of 4."""
     regrouper = regroup.Regrouper.__new__(regroup.Regrouper)
     regrouper.calibration, regrouper.device = Calibration(TextSource("demo"), 8, 4), "cpu"
-    regrouper.architecture = SimpleNamespace(encodes=False, context=context)
+    regrouper.architecture = SimpleNamespace(family=SimpleNamespace(reads="windows"), context=context)
 
     regrouper.text, regrouper._texts = WindowedText(TextSource("demo"), lambda: None, 4), {}
     regrouper.text._whole = range(tokens)

@@ -13,11 +13,11 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.calibration import Calibration
-from grouper.running.batch import NOT_ASKED
 from grouper.calibration.images import numbers_of
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.refinement.options import RefineOptions
+from grouper.running.batch import NOT_ASKED
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.evaluated_model import evaluate_model
 from search.layouts_table import View, viewed

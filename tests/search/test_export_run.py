@@ -48,18 +48,14 @@ class OnText:
     tokens where nothing is set aside."""
 
     def __init__(self, encodes: bool = False, fingerprint: str = "a", first: int = 0):
-        self.architecture, self.checkpoint = SimpleNamespace(encodes=encodes), SimpleNamespace(fingerprint=fingerprint)
-        self.first = first
+        self.encodes, self.checkpoint, self.first = encodes, SimpleNamespace(fingerprint=fingerprint), first
 
     def texts(self, refine: RefineOptions) -> list[torch.Tensor]:
-        ids = torch.arange(self.first, self.first + 16)
-        return [ids[:8].view(2, 4), ids[8:].view(1, 8)] if refine.long_share else [ids.view(4, 4)]
-
-    def windows(self, tokens: int) -> torch.Tensor:
-        return torch.arange(self.first, self.first + tokens)[None]
+        ids, long = torch.arange(self.first, self.first + 16), refine.long_share and not self.encodes
+        return [ids[:8].view(2, 4), ids[8:].view(1, 8)] if long else [ids.view(4, 4)]
 
     def on_whole_text(self) -> "OnText":
-        return OnText(self.architecture.encodes, self.checkpoint.fingerprint, self.first + 100)
+        return OnText(self.encodes, self.checkpoint.fingerprint, self.first + 100)
 
 
 REFINE = RefineOptions(tokens=16, seed=1).for_device("cpu")

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from fitness.closeness import Closeness
 from fitness.tasks import TaskOptions
 from grouper import GrouperError
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
 from search.evaluation import measuring_of
-from search.example_meter import on_several
 from search.meter import Meter, in_memory, on_texts
 from search.options import COMPUTING
 
-A = Closeness(nll=2.0, nll_se=0.3, kl=0.5, kl_se=0.03, agreement=0.9, agreement_se=0.003)
-B = Closeness(nll=4.0, nll_se=0.4, kl=1.5, kl_se=0.04, agreement=0.5, agreement_se=0.004)
+A = {"nll": 2.0, "perplexity": math.exp(2), "nll_se": 0.3, "kl": 0.5, "kl_se": 0.03, "agreement": 0.9,
+     "agreement_se": 0.003}  # fmt: skip
+B = {"nll": 4.0, "perplexity": math.exp(4), "nll_se": 0.4, "kl": 1.5, "kl_se": 0.04, "agreement": 0.5,
+     "agreement_se": 0.004}  # fmt: skip
 
 
 def test_columns_of_texts():
@@ -32,14 +32,11 @@ def test_columns_of_texts():
     assert (both["kl:code"], both["agreement_se:wiki"], both["perplexity:code"]) == (1.5, 0.003, math.exp(4))
 
 
-def test_columns_of_examples():
-    one = {"nll": 2.0, "nll_se": 0.3, "perplexity": math.exp(2), "accuracy": 0.5}
-    two = {"nll": 4.0, "nll_se": 0.4, "perplexity": math.exp(4), "accuracy": 0.25}
-    assert on_several({"": one}) == one
-    both = on_several({"a": one, "b": two})
-    wanted = {"nll": 3.0, "nll_se": 0.25, "perplexity": math.exp(3), "accuracy": 0.375, "nll_se:a": 0.3, "nll:b": 4.0}
-    assert {n: both[n] for n in wanted} == pytest.approx(wanted)
-    assert "perplexity" not in on_several({"a": {"cosine": 1.0}, "b": {"cosine": 0.5}})
+def test_columns_of_encoders():
+    one, two = {"nll": 2.0, "perplexity": 1.0, "accuracy": 0.5}, {"nll": 4.0, "perplexity": 1.0, "accuracy": 0.25}
+    both = on_texts({"a": one, "b": two})
+    assert (both["accuracy"], both["accuracy:b"], both["nll:b"]) == (0.375, 0.25, 4.0)
+    assert "perplexity" not in on_texts({"a": {"cosine": 1.0}, "b": {"cosine": 0.5}})
 
 
 @pytest.mark.parametrize(
@@ -47,6 +44,7 @@ def test_columns_of_examples():
     [
         ({"nll": 1.0, "kl": 0.1}, {"": None}, (), False), ({"nll": 1.0}, {"": None}, (), True),
         ({"nll": 1.0, "kl": np.nan}, {"": None}, (), True), ({"nll": np.nan}, {}, (), False),
+        ({"cosine": 0.9}, {"": None}, (), False), ({"cosine": np.nan, "accuracy": 0.5}, {"": None}, (), True),
         ({"piqa,acc": np.nan, "piqa,acc_norm": 0.5, "boolq,acc": 0.5}, {}, ("piqa", "boolq"), False),
         ({"piqa,acc": 0.5, "boolq,acc": np.nan}, {}, ("piqa", "boolq"), True),
         ({"piqa,acc": 0.5}, {}, ("piqa", "boolq"), True), ({"piqa2,acc": 0.5}, {}, ("piqa",), True),

@@ -11,7 +11,6 @@ import torch
 from grouper import Checkpoint, GrouperError
 from grouper.calibration import text as reading
 from grouper.calibration.calibration import Calibration
-from grouper.running.batch import Batch
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import (
@@ -24,6 +23,7 @@ from grouper.calibration.text import (
     windows,
 )
 from grouper.regroup import Regrouper
+from grouper.running.batch import Batch
 
 
 def test_windows_are_spread_over_the_whole_text():
@@ -47,7 +47,7 @@ def test_what_is_held_out_is_spread_over_the_rest():
     """Moments see windows 0 and 9; of the eight others, two: the first and the last."""
     regrouper = Regrouper.__new__(Regrouper)
     regrouper.calibration = Calibration(TextSource("demo"), 8, 4)
-    regrouper.architecture = SimpleNamespace(encodes=False)
+    regrouper.architecture = SimpleNamespace(family=SimpleNamespace(reads="windows"))
     text = WindowedText(TextSource("demo"), lambda: None, 4)
     text._every = torch.arange(40).view(10, 4)
     regrouper.text = text

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from encoder_samples import SAMPLES, answers, architecture_of, examples, load, with_heads
+from rank_threads import side_by_side
 
+from fitness.closeness import Original, closeness_of
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
-from grouper.calibration.example_moments import collect_of_examples
-from grouper.running.batch import Batch
+from grouper.calibration.moments import collect_moments
 from grouper.export import export_model
 from grouper.layout import groups_of
 from grouper.merging import MERGES
@@ -18,10 +19,13 @@ from grouper.model.encoder_families import ENCODERS
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.inspection import inspect
 from grouper.model.made_up import answer, random_inputs
-from grouper.refinement.encoders import refine_encoders
-from grouper.refinement.example_layer import ExampleWorker
+from grouper.model.streamed import StreamedModel
+from grouper.ranks import Ranks
+from grouper.refinement.layer import LayerWorker
 from grouper.refinement.options import RefineOptions
+from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
+from grouper.running.batch import Batch
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.student import Student
@@ -142,7 +146,7 @@ def test_moments_are_of_what_the_heads_read(encoders, name):
         "none": len(some) * {"whisper": 50, "deit": 18}.get(name, 17) if some.read is None else int(some.read.sum()),
     }  # fmt: skip
     tokens["source"] = tokens["none"]
-    for layer, moments in enumerate(collect_of_examples(model, some)):
+    for layer, moments in enumerate(collect_moments(model, some)):
         attention = a.read(checkpoint, layer)
         cache = a.family_of(layer).cache
         k = augmented(attention.k, attention.k_bias)
@@ -173,20 +177,21 @@ def test_what_refinement_believes_is_what_the_model_computes(encoders, monkeypat
     checkpoint, some, layout = Checkpoint.open(folder), examples(folder, 8), layout_of(folder)
     model, believed = InMemoryModel(checkpoint), []
     start = Regrouper(checkpoint).merged(layout, MERGES["spectral"].before_refinement())
-    steps = ExampleWorker.descend
+    steps = LayerWorker.descend
     monkeypatch.setattr(
-        ExampleWorker, "descend",
-        lambda self, *given: None if self.family.cache == "source" else steps(self, *given),
+        LayerWorker, "descend",
+        lambda self, *given: None if self.site.cache == "source" else steps(self, *given),
     )  # fmt: skip
-    advance = ExampleWorker.advance_all
+    advance = LayerWorker.advance
 
-    def noted(self, streams) -> None:
-        advance(self, streams)
-        believed.append(torch.cat(streams.regrouped))
+    def noted(self, module, step, sides) -> None:
+        advance(self, module, step, sides)
+        if step is sides.ours:
+            believed.append(step.walk.stream.clone())
 
-    monkeypatch.setattr(ExampleWorker, "advance_all", noted)
+    monkeypatch.setattr(LayerWorker, "advance", noted)
     options = RefineOptions("block", steps=6, batch_tokens=64)
-    layers = refine_encoders(model, layout, start, some, options)
+    layers = refine_layers(model, layout, start, some, options)
     found = []
     places = dict.fromkeys(model.layer(i) for i in range(len(layout.layers)))
     for place in places:
@@ -206,13 +211,13 @@ def test_refinement_brings_every_attention_nearer(encoders, tmp_path, name, scop
     ours, options = Regrouper(checkpoint), RefineOptions(scope, steps=8, batch_tokens=64)
     start = ours.merged(layout, MERGES["spectral"].before_refinement())
     model = InMemoryModel(checkpoint)
-    layers = refine_encoders(model, layout, start, some, options, folder=tmp_path / "kept")
+    layers = refine_layers(model, layout, start, some, options, folder=tmp_path / "kept")
     done = [layers(i) for i in range(len(layout.layers))]
     assert all(layer.after <= layer.before for layer in done) and any(layer.after < layer.before for layer in done)
     assert errors_of(model, layout, layers, some) < errors_of(model, layout, start, some)
     exported = export(folder, layout, tmp_path / "out", merge="spectral+refine", merged=layers)
     assert exported.self_test.passed and torch.isfinite(answers(tmp_path / "out")).all()
-    again = refine_encoders(model, layout, start, some, options, folder=tmp_path / "kept")
+    again = refine_layers(model, layout, start, some, options, folder=tmp_path / "kept")
     assert torch.equal(again(0).attention.k, layers(0).attention.k), "what is done is kept"
 
 
@@ -242,6 +247,45 @@ def test_students_train_and_come_out_as_they_are(encoders, tmp_path, name, train
     with torch.no_grad():
         got = answer(load(tmp_path / "end", dtype=torch.float32)(**given))
     assert torch.allclose(got, wanted, atol=1e-3), (got - wanted).abs().max()
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "t5", "t5-uneven", "bart", "whisper"])
+def test_an_encoder_that_is_streamed_goes_the_same_way(encoders, name):
+    """Moments, refinement and what is measured, from a model that is read layer by layer."""
+    folder = encoders(name)
+    checkpoint, some, layout = Checkpoint.open(folder), examples(folder, 8), layout_of(folder)
+    start = Regrouper(checkpoint).merged(layout, MERGES["spectral"].before_refinement())
+    found = []
+    for kind in (InMemoryModel, StreamedModel):
+        model = kind(checkpoint)
+        moments = [m.second_moment for m in collect_moments(model, some)]
+        refined = refine_layers(model, layout, start, some, RefineOptions("block", steps=3, batch_tokens=64))
+        weights = [refined(i).attention.k for i in range(len(layout.layers))]
+        found.append((moments + weights, closeness_of(model, Original.of(model, some), layout, refined)))
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0]))
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_ranks_refine_an_encoder_as_one_does(encoders, tmp_path, name, scope):
+    folder = encoders(name)
+    some, layout = examples(folder, 8), layout_of(folder)
+    start = Regrouper(Checkpoint.open(folder)).merged(layout, MERGES["spectral"].before_refinement())
+    options, models = (
+        RefineOptions(scope, steps=4, batch_tokens=64),
+        [InMemoryModel(Checkpoint.open(folder)) for _ in range(3)],
+    )
+    wanted = refine_layers(models[2], layout, start, some, options)
+
+    def work(ranks: Ranks):
+        return refine_layers(models[ranks.rank], layout, start, some, options, folder=tmp_path / "kept", ranks=ranks)
+
+    for layers in side_by_side(2, work):
+        for i in range(len(layout.layers)):
+            ours, alone = layers(i), wanted(i)
+            assert torch.allclose(ours.attention.k, alone.attention.k, rtol=1e-3, atol=1e-4)
+            assert ours.after == pytest.approx(alone.after, rel=1e-3) and ours.others.keys() == alone.others.keys()
 
 
 def test_every_head_of_the_family_loads(encoders, tmp_path):

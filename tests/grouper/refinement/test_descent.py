@@ -8,7 +8,8 @@ from rank_threads import side_by_side
 from torch import Tensor
 
 from grouper.ranks import ALONE, Ranks
-from grouper.refinement.descent import Course, Descent, _exactly
+from grouper.refinement.courses import ByPart, Drawn
+from grouper.refinement.descent import Descent, _exactly
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def as_it_was() -> Iterator[None]:
 def descent(weight: Tensor, loss) -> Descent:
     stream = torch.ones(4, 1, 2)
     order = torch.arange(4).view(4, 1)  # four steps of one window
-    return Descent([(weight, 0.5)], [Course(loss, stream, stream, order, "cpu")], [0] * 4, "cpu")
+    return Descent([(weight, 0.5)], [Drawn(loss, stream, stream, order, "cpu")], [0] * 4, "cpu")
 
 
 def test_rates_fall_linearly_to_nothing():
@@ -94,10 +95,43 @@ def test_ranks_see_every_window_of_a_step_once_and_take_the_step_of_all(ranks, w
         weight, still, told = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True), []
         loss = lambda x, y: (weight * x * still - y).square().mean()  # noqa: E731
         rates = [(weight, 0.2), (still, 0.0)]
-        course = Course(loss, given, wanted, order, "cpu", of)
+        course = Drawn(loss, given, wanted, order, "cpu", of)
         Descent(rates, [course], [0] * 7, "cpu", of).run(lambda step, steps, note: told.append(note))
         return weight.detach(), still.detach(), told
 
     for weight, still, told in side_by_side(ranks, work) if ranks > 1 else [work(ALONE)]:
         assert torch.allclose(weight, expected, atol=1e-5) and torch.equal(still, torch.ones(3))
         assert [float(note.removeprefix("error ")) for note in told] == pytest.approx(losses, abs=6e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3], ids=lambda n: f"{n} ranks")
+def test_a_part_a_step_is_one_ranks_and_all_take_its_step(ranks):
+    """Parts of other sizes, each with a mask of its own; every rank computes every so-many-th step."""
+    generator, order = torch.Generator().manual_seed(0), torch.tensor([2, 0, 1, 0])
+    parts = [torch.randn(n, 3, generator=generator) for n in (4, 1, 2)]
+    expected, moments, losses = torch.ones(3), [torch.zeros(3), torch.zeros(3)], []
+    for step, number in enumerate(order.tolist()):
+        difference = expected * parts[number] - 1
+        losses.append(difference.square().mean().item())
+        gradient = (2 * difference * parts[number]).sum(0) / difference.numel()
+        moments = [0.9 * moments[0] + 0.1 * gradient, 0.95 * moments[1] + 0.05 * gradient.square()]
+        size = (moments[1] / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8
+        expected = expected - 0.2 * (1 - step / 4) * moments[0] / (1 - 0.9 ** (step + 1)) / size
+
+    def work(of: Ranks) -> tuple[Tensor, list[int], list[str]]:
+        weight, seen, told = torch.ones(3, requires_grad=True), [], []
+
+        def loss(number: int) -> Tensor:
+            seen.append(number)
+            return (weight * parts[number] - 1).square().mean()
+
+        course = ByPart(loss, order, of)
+        assert not course.alike
+        Descent([(weight, 0.2)], [course], [0] * 4, "cpu", of).run(lambda step, steps, note: told.append(note))
+        return weight.detach(), seen, told
+
+    found = side_by_side(ranks, work) if ranks > 1 else [work(ALONE)]
+    for weight, _, told in found:
+        assert torch.allclose(weight, expected, atol=1e-5)
+        assert [float(note.removeprefix("error ")) for note in told] == pytest.approx(losses, abs=6e-5)
+    assert [seen for _, seen, _ in found] == [order[rank::ranks].tolist() for rank in range(ranks)]

@@ -9,19 +9,22 @@ import torch
 from random_layers import random_attention
 from rank_threads import side_by_side
 from tiny_models import make_model
+from toy_sides import toy_sides
 
 from grouper import Checkpoint, GrouperError, HeadLayout
 from grouper.attention import Attention, MergedLayer
-from grouper.calibration.streams import first_inputs, run_layer
 from grouper.calibration.text import shuffled_passes
 from grouper.merging import MEAN
 from grouper.model.in_memory import InMemoryModel
 from grouper.progress import untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement import refine
-from grouper.refinement.layer import Beside, LayerWorker, RefineOptions, relative, size_of, turns_of
+from grouper.refinement.layer import LayerWorker, relative, size_of, turns_of
+from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.saved import SavedLayers, save_layer
+from grouper.refinement.sides import Sides
+from grouper.running.walk import run_layer
 
 LAYOUT = HeadLayout.from_labels([np.arange(8) % 4] * 3, 8, 16)
 TOKENS = torch.randint(2, 4000, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -38,16 +41,17 @@ def merged(model: InMemoryModel, layer: int) -> MergedLayer:
 
 
 def worker(
-    model: InMemoryModel, layer: int, options: RefineOptions, tokens: torch.Tensor = TOKENS
-) -> tuple[LayerWorker, torch.Tensor]:
-    stream, arguments = first_inputs(model, tokens, "cpu")
-    return LayerWorker(model, layer, LAYOUT.layers[layer], arguments[layer], "cpu", options.for_device("cpu")), stream
-
-
-def targets(work: LayerWorker, original: torch.Tensor) -> torch.Tensor:
-    wanted = torch.empty_like(original)
-    work.set_targets(original, wanted)
-    return wanted
+    model: InMemoryModel, layer: int, options: RefineOptions, tokens: torch.Tensor = TOKENS, apart: bool = True
+) -> tuple[LayerWorker, Sides]:
+    """At this layer, which gets the embeddings; `set_targets` is done. apart: whether targets have a place of their
+    own, whatever the scope."""
+    options = options.for_device("cpu")
+    size = max(1, options.batch_tokens // tokens.shape[1])
+    place = model.architecture.places[layer]
+    sides = Sides(model, tokens, size, "cpu", options.scope == "block" and not apart).at(place)
+    work = LayerWorker(sides.own, "cpu", options).take_up(place[0], LAYOUT.layers[layer])
+    work.set_targets(sides)
+    return work, sides
 
 
 def test_every_token_weighs_the_same_whatever_its_size():
@@ -60,12 +64,12 @@ def test_every_token_weighs_the_same_whatever_its_size():
 def test_one_step_moves_each_tensor_by_its_share_of_its_own_size(model, scope):
     """Adam's first step is the learning rate itself: in a block, MLP and norms take 0.3 of attention's."""
     options = RefineOptions(scope, steps=1, lr=0.01, batch_tokens=128)
-    work, stream = worker(model, 0, options)
+    work, sides = worker(model, 0, options)
     start = merged(model, 0).attention
     work.set(MergedLayer(start))
     shared, others = work.trained(start)
     before = {n: t.detach().clone() for n, t in {**shared, **others}.items()}
-    work.descend(start, shared, others, targets(work, stream), stream, 1, untold)
+    work.descend(start, shared, others, [sides], 1, untold)
     assert bool(others) == (scope == "block") and {"q", "k", "v", "o"} == set(shared)
     for name, tensor in {**shared, **others}.items():
         size = before[name].square().mean().sqrt().item()
@@ -79,12 +83,12 @@ def test_the_rate_falls_to_nothing(model):
     """Linearly: the second of two steps goes half as far as the first."""
     moved = []
     for steps in (1, 2):
-        work, stream = worker(model, 0, RefineOptions("attention", steps=steps, lr=1e-6, batch_tokens=10**6))
+        work, sides = worker(model, 0, RefineOptions("attention", steps=steps, lr=1e-6, batch_tokens=10**6))
         start = merged(model, 0).attention
         work.set(MergedLayer(start))
         shared, others = work.trained(start)
         v = shared["v"].detach().clone()
-        work.descend(start, shared, others, targets(work, stream), stream, steps, untold)
+        work.descend(start, shared, others, [sides], steps, untold)
         moved.append((shared["v"].detach() - v).abs().median().item())
     assert moved[1] == pytest.approx(1.5 * moved[0], rel=0.05), "gradients hardly change in so small a step"
 
@@ -93,19 +97,21 @@ def test_a_layer_is_fitted_on_the_regrouped_stream(model):
     """Layer 0 is damaged, so that the streams into layer 1 differ: fitted on what it will really get, it does better
     there than fitted on the original's stream."""
     options = RefineOptions("attention", steps=60, batch_tokens=256)
-    work, original = worker(model, 0, options)
+    work, sides = worker(model, 0, options)
     damaged = merged(model, 0)
     damaged.attention.o = damaged.attention.o * 3
     work.set(damaged)
-    regrouped = original.clone()
-    work.advance(work.original, original)
-    work.advance(work.regrouped, regrouped)
-    losses = {}
-    for name, stream in (("regrouped", regrouped), ("original", original)):
+    work.advance(work.original, sides.own, sides)
+    work.advance(work.regrouped, sides.ours, sides)
+    sides.at(model.architecture.places[1])
+    regrouped, losses = sides.other.stream.clone(), {}
+    for name, stream in (("regrouped", regrouped), ("original", sides.walk.stream)):
         fitting, _ = worker(model, 1, options)
-        wanted = targets(fitting, original)
-        fitting.fit(merged(model, 1).attention, wanted, stream, 60)
-        losses[name] = fitting.error(wanted, regrouped)
+        fitting.set_targets(sides)
+        sides.other.stream = stream
+        fitting.fit(merged(model, 1).attention, [sides], 60)
+        sides.other.stream = regrouped
+        losses[name] = fitting.error([sides])
     assert losses["regrouped"] < 0.9 * losses["original"]
 
 
@@ -114,15 +120,14 @@ def test_refinement_hands_every_layer_the_stream_that_the_layers_before_it_give(
     seen = []
     fit = LayerWorker.fit
 
-    def spy(self, start, wanted, regrouped, *more):
-        seen.append((wanted.clone(), regrouped.clone()))
-        return fit(self, start, wanted, regrouped, *more)
+    def spy(self, start, every, *more):
+        seen.append((every[0].wanted.clone(), every[0].other.stream.clone()))
+        return fit(self, start, every, *more)
 
     monkeypatch.setattr(LayerWorker, "fit", spy)
     options = RefineOptions("attention", steps=2, batch_tokens=256)
     done = refine_layers(model, LAYOUT, lambda layer: merged(model, layer), TOKENS, options)
-    stream, _ = first_inputs(model, TOKENS, "cpu")
-    assert torch.equal(seen[0][1], stream)
+    assert torch.equal(seen[0][1], model.model.get_input_embeddings()(TOKENS))
     captured = []
     with model.installed({0: LAYOUT.layers[0]}, done):
         hook = model.layer(1).register_forward_pre_hook(lambda _m, args: captured.append(args[0]))
@@ -137,31 +142,31 @@ def test_refinement_hands_every_layer_the_stream_that_the_layers_before_it_give(
 
 
 def test_a_layer_that_training_does_not_improve_stays_as_merged(model):
-    work, stream = worker(model, 0, RefineOptions("block", steps=3, lr=50.0, batch_tokens=256))
+    work, sides = worker(model, 0, RefineOptions("block", steps=3, lr=50.0, batch_tokens=256))
     start = merged(model, 0).attention
-    done = work.fit(start, targets(work, stream), stream, 3)
+    done = work.fit(start, [sides], 3)
     assert torch.equal(done.attention.k, start.k) and not done.others and done.after == done.before > 0
 
 
 def test_a_layer_that_training_leaves_as_good_as_it_was_stays_as_merged(model):
     """Steps too small for any number to change."""
-    work, stream = worker(model, 0, RefineOptions("block", lr=1e-30, batch_tokens=256))
-    done = work.fit(merged(model, 0).attention, targets(work, stream), stream, 2)
+    work, sides = worker(model, 0, RefineOptions("block", lr=1e-30, batch_tokens=256))
+    done = work.fit(merged(model, 0).attention, [sides], 2)
     assert done.after == done.before > 0 and not done.others
 
 
 def test_errors_on_the_way_are_over_what_the_first_batchs_layer_adds(model):
     """Before the first step, on the windows of that step."""
-    work, stream = worker(model, 0, RefineOptions("attention", batch_tokens=128, seed=3))
+    work, sides = worker(model, 0, RefineOptions("attention", batch_tokens=128, seed=3))
     start, told = merged(model, 0).attention, []
-    wanted = targets(work, stream)
+    wanted, stream = sides.wanted, sides.walk.stream
     work.set(MergedLayer(start))
     with torch.no_grad():
-        got = work.output(work.regrouped, stream)
+        got = work.output(work.regrouped, stream, sides.own.arguments_of(0))
     rows, of = shuffled_passes(8, 4, 1, 3)[0], wanted.square().sum(-1)
     wrong, added = ((x - wanted).square().sum(-1) / of for x in (got, stream))
     tell = lambda _step, _steps, note: told.append(float(note.removeprefix("error ")))  # noqa: E731
-    work.descend(start, work.trained(start)[0], {}, wanted, stream, 1, tell)
+    work.descend(start, work.trained(start)[0], {}, [sides], 1, tell)
     assert told == [pytest.approx((wrong[rows].mean() / added[:4].mean()).item(), abs=6e-5)]
 
 
@@ -184,28 +189,39 @@ def test_layers_on_disk_are_made_once_and_read_to_the_bit(model, tmp_path):
 
 @pytest.mark.parametrize("scope", ["attention", "block"])
 def test_targets_are_what_the_original_layer_gives(model, scope):
-    work, stream = worker(model, 0, RefineOptions(scope, batch_tokens=64))
+    _, sides = worker(model, 0, RefineOptions(scope, batch_tokens=64))
+    stream, (positional, named) = sides.walk.stream, sides.own.arguments_of(0)
     with torch.no_grad():
         block = model.layer(0)
-        added = block.self_attn(block.input_layernorm(stream), *work.arguments[0], **work.arguments[1])[0]
+        added = block.self_attn(block.input_layernorm(stream), *positional, **named)[0]
         behind = stream + added
         expected = behind + block.mlp(block.post_attention_layernorm(behind)) if scope == "block" else behind
-    assert torch.allclose(targets(work, stream), expected, atol=1e-5)
-    assert work.added == pytest.approx(
+    assert torch.allclose(sides.wanted, expected, atol=1e-5)
+    assert sides.added == pytest.approx(
         sum(relative((expected - stream)[i : i + 2], expected[i : i + 2]).item() for i in range(0, 8, 2)), rel=1e-4
     )
     if scope == "block":
-        in_place = stream.clone()
-        work.set_targets(in_place, in_place)
-        assert torch.equal(in_place, targets(work, stream))
+        in_place = worker(model, 0, RefineOptions(scope, batch_tokens=64), apart=False)[1]
+        assert in_place.wanted is in_place.walk.stream and torch.equal(in_place.wanted, sides.wanted)
 
 
 def test_a_layer_that_adds_nothing_has_an_error_of_one(model):
     """The error is over what the original's layer adds to the stream."""
-    work, stream = worker(model, 0, RefineOptions("attention", batch_tokens=256))
+    work, sides = worker(model, 0, RefineOptions("attention", batch_tokens=256))
     start = merged(model, 0).attention
     work.set(MergedLayer(replace(start, o=torch.zeros_like(start.o))))
-    assert work.error(targets(work, stream), stream.clone()) == pytest.approx(1, rel=1e-6)
+    assert work.error([sides]) == pytest.approx(1, rel=1e-6)
+
+
+def test_a_layer_that_is_right_already_is_not_fitted(model, monkeypatch):
+    """The identity's heads, whose error is rounding."""
+    work, sides = worker(model, 0, RefineOptions("attention", batch_tokens=256))
+    whole = model.architecture.whole_layer
+    work.take_up(model.architecture.sites[0], whole)
+    monkeypatch.setattr(LayerWorker, "descend", None)
+    attention = model.architecture.read(model.checkpoint, 0)
+    done = work.fit(attention, [sides], 5)
+    assert done.before == done.after < 1e-9 and torch.equal(done.attention.k, attention.k) and not done.others
 
 
 def test_every_pass_sees_all_windows_in_an_order_of_the_seed():
@@ -221,13 +237,13 @@ def test_what_is_not_given_is_filled_in_by_device():
 
 def test_what_attention_adds_is_scaled_as_the_model_scales_it(tmp_path):
     folder = make_model(tmp_path / "granite", "granite", residual_multiplier=0.5)
-    work, stream = worker(InMemoryModel(Checkpoint.open(folder)), 0, RefineOptions("attention"), TOKENS % 199)
+    work, sides = worker(InMemoryModel(Checkpoint.open(folder)), 0, RefineOptions("attention"), TOKENS % 199)
     assert work.architecture.multiplier == 0.5
     seen = []
     hook = work.original.post_attention_layernorm.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        run_layer(work.original, stream, work.arguments)
-        behind = work.after_attention(work.original, stream)
+        run_layer(work.original, sides.walk.stream, sides.own.arguments_of(0))
+        behind = work.after_attention(work.original, sides.walk.stream, sides.own.arguments_of(0))
     hook.remove()
     assert torch.allclose(behind, seen[0], atol=1e-6)
 
@@ -238,8 +254,8 @@ def test_biases_are_trained(model):
 
 
 def test_a_block_that_training_did_not_improve_goes_on_with_the_originals_weights(model):
-    work, stream = worker(model, 0, RefineOptions("block", steps=3, lr=50.0, batch_tokens=256))
-    work.fit(merged(model, 0).attention, targets(work, stream), stream, 3)
+    work, sides = worker(model, 0, RefineOptions("block", steps=3, lr=50.0, batch_tokens=256))
+    work.fit(merged(model, 0).attention, [sides], 3)
     for name, parameter in work.original.named_parameters():
         if "mlp" in name or "norm" in name:
             assert torch.equal(parameter, work.regrouped.get_parameter(name)), name
@@ -248,43 +264,46 @@ def test_a_block_that_training_did_not_improve_goes_on_with_the_originals_weight
 @pytest.mark.parametrize("in_place", [False, True])
 def test_errors_are_over_what_the_layer_adds_also_where_targets_replace_the_stream(model, in_place):
     """In scope "block" the original's next stream is what is wanted, kept in the same place."""
-    options = RefineOptions("block", batch_tokens=128)
-    work, stream = worker(model, 1, options)
+    stream = model.model.get_input_embeddings()(TOKENS)
+    _, sides = worker(model, 1, RefineOptions("block", batch_tokens=128), apart=not in_place)
     with torch.no_grad(), model.loaded(1) as module:
-        behind = run_layer(module, stream, work.arguments)
+        behind = run_layer(module, stream, sides.own.arguments_of(0))
     added = [relative(after - came, after).item() for came, after in zip(stream.split(4), behind.split(4))]
-    wanted = stream.clone() if in_place else torch.empty_like(stream)
-    work.set_targets(wanted if in_place else stream, wanted)
-    assert work.added == pytest.approx(sum(added), rel=1e-4) and work.scale == pytest.approx(added[0], rel=1e-4)
+    assert sides.added == pytest.approx(sum(added), rel=1e-4)
+    assert sides.of_first == pytest.approx(added[0], rel=1e-4) and torch.equal(sides.walk.stream, stream) != in_place
 
 
 class ToyWorker(LayerWorker):
     """A layer that doubles the stream and adds one; regrouped, two."""
 
-    def __init__(self, ranks: Ranks, batch_tokens: int = 6, scope: str = "block"):
-        self.options, self.device, self.ranks = RefineOptions(scope, batch_tokens=batch_tokens), "cpu", ranks
-        self.original, self.regrouped, self.arguments = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), ((), {})
+    shares_layer, trainable = False, set()
+
+    def __init__(self, ranks: Ranks, scope: str = "block"):
+        self.options, self.device, self.ranks = RefineOptions(scope), "cpu", ranks
+        self.original, self.regrouped = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
         for added, module in ((1.0, self.original), (2.0, self.regrouped)):
             module.weight.data, module.bias.data = 2 * torch.eye(2), torch.full((2,), added)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3], ids=lambda n: f"{n} ranks")
 @pytest.mark.parametrize("windows", [1, 5, 8], ids=lambda n: f"{n} windows")
-def test_every_rank_gets_every_batch_of_a_stream(size, windows):
-    """Batches of two windows, shared out in turn; what is added is that of the batches in their order."""
+def test_every_rank_gets_every_part_of_a_stream(size, windows):
+    """Parts of two windows, shared out in turn; what is added is that of the parts in their order."""
     stream = torch.randn(windows, 3, 2, generator=torch.Generator().manual_seed(0))
     behind = 2 * stream + 1
     added = [relative(b - s, b).item() for s, b in zip(stream.split(2), behind.split(2))]
 
     def work(ranks: Ranks) -> None:
-        ours, original, wanted = ToyWorker(ranks), stream.clone(), torch.full_like(stream, float("nan"))
-        ours.set_targets(original, wanted)
-        assert torch.allclose(wanted, behind) and torch.equal(original, stream)
-        assert ours.added == pytest.approx(sum(added)) and ours.scale == pytest.approx(added[0])
-        ours.advance(ours.original, original)
-        assert torch.allclose(original, behind)
+        ours, sides = ToyWorker(ranks), toy_sides(stream.clone(), stream.clone(), 2)
+        ours.set_targets(sides)
+        assert torch.allclose(sides.wanted, behind) and torch.equal(sides.walk.stream, stream)
+        assert sides.added == pytest.approx(sum(added)) and sides.of_first == pytest.approx(added[0])
         wrong = sum(relative(torch.ones(len(b), 3, 2), b).item() for b in behind.split(2))
-        assert ours.error(behind, stream) == pytest.approx(wrong / sum(added)), "the regrouped layer adds one too much"
+        assert ours.error([sides]) == pytest.approx(wrong / sum(added)), "the regrouped layer adds one too much"
+        ours.advance(ours.original, sides.own, sides)
+        assert torch.allclose(sides.walk.stream, behind) and torch.equal(sides.other.stream, stream)
+        ours.advance(ours.regrouped, sides.ours, sides)
+        assert torch.allclose(sides.other.stream, behind + 1)
 
     side_by_side(size, work) if size > 1 else work(ALONE)
 
@@ -303,9 +322,11 @@ class Stretching(torch.nn.Module):
 class Stretched(LayerWorker):
     """A layer that is one matrix, q's. Called with 1, as short windows have it."""
 
+    shares_layer = False
+
     def __init__(self, options: RefineOptions):
         self.options, self.device, self.ranks, self.trainable = options, "cpu", ALONE, set()
-        self.original, self.regrouped, self.arguments = Stretching(), Stretching(), ((1.0,), {})
+        self.original, self.regrouped = Stretching(), Stretching()
 
     def tensors(self, attention: Attention) -> dict[str, torch.Tensor]:
         return {"weight": attention.q[0]}
@@ -313,20 +334,19 @@ class Stretched(LayerWorker):
 
 def test_two_lengths_take_turns_by_their_tokens_and_errors_are_over_both():
     """Adam by hand. 8 windows of 4 tokens, two a step, and 2 of 8, one a step and called with 3: of six steps, the
-    second and the fifth. An error is all that is wrong, batch by batch, over all that is added."""
+    second and the fifth. An error is all that is wrong, part by part, over all that is added."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, 2, generator=generator)  # noqa: E731
     short, long = [draw(8, 4), draw(8, 4)], [draw(2, 8), draw(2, 8)]  # the original's, and the regrouped
     work = Stretched(RefineOptions("block", lr=0.3, batch_tokens=8, seed=5))
-    other = work.on(((3.0,), {}))
-    for one, streams in ((work, short), (other, long)):
-        streams.append(torch.empty_like(streams[0]))
-        one.set_targets(streams[0], streams[2])
+    every = [toy_sides(*short, 2, ((1.0,), {})), toy_sides(*long, 1, ((3.0,), {}))]
+    for sides, streams in zip(every, (short, long)):
+        work.set_targets(sides)
+        streams.append(sides.wanted)
     told, zeros = [], torch.zeros(1, 2, 2)
     start = Attention(torch.eye(2)[None] * 0.3, zeros, zeros, torch.zeros(2, 1, 2))
     tell = lambda _step, _steps, note: told.append(float(note.removeprefix("error ")))  # noqa: E731
-    beside = [Beside(other, long[2], long[1])]
-    done = work.fit(start, short[2], short[1], 6, tell, beside)
+    done = work.fit(start, every, 6, tell)
 
     def share(difference, wanted) -> torch.Tensor:
         return (difference.square().sum(-1) / wanted.square().sum(-1)).mean()
@@ -390,9 +410,9 @@ def test_long_windows_go_through_the_layers_beside_the_short_ones(model, monkeyp
     all tokens."""
     seen, fit = [], LayerWorker.fit
 
-    def spy(self, start, wanted, regrouped, steps, tell, beside):
-        seen.append((steps, [tuple(x.clone() for x in (one.wanted, one.regrouped)) for one in beside]))
-        return fit(self, start, wanted, regrouped, 2, tell, beside)
+    def spy(self, start, every, steps, tell):
+        seen.append((steps, [(sides.wanted.clone(), sides.other.stream.clone()) for sides in every[1:]]))
+        return fit(self, start, every, 2, tell)
 
     monkeypatch.setattr(LayerWorker, "fit", spy)
     monkeypatch.setattr(RefineOptions, "steps_for", lambda _options, tokens: tokens)
@@ -418,21 +438,25 @@ def test_long_windows_go_through_the_layers_beside_the_short_ones(model, monkeyp
     assert torch.allclose(wanted, left[1], atol=1e-4)
 
 
-def test_an_error_is_taken_on_sixteen_batches():
+def test_an_error_is_taken_on_sixteen_parts():
     stream = torch.randn(40, 3, 2, generator=torch.Generator().manual_seed(0))
-    ours, behind = ToyWorker(ALONE), 2 * stream + 1
-    ours.set_targets(stream.clone(), torch.empty_like(stream))
+    ours, behind, sides = ToyWorker(ALONE), 2 * stream + 1, toy_sides(stream.clone(), stream.clone(), 2)
+    ours.set_targets(sides)
     added = sum(relative(b - s, b).item() for s, b in list(zip(stream.split(2), behind.split(2)))[:16])
-    assert ours.added == pytest.approx(added)
+    assert sides.added == pytest.approx(added)
     wrong = sum(relative(torch.ones(2, 3, 2), b).item() for b in behind.split(2)[:16])
-    assert ours.error(behind, stream) == pytest.approx(wrong / added)
+    assert ours.error([sides]) == pytest.approx(wrong / added)
 
 
-def test_sizes_of_batches_and_defaults():
-    ours, stream = ToyWorker(ALONE, batch_tokens=7), torch.zeros(5, 3, 2)
-    assert [(s.start, s.stop) for s in ours.batches(stream)] == [(0, 2), (2, 4), (4, 6)]
-    ours.options = RefineOptions("block", batch_tokens=2)
-    assert len(list(ours.batches(stream))) == 5, "a window at least"
+@pytest.mark.parametrize(("batch_tokens", "parts"), [(7, 3), (2, 5), (100, 1)])
+def test_sizes_of_parts(model, batch_tokens, parts):
+    """Of five windows of three tokens; a window at least."""
+    options = RefineOptions("block", batch_tokens=batch_tokens)
+    (sides,) = refine.sides_of(model, TOKENS[:5, :3], options, "cpu")
+    assert len(sides.parts) == parts and sides.tokens == 15
+
+
+def test_defaults():
     assert [RefineOptions(scope).rate for scope in ("attention", "block")] == [0.04, 0.02]
     assert RefineOptions("block", lr=0.5).rate == 0.5 and RefineOptions(steps=7).steps_for(10**6) == 7
     assert size_of(torch.tensor([3.0, 4.0, 0.0, 0.0])) == pytest.approx(2.5), "root mean square"

@@ -148,7 +148,7 @@ def test_more_text_gets_more_steps():
 def test_streams_on_disk_give_the_same_weights(reader, monkeypatch):
     layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=2, batch_tokens=512, tokens=512)
     in_memory = weights(regrouper(reader).refined(layout, MERGES["spectral"], options))
-    monkeypatch.setattr("grouper.calibration.streams.free_memory", lambda: 0.0)
+    monkeypatch.setattr("grouper.running.walk.free_memory", lambda: 0.0)
     assert all(
         torch.equal(a, b)
         for a, b in zip(in_memory, weights(regrouper(reader).refined(layout, MERGES["spectral"], options)))

@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from encoder_samples import examples
 from rank_threads import side_by_side
 from torch import nn
 
-from grouper import GrouperError
-from grouper.calibration.example_moments import _hooks, _product, _Sums, collect_of_examples
-from grouper.running.batch import NOT_ASKED, Batch, padded
+from grouper import Checkpoint, GrouperError
+from grouper.calibration.moments import _hooks, _product, _Sums, collect_moments
+from grouper.model.in_memory import InMemoryModel
 from grouper.ranks import ALONE, Ranks
+from grouper.running.batch import NOT_ASKED, Batch, padded
 
 READ = torch.tensor([[True, True, True], [True, False, False]])
 LABELS = torch.tensor([[5, 6], [7, NOT_ASKED]])
@@ -36,14 +38,12 @@ def test_keys_and_queries_are_of_what_each_reads(cache):
     written."""
     k_proj, q_proj = nn.Linear(4, 6), nn.Linear(4, 6)
     model = SimpleNamespace(
-        architecture=SimpleNamespace(
-            kv_heads=3, head_dim=2, family_of=lambda layer: SimpleNamespace(cache=cache),
-        ),
+        architecture=SimpleNamespace(key_outputs=lambda output: output.unflatten(-1, (3, 2)).permute(0, 2, 3, 1)),
         key_projection=lambda layer: k_proj, query_projection=lambda layer: q_proj,
     )  # fmt: skip
-    seen = threading.local()
+    seen, site = threading.local(), SimpleNamespace(index=0, cache=cache, stack=int(cache != "none"))
     seen.part, seen.found = EXAMPLES, [{}]
-    _hooks(model, 0, seen)
+    _hooks(model, site, 0, seen)
     read, written = torch.randn(2, 3, 4), torch.randn(2, 2, 4)
     of_keys, mask = (written, LABELS != NOT_ASKED) if cache == "token" else (read, READ)
     keys = k_proj(of_keys).detach()
@@ -62,9 +62,13 @@ def test_keys_and_queries_are_of_what_each_reads(cache):
         assert "queries" not in found
 
 
+MODEL = SimpleNamespace(architecture=SimpleNamespace(hidden_size=4), device="cpu")
+OWN, ACROSS = (SimpleNamespace(name="decoder 1", cache=cache) for cache in ("token", "source"))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_moments_are_over_the_tokens_of_all_ranks(size):
-    """Six batches; the sums' last entry is the number of tokens."""
+    """Six parts; the sums' last entry is the number of tokens."""
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(n, 4, generator=generator) for n in (3, 1, 4, 1, 5, 9)]
     others = [torch.randn(n, 4, generator=generator) for n in (2, 7, 1, 8, 2, 8)]
@@ -72,11 +76,11 @@ def test_moments_are_over_the_tokens_of_all_ranks(size):
     all_of = lambda tensors: torch.cat([torch.cat(tensors), torch.ones(sum(map(len, tensors)), 1)], 1)  # noqa: E731
 
     def work(ranks: Ranks):
-        sums = _Sums(2, 5, "cpu")
+        across, own = _Sums(ACROSS, MODEL), _Sums(OWN, MODEL)
         for i in ranks.portion(range(6)):
             whole = {"inputs": _product(parts[i], None), "keys": keys[i], "queries": _product(others[i], None)}
-            sums.add([whole, {n: t for n, t in whole.items() if n != "queries"}])
-        return [sums.moments(layer, ranks, "layer") for layer in range(2)]
+            across.add(whole), own.add({n: t for n, t in whole.items() if n != "queries"})
+        return across.moments(ranks), own.moments(ranks)
 
     for across, own in side_by_side(size, work) if size > 1 else [work(ALONE)]:
         for moments, tensors, tokens in ((across, parts, 23), (own, parts, 23), (across.queries, others, 28)):
@@ -85,28 +89,36 @@ def test_moments_are_over_the_tokens_of_all_ranks(size):
         assert own.queries is None and torch.equal(across.keys, torch.cat(keys)) and torch.equal(own.keys, across.keys)
 
 
-def test_what_is_not_finite_is_said():
-    for name in ("inputs", "queries"):
-        sums = _Sums(1, 3, "cpu")
-        found = {"inputs": torch.eye(3), "queries": torch.eye(3), "keys": torch.zeros(1, 1, 1)}
-        sums.add([{**found, name: torch.full((3, 3), float("nan"))}])
-        with pytest.raises(GrouperError, match="what enters attention in encoder 1 is not finite"):
-            sums.moments(0, ALONE, "encoder 1")
+@pytest.mark.parametrize("name", ["inputs", "queries"])
+def test_what_is_not_finite_is_said(name):
+    sums = _Sums(ACROSS, MODEL)
+    found = {"inputs": torch.eye(5), "queries": torch.eye(5), "keys": torch.zeros(1, 1, 1)}
+    sums.add({**found, name: torch.full((5, 5), float("nan"))})
+    with pytest.raises(GrouperError, match="what enters decoder 1 is not finite: weights before it are damaged"):
+        sums.moments(ALONE)
 
 
-def test_examples_are_shared_out_and_each_is_seen_once(monkeypatch):
-    """Seven, 512 tokens each: batches of four."""
-    examples, sizes = Batch({"input_ids": torch.arange(7)[:, None]}, None, 512), []
-    monkeypatch.setattr("grouper.calibration.example_moments._hooks", lambda *_: [])
-    architecture = SimpleNamespace(layers=0, hidden_size=4, family=SimpleNamespace(parts=()))
-    model = SimpleNamespace(
-        architecture=architecture, device="cpu", dtype=torch.float32,
-        model=lambda input_ids: sizes.append(input_ids.flatten().tolist()),
-    )  # fmt: skip
-    told = []
-    for rank in range(2):
-        list(collect_of_examples(model, examples, lambda done, total, _: told.append((done, total)), Ranks(rank, 2)))
-    assert sizes == [[0, 1, 2, 3], [4, 5, 6]] and told == [(1, 1)] * 2
+@pytest.mark.parametrize("name", ["bert", "vit", "t5"])
+def test_ranks_collect_of_examples_what_one_collects(encoders, monkeypatch, name):
+    """Seven examples in parts of two, shared out; each is seen once, and all ranks get the whole."""
+    folder = encoders(name)
+    some = examples(folder, 7)
+    monkeypatch.setattr("grouper.calibration.moments.BATCH_TOKENS", 2 * some.tokens)
+    models = [InMemoryModel(Checkpoint.open(folder)) for _ in range(3)]
+    wanted, told = list(collect_moments(models[2], some)), []
+
+    def work(ranks: Ranks):
+        progress = (lambda *given: told.append(given)) if ranks.first else (lambda *_: None)
+        return list(collect_moments(models[ranks.rank], some, progress, ranks))
+
+    for found in side_by_side(2, work):
+        for ours, alone in zip(found, wanted, strict=True):
+            assert ours.tokens == alone.tokens and torch.allclose(ours.keys, alone.keys, rtol=1e-4, atol=1e-4)
+            assert torch.allclose(ours.second_moment, alone.second_moment, rtol=1e-4, atol=1e-5)
+            assert (ours.queries is None) == (alone.queries is None)
+    a = models[2].architecture
+    ends = [place[-1].index + 1 for place in a.places]
+    assert told == [(end, a.layers, f"calibrating, {place[0].name}") for end, place in zip(ends, a.places)]
 
 
 def test_examples_by_hand():

@@ -1,4 +1,4 @@
-"""Two encoders' answers compared, by hand."""
+"""Two models' answers compared, by hand."""
 
 import math
 
@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fitness.example_closeness import columns, compared, pooled
-from grouper.running.batch import NOT_ASKED
+from fitness.closeness import columns, compared, mean_of
+from grouper.running.answers import pooled
+from grouper.running.batch import NOT_ASKED, Batch
+
+
+def batch(labels: torch.Tensor | None = None, read: torch.Tensor | None = None) -> Batch:
+    """Of an encoder, as far as its answers go."""
+    mask = {} if read is None else {"attention_mask": read}
+    return Batch({"pixels": torch.zeros(2), **mask}, labels)
 
 
 class Outputs(dict):
@@ -38,23 +45,23 @@ def logits(*names: str) -> torch.Tensor:
 
 def test_classes_are_compared_by_example():
     ours, theirs = outputs(logits=logits("left", "right")), outputs(logits=logits("right", "right"))
-    found = compared(ours, theirs, torch.tensor([0, 0]), None)
+    found = compared(ours, theirs, batch(torch.tensor([0, 0])))
     assert found["nll"].tolist() == pytest.approx([-math.log(0.8), -math.log(0.3)])
     assert found["kl"].tolist() == pytest.approx([kl(RIGHT, LEFT), 0], abs=1e-6), "of the original's to ours"
     assert found["agreement"].tolist() == [0, 1] and found["accuracy"].tolist() == [1, 0]
-    assert compared(ours, theirs, None, torch.ones(2, 3)).keys() == {"kl", "agreement"}
+    assert compared(ours, theirs, batch(read=torch.ones(2, 3))).keys() == {"kl", "agreement"}
 
 
 def test_of_tokens_those_that_were_asked_for_count():
     ours = outputs(logits=torch.stack([logits("left", "fair", "right"), logits("left", "left", "left")]))
     theirs = outputs(logits=torch.stack([logits("right", "right", "right"), logits("left", "left", "left")]))
     labels = torch.tensor([[1, 0, NOT_ASKED], [NOT_ASKED] * 3])
-    found = compared(ours, theirs, labels, None)
+    found = compared(ours, theirs, batch(labels))
     assert found["nll"][0].item() == pytest.approx(-(math.log(0.2) + math.log(0.5)) / 2) and found["nll"][1].isnan()
     assert found["kl"][0].item() == pytest.approx((kl(RIGHT, LEFT) + kl(RIGHT, FAIR)) / 2)
     assert found["agreement"].tolist()[0] == 0 and found["kl"][1].isnan() and "accuracy" not in found
     read = torch.tensor([[True, False, True], [True, True, True]])
-    found = compared(ours, theirs, None, read)
+    found = compared(ours, theirs, batch(read=read))
     assert found["kl"].tolist() == pytest.approx([kl(RIGHT, LEFT) / 2, 0], abs=1e-6), "without labels, what is read"
     assert found["agreement"].tolist() == [0.5, 1]
 
@@ -62,7 +69,7 @@ def test_of_tokens_those_that_were_asked_for_count():
 def test_beginnings_and_ends_of_answers_weigh_the_same():
     ours = outputs(start_logits=logits("left"), end_logits=logits("right"))
     theirs = outputs(start_logits=logits("right"), end_logits=logits("right"))
-    found = compared(ours, theirs, None, None)
+    found = compared(ours, theirs, batch())
     assert found["kl"].item() == pytest.approx(kl(RIGHT, LEFT) / 2) and found["agreement"].item() == 0.5
 
 
@@ -72,7 +79,7 @@ def test_vectors_are_means_over_what_is_read():
     assert pooled(hidden, read).tolist() == [[1.0, 0.0], [1.0, 2.0]] and pooled(hidden, None).tolist()[0] == [2.0, 2.0]
     other = torch.tensor([[[0.0, 1.0], [9.0, 9.0]], [[1.0, 1.0], [1.0, 3.0]]])
     ours, theirs = outputs(last_hidden_state=hidden), outputs(last_hidden_state=other)
-    assert compared(ours, theirs, None, read)["cosine"].tolist() == pytest.approx([0, 1])
+    assert compared(ours, theirs, batch(read=read))["cosine"].tolist() == pytest.approx([0, 1])
 
 
 def test_errors_are_over_examples_that_were_asked_for():
@@ -87,3 +94,28 @@ def test_errors_are_over_examples_that_were_asked_for():
     alone = columns({"kl": np.array([0.1])}, {"kl": np.array([0.0])})
     assert alone["kl"] == 0.1 and math.isnan(alone["kl_se"]) and "perplexity" not in alone
     assert math.isnan(columns({"nll": np.array([np.nan])}, original)["nll"])
+
+
+def test_windows_are_asked_for_each_next_token():
+    """Three tokens: the last one's answer is compared with nothing."""
+    ours = outputs(logits=logits("left", "fair", "left")[None])
+    theirs = outputs(logits=logits("right", "left", "right")[None])
+    found = compared(ours, theirs, Batch.of(torch.tensor([[0, 1, 0]])))
+    assert found["nll"].item() == pytest.approx(-(math.log(0.2) + math.log(0.5)) / 2)
+    assert found["kl"].item() == pytest.approx((kl(RIGHT, LEFT) + kl(LEFT, FAIR)) / 2)
+    assert found["agreement"].item() == 0.5 and found.keys() == {"nll", "kl", "agreement"}
+
+
+def test_means_of_several_texts():
+    """All weigh the same, errors are independent, also of bands; perplexity is that of the mean."""
+    one = {"nll": 2.0, "nll_se": 0.3, "perplexity": math.exp(2), "nll@0-8": 1.0, "nll_se@0-8": 0.3}
+    two = {"nll": 4.0, "nll_se": 0.4, "perplexity": math.exp(4), "nll@0-8": 3.0, "nll_se@0-8": 0.4}
+    wanted = {"nll": 3.0, "nll_se": 0.25, "perplexity": math.exp(3), "nll@0-8": 2.0, "nll_se@0-8": 0.25}
+    assert mean_of({"a": one, "b": two}) == pytest.approx(wanted)
+
+
+def test_the_original_beside_itself_has_no_errors_but_of_what_is_right():
+    found = {"nll": np.array([1.0]), "kl": np.array([0.0]), "accuracy": np.array([1.0])}
+    values = columns(found, found)
+    assert (values["nll_se"], values["kl_se"]) == (0, 0) and math.isnan(values["accuracy_se"])
+    assert math.isnan(columns(found, dict(found))["nll_se"]), "another model's of one example is not known"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from real_tables import tables
 
-from fitness.closeness import Closeness, Original, closeness_of
+from fitness.closeness import Columns, Original, closeness_of
 from fitness.tasks import TaskOptions, Tasks
 from grouper import Checkpoint, HeadLayout, UptrainOptions, uptrain_model
 from grouper.attention import Merged
@@ -85,8 +85,8 @@ class Bench:
         self.found: dict[str, Any] = {
             "model": Path(args.model).name, "device": device_name(args.device), "window": args.window,
             "texts": {name: {"file": Path(file).name, "sha256": sha256(file)} for name, file in texts.items()},
-            "tokens": {name: one.windows.numel() for name, one in self.originals.items()},
-            "original": {name: values(one.closeness) for name, one in self.originals.items()}, "rows": [],
+            "tokens": {name: one.batch.numel() for name, one in self.originals.items()},
+            "original": {name: values(one.columns) for name, one in self.originals.items()}, "rows": [],
         }  # fmt: skip
         if self.tasks:
             self.found["original_tasks"] = self.scores(None)
@@ -201,14 +201,13 @@ class Bench:
             self.args.json.write_text(json.dumps(self.found, indent=1) + "\n")
 
 
-def values(one: Closeness, original: Original | None = None) -> dict[str, Any]:
+def values(one: Columns, original: Original | None = None) -> dict[str, Any]:
     """nll, over and its standard error, KL, agreement, perplexity; of each band of positions (over, standard error)."""
-    before = one if original is None else original.closeness
-    bands = {band: (nll - before.bands[band][0], error) for band, (nll, error) in one.bands.items()}
-    return {
-        "nll": one.nll, "over": one.nll - before.nll, "se": one.nll_se, "kl": one.kl, "kl_se": one.kl_se,
-        "agreement": one.agreement, "perplexity": one.perplexity, "bands": bands,
-    }  # fmt: skip
+    before = one if original is None else original.columns
+    names = [name.removeprefix("nll@") for name in one if name.startswith("nll@")]
+    bands = {band: (one[f"nll@{band}"] - before[f"nll@{band}"], one[f"nll_se@{band}"]) for band in names}
+    kept = {name: one[name] for name in ("nll", "kl", "kl_se", "agreement", "perplexity")}
+    return {**kept, "over": one["nll"] - before["nll"], "se": one["nll_se"], "bands": bands}
 
 
 def sha256(file: str) -> str:

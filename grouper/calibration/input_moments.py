@@ -66,7 +66,8 @@ class InputMoments:
 
     def save(self, path: Path) -> None:
         """One file, float32: 67 MB for a hidden size of 4096."""
-        tensors = {"second_moment": self.second_moment.float(), "keys": self.keys}
+        tensors = {"second_moment": self.second_moment.float()}
+        tensors |= {} if self.keys is None else {"keys": self.keys}
         tensors |= {} if self.queries is None else {"queries": self.queries.second_moment.float()}
         facts = {"tokens": str(self.tokens), "written": str(self.of_queries.tokens)}
         write_file(path, lambda beside: save_file(tensors, beside, metadata=facts))
@@ -76,8 +77,9 @@ class InputMoments:
         """What `save` wrote, to the bit. Raises GrouperError where the file is something else."""
         try:
             with safe_open(path, framework="pt") as file:
-                moment, keys = file.get_tensor("second_moment"), file.get_tensor("keys")
-                tokens, named = int(file.metadata()["tokens"]), file.keys()
+                named, moment = file.keys(), file.get_tensor("second_moment")
+                keys = file.get_tensor("keys") if "keys" in named else None
+                tokens = int(file.metadata()["tokens"])
                 written = int(file.metadata().get("written", tokens))
                 queries = cls(file.get_tensor("queries").double(), written) if "queries" in named else None
                 return cls(moment.double(), tokens, keys, queries)

@@ -45,28 +45,23 @@ class Layers(ABC):
         family = self.architecture.family_of(layer).in_class
         return self.layer(layer).get_submodule(family.q if family.fused else family.k)
 
+    @property
+    def layers_begin(self) -> tuple[str, ...]:
+        """Beginnings of the names of the layers' parameters in the class."""
+        names = sorted({site.storage.in_class.layer for site in self.architecture.sites})
+        return tuple(self.prefix + name.partition("{")[0] for name in names)
+
     def around(self) -> dict[str, nn.Parameter]:
-        """The parameters outside the layers, by their names in the checkpoint, tied ones under each of theirs."""
-        if self.architecture.encodes:
-            return self._around_encoders()
-        first = self.architecture.family.layer.format(layer=0)
-        begin, stem = self.prefix + first.removesuffix("0."), self.architecture.prefix(self.checkpoint, 0)
-        stem = stem.removesuffix(first)
+        """Parameters outside the layers, by their names in the checkpoint, tied ones under each of theirs."""
+        first = self.architecture.family_of(0).layer.format(layer=0)
+        stem = self.architecture.prefix(self.checkpoint, 0).removesuffix(first)
         found = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             names = (name, stem + name.removeprefix(self.prefix))
             stored = next((n for n in names if n in self.checkpoint), None)
-            if stored is not None and not name.startswith(begin):
+            if stored is not None and not name.startswith(self.layers_begin):
                 found[stored] = parameter
         return found
-
-    def _around_encoders(self) -> dict[str, nn.Parameter]:
-        """Outside the layers of an encoder or a decoder, names in the class and in checkpoints are the same."""
-        a = self.architecture
-        layers = (a.family_of(i).in_class.layer.partition("{")[0] for i in range(a.layers))
-        begins = tuple({self.prefix + layer for layer in layers})
-        every = self.model.named_parameters(remove_duplicate=False)
-        return {n: p for n, p in every if n in self.checkpoint and not n.startswith(begins)}
 
     def replace_around(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Give parameters outside the layers other values; what is tied to them goes along, and buffers that some

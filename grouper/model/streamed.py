@@ -104,12 +104,6 @@ class Skeleton(Layers):
             if stored in self.checkpoint and id(parameter) not in large and not name.startswith(self.layers_begin):
                 self._set(name, self.checkpoint.tensor(stored).to(self.dtype))
 
-    @property
-    def layers_begin(self) -> tuple[str, ...]:
-        """How the names of the layers' parameters begin."""
-        families = {site.storage.in_class.layer for site in self.architecture.sites}
-        return tuple(self.prefix + name.partition("{")[0] for name in sorted(families))
-
     def _set(self, name: str, tensor: torch.Tensor) -> None:
         owner, _, last = name.rpartition(".")
         parameter = nn.Parameter(tensor.to(self.device), requires_grad=False)

@@ -70,7 +70,7 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untol
     layers = range(len(first.layers))
     facts = {
         "landscape": landscape(folder, first), "progress": [folder.read_progress(layer) for layer in layers],
-        "refined": folder.read_refined(),
+        "refined": folder.read_refined(), "windows": [0 if c == "none" else None for c in first.caches] or None,
     }  # fmt: skip
     try:
         checkpoint = folder.settings.open_checkpoint(local=False)

@@ -33,6 +33,13 @@ def test_across_queries_have_moments_of_their_own():
     assert text.of_queries.second_moment[0, 0] == 2
 
 
+def test_moments_without_keys_are_kept_too(tmp_path):
+    inputs = InputMoments(torch.rand(4, 4).float().double(), 7)
+    inputs.save(tmp_path / "file")
+    again = InputMoments.load(tmp_path / "file")
+    assert again.keys is None and again.tokens == 7 and torch.equal(again.second_moment, inputs.second_moment)
+
+
 @pytest.mark.parametrize("across", [True, False])
 def test_what_is_kept_is_read_as_it_was(tmp_path, across):
     keys = torch.rand(2, 3, 3)

@@ -143,6 +143,8 @@ def test_windows_are_what_each_attention_keeps(encoders, models, tmp_path):
     )  # fmt: skip
     facts = facts_of(run, similar=False)
     assert facts.windows == [0, 0, None, None, None, None] and facts.unit == "attention"
+    gone = made_up_run(tmp_path / "gone", [Scored(whole, "original", 0.0, "mean")], model="nowhere")
+    assert facts_of(gone, similar=False).windows == [0, 0, None, None, None, None], "layouts know it, too"
     assert facts.names == ["encoder 0", "encoder 1", "decoder 0", "decoder 0 across", "decoder 1", "decoder 1 across"]
     mistral = models("mistral", heads=8, kv_heads=4, sliding_window=32)
     a = Architecture.of(Checkpoint.open(mistral).config)

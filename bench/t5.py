@@ -16,8 +16,8 @@ import torch
 from retraining import DEVICE, Conversion, Task, main
 from torch import Tensor, nn
 
-from grouper.running.batch import NOT_ASKED, padded
 from grouper.calibration.source import DEMO_TEXTS, TextSource
+from grouper.running.batch import NOT_ASKED, padded
 
 CONVERSIONS = (
     Conversion("GQA (mean)", "neighbour"), Conversion("WGQA", "neighbour", training="wgqa"),

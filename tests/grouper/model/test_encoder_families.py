@@ -35,9 +35,8 @@ def test_norms_are_those_that_the_streams_go_through(encoders, name):
     norms = [n for n in entered if not isinstance(model.get_submodule(n), torch.nn.Linear)]
     own_behind = {part.behind for part in (a.family.parts or (a.family,))}
     for layer in range(a.layers):
-        family, number = a.place(layer)
-        family = family.in_class
-        inside = family.layer.format(layer=number)
+        family = a.sites[layer].storage.in_class
+        inside = family.layer.format(layer=a.sites[layer].layer)
         q = next(n for n in entered if f".{n}".endswith(f".{inside}{family.q}"))
         stem = q.removesuffix(family.q)
         k, o = stem + family.k, stem + family.o

@@ -91,7 +91,10 @@ T5 = {
 def test_an_encoders_attentions_come_first_then_two_of_each_layer_of_the_decoder():
     a = Architecture.of(T5)
     assert (a.layers, a.encoder_layers) == (8, 2)
-    assert [a.place(i)[1] for i in range(8)] == [0, 1, 0, 0, 1, 1, 2, 2]
+    assert [site.layer for site in a.sites] == [0, 1, 0, 0, 1, 1, 2, 2]
+    assert [site.stack for site in a.sites] == [0, 0, 1, 1, 1, 1, 1, 1] and [s.index for s in a.sites] == list(range(8))
+    assert [[site.index for site in place] for place in a.places] == [[0], [1], [2, 3], [4, 5], [6, 7]]
+    assert [site.storage for site in a.sites[1:4]] == list(a.family.parts)
     assert a.caches == ("none", "none", *("token", "source") * 3)
     assert [a.name_of(i) for i in (1, 2, 3, 7)] == ["encoder 1", "decoder 0", "decoder 0 across", "decoder 2 across"]
     assert Architecture.of({**T5, "num_decoder_layers": None}).layers == 6

@@ -75,7 +75,7 @@ def main() -> None:
             "spectral merge, 8 KV heads",
             lambda: merge.merge(attention, layout.layers[0], moments, args.device),
         )
-        options = RefineOptions(args.scope)
+        options = RefineOptions(args.scope).plan(args.device)
         steps = options.steps_for(tokens.numel())
         done = timed(
             f"refinement, {args.scope}, {steps} steps of 4,096 tokens",

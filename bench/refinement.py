@@ -48,7 +48,7 @@ def main() -> None:
         memory = None if args.memory is None else parsed_bytes(args.memory, "--memory")
         regrouper = Regrouper(checkpoint, calibration, args.device, memory, ranks)
         shared = ranks.first_does(lambda: Path(folder))
-        options = RefineOptions(args.scope, tokens=args.tokens).for_device(args.device)
+        options = RefineOptions(args.scope, tokens=args.tokens).plan(args.device)
         half = [[i // 2 for i in range(shape.kv_heads)]] * shape.layers
         layout = HeadLayout.from_labels(half, shape.heads, shape.head_dim)
         said = regrouper.estimate(layout, MEAN, options)

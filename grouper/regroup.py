@@ -28,9 +28,9 @@ from grouper.model.loadable import check_model
 from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
-from grouper.refinement.options import RefineOptions
+from grouper.refinement.options import AskedRefinement, RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
-from grouper.refinement.saved import RefinedLayers, SavedLayers
+from grouper.refinement.store import LayerStore
 from grouper.running.batch import Batch
 
 
@@ -104,21 +104,21 @@ class Regrouper:
         read = self.text if self.reads_windows else self.examples
         return read.spread(max(1, tokens // read.window))
 
-    def texts(self, options: RefineOptions) -> list[Tensor | Batch]:
+    def texts(self, options: AskedRefinement) -> list[Tensor | Batch]:
         """What is refined on, spread over the calibration text: windows of its own length and, where the text has room
         for them, a share of long ones."""
-        options = options.for_device(self.device)
+        plan = options.plan(self.device)
         if not self.reads_windows:
-            return [self.windows(options.tokens)]
-        window, context = self.text.window, self.architecture.context or options.batch_tokens
-        long = options.long_window(window, context)
-        count = round(options.long_share * options.tokens / long) if long else 0
-        short = self.windows(options.tokens - count * long)
+            return [self.windows(plan.tokens)]
+        window, context = self.text.window, self.architecture.context or plan.batch_tokens
+        long = plan.long_window(window, context)
+        count = round(plan.long_share * plan.tokens / long) if long else 0
+        short = self.windows(plan.tokens - count * long)
         if not count or short.numel() < long:
-            return [self.windows(options.tokens)]
+            return [self.windows(plan.tokens)]
         return [short, self._resized(long).spread(count)]
 
-    def seen(self, options: RefineOptions) -> Seen | SeenExamples:
+    def seen(self, options: AskedRefinement) -> Seen | SeenExamples:
         """What `refined` sees of the calibration text, for training that follows."""
         texts = self.texts(options)
         if not self.reads_windows:
@@ -188,7 +188,7 @@ class Regrouper:
 
         if folder is None:
             return kept
-        return SavedLayers(folder, made) if merge.dear else made
+        return LayerStore(folder, made) if merge.dear else made
 
     def _made(self, layout: HeadLayout, merge: Merge) -> Merged:
         def made(layer: int) -> MergedLayer:
@@ -197,25 +197,24 @@ class Regrouper:
 
         return made
 
-    def estimate(self, layout: HeadLayout, merge: Merge, options: RefineOptions) -> float:
+    def estimate(self, layout: HeadLayout, merge: Merge, options: AskedRefinement) -> float:
         """Seconds that `refined` will take, shared by all ranks."""
-        options = options.for_device(self.device)
-        start, texts = self._made(layout, merge.before_refinement()), self.texts(options)
-        return estimate_seconds(self.model, layout, start, texts, options, self.device, self.ranks)
+        start, plan = self._made(layout, merge.before_refinement()), options.plan(self.device)
+        return estimate_seconds(self.model, layout, start, self.texts(plan), plan, self.device, self.ranks)
 
     def refined(
         self,
         layout: HeadLayout,
         merge: Merge,
-        options: RefineOptions | None = None,
+        options: AskedRefinement | None = None,
         folder: Path | None = None,
         progress: Progress = untold,
         ranks: Ranks = ALONE,
-    ) -> RefinedLayers:
+    ) -> LayerStore:
         """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""
-        options = (options or RefineOptions()).for_device(self.device)
+        plan = (options or RefineOptions()).plan(self.device)
         start = self._made(layout, merge.before_refinement())
         return refine_layers(
-            self.model, layout, start, self.texts(options), options,
+            self.model, layout, start, self.texts(plan), plan,
             device=self.device, folder=folder, progress=progress, ranks=ranks,
         )  # fmt: skip

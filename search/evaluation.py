@@ -25,7 +25,7 @@ from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import temporary_folder
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
-from grouper.refinement.options import RefineOptions
+from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
@@ -94,15 +94,15 @@ def evaluate(
         ranks.first_does(kept.begin)
         texts = texts_of(checkpoint, source, tasks, window, limit, kept)
         numbers = choose(front, layouts)
-        refine = refine and refine.for_device(device)
+        plan = refine and refine.plan(device)
         measuring = measuring_of(source, texts, tasks, dtype, set)
-        front = ranks.first_does(lambda: measuring.check(folder, front, refine, overwrite))
-        wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if refine else "")
+        front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite))
+        wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")
         regrouper = Regrouper(checkpoint, calibration, device, memory, ranks, kept)
         meter = Meter(regrouper, texts, tasks, dtype)
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
-        fill_in(folder, front, todo, meter, fitting, refine, progress)
+        fill_in(folder, front, todo, meter, fitting, plan, progress)
         if todo or not (folder.path / PROXIES).is_file():  # else they are as they were
             proxies = judge_proxies(folder, front, regrouper, assignments)
             ranks.first_does(lambda: write_proxies(folder, proxies))
@@ -148,7 +148,7 @@ def fill_in(
     todo: list[int],
     meter: Meter,
     fitting: Callable[[HeadLayout], Merge],
-    refine: RefineOptions | None,
+    refine: RefinePlan | None,
     progress: Progress,
 ) -> None:
     """Measure these rows, one a rank at a time, and write pareto.csv after each time."""
@@ -188,7 +188,7 @@ def told(row: pd.Series) -> str:
 
 
 def measured(
-    meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefineOptions | None
+    meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefinePlan | None
 ) -> tuple[dict[str, float], Errors]:
     """By column, of the model as it came, or under this layout, merged and perhaps refined; and layers' errors before
     and after refinement."""

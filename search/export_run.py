@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from grouper.merging import MERGES, Merge, merge_for
 from grouper.outputs import refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
-from grouper.refinement.options import RefineOptions
-from grouper.refinement.saved import RefinedLayers
+from grouper.refinement.options import RefineOptions, RefinePlan
+from grouper.refinement.store import LayerStore
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
 from search.columns import SE, called
@@ -86,8 +86,8 @@ def export_from_run(
         destination.check()
     folder = RunFolder.open(Path(run))
     settings = folder.settings
-    refine = replace(refine, seed=settings.options.seed).for_device(device) if refine else None
-    chosen = choose_layout(folder, selection, refine, set, tell)
+    plan = replace(refine, seed=settings.options.seed).plan(device) if refine else None
+    chosen = choose_layout(folder, selection, plan, set, tell)
     written = ranks.first_does(lambda: already_written(output, chosen.layout, command))
     if destination and not options.overwrite and written:
         tell(f"{output} is written already")
@@ -100,18 +100,18 @@ def export_from_run(
     ranks.first_does(kept.begin)
     text = calibration or settings.calibration(keep_calibration)
     regrouper = Regrouper(checkpoint, text, device, memory, ranks, kept)
-    if refine and not calibration:
+    if plan and not calibration:
         readable, not_refined = ranks.first_does(lambda: own_text(regrouper, settings))
         regrouper = regrouper if readable else Regrouper(checkpoint, None, device, memory, ranks)
     if not_refined:
-        refine, chosen = None, choose_layout(folder, selection, None, set, silent)
+        plan, chosen = None, choose_layout(folder, selection, None, set, silent)
     announce(chosen, tell)
     if regrouper.calibration and not ranks.alone:
         regrouper.kept_moments(progress)  # which all ranks collect together
     origin = origin_of(folder, chosen, command)
     with locked_by_first(ranks, output):
         note = partial(folder.note_refined, chosen.picked.layout, chosen.label)
-        done = carry_out(regrouper, chosen, output, refine, options, origin, destination, note, tell, progress)
+        done = carry_out(regrouper, chosen, output, plan, options, origin, destination, note, tell, progress)
     return replace(done, not_refined=not_refined)
 
 
@@ -132,7 +132,7 @@ def carry_out(
     regrouper: Regrouper,
     chosen: Chosen,
     output: Path,
-    refine: RefineOptions | None,
+    refine: RefinePlan | None,
     options: ExportOptions,
     origin: dict,
     destination: Destination | None,
@@ -183,7 +183,7 @@ def told_where(kept: Path | None) -> Iterator[None]:
 
 
 def choose_layout(
-    folder: RunFolder, selection: Selection, refine: RefineOptions | None, set: tuple[str, ...], tell: Tell
+    folder: RunFolder, selection: Selection, refine: RefinePlan | None, set: tuple[str, ...], tell: Tell
 ) -> Chosen:
     """Act one: the layout, and the merge that suits it."""
     front, settings = folder.front(), folder.settings
@@ -220,13 +220,12 @@ def announce(chosen: Chosen, tell: Tell) -> None:
         tell(picked.others)
 
 
-def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path) -> Path:
+def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, output: Path) -> Path:
     """Where layers are kept while they are refined: a folder for just this model, layout, text and options."""
     texts = [digest(text) for text in regrouper.texts(refine)]
-    how = {name: value for name, value in asdict(refine).items() if name != "long_share"}  # which the texts show
     key = work_key(
         model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=" ".join(texts),
-        merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=how,
+        merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=refine.key,
     )  # fmt: skip
     return refined_beside(output) / key
 
@@ -237,12 +236,12 @@ def refined_beside(output: Path) -> Path:
 
 
 def as_begun(
-    regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, output: Path, tell: Tell
-) -> tuple[Regrouper, RefineOptions]:
+    regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, output: Path, tell: Tell
+) -> tuple[Regrouper, RefinePlan]:
     """The same, or, where an older version has begun this refinement, as that refined: without long windows, on text of
     which nothing was set aside."""
 
-    def begun(way: tuple[Regrouper, RefineOptions]) -> bool:
+    def begun(way: tuple[Regrouper, RefinePlan]) -> bool:
         return kept_refinement(way[0], chosen, way[1], output).is_dir()
 
     now = regrouper, refine
@@ -257,8 +256,8 @@ def as_begun(
 
 
 def merge_and_refine(
-    regrouper: Regrouper, chosen: Chosen, refine: RefineOptions, kept: Path, tell: Tell, progress: Progress
-) -> tuple[RefinedLayers, dict]:
+    regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, kept: Path, tell: Tell, progress: Progress
+) -> tuple[LayerStore, dict]:
     """Act two, with an estimate of the time: the layers' weights, and what was done for the record."""
     texts = regrouper.texts(refine)
     tokens = sum(text.numel() for text in texts)

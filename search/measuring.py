@@ -9,7 +9,7 @@ from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
 from grouper.outputs import write_text
 from grouper.parsing import json_object
-from grouper.refinement.options import RefineOptions
+from grouper.refinement.options import RefinePlan
 from search.methods.registry import ORIGINAL
 from search.pareto import ParetoFront
 from search.run_folder import RunFolder
@@ -38,9 +38,7 @@ class Measuring:
         data |= {"dtype": self.dtype, **({"set": list(self.set)} if self.set else {})}
         return data if self.tasks is None else {**data, "tasks": self.tasks}
 
-    def check(
-        self, folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, overwrite: bool
-    ) -> ParetoFront:
+    def check(self, folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, overwrite: bool) -> ParetoFront:
         """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them.
         Returns the front, without what was forgotten."""
         path = folder.path / "evaluation.json"
@@ -85,16 +83,14 @@ class Measuring:
             raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): {again}")
 
 
-def recipe(refine: RefineOptions) -> dict:
+def recipe(refine: RefinePlan) -> dict:
     """What refined layouts have to share. refine: filled in by device. Older versions had no long windows, and named no
     share of them."""
     long = {"long_share": refine.long_share} if refine.long_share else {}
     return {"scope": refine.scope, "tokens": refine.tokens, **long}
 
 
-def comparable(
-    folder: RunFolder, front: ParetoFront, refine: RefineOptions | None, set: tuple[str, ...]
-) -> ParetoFront:
+def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, set: tuple[str, ...]) -> ParetoFront:
     """The front without measurements that were made with other parameters of merges, or of layouts that were refined
     otherwise, than what is to be exported. refine: filled in by device."""
     path = folder.path / "evaluation.json"

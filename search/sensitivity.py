@@ -85,7 +85,7 @@ def measured(
     """(layer, points) of these layers, in their order."""
     model, options = regrouper.model, folder.settings.options
     merge = MERGES.configured(options.set)[FITNESSES[options.fitness].own_merge]
-    refine = RefineOptions("attention", steps=STEPS, seed=options.seed).for_device(regrouper.device)
+    refine = RefineOptions("attention", steps=STEPS, seed=options.seed).plan(regrouper.device)
     windows, judged = regrouper.windows(TOKENS), regrouper.held_out(JUDGED)
     before = nll(model.model, judged)
     size = max(1, refine.batch_tokens // windows.shape[1])

@@ -18,9 +18,9 @@ from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.courses import ByPart, Course, Drawn
 from grouper.refinement.descent import Descent
-from grouper.refinement.options import RefineOptions
-from grouper.refinement.saved import WEIGHTS
+from grouper.refinement.options import RefinePlan
 from grouper.refinement.sides import Sides
+from grouper.refinement.store import WEIGHTS
 from grouper.running.stubs import Arguments, Enough
 from grouper.running.walk import Step, run_layer
 
@@ -36,10 +36,10 @@ class LayerWorker:
     site: Site
     layout: LayerLayout
 
-    def __init__(self, step: Step, device: str, options: RefineOptions, ranks: Ranks = ALONE):
+    def __init__(self, step: Step, device: str, plan: RefinePlan, ranks: Ranks = ALONE):
         model = step.walk.model
         self.architecture, self.checkpoint = model.architecture, model.checkpoint
-        self.options, self.device, self.ranks = options, device, ranks
+        self.plan, self.device, self.ranks = plan, device, ranks
         with step.loaded() as module:
             self.original = copy.deepcopy(module).to(device, torch.float32)
         self.regrouped = copy.deepcopy(self.original)
@@ -85,7 +85,7 @@ class LayerWorker:
     def _given_out(self, attention: Attention, others: dict[str, Tensor], before: float, after: float) -> MergedLayer:
         """With the names of checkpoints; where a layer has two attentions, with all of the layer's others as they are
         now, which the one before may have changed."""
-        if self.shares_layer and self.options.scope == "block":
+        if self.shares_layer and self.plan.scope == "block":
             others = {name: self.regrouped.get_parameter(name).detach().clone() for name in sorted(self.trainable)}
         return MergedLayer(attention, {self.stored[name]: t for name, t in others.items()}, before, after)
 
@@ -93,7 +93,7 @@ class LayerWorker:
 
     def output(self, module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
         """What is matched: the stream behind the layer, or just behind the attention at hand."""
-        if self.options.scope == "block":
+        if self.plan.scope == "block":
             return run_layer(module, stream, arguments)
         return self.after_attention(module, stream, arguments)
 
@@ -199,7 +199,7 @@ class LayerWorker:
         )  # a gain of all heads is fixed
         kept = (n for n in WEIGHTS if getattr(attention, n) is not None and n not in fixed)
         shared = {n: getattr(attention, n).clone().requires_grad_() for n in kept}
-        if self.options.scope != "block":
+        if self.plan.scope != "block":
             return shared, {}
         rest = self.trainable - self.tensors(attention).keys()
         parameters = ((n, p) for n, p in self.regrouped.named_parameters() if n in rest)
@@ -215,7 +215,7 @@ class LayerWorker:
         tell: Progress,
     ) -> None:
         """Adam on `shared` and `others`, in place."""
-        rate = self.options.rate
+        rate = self.plan.rate
         rates = [(t, rate * size_of(t)) for t in shared.values()]
         rates += [(t, rate * REST * size_of(t)) for t in others.values()]
         for tensor, _rate in rates:
@@ -234,7 +234,7 @@ class LayerWorker:
 
     def course(self, sides: Sides, steps: int, outputs: Callable[..., Tensor], scale: float) -> Course:
         """outputs(stream, arguments): of the layer with the weights in training."""
-        seed, arguments = self.options.seed, sides.ours.arguments_of
+        seed, arguments = self.plan.seed, sides.ours.arguments_of
 
         def of_part(number: int) -> Tensor:
             target = sides.wanted_of(number)
@@ -246,7 +246,7 @@ class LayerWorker:
 
         if not sides.walk.alike:
             return ByPart(of_part, shuffled_passes(len(sides.parts), 1, steps, seed).flatten(), self.ranks)
-        size = min(len(sides.walk), max(1, self.options.batch_tokens // sides.walk.batch.tokens))
+        size = min(len(sides.walk), max(1, self.plan.batch_tokens // sides.walk.batch.tokens))
         order = shuffled_passes(len(sides.walk), size, steps, seed)
         return Drawn(of_windows, sides.other.stream, sides.wanted, order, self.device, self.ranks)
 

@@ -31,9 +31,9 @@ from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.descent import TOLD, WARM_UP
 from grouper.refinement.layer import MEASURED, LayerWorker
-from grouper.refinement.options import SCOPES, RefineOptions
-from grouper.refinement.saved import LayersInMemory, RefinedLayers, SavedLayers, save_layer
+from grouper.refinement.options import SCOPES, AskedRefinement, RefineOptions, RefinePlan
 from grouper.refinement.sides import Sides
+from grouper.refinement.store import LayerStore
 from grouper.running.batch import Batch
 from grouper.threads import in_background
 
@@ -46,13 +46,13 @@ def refine_layers(
     layout: HeadLayout,
     merged: Merged,
     texts: Texts,
-    options: RefineOptions | None = None,
+    options: AskedRefinement | None = None,
     *,
     device: str | None = None,
     folder: Path | None = None,
     progress: Progress = untold,
     ranks: Ranks = ALONE,
-) -> RefinedLayers:
+) -> LayerStore:
     """Refine attention by attention; one that training does not improve stays as merged. Returns the layers' weights.
 
     model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the
@@ -62,20 +62,20 @@ def refine_layers(
     `folder`, where all read them. The same call gives the same weights on the same machine.
     """
     device = device or model.device
-    options = (options or RefineOptions()).for_device(device)
-    if options.scope not in SCOPES:
-        raise GrouperError(f"unknown scope {options.scope!r}: {expected(options.scope, SCOPES)}")
-    every = sides_of(model, texts, options, device)
-    steps, layers = options.steps_for(sum(sides.tokens for sides in every)), len(layout.layers)
-    in_memory, saved = LayersInMemory(), None if folder is None else SavedLayers(folder)
+    plan = (options or RefineOptions()).plan(device)
+    if plan.scope not in SCOPES:
+        raise GrouperError(f"unknown scope {plan.scope!r}: {expected(plan.scope, SCOPES)}")
+    every = sides_of(model, texts, plan, device)
+    steps, layers = plan.steps_for(sum(sides.tokens for sides in every)), len(layout.layers)
+    store = LayerStore(folder)
     with deterministic(), in_background() as background:
         for place in model.architecture.places:
             here = [sides.at(place) for sides in every]
-            worker, advanced = LayerWorker(here[0].own, device, options, ranks), False
+            worker, advanced = LayerWorker(here[0].own, device, plan, ranks), False
             for site in place:
                 worker.take_up(site, layout.layers[site.index])
-                if ranks.first_does(lambda site=site: saved is not None and site.index in saved):
-                    worker.set(saved(site.index))
+                if ranks.first_does(lambda site=site: site.index in store):
+                    worker.set(store(site.index))
                     continue
 
                 def tell(step: int, _steps: int, note: str, site=site) -> None:
@@ -84,26 +84,26 @@ def refine_layers(
                 if not advanced:
                     for sides in here:
                         worker.set_targets(sides)
-                    advanced = options.scope == "block"  # what is wanted is the original's next stream
+                    advanced = plan.scope == "block"  # what is wanted is the original's next stream
                 done = worker.fit(merged(site.index).attention, here, steps, tell)
-                if saved is None:
-                    in_memory[site.index] = done.on_cpu()
+                if folder is None:
+                    store.keep(site.index, done.on_cpu())
                 elif ranks.first:
-                    background(save_layer, saved.path(site.index), done.on_cpu(for_a_while=True))
+                    background(store.keep, site.index, done.on_cpu(for_a_while=True))
                 del done  # a whole layer
             for sides in here:
                 if not advanced:
                     worker.advance(worker.original, sides.own, sides)
                 worker.advance(worker.regrouped, sides.ours, sides)
     ranks.wait()
-    return in_memory if saved is None else saved
+    return store
 
 
-def sides_of(model: Layers, texts: Texts, options: RefineOptions, device: str) -> list[Sides]:
+def sides_of(model: Layers, texts: Texts, plan: RefinePlan, device: str) -> list[Sides]:
     """Both streams of each text, at the first layer."""
     batches = [Batch.of(one) for one in ([texts] if isinstance(texts, Tensor | Batch) else texts)]
-    sizes = [max(1, options.batch_tokens // batch.tokens) for batch in batches]
-    return [Sides(model, b, size, device, options.scope == "block") for b, size in zip(batches, sizes)]
+    sizes = [max(1, plan.batch_tokens // batch.tokens) for batch in batches]
+    return [Sides(model, b, size, device, plan.scope == "block") for b, size in zip(batches, sizes)]
 
 
 def estimate_seconds(
@@ -111,25 +111,24 @@ def estimate_seconds(
     layout: HeadLayout,
     merged: Merged,
     texts: Texts,
-    options: RefineOptions,
+    plan: RefinePlan,
     device: str,
     ranks: Ranks = ALONE,
 ) -> float:
     """What `refine_layers` will take: steps and passes of the first layer on parts of their real size, after some that
     warm the device up. Each rank measures by itself; what ranks share is divided by their number. texts: as
     `refine_layers` has them; the first one stands for all."""
-    options = options.for_device(device)
     batches = [Batch.of(one) for one in ([texts] if isinstance(texts, Tensor | Batch) else texts)]
     tokens = sum(batch.numel() for batch in batches)
-    few = batches[0][: max(1, options.batch_tokens // batches[0].tokens)]
+    few = batches[0][: max(1, plan.batch_tokens // batches[0].tokens)]
     parts = -(-tokens // few.numel())
-    (sides,) = sides_of(model, few, replace(options, scope="attention"), device)
+    (sides,) = sides_of(model, few, replace(plan, scope="attention"), device)
     place = model.architecture.places[0]
     here, start = sides.at(place), merged(0).attention
 
     def worker_of_a_layer() -> LayerWorker:
         merged(0)
-        return LayerWorker(here.own, device, options).take_up(place[0], layout.layers[0])
+        return LayerWorker(here.own, device, plan).take_up(place[0], layout.layers[0])
 
     worker = worker_of_a_layer()
     set_up = _seconds(worker_of_a_layer, device)
@@ -150,9 +149,9 @@ def estimate_seconds(
         step = (told[steps] - told[first]) / (steps - first)
     once = max(took - step * steps, 0)  # errors before and after, on up to 16 parts
     forward = _seconds(lambda: worker.advance(worker.regrouped, here.own, here), device)
-    passes = 2 if options.scope == "block" else 3
+    passes = 2 if plan.scope == "block" else 3
     measured = 2 * forward * (min(parts, MEASURED) - 1)
-    shared = (step * options.steps_for(tokens) + passes * forward * parts) / ranks.size
+    shared = (step * plan.steps_for(tokens) + passes * forward * parts) / ranks.size
     per_layer = set_up + once + measured + shared
     return len(layout.layers) * per_layer
 

@@ -58,7 +58,7 @@ class OnText:
         return OnText(self.encodes, self.checkpoint.fingerprint, self.first + 100)
 
 
-REFINE = RefineOptions(tokens=16, seed=1).for_device("cpu")
+REFINE = RefineOptions(tokens=16, seed=1).plan("cpu")
 
 
 def chosen(labels=(0, 0, 1, 1), merge="spectral", **parameters) -> SimpleNamespace:

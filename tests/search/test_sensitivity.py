@@ -91,7 +91,7 @@ def test_a_layers_points_are_losses_of_the_model_with_that_layer_merged_alone(re
     half, one = (LayerLayout.from_labels([h % n for h in range(8)]) for n in (4, 1))
     found = [{"a": [Candidate(half, 0.5)]}, {"a": [Candidate(half, 0.6)]}, {"b": [Candidate(one, 1.0)]}]
     streams = []
-    monkeypatch.setattr(LayerWorker, "set_targets", lambda self, stream, wanted: streams.append(stream.clone()))
+    monkeypatch.setattr(LayerWorker, "set_targets", lambda self, sides: streams.append(sides.walk.stream.clone()))
     monkeypatch.setattr(LayerWorker, "fit", lambda self, start, *given: MergedLayer(start))
     points = dict(measured(found, [0, 2], run, regrouper, untold))
     assert {layer: [error for error, _ in some] for layer, some in points.items()} == {0: [0.5], 2: [1.0]}

@@ -49,7 +49,7 @@ class ToyWorker(LayerWorker):
     shares_layer = False
 
     def __init__(self, options: RefineOptions):
-        self.options, self.device, self.ranks = options.for_device("cpu"), "cpu", ALONE
+        self.plan, self.device, self.ranks = options.plan("cpu"), "cpu", ALONE
         self.original, self.regrouped = Layer(), Layer()
 
     def tensors(self, attention: Attention) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def test_a_decoders_layer_has_a_target_for_each_attention_or_one_for_the_whole(e
     """What `after_attention` gives is what the next norm gets; others of the layer are given out as they are now."""
     model = InMemoryModel(Checkpoint.open(encoders("bart")))
     a, place = model.architecture, model.architecture.places[2]
-    some, options = examples(encoders("bart"), 4), RefineOptions(scope, batch_tokens=24, steps=2).for_device("cpu")
+    some, options = examples(encoders("bart"), 4), RefineOptions(scope, batch_tokens=24, steps=2).plan("cpu")
     (here,) = sides_of(model, some, options, "cpu")
     here.at(place)
     work, found = LayerWorker(here.own, "cpu", options), []
@@ -156,7 +156,7 @@ def test_a_decoders_layer_has_a_target_for_each_attention_or_one_for_the_whole(e
 def test_biases_of_positions_that_all_layers_add_are_not_trained(encoders):
     model = InMemoryModel(Checkpoint.open(encoders("t5")))
     walk = Walk(model, torch.zeros(0, 1, dtype=torch.long), 1)
-    work = LayerWorker(walk.at(model.architecture.places[0]), "cpu", RefineOptions("block"))
+    work = LayerWorker(walk.at(model.architecture.places[0]), "cpu", RefineOptions("block").plan("cpu"))
     assert any("relative_attention_bias" in name for name in work.stored)
     assert work.trainable and not any("relative_attention_bias" in n or "SelfAttention" in n for n in work.trainable)
 
@@ -165,7 +165,9 @@ def test_names_go_in_and_out_as_checkpoints_have_them(encoders):
     """ViT's class calls what is within a layer otherwise."""
     model = InMemoryModel(Checkpoint.open(encoders("vit")))
     walk, a = Walk(model, torch.zeros(0, 1, dtype=torch.long), 1), model.architecture
-    work = LayerWorker(walk.at(a.places[1]), "cpu", RefineOptions("block")).take_up(a.sites[1], a.whole_layer)
+    work = LayerWorker(walk.at(a.places[1]), "cpu", RefineOptions("block").plan("cpu")).take_up(
+        a.sites[1], a.whole_layer
+    )
     assert work.stored["mlp.fc1.weight"] == "intermediate.dense.weight" and "mlp.fc1.weight" in work.trainable
     start = a.read(model.checkpoint, 1)
     changed = {"intermediate.dense.weight": torch.ones_like(work.original.get_parameter("mlp.fc1.weight"))}

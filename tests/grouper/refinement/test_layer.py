@@ -20,10 +20,10 @@ from grouper.progress import untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement import refine
 from grouper.refinement.layer import LayerWorker, relative, size_of, turns_of
-from grouper.refinement.options import RefineOptions
+from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.refine import estimate_seconds, refine_layers
-from grouper.refinement.saved import SavedLayers, save_layer
 from grouper.refinement.sides import Sides
+from grouper.refinement.store import LayerStore
 from grouper.running.walk import run_layer
 
 LAYOUT = HeadLayout.from_labels([np.arange(8) % 4] * 3, 8, 16)
@@ -45,7 +45,7 @@ def worker(
 ) -> tuple[LayerWorker, Sides]:
     """At this layer, which gets the embeddings; `set_targets` is done. apart: whether targets have a place of their
     own, whatever the scope."""
-    options = options.for_device("cpu")
+    options = options.plan("cpu")
     size = max(1, options.batch_tokens // tokens.shape[1])
     place = model.architecture.places[layer]
     sides = Sides(model, tokens, size, "cpu", options.scope == "block" and not apart).at(place)
@@ -177,13 +177,13 @@ def test_layers_on_disk_are_made_once_and_read_to_the_bit(model, tmp_path):
         made.append(layer)
         return merged(model, layer)
 
-    saved = SavedLayers(tmp_path / "layers", make)
+    saved = LayerStore(tmp_path / "layers", make)
     first, again = saved(1), saved(1)
     assert made == [1] and 1 in saved and 0 not in saved
     for name, tensor in vars(first.attention).items():
         other = getattr(again.attention, name)
         assert tensor is other or torch.equal(tensor, other), name
-    save_layer(saved.path(2), MergedLayer(first.attention, {"mlp.up_proj.weight": torch.ones(2)}, 0.5, 0.25))
+    saved.keep(2, MergedLayer(first.attention, {"mlp.up_proj.weight": torch.ones(2)}, 0.5, 0.25))
     assert saved.errors(2) == (0.5, 0.25) and torch.equal(saved(2).others["mlp.up_proj.weight"], torch.ones(2))
 
 
@@ -230,7 +230,7 @@ def test_every_pass_sees_all_windows_in_an_order_of_the_seed():
 
 
 def test_what_is_not_given_is_filled_in_by_device():
-    options = [RefineOptions().for_device(device) for device in ("cpu", "cuda:1")]
+    options = [RefineOptions().plan(device) for device in ("cpu", "cuda:1")]
     found = [(o.scope, o.batch_tokens, o.tokens) for o in options]
     assert found == [("attention", 1024, 16_384), ("block", 4096, 393_216)]
 
@@ -279,7 +279,7 @@ class ToyWorker(LayerWorker):
     shares_layer, trainable = False, set()
 
     def __init__(self, ranks: Ranks, scope: str = "block"):
-        self.options, self.device, self.ranks = RefineOptions(scope), "cpu", ranks
+        self.plan, self.device, self.ranks = RefineOptions(scope).plan("cpu"), "cpu", ranks
         self.original, self.regrouped = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
         for added, module in ((1.0, self.original), (2.0, self.regrouped)):
             module.weight.data, module.bias.data = 2 * torch.eye(2), torch.full((2,), added)
@@ -325,7 +325,7 @@ class Stretched(LayerWorker):
     shares_layer = False
 
     def __init__(self, options: RefineOptions):
-        self.options, self.device, self.ranks, self.trainable = options, "cpu", ALONE, set()
+        self.plan, self.device, self.ranks, self.trainable = options.plan("cpu"), "cpu", ALONE, set()
         self.original, self.regrouped = Stretching(), Stretching()
 
     def tensors(self, attention: Attention) -> dict[str, torch.Tensor]:
@@ -394,11 +394,11 @@ def test_each_text_takes_its_turns():
 )  # fmt: skip
 def test_long_windows_are_whole_short_ones_within_a_step_and_the_context(options, context, long):
     """Of windows of 96 tokens; a step has 1,024 unless said."""
-    assert RefineOptions(**options).for_device("cpu").long_window(96, context) == long
+    assert RefineOptions(**options).plan("cpu").long_window(96, context) == long
 
 
 def test_shares_of_long_windows():
-    found = [RefineOptions(long_share=share).for_device("cpu").long_share for share in (None, 0.0, 0.25)]
+    found = [RefineOptions(long_share=share).plan("cpu").long_share for share in (None, 0.0, 0.25)]
     assert found == [0.5, 0.0, 0.25]
     for share in (-0.1, 1.0):
         with pytest.raises(GrouperError, match=f"--long-share {share}: expected a share from 0 to below 1"):
@@ -415,7 +415,7 @@ def test_long_windows_go_through_the_layers_beside_the_short_ones(model, monkeyp
         return fit(self, start, every, 2, tell)
 
     monkeypatch.setattr(LayerWorker, "fit", spy)
-    monkeypatch.setattr(RefineOptions, "steps_for", lambda _options, tokens: tokens)
+    monkeypatch.setattr(RefinePlan, "steps_for", lambda _options, tokens: tokens)
     long = torch.randint(2, 4000, (3, 96), generator=torch.Generator().manual_seed(1))
     done = refine_layers(
         model, LAYOUT, lambda i: merged(model, i), [TOKENS, long], RefineOptions("block", batch_tokens=96)
@@ -451,14 +451,16 @@ def test_an_error_is_taken_on_sixteen_parts():
 @pytest.mark.parametrize(("batch_tokens", "parts"), [(7, 3), (2, 5), (100, 1)])
 def test_sizes_of_parts(model, batch_tokens, parts):
     """Of five windows of three tokens; a window at least."""
-    options = RefineOptions("block", batch_tokens=batch_tokens)
-    (sides,) = refine.sides_of(model, TOKENS[:5, :3], options, "cpu")
+    plan = RefineOptions("block", batch_tokens=batch_tokens).plan("cpu")
+    (sides,) = refine.sides_of(model, TOKENS[:5, :3], plan, "cpu")
     assert len(sides.parts) == parts and sides.tokens == 15
 
 
 def test_defaults():
-    assert [RefineOptions(scope).rate for scope in ("attention", "block")] == [0.04, 0.02]
-    assert RefineOptions("block", lr=0.5).rate == 0.5 and RefineOptions(steps=7).steps_for(10**6) == 7
+    plans = [RefineOptions(scope).plan("cpu") for scope in ("attention", "block")]
+    assert [plan.rate for plan in plans] == [0.04, 0.02] and [plan.key["lr"] for plan in plans] == [None, None]
+    given = RefineOptions("block", steps=7, lr=0.5).plan("cuda")
+    assert given.rate == given.key["lr"] == 0.5 and given.steps_for(10**6) == 7 and given.plan("cpu") is given
     assert size_of(torch.tensor([3.0, 4.0, 0.0, 0.0])) == pytest.approx(2.5), "root mean square"
 
 
@@ -490,9 +492,9 @@ def test_the_time_of_a_refinement_is_that_of_its_parts(model, monkeypatch, scope
 
     monkeypatch.setattr(refine, "_seconds", seconds)
     monkeypatch.setattr(refine, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
-    options = RefineOptions(scope, steps=20, batch_tokens=64)
+    plan = RefineOptions(scope, steps=20, batch_tokens=64).plan("cpu")
     found = estimate_seconds(
-        model, LAYOUT, lambda layer: merged(model, layer), [TOKENS], options, "cpu", Ranks(0, size)
+        model, LAYOUT, lambda layer: merged(model, layer), [TOKENS], plan, "cpu", Ranks(0, size)
     )  # fmt: skip
     one_layer = 2 + 42 + 2 * 3 * (4 - 1) + (20 * 1 + passes * 3 * 4) / size
     assert found == pytest.approx(3 * one_layer)

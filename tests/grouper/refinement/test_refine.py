@@ -141,7 +141,7 @@ def test_refinement_without_text_or_with_an_unknown_scope_is_refused(tmp_path):
 
 
 def test_more_text_gets_more_steps():
-    steps = [RefineOptions().steps_for(t) for t in (1_000, 32_768, 131_072, 393_216)]
+    steps = [RefineOptions().plan("cpu").steps_for(t) for t in (1_000, 32_768, 131_072, 393_216)]
     assert steps == [20, 150, 424, 967] and Architecture.of(Checkpoint.open("demo").config).layers == 6
 
 

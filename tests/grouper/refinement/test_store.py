@@ -2,10 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
 from grouper.attention import Attention, MergedLayer
-from grouper.refinement.saved import LayersInMemory, SavedLayers, load_layer, save_layer
+from grouper.refinement.store import LayerStore, load_layer, save_layer
 
 
 def whole(qk_norm: str | None = "all") -> Attention:
@@ -33,10 +34,22 @@ def test_every_field_of_a_layer_is_read_as_it_was_written(tmp_path):
         assert list(again.others) == ["mlp.weight"] and torch.equal(again.others["mlp.weight"], torch.ones(2, 3))
 
 
-def test_a_layer_that_was_not_refined_has_no_errors(tmp_path):
-    saved = SavedLayers(tmp_path, lambda layer: MergedLayer(whole()))
-    saved(3)
-    assert saved.path(3).name == "layer-003.safetensors" and all(map(math.isnan, saved.errors(3)))
-    assert all(map(math.isnan, (saved(3).before, saved(3).after)))
-    memory = LayersInMemory({1: MergedLayer(whole(), {}, 0.5, 0.25)})
-    assert memory.errors(1) == (0.5, 0.25) and memory(1) is memory[1]
+@pytest.mark.parametrize("kept", ["in memory", "in a folder"])
+def test_layers_are_made_once_and_kept(tmp_path, kept):
+    made: list[int] = []
+
+    def make(layer: int) -> MergedLayer:
+        made.append(layer)
+        return MergedLayer(whole())
+
+    store = LayerStore(tmp_path if kept == "in a folder" else None, make)
+    assert (
+        3 not in store and torch.equal(store(3).attention.q, whole().q) and torch.equal(store(3).attention.k, whole().k)
+    )
+    assert made == [3] and 3 in store and 2 not in store
+    assert [p.name for p in tmp_path.iterdir()] == (["layer-003.safetensors"] if kept == "in a folder" else [])
+    assert all(map(math.isnan, (*store.errors(3), store(3).before))), "it was not refined"
+    store.keep(1, MergedLayer(whole(), {}, 0.5, 0.25))
+    assert store.errors(1) == (0.5, 0.25) and store(1).after == 0.25 and made == [3]
+    with pytest.raises(KeyError):
+        LayerStore(tmp_path / "none")(0)

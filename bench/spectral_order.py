@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from fitness.spectral import Spectral
 from grouper import Architecture, Checkpoint
 from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import AssumedInputs, InputMoments
 
 GROUPS = 60
 
@@ -42,7 +42,7 @@ def main() -> None:
     architecture = Architecture.of(checkpoint.config)
     print("| layer | heads in a group | reduced | surrogate | exact time / reduced |\n| --- | --- | --- | --- | --- |")
     for layer in range(architecture.layers):
-        inputs = InputMoments.from_norm(*architecture.norm(checkpoint, layer), architecture.hidden_size)
+        inputs = AssumedInputs.from_norm(*architecture.norm(checkpoint, layer), architecture.hidden_size)
         for size in (4, 8):
             compare(f"in the box, {layer}", architecture.read(checkpoint, layer), inputs, size, size * 16)
     g = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def main() -> None:
     q, k, v = (torch.randn(32, 128, 1024, generator=g) * falling for _ in range(3))
     o = torch.randn(1024, 32, 128, generator=g)
     planes = torch.stack([torch.arange(64), torch.arange(64) + 64], -1)
-    inputs = InputMoments.from_norm(None, None, 1024)
+    inputs = AssumedInputs.from_norm(None, None, 1024)
     compare("random, heads of 128", Attention(q, k, v, o, planes=planes), inputs, 8, 256)
 
 

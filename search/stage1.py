@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fitness import FITNESSES, Fitness
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import InputMoments, MeasuredInputs
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
 from grouper.model.architecture import Architecture
@@ -44,7 +44,7 @@ class LayerSearch:
 
     def __call__(self, layer: int, moments: Path | None = None, report: Progress = untold) -> Found:
         with one_thread():
-            inputs = None if moments is None else InputMoments.load(moments)
+            inputs = None if moments is None else MeasuredInputs.load(moments)
             return self.search(self.task(layer, inputs), layer, report)
 
     @property

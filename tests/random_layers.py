@@ -6,7 +6,7 @@ import torch
 
 from grouper import LayerLayout
 from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import InputMoments, MeasuredInputs
 
 H, G, d, D = 8, 4, 6, 20
 ROTARY = {"rope": d, "partial": 4, "none": 0}
@@ -33,7 +33,7 @@ def random_moments(seed: int = 0, across: bool = False) -> InputMoments:
             D, generator=g, dtype=torch.float64
         )
         x = torch.cat([x, torch.ones(400, 1, dtype=torch.float64)], 1)
-        return InputMoments(x.T @ x / 400, 400)
+        return MeasuredInputs(x.T @ x / 400, 400)
 
     strengths = torch.logspace(1, -1, D)
     own = drawn(strengths)

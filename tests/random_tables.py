@@ -5,7 +5,7 @@ import torch
 from random_layers import small_attention
 
 from fitness import FITNESSES, PairwiseFitness
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import MeasuredInputs
 from search.methods.task import LayerTask
 from search.optimise.partition import Partition
 
@@ -35,5 +35,5 @@ def keyed_task(heads: int = 8, keys: np.ndarray | None = None) -> LayerTask:
     a = small_attention(0, heads, bias=False)
     gram = torch.einsum("adx,bdx->ab", a.k, a.k)
     keys = torch.stack([gram, 2 * gram]) if keys is None else torch.tensor(keys)
-    inputs = InputMoments(torch.eye(13, dtype=torch.float64), 8, keys)
+    inputs = MeasuredInputs(torch.eye(13, dtype=torch.float64), 8, keys)
     return LayerTask(FITNESSES["weight"], None, attention=a, inputs=inputs)

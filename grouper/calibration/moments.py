@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import InputMoments, MeasuredInputs
 from grouper.errors import GrouperError
 from grouper.model.layers import Layers
 from grouper.model.site import Site
@@ -124,8 +124,8 @@ class _Sums:
         tokens = {name: int(total[-1, -1].item()) for name, total in self.totals.items()}
         means = {name: (t / max(tokens[name], 1)).float().double().cpu() for name, t in self.totals.items()}
         keys = torch.cat([part for of_rank in ranks.gather(self.keys) for part in of_rank])
-        queries = InputMoments(means["queries"], tokens["queries"]) if tokens.get("queries") else None
-        return InputMoments(means["inputs"], tokens["inputs"], keys, queries)
+        queries = MeasuredInputs(means["queries"], tokens["queries"]) if tokens.get("queries") else None
+        return MeasuredInputs(means["inputs"], tokens["inputs"], keys, queries)
 
 
 class KeptMoments(Sequence[InputMoments]):
@@ -143,7 +143,7 @@ class KeptMoments(Sequence[InputMoments]):
     def __getitem__(self, layer: int) -> InputMoments:
         if not 0 <= layer < self.layers:
             raise IndexError(layer)
-        return InputMoments.load(self.path(layer))
+        return MeasuredInputs.load(self.path(layer))
 
     @property
     def complete(self) -> bool:

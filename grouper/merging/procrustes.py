@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import AssumedInputs, InputMoments
 from grouper.layout import Grouping, LayerLayout
 from grouper.merging.base import Merge
 from grouper.merging.folding import augmented, check_readers_are_sources, energy, split
@@ -40,7 +40,7 @@ class Procrustes(Merge):
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
-        inputs = InputMoments.from_norm(None, None, attention.q.shape[-1]) if inputs is None else inputs
+        inputs = AssumedInputs.from_norm(None, None, attention.q.shape[-1]) if inputs is None else inputs
         changed = self.values(attention, layout.v, inputs)
         if attention.qk_norm:
             parts = ("k", "k_bias", "k_norm")

@@ -301,15 +301,15 @@ class Architecture:
     def input_moments(self, checkpoint: Checkpoint, layer: int) -> InputMoments:
         """What the norm before the projections says of their inputs, without text. Across from a decoder to an encoder,
         q has one norm and k and v another one."""
-        from grouper.calibration.input_moments import InputMoments
+        from grouper.calibration.input_moments import AssumedInputs
 
-        inputs = InputMoments.from_norm(*self.norm(checkpoint, layer), self.hidden_size)
+        inputs = AssumedInputs.from_norm(*self.norm(checkpoint, layer), self.hidden_size)
         family = self.family_of(layer)
         if family.cache != "source":
             return inputs
         stem = checkpoint.before(family.layer.format(layer=0))
         norm = self._norm_named(checkpoint, [stem + family.source_norm] if family.source_norm else [])
-        return InputMoments.from_norm(*norm, self.hidden_size, queries=inputs)
+        return AssumedInputs.from_norm(*norm, self.hidden_size, queries=inputs)
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
         """What the layer's projections are kept in."""

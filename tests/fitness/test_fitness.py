@@ -13,7 +13,7 @@ from fitness.spectral import Spectral
 from fitness.weight import Weight
 from grouper import GrouperError
 from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import AssumedInputs, InputMoments, MeasuredInputs
 from grouper.layout import Grouping, LayerLayout
 from grouper.merging import MEAN, MERGES
 
@@ -95,7 +95,7 @@ def test_activation_distances_are_one_minus_the_cosine_of_outputs():
     a = small_attention(5)
     x = torch.randn(300, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ones = torch.cat([x, torch.ones(300, 1, dtype=torch.float64)], 1)
-    fitness = FITNESSES["activation"].tables(a, InputMoments(ones.T @ ones / 300, 300))
+    fitness = FITNESSES["activation"].tables(a, MeasuredInputs(ones.T @ ones / 300, 300))
     for i, j in ((0, 1), (2, 5)):
         distances = []
         for weight, bias in ((a.k, a.k_bias), (a.v, a.v_bias)):
@@ -109,7 +109,7 @@ def moments(seed: int = 1) -> tuple[torch.Tensor, InputMoments]:
         1, -1, 12
     )
     ones = torch.cat([x, torch.ones(300, 1, dtype=torch.float64)], 1)
-    return x, InputMoments(ones.T @ ones / 300, 300)
+    return x, MeasuredInputs(ones.T @ ones / 300, 300)
 
 
 @given(partitions)
@@ -190,7 +190,7 @@ def test_the_reduced_error_of_v_is_exact_where_no_direction_is_left_out():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(6, 2, 9, generator=generator) for _ in range(3))
     a = Attention(q, k, v, torch.randn(9, 6, 2, generator=generator))
-    inputs = InputMoments.from_norm(torch.rand(9, generator=generator), None, 9)
+    inputs = AssumedInputs.from_norm(torch.rand(9, generator=generator), None, 9)
     groups = [(0, 1), (0, 2, 4), (1, 2, 3, 5), tuple(range(6))]
     exact = Spectral(screen_rows=1).tables(a, inputs)
     exact, reduced = exact.group_errors(groups), exact.screen.group_errors(groups)
@@ -224,7 +224,7 @@ def test_a_fitness_is_the_error_of_its_own_merge(fitness):
 def test_shared_queries_are_followed_in_any_order():
     a = small_attention(10, bias=False)
     a.planes = torch.tensor([[0, 2], [1, 3]])
-    inputs = InputMoments.from_norm(torch.rand(12, generator=torch.Generator().manual_seed(0)), None, 12)
+    inputs = AssumedInputs.from_norm(torch.rand(12, generator=torch.Generator().manual_seed(0)), None, 12)
     order = [0, 1, 2, 2, 0, 1]
     kv, q = Grouping.from_labels([0, 0, 1, 1, 2, 2]), Grouping.from_labels(order)
     merged = MEAN.merge(a, LayerLayout(kv, kv, q))
@@ -258,7 +258,7 @@ def test_across_to_an_encoder_shared_queries_are_scored_on_what_queries_read():
     a, (source, inputs), (stream, _) = small_attention(14), moments(1), moments(2)
     stream = stream.flip(1)  # other directions are strong
     ones = torch.cat([stream, torch.ones(300, 1, dtype=torch.float64)], 1)
-    inputs = replace(inputs, queries=InputMoments(ones.T @ ones / 300, 300))
+    inputs = replace(inputs, queries=MeasuredInputs(ones.T @ ones / 300, 300))
     labels = [0, 0, 1, 1, 2, 2]
     layout = LayerLayout(Grouping.from_labels(labels), Grouping.from_labels(labels), Grouping.from_labels([0, 1] * 3))
     shares = {}

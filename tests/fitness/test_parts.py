@@ -6,7 +6,7 @@ import torch
 from random_layers import small_attention
 
 from fitness import FITNESSES
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import MeasuredInputs
 
 LABELS = np.array([[0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5]])
 
@@ -16,7 +16,7 @@ def test_what_is_ks_is_the_whole_less_what_is_vs(name):
     attention = small_attention(3)
     width = attention.q.shape[-1] + 1
     half = torch.randn(width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    inputs = InputMoments(half @ half.T)
+    inputs = MeasuredInputs(half @ half.T, 1)
     fitness = FITNESSES[name]
     whole = fitness.tables(attention, inputs)
     k = whole.of_k.errors(LABELS)

@@ -6,13 +6,13 @@ import torch
 from random_layers import random_attention
 
 from fitness.similarity import key_similarity, value_similarity
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import InputMoments, MeasuredInputs
 
 
 def inputs_of(attention) -> InputMoments:
     width = attention.q.shape[-1] + 1
     half = torch.randn(width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return InputMoments(half @ half.T)
+    return MeasuredInputs(half @ half.T, 1)
 
 
 def turned(attention):

@@ -9,7 +9,7 @@ from random_layers import random_moments
 
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.calibration import Calibration
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import AssumedInputs, MeasuredInputs
 from grouper.calibration.moments import KeptMoments
 from grouper.calibration.source import TextSource
 from grouper.regroup import Regrouper
@@ -102,7 +102,7 @@ def test_what_is_no_folder_keeps_no_calibration(tmp_path):
 
 def test_moments_are_kept_to_the_bit_and_not_used_before_all_are_there(tmp_path):
     moments = [random_moments(0), random_moments(1)]
-    moments = [InputMoments(m.second_moment.float().double(), 7, torch.rand(2, 4, 4)) for m in moments]
+    moments = [MeasuredInputs(m.second_moment.float().double(), 7, torch.rand(2, 4, 4)) for m in moments]
 
     def broken():
         yield moments[0]
@@ -126,11 +126,11 @@ def test_moments_are_kept_to_the_bit_and_not_used_before_all_are_there(tmp_path)
 
 @pytest.mark.parametrize("bias", [None, torch.tensor([2.0, -1.0, 0.5])])
 def test_products_with_what_a_norm_says_are_those_with_the_matrix_written_out(bias):
-    inputs = InputMoments.from_norm(torch.tensor([1.0, 3.0, 0.2]), bias, 3)
+    inputs = AssumedInputs.from_norm(torch.tensor([1.0, 3.0, 0.2]), bias, 3)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(5, 2, 4, generator=generator, dtype=torch.float64)
     turned = torch.complex(rows, rows.flip(0))
-    written_out = InputMoments(inputs.second_moment)
+    written_out = MeasuredInputs(inputs.second_moment, 1)
     for a, b in ((inputs, written_out), (inputs.centred(), written_out.centred())):
         assert torch.allclose(a.times(rows), b.times(rows)) and torch.allclose(a.times(turned), b.times(turned))
         assert torch.allclose(a.second_moment, b.second_moment)

@@ -13,7 +13,7 @@ from fitness import FITNESSES
 from fitness.spectral import Spectral as SpectralFitness
 from grouper import Architecture, Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import AssumedInputs
 from grouper.calibration.moments import collect_moments
 from grouper.merging import MERGES
 from grouper.merging.spectral import Spectral
@@ -213,10 +213,10 @@ def test_moments_are_what_enters_the_projections():
 
 def test_moments_without_text_are_the_norms_gain_and_bias():
     gain, bias = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0])
-    assert InputMoments.from_norm(gain, None, 2).second_moment.diagonal().tolist() == [1.0, 4.0, 1.0]
-    second = InputMoments.from_norm(gain, bias, 2).second_moment
+    assert AssumedInputs.from_norm(gain, None, 2).second_moment.diagonal().tolist() == [1.0, 4.0, 1.0]
+    second = AssumedInputs.from_norm(gain, bias, 2).second_moment
     assert second.tolist() == [[1.25, 0.0, 0.5], [0.0, 4.0, 0.0], [0.5, 0.0, 1.0]]
-    assert InputMoments.from_norm(None, None, 2).second_moment.tolist() == torch.eye(3).tolist()
+    assert AssumedInputs.from_norm(None, None, 2).second_moment.tolist() == torch.eye(3).tolist()
 
 
 def test_heads_without_queries_and_dead_heads_do_not_break_the_merge():
@@ -259,7 +259,7 @@ def test_select_keeps_a_head_and_prefers_the_medoid():
 def real_layer(layer: int = 3):
     checkpoint = Checkpoint.open("demo")
     architecture = Architecture.of(checkpoint.config)
-    return architecture.read(checkpoint, layer), InputMoments.from_norm(
+    return architecture.read(checkpoint, layer), AssumedInputs.from_norm(
         *architecture.norm(checkpoint, layer), architecture.hidden_size
     )
 

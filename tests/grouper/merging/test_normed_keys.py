@@ -11,7 +11,7 @@ import fitness
 from fitness import FITNESSES
 from grouper import LayerLayout
 from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import InputMoments, MeasuredInputs
 from grouper.merging import MERGES
 from grouper.merging.folding import energy, scored
 from grouper.merging.spectral import Spectral
@@ -38,7 +38,7 @@ def tokens_and_moments(seed: int = 0) -> tuple[torch.Tensor, InputMoments]:
     generator = torch.Generator().manual_seed(seed + 50)
     x = torch.randn(600, DIMENSION, generator=generator, dtype=torch.float64) * torch.logspace(0.5, -0.5, DIMENSION)
     with_one = torch.cat([x, torch.ones(600, 1, dtype=torch.float64)], 1)
-    return x, InputMoments(with_one.T @ with_one / 600, 600)
+    return x, MeasuredInputs(with_one.T @ with_one / 600, 600)
 
 
 def behind_norms(heads: torch.Tensor, gains: torch.Tensor, kind: str, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from grouper import Grouping, LayerLayout
 from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
+from grouper.calibration.input_moments import MeasuredInputs
 from grouper.merging.select import Select
 
 ALL_IN_ONE = LayerLayout.from_labels([0, 0, 0])
@@ -35,7 +35,7 @@ def test_text_decides_what_is_near():
     point one way and the third the other way, so that the first of the two stays."""
     attention = three_heads(at(0, 1), at(50, 1), at(100, 1))
     assert torch.equal(Select().merge(attention, ALL_IN_ONE).k, attention.k[1:2])
-    first_alone = InputMoments(torch.diag(torch.tensor([1.0, 0.0, 1.0])).double(), 1)
+    first_alone = MeasuredInputs(torch.diag(torch.tensor([1.0, 0.0, 1.0])).double(), 1)
     assert torch.equal(Select().merge(attention, ALL_IN_ONE, first_alone).k, attention.k[:1])
 
 

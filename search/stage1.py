@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fitness import FITNESSES, Fitness
+from grouper.attention import Attention
 from grouper.calibration.input_moments import InputMoments, MeasuredInputs
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
@@ -54,21 +55,21 @@ class LayerSearch:
     def task(self, layer: int, inputs: InputMoments | None = None) -> LayerTask:
         """The tables of one layer, and what its methods need besides. inputs: what enters it; without, where something
         asks, what the norm's weights say."""
-        attention = self.architecture.read(self.checkpoint, layer)
-        if inputs is None and self.needs_moments:
-            inputs = self.architecture.input_moments(self.checkpoint, layer)
-        task = LayerTask(
-            self.fitness, self.fitness.tables(attention, inputs, device=self.device), attention.queries_per_kv_head
-        )
+
+        def read() -> tuple[Attention, InputMoments]:
+            known = self.architecture.input_moments(self.checkpoint, layer) if inputs is None else inputs
+            return self.architecture.read(self.checkpoint, layer), known
+
+        attention, known = read() if self.needs_moments else (self.architecture.read(self.checkpoint, layer), inputs)
+        tables = self.fitness.tables(attention, known, device=self.device)
+        task = LayerTask(self.fitness, tables, read, attention.queries_per_kv_head)
         for part in sorted({part for m in self.methods for part in m.parts}):
             if part in ("k", "v"):
-                task.parts[part] = self.fitness.tables(attention, inputs, part=part, device=self.device)
+                task.parts[part] = self.fitness.tables(attention, known, part=part, device=self.device)
             elif part in ("q", "pairs"):  # what pairs of heads say, whatever the fitness
-                task.parts[part] = self.fitness.pairs(attention, inputs, "q" if part == "q" else "kv")
+                task.parts[part] = self.fitness.pairs(attention, known, "q" if part == "q" else "kv")
             else:
                 raise GrouperError(f"a method asks for tables of {part!r}: expected k, v, q or pairs")
-        if any(m.needs_weights for m in self.methods):
-            task.attention, task.inputs = attention, inputs
         return task
 
     def search(self, task: LayerTask, layer: int, report: Progress = untold) -> Found:

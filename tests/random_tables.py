@@ -1,6 +1,7 @@
 """Random tables of pairs, and tasks made of them."""
 
 import numpy as np
+import pytest
 import torch
 from random_layers import small_attention
 
@@ -27,7 +28,7 @@ def same_groups(labels, others) -> bool:
 
 def task_of(tables: PairwiseFitness) -> LayerTask:
     """For methods that need nothing but the fitness."""
-    return LayerTask(FITNESSES["weight"], tables)
+    return LayerTask(FITNESSES["weight"], tables, lambda: pytest.fail("this method asks for weights"))
 
 
 def keyed_task(heads: int = 8, keys: np.ndarray | None = None) -> LayerTask:
@@ -36,4 +37,4 @@ def keyed_task(heads: int = 8, keys: np.ndarray | None = None) -> LayerTask:
     gram = torch.einsum("adx,bdx->ab", a.k, a.k)
     keys = torch.stack([gram, 2 * gram]) if keys is None else torch.tensor(keys)
     inputs = MeasuredInputs(torch.eye(13, dtype=torch.float64), 8, keys)
-    return LayerTask(FITNESSES["weight"], None, attention=a, inputs=inputs)
+    return LayerTask(FITNESSES["weight"], None, lambda: (a, inputs))

@@ -1,7 +1,8 @@
-"""One layer to be searched: its tables, and for methods that need more, its weights and what is known of its inputs."""
+"""One layer to be searched: its tables, and for methods that need more, its weights and moments of its inputs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -17,19 +18,34 @@ Judge = Callable[[np.ndarray], np.ndarray]  # labels [n, G] -> [n], what the mer
 
 @dataclass
 class LayerTask:
-    """fitness: the entry. tables: of the layer, by that fitness. parts: tables of "k", "v" or "q" alone, or of "pairs".
-    attention, inputs: where a method asks for them. judges: by method, for searches that are steered by the merged
-    model's loss. progress: what a genetic search notes of each generation: how many groupings it has scored, and the
-    mean of the least errors at all KV-head counts, as it sees them."""
+    """Search task of one layer.
+
+    fitness: the entry. tables: of the layer, by that fitness. read: reads the layer's weights and the moments of its
+    inputs, where a method asks for them. parts: tables of "k", "v" or "q" alone, or of "pairs". judges: by method, for
+    searches that are steered by the merged model's loss. progress: notes of a genetic search on each generation: how
+    many groupings it has scored, and the mean of the least errors at all KV-head counts, as it sees them.
+    """
 
     fitness: Fitness
     tables: LayerFitness
+    read: Callable[[], tuple[Attention, InputMoments]]
     queries_per_kv_head: int = 1
     parts: dict[str, LayerFitness] = field(default_factory=dict)
-    attention: Attention | None = None
-    inputs: InputMoments | None = None
     judges: dict[str, Judge] = field(default_factory=dict)
     progress: list[tuple[int, float]] = field(default_factory=list)
+
+    @cached_property
+    def weights(self) -> tuple[Attention, InputMoments]:
+        """The layer's weights and the moments of its inputs, read once."""
+        return self.read()
+
+    @property
+    def attention(self) -> Attention:
+        return self.weights[0]
+
+    @property
+    def inputs(self) -> InputMoments:
+        return self.weights[1]
 
     def candidates(self, partitions: Iterable[Partition]) -> list[Candidate]:
         """Partitions of KV heads as layouts: every query head follows the KV head that it reads."""

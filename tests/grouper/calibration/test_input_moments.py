@@ -24,7 +24,7 @@ def test_a_norms_bias_is_the_same_for_all_tokens_and_goes_with_the_mean():
 def test_across_queries_have_moments_of_their_own():
     queries = AssumedInputs.from_norm(GAIN, None, 2)
     across, own = AssumedInputs.from_norm(None, BIAS, 2, queries), AssumedInputs.from_norm(GAIN, BIAS, 2)
-    assert across.of_queries is queries and own.of_queries is own 
+    assert across.of_queries is queries and own.of_queries is own
     moved = across.to("cpu")
     assert torch.equal(moved.second_moment, across.second_moment)
     assert torch.equal(moved.of_queries.second_moment, queries.second_moment)

@@ -88,14 +88,14 @@ def test_layers_that_began_early_are_searched_once_and_all_are_kept(tmp_path, pr
             kept[layer] = found
             quiet.extend([layer] * quietly)
 
-        side = stage1._SideBySide(work, [1, 3], pool if processes else None, keep)
+        side = stage1._SideBySide(work, [1, 2], pool if processes else None, keep)
         side.begin(0, tmp_path / "0")  # another rank's
-        side.begin(3, tmp_path / "3")
+        side.begin(2, tmp_path / "2")
         wait(side._running)
         side.begin(0, tmp_path / "0")
-        assert kept == ({3: {"of": 3}} if processes else {})  # it is kept as soon as the next one begins
-        side.moments = {1: tmp_path / "1", 3: tmp_path / "3"}
-        work.architecture, work.options = Architecture.of(LLAMA), SearchOptions()
+        assert kept == ({2: {"of": 2}} if processes else {})  # it is kept as soon as the next one begins
+        side.moments = {1: tmp_path / "1", 2: tmp_path / "2"}
+        work.architecture, work.options = Architecture.of({**LLAMA, "num_hidden_layers": 3}), SearchOptions()
         side.finish({}, print)
-    assert sorted(asked) == [(1, tmp_path / "1"), (3, tmp_path / "3")]
-    assert kept == {1: {"of": 1}, 3: {"of": 3}} and quiet == ([3] if processes else [])
+    assert sorted(asked) == [(1, tmp_path / "1"), (2, tmp_path / "2")]
+    assert kept == {1: {"of": 1}, 2: {"of": 2}} and quiet == ([2] if processes else [])

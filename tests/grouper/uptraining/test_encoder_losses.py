@@ -104,9 +104,11 @@ def measures(ours: SimpleNamespace, theirs: SimpleNamespace) -> dict[str, Tensor
         return {"cosine": cosine_similarity(ours.vector, theirs.vector, dim=0)[None]}
     q, p = ours.logits.double().log_softmax(-1), theirs.logits.double().log_softmax(-1)
     return {
-        "nll": cross_entropy(q, ours.right, reduction="none"), "teacher_nll": cross_entropy(p, ours.right, reduction="none"),
-        "kl": (p.exp() * (p - q)).sum(-1), "agreement": (q.argmax(-1) == p.argmax(-1)).double(),
-    }  # fmt: skip
+        "nll": cross_entropy(q, ours.right, reduction="none"),
+        "teacher_nll": cross_entropy(p, ours.right, reduction="none"),
+        "kl": (p.exp() * (p - q)).sum(-1),
+        "agreement": (q.argmax(-1) == p.argmax(-1)).double(),
+    }
 
 
 def losses_by_hand(pair: Pair, losses: Losses) -> Tensor:

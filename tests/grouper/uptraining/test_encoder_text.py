@@ -87,6 +87,19 @@ def test_examples_are_divided_and_none_is_lost(opened, name, kind):
         judged.split(5)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("bert", "text"), ("vit", "pictures"), ("t5", "pairs")])
+def test_another_example_or_answer_makes_another_text(opened, name, kind):
+    text = text_for(*opened(name, kind), 24)
+    inputs, labels = text.batch.inputs, text.batch.labels
+    first = next(iter(inputs))
+    others = [
+        replace(text, batch=replace(text.batch, inputs={**inputs, first: inputs[first].flip(0)})),
+        replace(text, batch=replace(text.batch, labels=labels.flip(0))),
+        replace(text, counted=~text.counted),
+    ]
+    assert len({tuple(one.digests) for one in (text, *others)}) == 4
+
+
 @pytest.mark.parametrize(("name", "kind"), [("t5", "pairs"), ("vit", "pictures")])
 def test_what_refinement_saw_of_examples_does_not_judge(opened, name, kind):
     """As long as there is enough else; with one less, all may judge, and the start is said to be flattered."""

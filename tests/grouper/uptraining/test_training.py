@@ -368,8 +368,12 @@ def test_windows_of_one_pass_on_a_gpu(monkeypatch):
     assert micro_windows(ToyStudent(), asked, ALONE, gpu) == 5
     per_token = 20 * 7 + 2 * 4 * 8
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * per_token * 64 * 5.5, None))
-    asked = UptrainOptions(tokens=2**20, step_tokens=4096, window=64, checkpointing=True)
-    assert micro_windows(ToyStudent(), asked, ALONE, gpu) == 5
+    checkpointing = UptrainOptions(tokens=2**20, step_tokens=4096, window=64, checkpointing=True)
+    assert micro_windows(ToyStudent(), checkpointing, ALONE, gpu) == 5
+    bare, per_token = ToyStudent(), 2 * 4 * 80
+    bare.model.get_output_embeddings = lambda: None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * per_token * 64 * 5.5, None))
+    assert micro_windows(bare, asked, ALONE, gpu) == 5, "a model without a head has no logits"
 
 
 def test_windows_are_seen_in_the_order_of_the_seed_as_many_at_once_on_all_ranks(tmp_path, monkeypatch):

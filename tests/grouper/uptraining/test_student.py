@@ -125,11 +125,12 @@ def test_what_is_trained(samples, tmp_path, train):
     assert torch.allclose(logits(tmp_path / "out", TOKENS).float(), changed, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["opt", "falcon"])
-def test_recomputed_activations_drop_nothing_out(tmp_path, family):
+@pytest.mark.parametrize("name", ["opt", "falcon-alibi"])
+def test_recomputed_activations_drop_nothing_out(tmp_path, name):
     """Layers that are told to compute again believe they are trained, and would drop something out by themselves."""
     dropped = {"dropout": 0.3, "attention_dropout": 0.3, "hidden_dropout": 0.3, "layerdrop": 0.3}
-    original = make(tmp_path / "original", family, {**SAMPLES[family][1], **dropped})
+    family, options = SAMPLES[name]
+    original = make(tmp_path / "original", family, {**options, **dropped})
     export(original, layout_for(original, EQUAL), tmp_path / "in", merge="mean")
     student = Student(ExportedModel.open(tmp_path / "in", str(original)), METHODS["distill"], "cpu")
     once = student.model(TOKENS, use_cache=False).logits

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
 
 from grouper.layout import HeadLayout
 from grouper.ranks import ALONE, Ranks
@@ -29,8 +30,8 @@ class Toy(nn.Module):
         for parameter in self.parameters():
             parameter.data.normal_(std=0.5, generator=generator)
 
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.head(self.streams(input_ids)[-1]))
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> CausalLMOutput:
+        return CausalLMOutput(logits=self.head(self.streams(input_ids)[-1]))
 
     def streams(self, tokens: Tensor) -> list[Tensor]:
         """Behind each block."""
@@ -47,7 +48,11 @@ class Loaded:
     """As far as streams are asked of it."""
 
     def __init__(self, model: Toy):
-        self.model, self.device, self.architecture = model, "cpu", SimpleNamespace(layers=LAYERS, hidden_size=WIDTH)
+        self.model, self.device, self.dtype = model, "cpu", torch.float32
+        self.architecture = SimpleNamespace(
+            layers=LAYERS, hidden_size=WIDTH, family=SimpleNamespace(parts=()),
+            places=[[SimpleNamespace(index=layer, stack=0)] for layer in range(LAYERS)],
+        )  # fmt: skip
 
     def layer(self, layer: int) -> nn.Module:
         return self.model.blocks[layer]

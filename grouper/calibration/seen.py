@@ -3,14 +3,14 @@ looks better than it is."""
 
 import base64
 import binascii
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grouper.calibration.text import digest, spread
-from grouper.running.batch import Batch
+from grouper.running.batch import NOT_ASKED, Batch
 
 SKIPPED = 8  # tokens at a window's begin, which may be others where the text is cut elsewhere
 ANCHOR = 24  # tokens after these, by which the window is known
@@ -71,7 +71,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class SeenExamples:
-    """What an encoder takes, each by all that it is. hashes: 8 bytes each, as base64."""
+    """What an encoder takes, each by all that it is but its filling. hashes: 8 bytes each, as base64."""
 
     hashes: str
 
@@ -88,7 +88,15 @@ class SeenExamples:
 
 
 def _of_examples(batch: Batch) -> list[int]:
-    return [int(batch[i : i + 1].digest, 16) for i in range(len(batch))]
+    return [int(_unfilled(batch[i : i + 1]).digest, 16) for i in range(len(batch))]
+
+
+def _unfilled(one: Batch) -> Batch:
+    """An example without its filling, of which there is as much as the longest of those read with it asks for."""
+    inputs, labels = one.inputs, one.labels
+    if one.read is not None:
+        inputs = {n: given[one.read] if given.shape == one.read.shape else given for n, given in inputs.items()}
+    return replace(one, inputs=inputs, labels=None if labels is None else labels[labels != NOT_ASKED])
 
 
 def _as_text(hashes: list[int]) -> str:

@@ -30,7 +30,7 @@ class Division:
 def divisions(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Iterator[Division]:
     """The one to take comes first; behind it what an older version would have taken, and may have begun with. Raises
     GrouperError where the text is too short."""
-    if model.architecture.family.reads in SETS_ASIDE:
+    if model.architecture.family.reads in SETS_ASIDE and not source.images:
         yield from set_aside(model, source, options, device)
     yield among_all(model, source, options, device)
 

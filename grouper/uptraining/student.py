@@ -65,6 +65,8 @@ class Student:
         for module in self.model.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.training = True  # what it asks; modules within, which might drop something out, are not told
+                for told in (module, getattr(module, "config", module)):
+                    vars(told).update({n: 0.0 for n, v in vars(told).items() if "drop" in n and isinstance(v, float)})
 
     def fold(self) -> None:
         """Weights with what adapters learnt, and no adapters."""

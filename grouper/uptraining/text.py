@@ -77,7 +77,7 @@ def text_for(checkpoint: Checkpoint, source: TextSource, window: int) -> Trainin
     """As the model takes it. Of a decoder: by its own tokenizer, documents end to end; a window attends to itself
     alone; of chats (`messages` in JSONL) the assistant's words count."""
     architecture = Architecture.of(checkpoint.config)
-    if architecture.family.reads != "windows":
+    if architecture.family.reads != "windows" or source.images:  # which windows refuse
         batch = read_examples(checkpoint, source, window, MOST_FILES if source.images else None)
         return TrainingText.of(batch, places_of(checkpoint, batch))
     chats = source.chats()

@@ -19,7 +19,7 @@ from grouper.uptraining.division import among_all, divisions
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.options import Losses
 from grouper.uptraining.saved import Reached, SavedTraining
-from grouper.uptraining.text import examples_of
+from grouper.uptraining.text import text_for
 from grouper.uptraining.uptrain import _key, as_begun
 
 WINDOW = 16
@@ -76,17 +76,17 @@ def test_a_long_text_is_judged_by_what_was_set_aside(small, original, plain):
     seen = Seen.of(text_of(original, plain, 32))
     found = list(divisions(exported(original, seen), plain, OPTIONS, "cpu"))
     assert [division.flattered for division in found] == [False, False]
-    learnt, judged = (words(original, e.tokens, r"w\d{4}") for e in (found[0].learnt, found[0].judged))
+    learnt, judged = (words(original, e.batch.windows, r"w\d{4}") for e in (found[0].learnt, found[0].judged))
     assert len(learnt) > 1900 and len(judged) > 20
     assert learnt & judged == set()
-    everything = examples_of(original, plain, WINDOW)
-    assert torch.equal(found[0].learnt.tokens, everything.tokens), "all that may be learnt is"
+    everything = text_for(original, plain, WINDOW)
+    assert torch.equal(found[0].learnt.batch.windows, everything.batch.windows), "all that may be learnt is"
     count = found[0].options.held_out_windows(len(found[0].learnt) + len(judging(original, plain)))
-    assert torch.equal(found[0].judged.tokens, spread(judging(original, plain), count))
+    assert torch.equal(found[0].judged.batch.windows, spread(judging(original, plain), count))
 
 
 def judging(original: Checkpoint, source: TextSource) -> torch.Tensor:
-    return examples_of(original, TextSource(source.text, part="judged"), WINDOW).tokens
+    return text_for(original, TextSource(source.text, part="judged"), WINDOW).batch.windows
 
 
 def test_what_an_older_refinement_saw_of_it_does_not_judge(small, original, plain):
@@ -94,7 +94,7 @@ def test_what_an_older_refinement_saw_of_it_does_not_judge(small, original, plai
     whole = text_of(original, TextSource(plain.text, part="whole"), WINDOW)
     half = Seen.of(whole[: len(whole) // 2])
     (first, second) = divisions(exported(original, half), plain, OPTIONS, "cpu")
-    judges = words(original, first.judged.tokens, r"w\d{4}")
+    judges = words(original, first.judged.batch.windows, r"w\d{4}")
     known = {word for word in judges if word < "w1400"}
     assert len(known) <= 16 and len(judges) > 32, "but for windows that it saw half of, at the edges of stretches"
     assert not first.flattered and not second.flattered
@@ -104,19 +104,19 @@ def test_what_an_older_refinement_saw_of_it_does_not_judge(small, original, plai
 
 def test_a_short_text_is_divided_as_before(original, plain):
     found = list(divisions(exported(original), plain, OPTIONS, "cpu"))
-    text = examples_of(original, plain, WINDOW)
+    text = text_for(original, plain, WINDOW)
     learnt, judged = text.split(OPTIONS.held_out_windows(len(text)))
-    assert len(found) == 1 and torch.equal(found[0].judged.tokens, judged.tokens)
-    assert torch.equal(found[0].learnt.tokens, learnt.tokens)
+    assert len(found) == 1 and torch.equal(found[0].judged.batch.windows, judged.batch.windows)
+    assert torch.equal(found[0].learnt.batch.windows, learnt.batch.windows)
 
 
 def test_windows_that_refinement_has_not_seen_judge_a_short_text(original, plain):
-    text = examples_of(original, plain, WINDOW)
+    text = text_for(original, plain, WINDOW)
     count = OPTIONS.held_out_windows(len(text))
-    but_the_last = Seen.of(text.tokens[:-count])
+    but_the_last = Seen.of(text.batch.windows[:-count])
     found = among_all(exported(original, but_the_last), plain, OPTIONS, "cpu")
-    assert torch.equal(found.judged.tokens, text.tokens[-count:]) and not found.flattered
-    but_fewer = Seen.of(text.tokens[: 1 - count])
+    assert torch.equal(found.judged.batch.windows, text.batch.windows[-count:]) and not found.flattered
+    but_fewer = Seen.of(text.batch.windows[: 1 - count])
     assert among_all(exported(original, but_fewer), plain, OPTIONS, "cpu").flattered
 
 
@@ -133,7 +133,7 @@ def test_chats_that_were_set_aside_judge(small, original, chats):
     seen = Seen.of(text_of(original, chats, 64))
     first, second = divisions(exported(original, seen), chats, OPTIONS, "cpu")
     assert (first.flattered, second.flattered) == (False, True)
-    learnt, judged = (words(original, e.tokens, r"q\d{4}") for e in (first.learnt, first.judged))
+    learnt, judged = (words(original, e.batch.windows, r"q\d{4}") for e in (first.learnt, first.judged))
     assert len(judged) > 20 and len(learnt) > 1000 and not learnt & judged
     assert not first.judged.counted.all() and first.judged.counted.any(), "answers alone count"
 
@@ -142,10 +142,10 @@ def test_a_training_that_an_older_version_began_goes_on_with_its_division(small,
     model, work = exported(original), tmp_path / "out.uptrain"
     now, older = divisions(model, plain, OPTIONS, "cpu")
     division, saved = as_begun(model, None, plain, OPTIONS, "cpu", work)
-    assert torch.equal(division.judged.tokens, now.judged.tokens)
+    assert torch.equal(division.judged.batch.windows, now.judged.batch.windows)
     for begun in (older, now):
-        key = _key(model, None, begun.learnt, begun.judged, begun.options)
+        key = _key(model, None, begun)
         place = SavedTraining(work / key)
         place.save(place.state, {"a": torch.zeros(1)}, Reached(step=3))
         division, saved = as_begun(model, None, plain, OPTIONS, "cpu", work)
-        assert torch.equal(division.judged.tokens, begun.judged.tokens) and saved.folder == place.folder
+        assert torch.equal(division.judged.batch.windows, begun.judged.batch.windows) and saved.folder == place.folder

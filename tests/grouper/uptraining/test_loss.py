@@ -7,13 +7,16 @@ import torch
 
 from grouper import GrouperError
 from grouper.divergence import kl_divergence
+from grouper.running.answers import targets_of
+from grouper.running.batch import Batch
 from grouper.uptraining import loss
-from grouper.uptraining.loss import token_losses
+from grouper.uptraining.loss import distance, losses_of
 from grouper.uptraining.options import Losses
 
 GENERATOR = torch.Generator().manual_seed(0)
-OURS, THEIRS = (torch.randn(2, 5, 7, generator=GENERATOR) for _ in range(2))
+OURS, THEIRS = (torch.randn(2, 5, 7, generator=GENERATOR)[:, :-1] for _ in range(2))
 TOKENS = torch.randint(0, 7, (2, 5), generator=GENERATOR)
+RIGHT = targets_of(Batch.of(TOKENS))
 
 
 def test_kl_of_two_coins():
@@ -24,20 +27,21 @@ def test_kl_of_two_coins():
 
 
 def test_each_loss_is_of_the_position_before_the_token():
-    kl = token_losses(OURS, THEIRS, TOKENS, Losses(1, 0, 0))
+    kl = losses_of(OURS, THEIRS, RIGHT, Losses(1, 0, 0))
     assert kl.shape == (2, 4)
     p, q = THEIRS[1, 2].softmax(-1), OURS[1, 2].softmax(-1)
     assert kl[1, 2].item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
-    causal = token_losses(OURS, None, TOKENS, Losses(0, 0, 1))
+    causal = losses_of(OURS, None, RIGHT, Losses(0, 0, 1))
     assert causal[1, 2].item() == pytest.approx(-q.log()[TOKENS[1, 3]].item(), rel=1e-5)
 
 
 def test_hidden_states_by_their_angle_and_the_sum_is_weighted():
     one, other = torch.tensor([[[1.0, 0.0]] * 5] * 2), torch.tensor([[[3.0, 3.0]] * 5] * 2)
-    hidden = token_losses(OURS, THEIRS, TOKENS, Losses(0, 2, 0), [(one, other), (one, one)])
+    apart = distance([(one, other, None), (one, one, None)], windows=True)
+    hidden = losses_of(OURS, THEIRS, RIGHT, Losses(0, 2, 0), apart)
     assert torch.allclose(hidden, torch.full((2, 4), 2 * (1 - math.sqrt(0.5)) / 2)), "the mean over two layers, twice"
-    both = token_losses(OURS, THEIRS, TOKENS, Losses(1, 2, 3), [(one, other), (one, one)])
-    parts = token_losses(OURS, THEIRS, TOKENS, Losses(1, 0, 0)) + 3 * token_losses(OURS, None, TOKENS, Losses(0, 0, 1))
+    both = losses_of(OURS, THEIRS, RIGHT, Losses(1, 2, 3), apart)
+    parts = losses_of(OURS, THEIRS, RIGHT, Losses(1, 0, 0)) + 3 * losses_of(OURS, None, RIGHT, Losses(0, 0, 1))
     assert torch.allclose(both, hidden + parts)
 
 
@@ -46,7 +50,7 @@ def test_few_tokens_at_a_time_give_the_same_loss_and_gradient(monkeypatch):
     for at_once in (10**9, 21):  # all, three tokens
         monkeypatch.setattr(loss, "AT_ONCE", at_once)
         ours = OURS.clone().requires_grad_()
-        total = token_losses(ours, THEIRS, TOKENS, Losses(1, 0, 1)).square().sum()
+        total = losses_of(ours, THEIRS, RIGHT, Losses(1, 0, 1)).square().sum()
         total.backward()
         found.append((total.item(), ours.grad))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
@@ -63,8 +67,7 @@ def test_hidden_states_count_where_a_token_follows():
     """Behind the last token of a window nothing is learnt: its states, which differ, do not count."""
     one = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
     other = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
-    tokens = torch.tensor([[1, 2, 3]])
-    found = token_losses(torch.zeros(1, 3, 7), None, tokens, Losses(0, 1, 0), [(one, other)])
+    found = losses_of(torch.zeros(1, 2, 7), None, RIGHT[:1, :2], Losses(0, 1, 0), distance([(one, other, None)], True))
     assert torch.allclose(found, torch.tensor([[0.0, 1.0]]), atol=1e-6)
 
 

@@ -11,16 +11,18 @@ from toy_training import LAYOUT, ToyStudent, toy_teacher
 
 from grouper import GrouperError, UptrainOptions
 from grouper.ranks import ALONE, Ranks
+from grouper.running.batch import Batch
 from grouper.uptraining import uptrain
+from grouper.uptraining.division import Division
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.options import Losses
 from grouper.uptraining.saved import Reached
-from grouper.uptraining.text import Examples
+from grouper.uptraining.text import TrainingText
 from grouper.uptraining.uptrain import _key, _teacher, announced, check_text, facts_of
 from grouper.uptraining.validation import Score
 
 OPTIONS = UptrainOptions(tokens=96, step_tokens=24, window=6, lr=1e-4, losses=Losses(), held_out=0.25)
-TEXT = Examples(torch.arange(60).view(10, 6), torch.arange(60).view(10, 6) % 2 == 0)
+TEXT = TrainingText(Batch.of(torch.arange(60).view(10, 6)), torch.arange(60).view(10, 6) % 2 == 0)
 
 
 def model(facts: dict | None = None, name: str = "in") -> ExportedModel:
@@ -48,25 +50,26 @@ def test_answers_that_stand_first_in_a_window_alone_are_none():
     first = torch.zeros(10, 6, dtype=torch.bool)
     first[:, 0] = True
     with pytest.raises(GrouperError, match="has no answers to learn"):
-        check_text(Examples(TEXT.tokens, first), OPTIONS, "chats", ALONE)
+        check_text(TrainingText(TEXT.batch, first), OPTIONS, "chats", ALONE)
 
 
 def test_another_training_has_another_name():
     teacher, parts = SimpleNamespace(fingerprint="t"), TEXT.split(2)
-    other = Examples(parts[0].tokens, ~parts[0].counted)
+    other = TrainingText(parts[0].batch, ~parts[0].counted)
+    key = lambda of, by, learnt, judged, options: _key(of, by, Division(learnt, judged, options))  # noqa: E731
     found = {
-        _key(model(), teacher, *parts, OPTIONS), _key(model(name="x"), teacher, *parts, OPTIONS),
-        _key(model(), None, *parts, OPTIONS), _key(model(), SimpleNamespace(fingerprint="u"), *parts, OPTIONS),
-        _key(model(), teacher, *parts[::-1], OPTIONS), _key(model(), teacher, other, parts[1], OPTIONS),
-        *(_key(model(), teacher, *parts, replace(OPTIONS, **change)) for change in ({"lr": 0.1}, {"seed": 1})),
+        key(model(), teacher, *parts, OPTIONS), key(model(name="x"), teacher, *parts, OPTIONS),
+        key(model(), None, *parts, OPTIONS), key(model(), SimpleNamespace(fingerprint="u"), *parts, OPTIONS),
+        key(model(), teacher, *parts[::-1], OPTIONS), key(model(), teacher, other, parts[1], OPTIONS),
+        *(key(model(), teacher, *parts, replace(OPTIONS, **change)) for change in ({"lr": 0.1}, {"seed": 1})),
     }  # fmt: skip
-    assert len(found) == 8 and _key(model(), teacher, *parts, OPTIONS) in found
+    assert len(found) == 8 and key(model(), teacher, *parts, OPTIONS) in found
 
 
 def trained(teacher: bool = True) -> SimpleNamespace:
     """A training of which three of four steps were taken."""
     return SimpleNamespace(
-        options=OPTIONS, examples=TEXT, student=ToyStudent(), teacher=toy_teacher() if teacher else None,
+        options=OPTIONS, text=TEXT, student=ToyStudent(), teacher=toy_teacher() if teacher else None,
         reached=Reached(step=3, best_step=2), seconds_left=lambda: 12.4, keep_last=False,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@ becomes of it goes out as the same class."""
 
 import pytest
 import torch
-from family_samples import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, logits
+from family_samples import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, logits, make
 
 from grouper import Checkpoint, ExportOptions, GrouperError, export
 from grouper.export.write import export_model
@@ -123,3 +123,19 @@ def test_what_is_trained(samples, tmp_path, train):
     assert (changed - before).abs().max() > 0.01
     export_model(model.base, student.layout, tmp_path / "out", merged=student.layer, around=student.around())
     assert torch.allclose(logits(tmp_path / "out", TOKENS).float(), changed, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["opt", "falcon-alibi"])
+def test_recomputed_activations_drop_nothing_out(tmp_path, name):
+    """Layers that are told to compute again believe they are trained, and would drop something out by themselves."""
+    dropped = {"dropout": 0.3, "attention_dropout": 0.3, "hidden_dropout": 0.3, "layerdrop": 0.3}
+    family, options = SAMPLES[name]
+    original = make(tmp_path / "original", family, {**options, **dropped})
+    export(original, layout_for(original, EQUAL), tmp_path / "in", merge="mean")
+    student = Student(ExportedModel.open(tmp_path / "in", str(original)), METHODS["distill"], "cpu")
+    once = student.model(TOKENS, use_cache=False).logits
+    student.checkpoint_activations()
+    again = student.model(TOKENS, use_cache=False).logits
+    assert again.requires_grad and torch.allclose(once, again, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(once, student.model(TOKENS, use_cache=False).logits, atol=1e-5)

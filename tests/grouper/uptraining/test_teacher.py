@@ -6,6 +6,7 @@ from tiny_models import add_tokenizer, make_model
 from toy_training import Toy, toy_teacher
 
 from grouper import Checkpoint, GrouperError
+from grouper.running.batch import Batch
 from grouper.uptraining.teacher import StreamedTeacher, Teacher, check_teacher, open_teacher
 
 
@@ -24,35 +25,36 @@ def test_the_streams_of_as_many_steps_as_half_of_memory_holds(reader, hidden):
 
 
 def test_a_teacher_gives_its_logits_and_the_streams_behind_its_layers():
+    """Logits of each next token, so none of the last place."""
     tokens, toy = torch.tensor([[1, 2, 3], [4, 5, 6]]), Toy(1)
-    logits, streams = toy_teacher().logits_and_hidden(tokens, True)
-    assert torch.equal(logits, toy(tokens).logits) and not logits.requires_grad
+    logits, streams, vectors = toy_teacher().answers(Batch.of(tokens), True, "cpu")
+    assert torch.equal(logits, toy(tokens).logits[:, :-1]) and not logits.requires_grad and vectors is None
     assert len(streams) == 2 and all(torch.equal(a, b) for a, b in zip(streams, toy.streams(tokens)))
-    assert toy_teacher().logits_and_hidden(tokens, False)[1] == []
+    assert toy_teacher().answers(Batch.of(tokens), False, "cpu").hidden == []
 
 
 def test_a_streamed_teacher_knows_what_it_was_told_of(reader):
     checkpoint = Checkpoint.open(reader)
-    tokens = torch.randint(0, 199, (4, 8), generator=torch.Generator().manual_seed(0))
+    batch = Batch.of(torch.randint(0, 199, (4, 8), generator=torch.Generator().manual_seed(0)))
     held = open_teacher(checkpoint, "cpu", torch.float32, 10**12, True, 32)
     streamed = open_teacher(checkpoint, "cpu", torch.float32, 10**6, True, 32)
-    streamed.prepare(tokens[:3])
-    assert streamed.knows(tokens[[2, 0]]) and not streamed.knows(tokens[2:])
-    ours, theirs = (teacher.logits_and_hidden(tokens[[2, 0]], True) for teacher in (streamed, held))
-    assert torch.allclose(ours[0], theirs[0], atol=1e-4) and len(ours[1]) == len(theirs[1]) == 3
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours[1], theirs[1]))
-    assert streamed.logits_and_hidden(tokens[:1], False)[1] == []
+    streamed.prepare(batch[:3])
+    assert streamed.knows(batch[[2, 0]]) and not streamed.knows(batch[2:])
+    ours, theirs = (teacher.answers(batch[[2, 0]], True, "cpu") for teacher in (streamed, held))
+    assert torch.allclose(ours.logits, theirs.logits, atol=1e-4) and len(ours.hidden) == len(theirs.hidden) == 3
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours.hidden, theirs.hidden))
+    assert streamed.answers(batch[:1], False, "cpu").hidden == []
 
 
 def test_a_streamed_teacher_whose_hidden_states_nobody_wants_keeps_the_last_stream_alone(reader):
     checkpoint = Checkpoint.open(reader)
-    tokens = torch.randint(0, 199, (3, 8), generator=torch.Generator().manual_seed(0))
+    batch = Batch.of(torch.randint(0, 199, (3, 8), generator=torch.Generator().manual_seed(0)))
     streamed = open_teacher(checkpoint, "cpu", torch.float32, 10**6, False, 32)
-    streamed.prepare(tokens)
-    logits, streams = streamed.logits_and_hidden(tokens[[2, 0]], False)
+    streamed.prepare(batch)
+    logits, streams, _ = streamed.answers(batch[[2, 0]], False, "cpu")
     assert len(streamed.streams) == 1 and streams == []
-    held = open_teacher(checkpoint, "cpu", torch.float32, 10**12, False, 32).logits_and_hidden(tokens[[2, 0]], False)
-    assert torch.allclose(logits, held[0], atol=1e-4)
+    held = open_teacher(checkpoint, "cpu", torch.float32, 10**12, False, 32).answers(batch[[2, 0]], False, "cpu")
+    assert torch.allclose(logits, held.logits, atol=1e-4)
 
 
 def test_a_teacher_speaks_of_the_same_tokens(reader, tmp_path):

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from grouper import Checkpoint, GrouperError, UptrainOptions
 from grouper.calibration.source import DATA, TextSource
-from grouper.uptraining.text import Examples, examples_of, of_chat
+from grouper.running.batch import Batch
+from grouper.uptraining.text import TrainingText, of_chat, text_for
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
@@ -45,21 +46,21 @@ def test_chats_in_a_file_and_plain_text(reader, tmp_path, tokenizer):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(8)))
-    found = examples_of(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 16)
+    found = text_for(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 16)
     assert 0.2 < found.counted.float().mean() < 0.6
-    plain = examples_of(Checkpoint.open(tmp_path), TextSource("demo"), 64)
-    assert plain.counted.all() and plain.tokens.shape[1] == 64
+    plain = text_for(Checkpoint.open(tmp_path), TextSource("demo"), 64)
+    assert plain.counted.all() and plain.batch.windows.shape[1] == 64
     with pytest.raises(GrouperError, match="too few"):
-        examples_of(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 4096)
+        text_for(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 4096)
 
 
 def test_what_is_held_out_is_not_trained_on_and_nothing_is_lost():
     tokens = torch.arange(40).view(10, 4)
-    train, held = Examples(tokens, tokens >= 0).split(3)
+    train, held = TrainingText(Batch.of(tokens), tokens >= 0).split(3)
     assert (len(train), len(held)) == (7, 3)
-    assert sorted([*train.tokens.flatten().tolist(), *held.tokens.flatten().tolist()]) == list(range(40))
+    assert sorted([*train.batch.windows.flatten().tolist(), *held.batch.windows.flatten().tolist()]) == list(range(40))
     with pytest.raises(GrouperError, match="more text"):
-        Examples(tokens[:1], tokens[:1] >= 0).split(1)
+        TrainingText(Batch.of(tokens[:1]), tokens[:1] >= 0).split(1)
 
 
 def test_how_much_is_held_out():
@@ -99,26 +100,26 @@ def test_defaults_follow_the_text_and_the_device():
 @pytest.mark.parametrize(("windows", "count"), [(9, 8), (10, 8), (17, 16), (100, 7)])
 def test_as_many_are_held_out_as_asked(windows, count):
     tokens = torch.arange(2 * windows).view(windows, 2)
-    train, held = Examples(tokens, tokens >= 0).split(count)
+    train, held = TrainingText(Batch.of(tokens), tokens >= 0).split(count)
     assert (len(train), len(held)) == (windows - count, count)
 
 
 def test_what_refinement_has_seen_is_not_held_out():
     tokens = torch.arange(40).view(10, 4)
     seen = torch.tensor([False, True, True, True, True, True, True, True, False, True])
-    train, held = Examples(tokens, tokens >= 0).split(2, seen)
-    assert held.tokens[:, 0].tolist() == [0, 32] and len(train) == 8
+    train, held = TrainingText(Batch.of(tokens), tokens >= 0).split(2, seen)
+    assert held.batch.windows[:, 0].tolist() == [0, 32] and len(train) == 8
 
 
 def test_what_is_held_out_is_spread_over_the_text():
     """The middles of as many equal parts: of 10 windows 1, 5 and 8; of the 6 unseen ones (1, 3, 4, 6, 7, 9) two."""
     tokens = torch.arange(40).view(10, 4)
-    _, held = Examples(tokens, tokens >= 0).split(3)
-    assert held.tokens[:, 0].tolist() == [4, 20, 32]
+    _, held = TrainingText(Batch.of(tokens), tokens >= 0).split(3)
+    assert held.batch.windows[:, 0].tolist() == [4, 20, 32]
     seen = torch.tensor([True, False, True, False, False, True, False, False, True, False])
-    train, held = Examples(tokens, tokens % 3 == 0).split(2, seen)
-    assert held.tokens[:, 0].tolist() == [12, 28]
-    assert torch.equal(held.counted, held.tokens % 3 == 0) and torch.equal(train.counted, train.tokens % 3 == 0)
+    train, held = TrainingText(Batch.of(tokens), tokens % 3 == 0).split(2, seen)
+    assert held.batch.windows[:, 0].tolist() == [12, 28]
+    assert all(torch.equal(part.counted, part.batch.windows % 3 == 0) for part in (held, train))
 
 
 @pytest.mark.parametrize("validate", [5, 10, 40])
@@ -151,9 +152,9 @@ def test_documents_follow_one_another_in_chats_and_the_last_half_window_is_left_
     other = [{"role": "user", "content": "No?"}, {"role": "assistant", "content": "Yes, of course."}]
     rows = [json.dumps({"messages": chat}) for chat in (CHAT, other)]
     (tmp_path / "chats.jsonl").write_text("\n".join(rows))
-    found = examples_of(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 6)
+    found = text_for(Checkpoint.open(tmp_path), TextSource(str(tmp_path / "chats.jsonl")), 6)
     (ids, counted), (more, answers) = (of_chat(tokenizer, chat) for chat in (CHAT, other))
     ids, counted = ids + more, counted + answers
     whole = len(ids) // 6 * 6
     assert len(ids) > whole, "something is left over"
-    assert found.tokens.flatten().tolist() == ids[:whole] and found.counted.flatten().tolist() == counted[:whole]
+    assert found.batch.windows.flatten().tolist() == ids[:whole] and found.counted.flatten().tolist() == counted[:whole]

@@ -14,9 +14,10 @@ from toy_training import LAYOUT, Toy, ToyAccelerator, ToyStudent, toy_teacher
 from grouper import UptrainOptions
 from grouper.calibration.text import shuffled_passes
 from grouper.ranks import ALONE, Ranks
+from grouper.running.batch import Batch
 from grouper.uptraining.options import Losses
 from grouper.uptraining.saved import SavedTraining
-from grouper.uptraining.text import Examples
+from grouper.uptraining.text import TrainingText
 from grouper.uptraining.training import Training, micro_windows
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -24,7 +25,7 @@ WINDOWS, WINDOW = 8, 6
 TOKENS = torch.randint(0, 7, (WINDOWS, WINDOW), generator=GENERATOR)
 COUNTED = torch.rand(WINDOWS, WINDOW, generator=GENERATOR) < 0.4  # chats: some windows have many answers, others few
 COUNTED[:, 0], COUNTED[3] = True, False  # nothing comes before a first token; a window without answers
-HELD = Examples(TOKENS.flip(1)[:3], COUNTED[:3])
+HELD = TrainingText(Batch.of(TOKENS.flip(1)[:3]), COUNTED[:3])
 LOSSES = Losses(0.7, 1.3, 0.4)
 CLIP = 1.1  # between the gradients of these steps: Adam does not care for their scale, but for some being cut
 
@@ -39,7 +40,7 @@ def options(**more) -> UptrainOptions:
 
 def training(folder, ranks: Ranks = ALONE, teacher: bool = True, **more) -> Training:
     asked = options(**more)
-    texts = (Examples(TOKENS, COUNTED), HELD)
+    texts = (TrainingText(Batch.of(TOKENS), COUNTED), HELD)
     taught = toy_teacher() if teacher else None
     return Training(ToyAccelerator(ranks), ToyStudent(), taught, texts, asked, SavedTraining(folder / "key"), ranks)
 
@@ -367,8 +368,12 @@ def test_windows_of_one_pass_on_a_gpu(monkeypatch):
     assert micro_windows(ToyStudent(), asked, ALONE, gpu) == 5
     per_token = 20 * 7 + 2 * 4 * 8
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * per_token * 64 * 5.5, None))
-    asked = UptrainOptions(tokens=2**20, step_tokens=4096, window=64, checkpointing=True)
-    assert micro_windows(ToyStudent(), asked, ALONE, gpu) == 5
+    checkpointing = UptrainOptions(tokens=2**20, step_tokens=4096, window=64, checkpointing=True)
+    assert micro_windows(ToyStudent(), checkpointing, ALONE, gpu) == 5
+    bare, per_token = ToyStudent(), 2 * 4 * 80
+    bare.model.get_output_embeddings = lambda: None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * per_token * 64 * 5.5, None))
+    assert micro_windows(bare, asked, ALONE, gpu) == 5, "a model without a head has no logits"
 
 
 def test_windows_are_seen_in_the_order_of_the_seed_as_many_at_once_on_all_ranks(tmp_path, monkeypatch):
@@ -381,7 +386,7 @@ def test_windows_are_seen_in_the_order_of_the_seed_as_many_at_once_on_all_ranks(
 def test_a_teacher_is_told_of_the_steps_to_come_when_it_does_not_know_one(tmp_path):
     ours, told = training(tmp_path), []
     ours.ranks = Ranks(1, 2)
-    ours.teacher = SimpleNamespace(ahead=3, knows=lambda tokens: len(told) > 0, prepare=told.append)
+    ours.teacher = SimpleNamespace(ahead=3, knows=lambda batch: len(told) > 0, prepare=told.append)
     ours.prepare_teacher(2)
     ours.prepare_teacher(3)
-    assert len(told) == 1 and torch.equal(told[0], TOKENS[ours.order[2:5, 1::2].flatten()])
+    assert len(told) == 1 and torch.equal(told[0].windows, TOKENS[ours.order[2:5, 1::2].flatten()])

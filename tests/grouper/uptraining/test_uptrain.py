@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import ROOT, add_tokenizer, edit_weights, make_model
+from uptrained_files import files_of
 
 from grouper import Checkpoint, ExportOptions, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
 from grouper.calibration.seen import Seen
@@ -45,14 +46,6 @@ def folders(reader, tmp_path_factory):
 @pytest.fixture
 def source(text):
     return TextSource(str(text))
-
-
-def files_of(folder) -> dict[str, bytes]:
-    """All but the log's speeds."""
-    found = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    lines = [json.loads(line) for line in found.pop("uptraining.jsonl").splitlines()]
-    found["log"] = [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
-    return found
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -166,6 +159,7 @@ def test_refusals(folders, reader, source, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Too little to learn from. " * 4)
     refused("too few for one window", text=TextSource(str(short)))
+    refused("takes text: give --text FILE, not --images", text=TextSource(images=str(tmp_path)))
     other = add_tokenizer(make_model(tmp_path / "other", vocab_size=4100))
     refused("4,100 tokens, the exported model 4,096", teacher=str(other))
     wide = add_tokenizer(make_model(tmp_path / "wide", vocab_size=4096, heads=4))

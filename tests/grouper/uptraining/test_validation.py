@@ -8,8 +8,10 @@ from rank_threads import side_by_side
 from toy_training import Toy, toy_teacher
 
 from grouper.ranks import ALONE, Ranks
+from grouper.running.batch import Batch
 from grouper.uptraining.options import Losses
-from grouper.uptraining.text import Examples
+from grouper.uptraining.teacher import Answers
+from grouper.uptraining.text import TrainingText
 from grouper.uptraining.uptrain import told
 from grouper.uptraining.validation import Score, score_of, share
 
@@ -17,13 +19,17 @@ GENERATOR = torch.Generator().manual_seed(2)
 TOKENS = torch.randint(0, 7, (5, 6), generator=GENERATOR)
 COUNTED = torch.rand(5, 6, generator=GENERATOR) < 0.5
 COUNTED[:, 0] = True  # which nothing comes before
-HELD = Examples(TOKENS, COUNTED)
+HELD = TrainingText(Batch.of(TOKENS), COUNTED)
 
 
 def score(ranks: Ranks = ALONE, teacher: bool = True, micro: int = 2) -> Score:
     model = Toy(0)
     taught = toy_teacher() if teacher else None
-    return score_of(lambda tokens: model(tokens).logits, taught, HELD, micro, torch.device("cpu"), ranks)
+
+    def answers_of(batch: Batch) -> Answers:
+        return Answers(model(batch.windows).logits[:, :-1], [], None)
+
+    return score_of(answers_of, taught, HELD, micro, torch.device("cpu"), ranks)
 
 
 def by_hand() -> list[float]:

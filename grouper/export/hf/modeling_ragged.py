@@ -273,7 +273,6 @@ def ragged(of, name):
             self.post_init()
 
     Ragged.__name__ = Ragged.__qualname__ = name
-    Ragged.__module__ = __name__
     try:  # transformers 5 renames and stacks some families' tensors when it loads them, by class or model type
         from transformers import conversion_mapping as renaming
 

@@ -82,7 +82,7 @@ def another(module, query, key, value, mask, scaling=None, position_bias=None, *
     """A kernel that is neither torch's nor eager: by equal groups. It notes what it sees."""
     widest, odd = divmod(query.shape[1], key.shape[1])
     assert not odd
-    another.saw = {"mask": mask, "name": module.config._attn_implementation}
+    another.saw = {"query": query, "mask": mask, "name": module.config._attn_implementation}
     key, value = (t.repeat_interleave(widest, 1) for t in (key, value))
     mask = mask if mask is None or mask.ndim == 4 else mask[:, None, None].bool()
     if mask is not None and mask.dtype == torch.bool:
@@ -189,6 +189,44 @@ def test_shared_query_projections(attention_of, implementation):
         assert torch.allclose(got, wanted, atol=1e-6 if implementation == "eager" else 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("readers", "tokens", "masked", "queries", "kv_heads", "grouped"),
+    [
+        (READERS, 1, True, (4, 3), 4, False), (EQUAL, 1, False, (4, 2), 4, False),
+        (READERS, 3, False, (8, 3), 8, False), (EQUAL, 3, False, (8, 3), 4, True), (EQUAL, 3, True, (8, 3), 8, False),
+    ],
+)  # fmt: skip
+def test_torchs_kernel_gets_what_is_fastest_of_encoders(
+    encoder, monkeypatch, readers, tokens, masked, queries, kv_heads, grouped
+):
+    """One token: the group's queries as tokens. Many: the heads that there are, K and V repeated or grouped."""
+    calls = []
+
+    def noted(query, key, value, enable_gqa=False, **options):
+        calls.append((query.shape[1:3], key.shape[1], value.shape[1], enable_gqa))
+        return torch.zeros_like(query)
+
+    monkeypatch.setattr(encoder, "scaled_dot_product_attention", noted)
+    query, key, value, _bias, seen = given(tokens)
+    encoder.ragged_attention(encoder_of(encoder, readers, "sdpa"), query, key, value, seen if masked else None)
+    assert calls == [(queries, kv_heads, kv_heads, grouped)]
+
+
+def test_where_slots_are_the_heads_nothing_is_copied(attention_of):
+    layer, attend = attention_of(EQUAL, "another")
+    query, key, value, *_ = given(3)
+    attend(layer, query, key, value, None, scaling=1.0)
+    assert another.saw["query"] is query
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_weights_are_dropped_out(attention_of, tokens):
+    """All of them, here."""
+    layer, attend = attention_of(READERS, "sdpa")
+    query, key, value, *_ = given(tokens)
+    assert not attend(layer, query, key, value, None, dropout=1.0)[0].any()
+
+
 def test_masks_that_are_not_for_heads_reach_the_kernel_as_they_are(attention_of):
     """Flash attention takes [batch, seen], here of as many tokens as heads."""
     query = given(1)[0]
@@ -238,6 +276,14 @@ def test_who_reads_what_is_found_by_place(file_of):
     assert file.slots([1, 3, 2]) == ([0, 0, 0, 1, 2, 3, 4, 5, 5], [0, 3, 4, 5, 6, 7])
 
 
+def test_new_projections_begin_as_the_family_has_it(file_of):
+    file = file_of("llama")
+    sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_hidden_layers": 1, "vocab_size": 8}
+    config = file.RaggedConfig(**sizes, intermediate_size=8, initializer_range=1e-6, kv_groups=[[3, 5]])
+    key = file.RaggedForCausalLM(config).model.layers[0].self_attn.k_proj.weight
+    assert key.shape == (8, 32) and 0 < key.abs().max() < 1e-5
+
+
 def test_a_class_without_those_places_is_too_new_or_too_old(file_of, monkeypatch, tmp_path):
     file = file_of("llama")
     sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_hidden_layers": 1, "vocab_size": 8}
@@ -263,6 +309,10 @@ def test_a_decoders_layer_names_the_models_kernel_but_to_the_thread_that_compute
         assert config._attn_implementation == "grouper_ragged_llama"
         assert pool.submit(lambda: config._attn_implementation).result() == "another"
         file.end(layer)
+    config.computing = True  # as in a graph that a compiler made
+    assert config._attn_implementation == "grouper_ragged_llama"
+    file.end(layer)
+    assert config._attn_implementation == "another"
     project.remove()
     with pytest.raises(TypeError):
         layer(states, None, None)

@@ -49,12 +49,11 @@ except ImportError:  # transformers 4 has them as they are stored
 
 def index(layer, name, device):
     """A layer's list as a tensor, made once for each device: to copy it anew for every token would stall a GPU."""
+    if torch.compiler.is_compiling():  # which cannot ask for the mode
+        return torch.tensor(getattr(layer, name), device=device)
     key = (name, device, torch.is_inference_mode_enabled())
-    if torch.compiler.is_compiling() or key not in layer.indices:
-        made = torch.tensor(getattr(layer, name), device=device)
-        if torch.compiler.is_compiling():
-            return made
-        layer.indices[key] = made
+    if key not in layer.indices:
+        layer.indices[key] = torch.tensor(getattr(layer, name), device=device)
     return layer.indices[key]
 
 

@@ -1,12 +1,12 @@
 """`ragged`: KV heads per layer, groups of any size: a small modelling file travels with the weights.
 
 Classes that compute q, k and v for themselves and leave the rest to an attention function take theirs through that
-(modeling_ragged.py); older ones get an attention of our own (modeling_ragged_plain.py); for encoders see
-ragged_encoder.py.
+(modeling_ragged.py); older ones get an attention of our own (modeling_ragged_plain.py). ragged_encoder.py has what
+encoders' config.json says.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from grouper.attention import Attention
 from grouper.export.hf.engines import NOT_IN_TRANSFORMERS_4
 from grouper.export.hf.export_class import ExportClass
-from grouper.export.hf.ragged_encoder import encoder_config, encoder_file
+from grouper.export.hf.ragged_encoder import encoder_config
 from grouper.export.hf.stock import grouped_order, head_order
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture, separate_tensors
+from grouper.model.auto import heads
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.families import FAMILIES, Family
 
-FILE = "modeling_ragged.py"
+FILE, PLAIN_FILE = "modeling_ragged.py", "modeling_ragged_plain.py"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # of our own attention
 TEMPLATE = FAMILIES["llama"], FAMILIES["bloom"]  # the classes in the two files
 
@@ -101,16 +102,35 @@ class Ragged(ExportClass):
 
 def modelling_file(architecture: Architecture) -> str:
     """The source of modeling_ragged.py on this family's classes."""
-    if architecture.encodes:
-        return encoder_file(architecture)
-    plain = architecture.needs_own_attention
-    source = Path(__file__).with_name("modeling_ragged_plain.py" if plain else FILE).read_text(encoding="utf-8")
-    theirs, ours = TEMPLATE[plain], FAMILIES["phi"] if architecture.as_phi else architecture.family
-    for old, new in zip(_names(theirs), _names(ours)):
+    plain = architecture.needs_own_attention and not architecture.encodes
+    source = Path(__file__).with_name(PLAIN_FILE if plain else FILE).read_text(encoding="utf-8")
+    ours = FAMILIES["phi"] if architecture.as_phi else architecture.family_of(0).in_class
+    if not plain:
+        source = _on_classes(source, ours)
+    for old, new in zip(_names(TEMPLATE[plain]), _names(ours)):
         source = re.sub(rf"\b{old}\b", new, source)
-    if ours.model_type in NOT_IN_TRANSFORMERS_4:
-        source = source.replace("transformers 4.57 or later", "transformers 5.0 or later")
-    return source
+    since = ours.since if ours.encodes or ours.model_type in NOT_IN_TRANSFORMERS_4 else "4.57"
+    return source.replace("transformers 4.57 or later", f"transformers {since} or later")
+
+
+def _on_classes(source: str, family: Family) -> str:
+    """The modelling file with this family's projections, and a line for each of its classes."""
+    if family.encodes:
+        modules = [path.rpartition(".")[2] for path in (family.q, family.k, family.v)]
+        source = source.replace(f"PROJECTIONS = {_strings(PROJECTIONS[:3])}", f"PROJECTIONS = {_strings(modules)}")
+        classes = {f"Ragged{name}": name for _, several in heads(family.model_type) for name in several}
+    else:
+        classes = {"RaggedModel": _model_class(family), "RaggedForCausalLM": family.causal_lm}
+    lines = [f'{ours} = ragged(base.{theirs}, "{ours}")' for ours, theirs in classes.items()]
+    return "\n".join([source[: source.index("RaggedModel = ")].rstrip() + "\n\n", *lines, ""])
+
+
+def _strings(names: Iterable[str]) -> str:
+    return "({})".format(", ".join(f'"{name}"' for name in names))
+
+
+def _model_class(family: Family) -> str:
+    return family.model_class or f"{family.classes}Model"
 
 
 def _names(family: Family) -> list[str]:
@@ -118,8 +138,7 @@ def _names(family: Family) -> list[str]:
     module, c = family.model_type.removesuffix("_text"), family.classes
     return [
         f"models.{module}", f"configuration_{module}", f"modeling_{module}", f"grouper_ragged_{family.model_type}",
-        f"{c}Attention", family.config_class or f"{c}Config", family.model_class or f"{c}Model", family.causal_lm,
-        f"A {c} model",
+        f"{c}Attention", family.config_class or f"{c}Config", _model_class(family), family.causal_lm, f"A {c} model",
     ]  # fmt: skip
 
 

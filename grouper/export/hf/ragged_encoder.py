@@ -1,15 +1,8 @@
-"""`ragged` for encoders, and encoders with a decoder: a modelling file of their own travels with the weights
-(modeling_ragged_encoder.py)."""
-
-import re
-from pathlib import Path
+"""`ragged` for encoders, and encoders with a decoder: what their config.json says."""
 
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class, heads
-from grouper.model.families import FAMILIES
-
-SOURCE = "modeling_ragged_encoder.py"
 
 
 def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
@@ -38,25 +31,3 @@ def _place(architecture: Architecture, layer: int) -> str:
     site = architecture.sites[layer]
     family = site.storage.in_class
     return family.layer.format(layer=site.layer) + family.q.rpartition(".")[0]
-
-
-def encoder_file(architecture: Architecture) -> str:
-    """The source of modeling_ragged.py on this family's classes."""
-    ours = architecture.family_of(0).in_class
-    source = Path(__file__).with_name(SOURCE).read_text(encoding="utf-8")
-    template = FAMILIES["bert"]
-    for old, new in (
-        (f"models.{template.model_type}", f"models.{ours.model_type}"),
-        (f"modeling_{template.model_type}", f"modeling_{ours.model_type}"),
-        (f"configuration_{template.model_type}", f"configuration_{ours.model_type}"),
-        (f"grouper_ragged_{template.model_type}", f"grouper_ragged_{ours.model_type}"),
-        (f"{template.classes}Config", f"{ours.classes}Config"),
-        (f"A {template.classes} model", f"A {ours.classes} model"),
-    ):
-        source = re.sub(rf"\b{old}\b", new, source)
-    source = source.replace("transformers 5.0 or later", f"transformers {ours.since} or later")
-    names = [path.rpartition(".")[2] for path in (ours.q, ours.k, ours.v)]
-    source = source.replace('("query", "key", "value")', "({})".format(", ".join(f'"{n}"' for n in names)))
-    classes = dict.fromkeys(name for _, several in heads(ours.model_type) for name in several)
-    lines = "\n".join(f"Ragged{name} = ragged(base.{name})" for name in classes)
-    return source.replace(f"Ragged{template.classes}Model = ragged(base.{template.classes}Model)", lines)

@@ -1,5 +1,7 @@
 """Exported models are ordinary citizens of transformers, whatever their class."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -35,6 +37,14 @@ def test_it_is_saved_and_loaded_again(folder, tmp_path):
             (tmp_path / "again" / file.name).write_bytes(file.read_bytes())
     with torch.no_grad():
         assert torch.allclose(load(tmp_path / "again")(TOKENS).logits, model(TOKENS).logits, atol=1e-6)
+
+
+def test_it_is_copied_and_pickled(folder):
+    model = load(folder)
+    with torch.no_grad():
+        wanted = model(TOKENS).logits
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(TOKENS).logits, wanted)
 
 
 def test_it_writes_in_a_pipeline_and_in_beams(folder):
@@ -75,7 +85,7 @@ def test_it_is_trained_by_the_trainer_and_by_low_rank_adapters(folder, tmp_path)
 
 def test_it_is_compiled(folder):
     model = load(folder)
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert torch.allclose(compiled(TOKENS).logits, model(TOKENS).logits, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Attention of the modelling files beside a loop over query heads, written from the definition."""
+"""Attention of modeling_ragged_plain.py beside a loop over query heads, written from the definition."""
 
 import math
 from types import SimpleNamespace
@@ -7,121 +7,13 @@ import pytest
 import torch
 from family_samples import SAMPLES, check_identity, layout_for, make
 from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from grouper import export
-from grouper.export.hf import modeling_ragged_encoder as encoder
 from grouper.export.hf import modeling_ragged_plain as plain_file
 
-READERS = [[1, 4], [0, 2, 5], [3], [6, 7]]  # eight query heads over four KV heads
-EQUAL = [[1, 4], [0, 2], [3, 5], [6, 7]]
-LAST_IS_SHORT = [[0, 1, 2], [3, 4, 5], [6, 7]]  # every head is in the slot of its own number, and there is one more
-H, d, SEEN = 8, 4, 5
 RAGGED = [[0, 0, 1, 0], [0, 1, 2, 1]]
 PLAIN = [[0, 1], [2, 3, 6, 7], [4, 5]]  # who reads what in the second layer of that
-
-
-def attention_of(readers, implementation: str, query_of_head=None, is_causal: bool = False) -> nn.Module:
-    """A BERT's attention with these KV heads, of a model that computes with this kernel."""
-    layer = nn.Module()
-    for name in encoder.PROJECTIONS:
-        setattr(layer, name, nn.Linear(H * d, H * d))
-    layer.config = SimpleNamespace(_attn_implementation=implementation)
-    layer.is_causal = is_causal
-    encoder.regroup(layer, readers, query_of_head)
-    return layer.eval()
-
-
-def by_heads(readers, query, key, value, added, query_of_head=None) -> torch.Tensor:
-    """[batch, tokens, H, d]. added: to the scores of each head of the original [batch, H, tokens, seen]."""
-    order = [head for heads in readers for head in heads]
-    of_head = query_of_head or range(H)
-    out = []
-    for place, head in enumerate(order):
-        group = next(g for g, heads in enumerate(readers) if head in heads)
-        scores = query[:, of_head[place]] @ key[:, group].transpose(1, 2) / math.sqrt(d) + added[:, head]
-        out.append(scores.softmax(-1) @ value[:, group])
-    return torch.stack(out, 2)
-
-
-def given(tokens: int, heads: int = H, kv_heads: int = 4):
-    g = torch.Generator().manual_seed(tokens)
-    query = torch.randn(2, heads, tokens, d, generator=g, dtype=torch.float64)
-    key, value = (torch.randn(2, kv_heads, SEEN, d, generator=g, dtype=torch.float64) for _ in range(2))
-    bias = torch.randn(1, H, tokens, SEEN, generator=g, dtype=torch.float64)
-    seen = torch.rand(2, 1, tokens, SEEN, generator=g) < 0.6
-    seen[..., 0] = True
-    return query, key, value, bias, seen
-
-
-MASKS = {
-    "none": lambda seen: (None, torch.zeros(1, 1, 1, 1)),
-    "bool": lambda seen: (seen, torch.zeros(seen.shape).masked_fill(~seen, -math.inf)),
-    "numbers": lambda seen: (0.5 - 3.0 * ~seen, 0.5 - 3.0 * ~seen),  # as those who weigh tokens give them
-    "each head": lambda seen: ((0.1 * torch.arange(8.0)[:, None, None] * seen),) * 2,
-}
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "another"])
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("readers", [READERS, EQUAL, LAST_IS_SHORT])
-def test_every_head_of_an_encoder_reads_its_own(readers, tokens, mask, implementation):
-    AttentionInterface.register("another", sdpa_attention_forward)
-    query, key, value, _bias, seen = given(tokens, kv_heads=len(readers))
-    mask, added = MASKS[mask](seen)
-    if implementation == "eager" and mask is not None and mask.dtype == torch.bool:
-        return  # that kernel adds its mask: transformers gives it numbers
-    mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
-    layer = attention_of(readers, implementation)
-    got, _ = encoder.ragged_attention(layer, query, key, value, mask, scaling=d**-0.5)
-    wanted = by_heads(readers, query, key, value, added.double().expand(2, H, tokens, SEEN))
-    assert got.shape == (2, tokens, H, d) and torch.allclose(got, wanted, atol=1e-12)
-
-
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_positional_biases_are_those_of_the_originals_heads(tokens, mask):
-    """T5: biases for each head of the original, beside whatever mask there is."""
-    query, key, value, bias, seen = given(tokens)
-    mask, added = MASKS[mask](seen)
-    mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
-    layer = attention_of(READERS, "sdpa")
-    got, _ = encoder.ragged_attention(layer, query, key, value, mask, scaling=d**-0.5, position_bias=bias)
-    assert torch.allclose(got, by_heads(READERS, query, key, value, bias + added.double()), atol=1e-12)
-
-
-def test_a_decoder_without_a_mask_sees_what_came_before():
-    """With biases and without; a single token sees all that is kept."""
-    g = torch.Generator().manual_seed(0)
-    query, (key, value) = given(SEEN)[0], given(SEEN)[1:3]
-    bias = torch.randn(1, H, SEEN, SEEN, generator=g, dtype=torch.float64)
-    later = torch.zeros(SEEN, SEEN).masked_fill(torch.ones(SEEN, SEEN).triu(1) > 0, -math.inf).double()
-    for readers in (READERS, EQUAL):
-        layer = attention_of(readers, "sdpa", is_causal=True)
-        for more, added in (({}, torch.zeros(1, H, SEEN, SEEN)), ({"position_bias": bias}, bias)):
-            got, _ = encoder.ragged_attention(layer, query, key, value, None, scaling=d**-0.5, **more)
-            assert torch.allclose(got, by_heads(readers, query, key, value, added + later), atol=1e-12)
-        last, _ = encoder.ragged_attention(layer, query[:, :, -1:], key, value, None, scaling=d**-0.5)
-        whole, _ = encoder.ragged_attention(layer, query, key, value, None, scaling=d**-0.5)
-        assert torch.allclose(last, whole[:, -1:], atol=1e-12)
-        both, _ = encoder.ragged_attention(layer, query, key, value, None, scaling=d**-0.5, is_causal=False)
-        assert torch.allclose(both, by_heads(readers, query, key, value, torch.zeros(1, H, 1, 1)), atol=1e-12)
-
-
-def test_shared_query_projections_of_an_encoder():
-    """Three projections; outputs, in the order of the readers, take these."""
-    of_head = [0, 2, 1, 1, 0, 2, 2, 0]
-    layer = attention_of(READERS, "sdpa", of_head)
-    assert [getattr(layer, n).out_features for n in encoder.PROJECTIONS] == [3 * d, 4 * d, 4 * d]
-    for tokens in (1, 3):
-        query, key, value, bias, _seen = given(tokens, heads=3)
-        got, _ = encoder.ragged_attention(layer, query, key, value, None, scaling=d**-0.5, position_bias=bias)
-        assert torch.allclose(got, by_heads(READERS, query, key, value, bias, of_head), atol=1e-12)
-
-
-# modeling_ragged_plain.py
 
 
 @pytest.fixture(scope="module")

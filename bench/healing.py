@@ -134,7 +134,7 @@ class Bench:
         """The curve of one training: {"tokens": [...], "over": [...], "held_out_kl": [...], "seconds": ...}."""
         model = ExportedModel.open(folder, self.args.model)
         text = next(divisions(model, TextSource(self.args.text), options, self.device))
-        options, texts = text.options, (text.learnt, text.judged)
+        options, texts = text.plan, (text.learnt, text.judged)
         dtype = torch.bfloat16 if "cuda" in self.device else torch.float32
         teacher = Teacher(InMemoryModel(self.checkpoint, self.device, dtype))
         saved = SavedTraining(self.folder / "training" / folder.name)
@@ -171,7 +171,7 @@ class Curve(Training):
 
     def look(self) -> None:
         began = time.time()
-        self.tokens.append(self.reached.step * self.options.step_tokens)
+        self.tokens.append(self.reached.step * self.plan.step_tokens)
         with one_thread():  # batches one after the other: a student is not for several threads at once
             self.over.append(nll(self.student.model, self.evaluation) - self.original)
         self.kls.append(self.score().kl)

@@ -10,7 +10,7 @@ from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 from grouper.errors import GrouperError
 from grouper.uptraining.exported import ExportedModel
-from grouper.uptraining.options import UptrainOptions
+from grouper.uptraining.options import UptrainOptions, UptrainPlan
 from grouper.uptraining.text import TrainingText, text_for
 
 SETS_ASIDE = ("windows", "text")  # pairs, pictures and sounds are read whole
@@ -18,12 +18,12 @@ SETS_ASIDE = ("windows", "text")  # pairs, pictures and sounds are read whole
 
 @dataclass(frozen=True)
 class Division:
-    """learnt, judged: examples, none in both. options: resolved for so much text. flattered: whether refinement has
+    """learnt, judged: examples, none in both. plan: for so much text. flattered: whether refinement has
     seen what judges, so that the start looks better than it is."""
 
     learnt: TrainingText
     judged: TrainingText
-    options: UptrainOptions
+    plan: UptrainPlan
     flattered: bool = False
 
 
@@ -47,26 +47,26 @@ def set_aside(model: ExportedModel, source: TextSource, options: UptrainOptions,
     except GrouperError:  # too few of its rows, or tokens for one window
         return
     judged = judged.rows(~refined_on(model, aside, judged))
-    options = resolved(options, learnt, device)
-    count = options.held_out_windows(len(learnt) + len(judged))
+    plan = planned(options, learnt, device)
+    count = plan.held_out_windows(len(learnt) + len(judged))
     if len(judged) >= count:
-        yield Division(learnt, judged.spread(count), options)
+        yield Division(learnt, judged.spread(count), plan)
 
 
 def among_all(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Division:
     """By examples of the whole text that refinement has not seen, where there are enough of these."""
     whole = replace(source, part="whole")
     text = text_for(model.original, whole, options.window)
-    options = resolved(options, text, device)
+    plan = planned(options, text, device)
     seen = refined_on(model, whole, text)
-    count = options.held_out_windows(len(text))
+    count = plan.held_out_windows(len(text))
     flattered = int((~seen).sum()) < count
-    return Division(*text.split(count, None if flattered else seen), options, flattered)
+    return Division(*text.split(count, None if flattered else seen), plan, flattered)
 
 
-def resolved(options: UptrainOptions, text: TrainingText, device: str) -> UptrainOptions:
-    """What is None filled in. The window is as long as an example is."""
-    return replace(options, window=text.batch.tokens).resolved(device, text.tokens)
+def planned(options: UptrainOptions, text: TrainingText, device: str) -> UptrainPlan:
+    """The plan for this text, whose window is as long as an example is."""
+    return replace(options, window=text.batch.tokens).plan(device, text.tokens)
 
 
 def refined_on(model: ExportedModel, source: TextSource, text: TrainingText) -> Tensor:

@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from grouper.errors import GrouperError, as_one_line
 from grouper.ranks import own_gpu, started_ranks
-from grouper.uptraining.options import UptrainOptions
+from grouper.uptraining.options import UptrainPlan
 from grouper.uptraining.saved import SavedTraining
 
 
@@ -21,7 +21,7 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not started_ranks().alone
 
 
-def accelerator_for(device: str, options: UptrainOptions, saved: SavedTraining):
+def accelerator_for(device: str, options: UptrainPlan, saved: SavedTraining):
     """accelerate's Accelerator, or what stands in its place where parameters are sharded: bfloat16 autocast on a GPU,
     weights in float32."""
     if sharded():

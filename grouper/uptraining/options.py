@@ -1,6 +1,6 @@
 """How an exported model is trained further."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 from grouper.errors import GrouperError
 
@@ -33,7 +33,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class UptrainOptions:
-    """What is None is filled in by device and text (`resolved`).
+    """Options of a training. Fields left None get defaults by device and text (`plan`).
 
     method: a name in grouper.uptraining.methods.METHODS. tokens: trained on, in all; the text is read again where it is
     shorter, at most 12 times unless more are asked for. step_tokens: of a step of AdamW. micro_tokens: of these, what
@@ -89,12 +89,22 @@ class UptrainOptions:
         if self.train not in NEW_WEIGHTS:
             raise GrouperError(f"--train {self.train!r}: expected {' or '.join(NEW_WEIGHTS)}")
 
-    def resolved(self, device: str, text_tokens: int) -> "UptrainOptions":
-        """text_tokens: of the text that there is."""
+    def plan(self, device: str, text_tokens: int) -> "UptrainPlan":
+        """Training as it will be done. text_tokens: tokens of the text."""
         kind = "cuda" if "cuda" in device else "cpu"
         step_tokens = max(self.step_tokens or STEP_TOKENS[kind], self.window)
-        default = min(TOKENS[kind], PASSES * text_tokens)
-        return replace(self, tokens=max(self.tokens or default, step_tokens), step_tokens=step_tokens)
+        tokens = max(self.tokens or min(TOKENS[kind], PASSES * text_tokens), step_tokens)
+        asked = {f.name: getattr(self, f.name) for f in fields(self)}
+        return UptrainPlan(**{**asked, "tokens": tokens, "step_tokens": step_tokens, "losses": self.losses or Losses()})
+
+
+@dataclass(frozen=True)
+class UptrainPlan(UptrainOptions):
+    """Training as it is done: options with all defaults filled in, but for `lr` until short trainings have found it."""
+
+    tokens: int = 0
+    step_tokens: int = 0
+    losses: Losses = Losses()
 
     def held_out_windows(self, windows: int) -> int:
         """Of a text of so many: its share, as far as all validations together take no more tokens than a third of what

@@ -18,7 +18,7 @@ from grouper.running.answers import answered, targets_of
 from grouper.running.batch import Batch
 from grouper.uptraining.copies import Copy
 from grouper.uptraining.loss import distance, losses_of
-from grouper.uptraining.options import UptrainOptions
+from grouper.uptraining.options import UptrainPlan
 from grouper.uptraining.probing import FIRST, PROBES, find_rate, probe_steps
 from grouper.uptraining.saved import Reached, SavedTraining
 from grouper.uptraining.sharded import fill, whole
@@ -33,7 +33,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Training:
-    """accelerator: of accelerate. options: resolved. saved: where its state is kept."""
+    """Training loop. accelerator: of accelerate. saved: where its state is kept."""
 
     keep_last = False  # whatever validations say
 
@@ -43,25 +43,25 @@ class Training:
         student: Student,
         teacher: Teacher | None,
         texts: tuple[TrainingText, TrainingText],
-        options: UptrainOptions,
+        plan: UptrainPlan,
         saved: SavedTraining,
         ranks: Ranks,
     ):
         self.accelerator, self.student, self.teacher, self.ranks = accelerator, student, teacher, ranks
         self.text, self.held_out = texts
-        self.options, self.saved, self.losses = options, saved, options.losses
-        if options.checkpointing:
+        self.plan, self.saved, self.losses = plan, saved, plan.losses
+        if plan.checkpointing:
             student.checkpoint_activations()
         parameters = [p for _, p in student.trained()]
         optimizer = torch.optim.AdamW(
-            parameters, lr=options.lr or FIRST[options.train], betas=(0.9, 0.95), weight_decay=options.weight_decay,
+            parameters, lr=plan.lr or FIRST[plan.train], betas=(0.9, 0.95), weight_decay=plan.weight_decay,
             fused=accelerator.device.type == "cuda",
         )  # fmt: skip
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
         self.parameters = [p for _, p in student.trained()]  # as they are now: sharding makes others of them
         self.attentions = student.attentions
-        self.order = shuffled_passes(len(self.text), options.step_windows, options.steps, options.seed)
-        micro = min(ranks.gather(micro_windows(student, options, ranks, accelerator.device)))
+        self.order = shuffled_passes(len(self.text), plan.step_windows, plan.steps, plan.seed)
+        micro = min(ranks.gather(micro_windows(student, plan, ranks, accelerator.device)))
         self.reached = Reached(micro_windows=micro)  # the same on all, for sharded ones pass together
         self.device = accelerator.device
         self.last_saved, self.saving_took = time.perf_counter(), 0.0
@@ -70,11 +70,11 @@ class Training:
 
     def find_rate(self, tell: Progress) -> None:
         """By short trainings, each from the start; their weights are forgotten."""
-        steps, asked = probe_steps(self.options.steps), self.options
+        steps, asked = probe_steps(self.plan.steps), self.plan
         start = self.best
 
         def score_of(rate: float) -> float:
-            self.options = replace(asked, lr=rate, tokens=steps * asked.step_windows * asked.window)
+            self.plan = replace(asked, lr=rate, tokens=steps * asked.step_windows * asked.window)
             for step in range(steps):
                 self.step(step)
             found = self.score().judged(self.losses)
@@ -85,7 +85,7 @@ class Training:
 
         rate, tried = find_rate(score_of, FIRST[asked.train])
         self.reached.rate, self.reached.tried = rate, {f"{r:.3g}": found for r, found in tried.items()}
-        self.options = replace(asked, lr=rate)
+        self.plan = replace(asked, lr=rate)
 
     def forget(self, start: Copy) -> None:
         """Back to these weights, with nothing learnt of how to go on."""
@@ -102,9 +102,9 @@ class Training:
         self.resume()
         if self.reached.step == 0:
             self.judge()  # what training does not better stays as it was
-            if self.options.lr is None:
+            if self.plan.lr is None:
                 self.find_rate(tell)
-        steps, every = self.options.steps, max(1, self.options.steps // self.options.validate)
+        steps, every = self.plan.steps, max(1, self.plan.steps // self.plan.validate)
         began, before, first = time.perf_counter(), self.reached.seconds, self.reached.step
         while self.reached.step < steps and not self.patience_is_over:
             loss = self.step(self.reached.step)
@@ -113,7 +113,7 @@ class Training:
             self.reached.seconds = before + time.perf_counter() - began
             judged = done % every == 0 or done == steps
             if judged or done % LOOKED_AT == 0:
-                speed = (done - first) * self.options.step_tokens / (time.perf_counter() - began)
+                speed = (done - first) * self.plan.step_tokens / (time.perf_counter() - began)
                 self.report(done, self.checked(loss.item()), speed, tell)
             if judged:
                 self.judge()
@@ -132,9 +132,9 @@ class Training:
         for name, buffer in self.student.buffers().items():
             buffer.copy_(remembered[name])
         reached = self.ranks.first_does(self.saved.reached)
-        left = 1 - (reached.step if reached else 0) / self.options.steps
-        steps, scores = self.options.steps, self.options.validate
-        if self.options.lr is None:
+        left = 1 - (reached.step if reached else 0) / self.plan.steps
+        steps, scores = self.plan.steps, self.plan.validate
+        if self.plan.lr is None:
             steps, scores = steps + PROBES * probe_steps(steps), scores + PROBES
         passes = steps * len(rows) / len(part), scores * len(self.held_out) / len(part)
         return left * (passes[0] * took + passes[1] * judging / self.ranks.size)
@@ -148,10 +148,10 @@ class Training:
 
     def report(self, done: int, loss: float, speed: float, tell: Progress) -> None:
         """speed: tokens a second."""
-        steps = self.options.steps
-        left = (steps - done) * self.options.step_tokens / speed
+        steps = self.plan.steps
+        left = (steps - done) * self.plan.step_tokens / speed
         tell(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s, {left:.0f} s left")
-        self.log(step=done, loss=loss, rate=self.options.rate(done - 1), tokens_per_second=round(speed))
+        self.log(step=done, loss=loss, rate=self.plan.rate(done - 1), tokens_per_second=round(speed))
 
     def step(self, step: int) -> Tensor:
         """One step of AdamW; returns the mean loss over its tokens."""
@@ -159,7 +159,7 @@ class Training:
         counted = self.text.rows(rows).weights.sum().clamp_min(1).to(self.device)
         self.prepare_teacher(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate(step)
+            group["lr"] = self.plan.rate(step)
         total = torch.zeros((), device=self.device)
         parts = self.mine(rows).split(self.reached.micro_windows)
         for part in parts:
@@ -168,7 +168,7 @@ class Training:
                 # What takes the ranks' gradients together takes their mean.
                 self.accelerator.backward(loss * self.ranks.size)
             total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         for attention in self.attentions:
@@ -206,7 +206,7 @@ class Training:
 
     @property
     def patience_is_over(self) -> bool:
-        return bool(self.options.patience) and self.reached.waited >= self.options.patience
+        return bool(self.plan.patience) and self.reached.waited >= self.plan.patience
 
     def checked(self, loss: float) -> float:
         if not math.isfinite(loss):
@@ -231,7 +231,7 @@ class Training:
         if value < reached.best or self.keep_last:
             reached.best, reached.best_step = value, reached.step
             self.best, self.best_reached, self.best_is_saved = self.copy(), replace(reached), False
-        if self.options.lr is not None and self.options.has_fallen(reached.step) and not self.keep_last:
+        if self.plan.lr is not None and self.plan.has_fallen(reached.step) and not self.keep_last:
             reached.waited = 0 if value < reached.lately else reached.waited + 1
             reached.lately = min(value, reached.lately)
         # One rank decides, for clocks differ and all have to gather what is saved.
@@ -282,8 +282,8 @@ class Training:
         self.best = self.copy()
         tensors, reached = self.saved.load(self.saved.state)
         self.reached, self.saved_step = reached, reached.step
-        if self.options.lr is None:
-            self.options = replace(self.options, lr=reached.rate)
+        if self.plan.lr is None:
+            self.plan = replace(self.plan, lr=reached.rate)
         self.student.put(tensors, reached.layout)
         for name, parameter in self.student.trained():
             state = {"step": torch.tensor(float(reached.step))}
@@ -305,22 +305,22 @@ class Training:
 
     def log(self, step: int, **facts: object) -> None:
         if self.ranks.first:
-            self.saved.note(step=step, tokens=step * self.options.step_tokens, **facts)
+            self.saved.note(step=step, tokens=step * self.plan.step_tokens, **facts)
         flat = {k: v for k, v in facts.items() if isinstance(v, int | float)}
         flat |= {f"held_out/{k}": v for k, v in facts.get("held_out", {}).items()}
         self.accelerator.log(flat, step=step)
 
 
-def micro_windows(student: Student, options: UptrainOptions, ranks: Ranks, device: torch.device) -> int:
+def micro_windows(student: Student, plan: UptrainPlan, ranks: Ranks, device: torch.device) -> int:
     """Windows of one pass: a GPU takes what a third of its free memory holds, a CPU few, which its caches like."""
-    mine = -(-options.step_windows // ranks.size)
-    if options.micro_tokens:
-        return max(1, min(mine, options.micro_tokens // options.window))
+    mine = -(-plan.step_windows // ranks.size)
+    if plan.micro_tokens:
+        return max(1, min(mine, plan.micro_tokens // plan.window))
     if device.type != "cuda":
-        return min(mine, max(1, 1024 // options.window))
+        return min(mine, max(1, 1024 // plan.window))
     a = student.architecture
     head = student.model.get_output_embeddings()
     classes = 0 if head is None else head.weight.shape[0]
-    per_token = 20 * classes + a.layers * a.hidden_size * (8 if options.checkpointing else 80)
+    per_token = 20 * classes + a.layers * a.hidden_size * (8 if plan.checkpointing else 80)
     free = torch.cuda.mem_get_info(device)[0] / 3
-    return max(1, min(mine, int(free / per_token / options.window)))
+    return max(1, min(mine, int(free / per_token / plan.window)))

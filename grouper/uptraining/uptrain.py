@@ -29,7 +29,7 @@ from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.launched import accelerator_for, sharded
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.needs import TRAINED, WEIGHT, check_memory
-from grouper.uptraining.options import UptrainOptions
+from grouper.uptraining.options import UptrainOptions, UptrainPlan
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student
 from grouper.uptraining.teacher import Teacher, check_teacher, open_teacher
@@ -85,22 +85,22 @@ def uptrain_model(
     taught_by = teacher_of(model, teacher) if options.losses.needs_teacher else None
     work = Path(f"{str(output).rstrip('/')}.uptrain")
     text, saved = as_begun(model, taught_by, source, options, device, work)
-    options = text.options
-    check_text(text.learnt, options, source.name, ranks)
+    plan = text.plan
+    check_text(text.learnt, plan, source.name, ranks)
     with locked_by_first(ranks, output), deterministic():
         opened = None
         if taught_by is not None:
-            opened = _teacher(taught_by, teacher_device or device, teacher_dtype, memory, options)
-        student = new_student(model, options, device)
+            opened = _teacher(taught_by, teacher_device or device, teacher_dtype, memory, plan)
+        student = new_student(model, plan, device)
         texts = (text.learnt, text.judged)
-        training = Training(accelerator_for(device, options, saved), student, opened, texts, options, saved, ranks)
+        training = Training(accelerator_for(device, plan, saved), student, opened, texts, plan, saved, ranks)
         training.keep_last = text.flattered
         tell(announced(training))
         score = training.run(progress)
         tell(told(score, training.reached.best_step))
         facts = facts_of(model, training, score, taught_by, command)
         del student, training, opened  # several ranks may hold them in parts: the best weights are read from the disk
-        return ranks.first_does(lambda: write(model, options, output, facts, saved, overwrite, progress))
+        return ranks.first_does(lambda: write(model, plan, output, facts, saved, overwrite, progress))
 
 
 def teacher_of(model: ExportedModel, teacher: str | None) -> Checkpoint:
@@ -133,36 +133,36 @@ def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> S
     return Student(model, method, device, options.lora_rank if options.train == "lora" else 0, options.seed)
 
 
-def check_text(text: TrainingText, options: UptrainOptions, name: str, ranks: Ranks) -> None:
+def check_text(text: TrainingText, plan: UptrainPlan, name: str, ranks: Ranks) -> None:
     """Raise GrouperError where the text does not go far enough for what is asked, or ranks cannot share a step."""
-    if options.step_windows % ranks.size:
-        windows = f"--step-tokens {options.step_tokens} are {options.step_windows} windows of {options.window}"
+    if plan.step_windows % ranks.size:
+        windows = f"--step-tokens {plan.step_tokens} are {plan.step_windows} windows of {plan.window}"
         raise GrouperError(f"{windows}, which {ranks.size} processes cannot share alike: give a multiple")
     if not text.weights.any():
         raise GrouperError(f"{name} has no answers to learn: chats need messages of the role assistant")
-    passes = options.tokens / text.tokens
+    passes = plan.tokens / text.tokens
     if passes > MOST_PASSES:
         raise GrouperError(
-            f"{options.tokens:,} tokens are {passes:.0f} passes over the {text.tokens:,} of {name}: give more "
+            f"{plan.tokens:,} tokens are {passes:.0f} passes over the {text.tokens:,} of {name}: give more "
             f"text, or at most {MOST_PASSES * text.tokens:,} --tokens"
         )
-    if options.steps < 2:
-        raise GrouperError(f"{options.tokens:,} tokens are {options.steps} step of {options.step_tokens:,}: give more")
+    if plan.steps < 2:
+        raise GrouperError(f"{plan.tokens:,} tokens are {plan.steps} step of {plan.step_tokens:,}: give more")
 
 
 def announced(training: Training) -> str:
     """What is going to happen, how long it takes, what memory it needs."""
-    options, text = training.options, training.text.tokens
+    plan, text = training.plan, training.text.tokens
     trained = sum(p.numel() for _, p in training.student.trained())
     there = sum(p.numel() for p in training.student.model.parameters())
     needed = WEIGHT * there + (TRAINED + WEIGHT) * trained  # the best ones are kept beside
     if training.teacher is not None:
         needed += sum(p.nbytes for p in training.teacher.model.model.parameters() if not p.is_meta)
-    passes, seconds = options.tokens / text, training.seconds_left()
-    steps = f"{options.steps} steps{'' if options.lr else ' after short trainings that find the rate'}"
+    passes, seconds = plan.tokens / text, training.seconds_left()
+    steps = f"{plan.steps} steps{'' if plan.lr else ' after short trainings that find the rate'}"
     kept = "; refinement has seen nearly all of this text, which flatters the start: trained to the end"
     return (
-        f"training {trained:,} of {there:,} parameters on {options.tokens:,} tokens ({passes:.1f} passes over "
+        f"training {trained:,} of {there:,} parameters on {plan.tokens:,} tokens ({passes:.1f} passes over "
         f"{text:,}), {steps}: about {seconds:.0f} s, {needed / 1e9:.1f} GB and activations"
         f"{kept if training.keep_last else ''}"
     )
@@ -186,14 +186,14 @@ def facts_of(
     model: ExportedModel, training: Training, score: Score, teacher: Checkpoint | None, command: str | None
 ) -> dict:
     """For grouper.json and the card: what the export was, and what was done to it."""
-    options = training.options
+    plan = training.plan
     steps = training.reached.step
     known = {n: v for n, v in asdict(score).items() if n != "cosine" or not math.isnan(v)}
     done = {
-        "method": options.method, "teacher": teacher and teacher.title,
-        "tokens": steps * options.step_windows * options.window, "steps": steps,
-        "best_step": training.reached.best_step, "losses": asdict(options.losses), "learning_rate": options.lr,
-        "train": options.train, "held_out": _finite(known),
+        "method": plan.method, "teacher": teacher and teacher.title,
+        "tokens": steps * plan.step_windows * plan.window, "steps": steps,
+        "best_step": training.reached.best_step, "losses": asdict(plan.losses), "learning_rate": plan.lr,
+        "train": plan.train, "held_out": _finite(known),
         **({"rates_tried": _finite(training.reached.tried)} if training.reached.tried else {}),
     }  # fmt: skip
     measured = {}
@@ -242,22 +242,20 @@ def write(
     return exported
 
 
-def _teacher(
-    checkpoint: Checkpoint, device: str, dtype: str | None, memory: int | None, options: UptrainOptions
-) -> Teacher:
+def _teacher(checkpoint: Checkpoint, device: str, dtype: str | None, memory: int | None, plan: UptrainPlan) -> Teacher:
     gpu = "cuda" in device
     room = free_memory() / 2 if memory is None else memory
     if gpu:
         room = min(room, torch.cuda.mem_get_info(device)[0] / 3)
     number = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
-    return open_teacher(checkpoint, device, number, room, options.losses.hidden > 0, options.step_tokens)
+    return open_teacher(checkpoint, device, number, room, plan.losses.hidden > 0, plan.step_tokens)
 
 
 def _key(model: ExportedModel, teacher: Checkpoint | None, text: Division) -> str:
     """A name for just this training."""
-    texts, options = [*text.learnt.digests, *text.judged.digests], text.options
+    texts = [*text.learnt.digests, *text.judged.digests]
     teacher_is = teacher and teacher.fingerprint
-    return work_key(model=model.folder.fingerprint, teacher=teacher_is, texts=texts, options=asdict(options))
+    return work_key(model=model.folder.fingerprint, teacher=teacher_is, texts=texts, options=asdict(text.plan))
 
 
 def _number(value: float) -> float | None:

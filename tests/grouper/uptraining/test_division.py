@@ -81,7 +81,7 @@ def test_a_long_text_is_judged_by_what_was_set_aside(small, original, plain):
     assert learnt & judged == set()
     everything = text_for(original, plain, WINDOW)
     assert torch.equal(found[0].learnt.batch.windows, everything.batch.windows), "all that may be learnt is"
-    count = found[0].options.held_out_windows(len(found[0].learnt) + len(judging(original, plain)))
+    count = found[0].plan.held_out_windows(len(found[0].learnt) + len(judging(original, plain)))
     assert torch.equal(found[0].judged.batch.windows, spread(judging(original, plain), count))
 
 
@@ -105,14 +105,14 @@ def test_what_an_older_refinement_saw_of_it_does_not_judge(small, original, plai
 def test_a_short_text_is_divided_as_before(original, plain):
     found = list(divisions(exported(original), plain, OPTIONS, "cpu"))
     text = text_for(original, plain, WINDOW)
-    learnt, judged = text.split(OPTIONS.held_out_windows(len(text)))
+    learnt, judged = text.split(found[0].plan.held_out_windows(len(text)))
     assert len(found) == 1 and torch.equal(found[0].judged.batch.windows, judged.batch.windows)
     assert torch.equal(found[0].learnt.batch.windows, learnt.batch.windows)
 
 
 def test_windows_that_refinement_has_not_seen_judge_a_short_text(original, plain):
     text = text_for(original, plain, WINDOW)
-    count = OPTIONS.held_out_windows(len(text))
+    count = OPTIONS.plan("cpu", text.tokens).held_out_windows(len(text))
     but_the_last = Seen.of(text.batch.windows[:-count])
     found = among_all(exported(original, but_the_last), plain, OPTIONS, "cpu")
     assert torch.equal(found.judged.batch.windows, text.batch.windows[-count:]) and not found.flattered

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from toy_training import ToyAccelerator
 
-from grouper import Checkpoint, GrouperError, UptrainOptions
+from grouper import Checkpoint, GrouperError
 from grouper.model.in_memory import InMemoryModel
 from grouper.model.streamed import StreamedModel
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import NOT_ASKED, Batch
-from grouper.uptraining.options import Losses
+from grouper.uptraining.options import Losses, UptrainPlan
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.teacher import StreamedTeacher, Teacher, masks_of
 from grouper.uptraining.text import TrainingText, places_of
@@ -49,7 +49,7 @@ class Pair:
             loaded=loaded, model=loaded.model, architecture=loaded.architecture, attentions=[],
             trained=loaded.model.named_parameters, buffers=dict,
         )  # fmt: skip
-        options = UptrainOptions(tokens=16 * window, step_tokens=4 * window, window=window, lr=0.01, losses=losses)
+        options = UptrainPlan(tokens=16 * window, step_tokens=4 * window, window=window, lr=0.01, losses=losses)
         taught, saved = Teacher(self.model(self.original)), SavedTraining(folder)
         return Training(ToyAccelerator(), student, taught, (self.text, self.text), options, saved, ALONE)
 

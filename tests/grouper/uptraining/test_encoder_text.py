@@ -110,7 +110,7 @@ def test_what_refinement_saw_of_examples_does_not_judge(opened, name, kind):
         model = exported(checkpoint, SeenExamples.of(batch[: len(batch) - unseen]))
         (found,) = divisions(model, source, OPTIONS, "cpu")
         judged = [rows_of(batch).index(row) for row in rows_of(found.judged.batch)]
-        assert found.flattered == flattered and len(judged) == count and found.options.window == batch.tokens
+        assert found.flattered == flattered and len(judged) == count and found.plan.window == batch.tokens
         assert (min(judged) >= len(batch) - unseen) != flattered
         assert not set(rows_of(found.learnt.batch)) & set(rows_of(found.judged.batch))
 
@@ -165,7 +165,7 @@ def test_masked_text_that_was_set_aside_judges(opened, tmp_path, monkeypatch):
     assert not first.flattered and len(second.learnt) > len(first.learnt)
     long = replace(OPTIONS, window=2000)
     short = next(divisions(exported(checkpoint), TextSource(str(tmp_path / "long.txt")), long, "cpu"))
-    assert short.options.window == 64, "as many tokens as it has places for"
+    assert short.plan.window == 64, "as many tokens as it has places for"
 
 
 def words(checkpoint: Checkpoint, batch: Batch) -> set[str]:

@@ -9,19 +9,19 @@ import pytest
 import torch
 from toy_training import LAYOUT, ToyStudent, toy_teacher
 
-from grouper import GrouperError, UptrainOptions
+from grouper import GrouperError
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
 from grouper.uptraining import uptrain
 from grouper.uptraining.division import Division
 from grouper.uptraining.exported import ExportedModel
-from grouper.uptraining.options import Losses
+from grouper.uptraining.options import Losses, UptrainPlan
 from grouper.uptraining.saved import Reached
 from grouper.uptraining.text import TrainingText
 from grouper.uptraining.uptrain import _key, _teacher, announced, check_text, facts_of
 from grouper.uptraining.validation import Score
 
-OPTIONS = UptrainOptions(tokens=96, step_tokens=24, window=6, lr=1e-4, losses=Losses(), held_out=0.25)
+OPTIONS = UptrainPlan(tokens=96, step_tokens=24, window=6, lr=1e-4, losses=Losses(), held_out=0.25)
 TEXT = TrainingText(Batch.of(torch.arange(60).view(10, 6)), torch.arange(60).view(10, 6) % 2 == 0)
 
 
@@ -69,7 +69,7 @@ def test_another_training_has_another_name():
 def trained(teacher: bool = True) -> SimpleNamespace:
     """A training of which three of four steps were taken."""
     return SimpleNamespace(
-        options=OPTIONS, text=TEXT, student=ToyStudent(), teacher=toy_teacher() if teacher else None,
+        plan=OPTIONS, text=TEXT, student=ToyStudent(), teacher=toy_teacher() if teacher else None,
         reached=Reached(step=3, best_step=2), seconds_left=lambda: 12.4, keep_last=False,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_what_is_announced():
     assert "0.6 GB" in announced(training)
     training.student.model.filling.requires_grad_(True)
     assert "2.2 GB" in announced(training), "20 bytes for each number that is trained, the best ones among them"
-    training.options = replace(training.options, lr=None)
+    training.plan = replace(training.plan, lr=None)
     assert ", 4 steps after short trainings that find the rate: about " in announced(training)
     training.keep_last = True
     assert announced(training).endswith("; refinement has seen nearly all of this text, which flatters the start: "

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from grouper import Checkpoint, GrouperError, UptrainOptions
 from grouper.calibration.source import DATA, TextSource
 from grouper.running.batch import Batch
+from grouper.uptraining.options import UptrainPlan
 from grouper.uptraining.text import TrainingText, of_chat, text_for
 
 TEMPLATE = (
@@ -65,7 +66,7 @@ def test_what_is_held_out_is_not_trained_on_and_nothing_is_lost():
 
 def test_how_much_is_held_out():
     """Twenty validations of it take a third of what is trained on, or its share of the text."""
-    options = UptrainOptions(tokens=512 * 600, window=512, validate=20, held_out=0.02).resolved("cpu", 10**9)
+    options = UptrainOptions(tokens=512 * 600, window=512, validate=20, held_out=0.02).plan("cpu", 10**9)
     assert options.held_out_windows(10_000) == 10
     assert options.held_out_windows(200) == 4
     assert options.held_out_windows(30) == 1, "of a short text little"
@@ -83,18 +84,18 @@ def test_options_that_make_no_sense_are_refused(wrong):
 
 
 def test_the_rate_rises_and_falls():
-    options = UptrainOptions(tokens=512 * 100, step_tokens=512, window=512, lr=0.1, warm_up=0.1)
+    options = UptrainPlan(tokens=512 * 100, step_tokens=512, window=512, lr=0.1, warm_up=0.1)
     rates = [options.rate(step) for step in range(options.steps)]
     assert rates[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(0.1) and rates[55] == pytest.approx(0.05) and 0 < rates[-1] < 1e-3
 
 
 def test_defaults_follow_the_text_and_the_device():
-    short = UptrainOptions().resolved("cpu", 5000)
+    short = UptrainOptions().plan("cpu", 5000)
     assert short.tokens == 60_000 and short.step_tokens == 2048, "twelve passes"
-    assert UptrainOptions().resolved("cpu", 10**9).tokens == 262_144
-    assert UptrainOptions().resolved("cuda", 10**9).tokens == 5_505_024
-    assert UptrainOptions(window=4096).resolved("cpu", 10**9).step_tokens == 4096
+    assert UptrainOptions().plan("cpu", 10**9).tokens == 262_144
+    assert UptrainOptions().plan("cuda", 10**9).tokens == 5_505_024
+    assert UptrainOptions(window=4096).plan("cpu", 10**9).step_tokens == 4096
 
 
 @pytest.mark.parametrize(("windows", "count"), [(9, 8), (10, 8), (17, 16), (100, 7)])
@@ -124,18 +125,18 @@ def test_what_is_held_out_is_spread_over_the_text():
 
 @pytest.mark.parametrize("validate", [5, 10, 40])
 def test_validations_take_a_third_of_the_tokens_at_most(validate):
-    options = UptrainOptions(tokens=512 * 600, window=512, validate=validate, held_out=0.5).resolved("cpu", 10**9)
+    options = UptrainOptions(tokens=512 * 600, window=512, validate=validate, held_out=0.5).plan("cpu", 10**9)
     assert options.held_out_windows(10**4) * options.window * validate == options.tokens // 3
-    few = UptrainOptions(tokens=512 * 600, window=512, validate=300, held_out=0.5).resolved("cpu", 10**9)
+    few = UptrainOptions(tokens=512 * 600, window=512, validate=300, held_out=0.5).plan("cpu", 10**9)
     assert few.held_out_windows(10**4) == 4 and few.held_out_windows(6) == 3 and few.held_out_windows(1) == 1
 
 
 def test_steps_are_whole_and_tokens_at_least_one_step():
-    options = UptrainOptions(tokens=1000, step_tokens=300, window=64).resolved("cpu", 10**6)
+    options = UptrainOptions(tokens=1000, step_tokens=300, window=64).plan("cpu", 10**6)
     assert (options.step_windows, options.steps) == (4, 3)
-    assert UptrainOptions(tokens=10, step_tokens=300, window=64).resolved("cpu", 10**6).tokens == 300
-    assert UptrainOptions().resolved("cuda:1", 10**9).step_tokens == 8192
-    last = UptrainOptions(tokens=512 * 4, step_tokens=512, window=512, lr=0.1, warm_up=0.0)
+    assert UptrainOptions(tokens=10, step_tokens=300, window=64).plan("cpu", 10**6).tokens == 300
+    assert UptrainOptions().plan("cuda:1", 10**9).step_tokens == 8192
+    last = UptrainPlan(tokens=512 * 4, step_tokens=512, window=512, lr=0.1, warm_up=0.0)
     assert [last.rate(step) for step in range(4)] == pytest.approx([0.1, 0.1, 0.075, 0.025])
 
 

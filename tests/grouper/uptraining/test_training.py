@@ -11,11 +11,10 @@ from rank_threads import side_by_side
 from torch.nn.functional import cosine_similarity, cross_entropy
 from toy_training import LAYOUT, Toy, ToyAccelerator, ToyStudent, toy_teacher
 
-from grouper import UptrainOptions
 from grouper.calibration.text import shuffled_passes
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
-from grouper.uptraining.options import Losses
+from grouper.uptraining.options import Losses, UptrainPlan
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.text import TrainingText
 from grouper.uptraining.training import Training, micro_windows
@@ -30,12 +29,12 @@ LOSSES = Losses(0.7, 1.3, 0.4)
 CLIP = 1.1  # between the gradients of these steps: Adam does not care for their scale, but for some being cut
 
 
-def options(**more) -> UptrainOptions:
+def options(**more) -> UptrainPlan:
     known = {
         "tokens": 8 * 4 * WINDOW, "step_tokens": 4 * WINDOW, "window": WINDOW, "micro_tokens": 4 * WINDOW, "lr": 0.01,
         "warm_up": 0.3, "weight_decay": 0.1, "clip": CLIP, "losses": LOSSES, "validate": 4, "patience": 0,
     }  # fmt: skip
-    return UptrainOptions(**{**known, **more})
+    return UptrainPlan(**{**known, **more})
 
 
 def training(folder, ranks: Ranks = ALONE, teacher: bool = True, **more) -> Training:
@@ -58,7 +57,7 @@ def loss_by_hand(model: Toy, rows: torch.Tensor, losses: Losses) -> torch.Tensor
     return whole[counted].mean()
 
 
-def trained_by_hand(order: torch.Tensor, asked: UptrainOptions) -> tuple[Toy, list[float]]:
+def trained_by_hand(order: torch.Tensor, asked: UptrainPlan) -> tuple[Toy, list[float]]:
     """AdamW from its definition (arXiv 1711.05101), gradients cut to a norm, rates by a warm-up and a cosine."""
     model, found, norms = Toy(0), [], []
     parameters = list(model.parameters())
@@ -87,7 +86,7 @@ def trained_by_hand(order: torch.Tensor, asked: UptrainOptions) -> tuple[Toy, li
 def test_steps_are_adamw_on_the_mean_over_the_tokens_that_count(tmp_path, micro):
     """However many windows a pass has, and however many answers are in each."""
     ours = training(tmp_path, micro_tokens=micro * WINDOW)
-    wanted, losses = trained_by_hand(ours.order, ours.options)
+    wanted, losses = trained_by_hand(ours.order, ours.plan)
     assert len(losses) == 8 and ours.order.shape == (8, 4)
     assert [ours.step(step).item() for step in range(8)] == pytest.approx(losses, rel=1e-4)
     for (name, got), expected in zip(ours.student.trained(), wanted.parameters()):
@@ -102,7 +101,7 @@ def test_ranks_take_one_step_together(tmp_path):
         return [ours.step(step).item() for step in range(8)], ours.student
 
     alone = training(tmp_path)
-    wanted, losses = trained_by_hand(alone.order, alone.options)
+    wanted, losses = trained_by_hand(alone.order, alone.plan)
     for found, student in side_by_side(2, work):
         assert found == pytest.approx(losses, rel=1e-4)
         for (name, got), expected in zip(student.trained(), wanted.parameters()):
@@ -130,7 +129,7 @@ def lines_of(ours: Training) -> list[dict]:
 def test_what_is_noted_on_the_way(tmp_path):
     """Judged before the first step and four times in eight; each with the step's own loss, rate and tokens so far."""
     ours, told = training(tmp_path), []
-    _, losses = trained_by_hand(ours.order, ours.options)
+    _, losses = trained_by_hand(ours.order, ours.plan)
     score = ours.run(lambda done, total, note: told.append((done, total, note)))
     lines = lines_of(ours)
     judged = [line for line in lines if "held_out" in line]
@@ -138,7 +137,7 @@ def test_what_is_noted_on_the_way(tmp_path):
     noted = [line for line in lines if "loss" in line]
     assert [line["step"] for line in noted] == [2, 4, 6, 8] and [line["tokens"] for line in noted] == [48, 96, 144, 192]
     assert [line["loss"] for line in noted] == pytest.approx(losses[1::2], rel=1e-4)
-    assert [line["rate"] for line in noted] == pytest.approx([ours.options.rate(step) for step in (1, 3, 5, 7)])
+    assert [line["rate"] for line in noted] == pytest.approx([ours.plan.rate(step) for step in (1, 3, 5, 7)])
     assert [done for done, _, _ in told] == [2, 4, 6, 8] and {total for _, total, _ in told} == {8}
     assert told[0][2].startswith(f"loss {losses[1]:.4f}, ") and told[-1][2].endswith(" 0 s left")
     kls = [line["held_out"]["kl"] for line in judged]
@@ -163,7 +162,7 @@ def test_patience_counts_validations_since_the_rate_has_fallen(tmp_path):
     """Of eight steps two are the warm-up; after five the rate is half. What comes before, however bad, counts for
     nothing: 5 is the first that counts, 4 is better, 4 again and 6 are two in a row."""
     ours = training(tmp_path, validate=10, tokens=10 * 4 * WINDOW, warm_up=0.2, patience=2)
-    assert [ours.options.has_fallen(step) for step in range(10)] == [False] * 6 + [True] * 4
+    assert [ours.plan.has_fallen(step) for step in range(10)] == [False] * 6 + [True] * 4
     scored(ours, [1.0, 9.0, 9.0, 9.0, 9.0, 9.0, 5.0, 4.0, 4.0, 6.0, 7.0])
     ours.run()
     assert (ours.reached.step, ours.reached.best, ours.reached.best_step, ours.reached.waited) == (9, 1.0, 0, 2)
@@ -184,16 +183,14 @@ def test_probes_leave_nothing_but_the_rate(tmp_path):
 
     def told():
         known = {3e-5: 3.0, 1e-5: 2.0, 1e-5 / 3: 2.5}
-        rate = found.options.lr
-        return (
-            score() if found.options.steps == 8 else type(score())(1.0, known[min(known, key=lambda r: abs(r - rate))])
-        )
+        rate = found.plan.lr
+        return score() if found.plan.steps == 8 else type(score())(1.0, known[min(known, key=lambda r: abs(r - rate))])
 
     found.step, found.score, found.attentions = noted, told, [Attention()]
     found.run()
     begun = [before for before, now in found.attentions[0].told if now == 1]
     assert begun == [0] * 4, "methods that count steps begin anew, too"
-    assert found.options.lr == found.reached.rate == pytest.approx(1e-5)
+    assert found.plan.lr == found.reached.rate == pytest.approx(1e-5)
     assert found.reached.tried == {"3e-05": 3.0, "1e-05": 2.0, "3.33e-06": 2.5}
     assert len(tried) == 4 and all(torch.equal(a, b) for one in tried for a, b in zip(one, tried[0]))
     for (name, got), (_, expected) in zip(found.student.trained(), given.student.trained()):
@@ -217,7 +214,7 @@ def test_a_rate_that_was_found_is_not_looked_for_again(tmp_path, monkeypatch):
     again = training(tmp_path / "killed", lr=None)
     again.find_rate = lambda _tell: pytest.fail("it is known")
     again.run()
-    assert again.options.lr == whole.options.lr and again.reached.best == whole.reached.best
+    assert again.plan.lr == whole.plan.lr and again.reached.best == whole.reached.best
     for (name, got), (_, expected) in zip(again.student.trained(), whole.student.trained()):
         assert torch.equal(got, expected), name
 
@@ -350,7 +347,7 @@ def test_windows_of_one_pass():
     cpu, student = torch.device("cpu"), ToyStudent()
 
     def found(ranks: Ranks = ALONE, **more) -> int:
-        return micro_windows(student, UptrainOptions(tokens=2**20, **more), ranks, cpu)
+        return micro_windows(student, UptrainPlan(tokens=2**20, **more), ranks, cpu)
 
     assert found(step_tokens=4096, window=128) == 8 and found(step_tokens=4096, window=2048) == 1
     assert found(step_tokens=4096, window=128, micro_tokens=512) == 4
@@ -364,11 +361,11 @@ def test_windows_of_one_pass_on_a_gpu(monkeypatch):
     """A third of the free memory over what tokens take: 20 bytes of each of 7 logits, 80 of each of two layers' 4."""
     per_token = 20 * 7 + 2 * 4 * 80
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * per_token * 64 * 5.5, None))
-    gpu, asked = torch.device("cuda"), UptrainOptions(tokens=2**20, step_tokens=4096, window=64)
+    gpu, asked = torch.device("cuda"), UptrainPlan(tokens=2**20, step_tokens=4096, window=64)
     assert micro_windows(ToyStudent(), asked, ALONE, gpu) == 5
     per_token = 20 * 7 + 2 * 4 * 8
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * per_token * 64 * 5.5, None))
-    checkpointing = UptrainOptions(tokens=2**20, step_tokens=4096, window=64, checkpointing=True)
+    checkpointing = UptrainPlan(tokens=2**20, step_tokens=4096, window=64, checkpointing=True)
     assert micro_windows(ToyStudent(), checkpointing, ALONE, gpu) == 5
     bare, per_token = ToyStudent(), 2 * 4 * 80
     bare.model.get_output_embeddings = lambda: None

@@ -138,8 +138,8 @@ def imported() -> None:
     import cli  # noqa: F401
     import search
     from grouper import export
-    from grouper.model.in_memory import InMemoryModel
-    from grouper.model.streamed import StreamedModel
+    from grouper.running.in_memory import InMemoryModel
+    from grouper.running.streamed import StreamedModel
     from search import demo  # noqa: F401
 
     _ = (search.search, search.evaluate, search.export_from_run, export, InMemoryModel, StreamedModel)

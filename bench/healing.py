@@ -29,11 +29,11 @@ from grouper.calibration.source import DEMO_TEXTS, TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.export import export_model
 from grouper.merging import MERGES
-from grouper.model.in_memory import InMemoryModel
 from grouper.ranks import ALONE
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import deterministic
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
 from grouper.threads import one_thread
 from grouper.uptraining.division import divisions
 from grouper.uptraining.exported import ExportedModel

@@ -18,9 +18,9 @@ from grouper import Checkpoint, HeadLayout
 from grouper.attention import MergedLayer
 from grouper.calibration.moments import collect_moments
 from grouper.merging.spectral import Spectral
-from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
+from grouper.running.in_memory import InMemoryModel
 from search.methods.qcqa import any_sizes, equal_sizes
 from search.optimise.partition import best_per_count
 from search.options import GeneticOptions

@@ -24,9 +24,9 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.merging import MERGES
-from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
 from search import ParetoFront, RunFolder, SearchOptions, search
 from search.methods.exact import LIMIT
 

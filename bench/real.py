@@ -34,9 +34,9 @@ from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, text_of
 from grouper.export import export_model
 from grouper.merging import MERGES, merge_for
-from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
 from grouper.uptraining.exported import ExportedModel
 from search import ParetoFront, RunFolder, SearchOptions, search
 

@@ -25,11 +25,11 @@ from fitness.positions import bands, column_at
 from grouper.attention import Merged
 from grouper.divergence import kl_divergence
 from grouper.layout import HeadLayout
-from grouper.model.in_memory import exchanged
-from grouper.model.layers import Layers
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
-from grouper.running.stubs import passed_on, stubs
+from grouper.running.in_memory import exchanged
+from grouper.running.layers import Layers
+from grouper.running.stub_layers import passed_on, stubs
 from grouper.running.walk import Walk
 from grouper.threads import side_by_side
 

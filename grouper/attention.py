@@ -101,7 +101,7 @@ class Attention:
         """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference
         and evaluation.
 
-        Where a norm spans all K heads, that holds only before it: see grouper.model.in_memory.
+        Where a norm spans all K heads, that holds only before it: see grouper.running.in_memory.
         """
         groupings = {"k": layout.k, "v": layout.v} | ({} if layout.q is None else {"q": layout.q})
         index = {part: readers_index(grouping, self.o.device) for part, grouping in groupings.items()}

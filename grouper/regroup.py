@@ -23,15 +23,15 @@ from grouper.layout import HeadLayout
 from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.layers import Layers
 from grouper.model.loadable import check_model
-from grouper.model.opening import open_model
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.options import AskedRefinement, RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.store import LayerStore
 from grouper.running.batch import Batch
+from grouper.running.layers import Layers
+from grouper.running.opening import open_model
 
 
 class Regrouper:

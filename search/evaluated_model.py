@@ -15,7 +15,7 @@ from grouper.errors import GrouperError
 from grouper.export.write import MARKER
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
-from grouper.model.opening import open_model
+from grouper.running.opening import open_model
 from grouper.uptraining.exported import ExportedModel
 from search.evaluation import texts_of
 from search.meter import in_memory, on_texts

@@ -21,7 +21,6 @@ from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import temporary_folder
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
@@ -29,6 +28,7 @@ from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
+from grouper.running.in_memory import InMemoryModel
 from search.choosing import add_rows, choose
 from search.columns import JUDGES, called
 from search.measuring import REFINED, Measuring
@@ -94,7 +94,7 @@ def evaluate(
         ranks.first_does(kept.begin)
         texts = texts_of(checkpoint, source, tasks, window, limit, kept)
         numbers = choose(front, layouts)
-        plan = refine and refine.plan(device)
+        plan = refine.plan(device) if refine else None
         measuring = measuring_of(source, texts, tasks, dtype, set)
         front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")

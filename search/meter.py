@@ -1,5 +1,6 @@
 """Measure layouts of one model: on texts, how near they are to the original; by tasks, scores."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +14,10 @@ from grouper.attention import Merged
 from grouper.calibration.text import load_tokenizer
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
-from grouper.model.in_memory import InMemoryModel
-from grouper.model.layers import Layers
 from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.layers import Layers
 from search.columns import COMPARED
 from search.options import COMPUTING
 
@@ -24,7 +25,9 @@ from search.options import COMPUTING
 class Meter:
     """Measures layouts of one model, on texts and by tasks."""
 
-    def __init__(self, regrouper: Regrouper, texts: dict[str, Tensor | Batch], tasks: TaskOptions | None, dtype: str):
+    def __init__(
+        self, regrouper: Regrouper, texts: Mapping[str, Tensor | Batch], tasks: TaskOptions | None, dtype: str
+    ):
         self.regrouper, self.texts, self.asked = regrouper, texts, tasks
         if dtype != COMPUTING:
             regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))

@@ -60,7 +60,7 @@ def search(
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
     earlier = RunFolder(Path(output))
-    set_aside = overwrite or not earlier.exists() or earlier.settings.set_aside
+    set_aside = overwrite or earlier.sets_aside
     calibration = options.calibration(keep_calibration, "learnt" if set_aside else "whole")
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it

@@ -88,6 +88,11 @@ class RunFolder:
         except (OSError, ValueError, GrouperError) as error:
             raise GrouperError(f"cannot read {self.path / MARKER} ({error})") from error
 
+    @property
+    def sets_aside(self) -> bool:
+        """Whether stretches of the text are set aside: not in a run that an older version began."""
+        return not self.exists() or self.settings.set_aside
+
     def write_settings(self, settings: RunSettings) -> None:
         write_text(self.path / MARKER, settings.to_json())
 

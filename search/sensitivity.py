@@ -19,13 +19,13 @@ from fitness.perplexity import nll
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, merge_for
-from grouper.model.in_memory import InMemoryModel
 from grouper.outputs import write_text
 from grouper.progress import Progress, untold
 from grouper.refinement.layer import LayerWorker
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.sides import Sides
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
 from search.methods.candidate import Candidate, best_per_size
 from search.run_folder import RunFolder
 from search.stage1 import Found

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from grouper import Architecture, Checkpoint, ExportOptions, HeadLayout, export
 from grouper.layout import groups_of
 from grouper.merging import MERGES
-from grouper.model.in_memory import InMemoryModel, in_double
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel, in_double
 from search import RunFolder, SearchOptions, pick, search
 
 COMMON = {"vocab_size": 199, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

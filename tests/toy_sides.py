@@ -7,7 +7,7 @@ from torch import Tensor
 
 from grouper.refinement.sides import Sides
 from grouper.running.batch import Batch
-from grouper.running.stubs import Arguments
+from grouper.running.stub_layers import Arguments
 from grouper.running.walk import Walk
 
 SITE = SimpleNamespace(index=0, name="layer 0", stack=0, layer=0)

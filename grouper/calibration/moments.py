@@ -10,12 +10,12 @@ from torch import Tensor
 
 from grouper.calibration.input_moments import InputMoments, MeasuredInputs
 from grouper.errors import GrouperError
-from grouper.model.layers import Layers
 from grouper.model.site import Site
 from grouper.outputs import sweep_files
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
+from grouper.running.layers import Layers
 from grouper.running.walk import Step, Walk
 from grouper.threads import side_by_side
 

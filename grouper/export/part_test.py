@@ -22,9 +22,9 @@ from grouper.export.hf.export_class import ExportClass
 from grouper.export.layer_adds import LayerAdds, worst_difference
 from grouper.export.written import check_layer, check_outside
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.in_memory import exchanged
-from grouper.model.streamed import Skeleton, State
-from grouper.running.stubs import stub_arguments
+from grouper.running.in_memory import exchanged
+from grouper.running.streamed import Skeleton, State
+from grouper.running.stub_layers import stub_arguments
 from grouper.running.walk import run_layer
 
 TOKENS = 16

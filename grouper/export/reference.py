@@ -12,8 +12,8 @@ from grouper.attention import Merged, MergedLayer
 from grouper.export.format import Job, changed
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.in_memory import InMemoryModel
 from grouper.model.memory import free_memory
+from grouper.running.in_memory import InMemoryModel
 
 
 @contextmanager

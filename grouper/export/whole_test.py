@@ -21,11 +21,11 @@ from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.families import FAMILIES
-from grouper.model.in_memory import in_double
 from grouper.model.loadable import auto_of_export
 from grouper.model.loading import load
 from grouper.model.made_up import answer, random_inputs
 from grouper.model.one_layer import cut
+from grouper.running.in_memory import in_double
 
 PROMPT, GENERATED = 48, 16  # tokens
 

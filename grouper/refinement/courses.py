@@ -1,7 +1,7 @@
 """What steps are on: windows drawn from all, or, where examples are filled up, one part of them after the other."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -82,3 +82,17 @@ class ByPart(Course):
 
     def loss(self) -> Tensor:
         return self.of(self.number)
+
+
+def turns_of(tokens: Sequence[int], steps: int) -> list[int]:
+    """Which of several texts each step is on: each text as often as it has tokens, its steps spread over all.
+
+    >>> turns_of([300, 100], 8), turns_of([100], 3)
+    ([0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0])
+    """
+    taken, turns = [0] * len(tokens), []
+    for step in range(1, steps + 1):
+        behind = [share * step / sum(tokens) - done for share, done in zip(tokens, taken)]
+        turns.append(behind.index(max(behind)))
+        taken[turns[-1]] += 1
+    return turns

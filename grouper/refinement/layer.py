@@ -12,16 +12,17 @@ from torch.func import functional_call
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.text import shuffled_passes
 from grouper.layout import LayerLayout
-from grouper.model.in_memory import expanded_attention, expanded_tensors
 from grouper.model.site import Site
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
-from grouper.refinement.courses import ByPart, Course, Drawn
+from grouper.refinement.courses import ByPart, Course, Drawn, turns_of
 from grouper.refinement.descent import Descent
+from grouper.refinement.objective import relative, size_of
 from grouper.refinement.options import RefinePlan
 from grouper.refinement.sides import Sides
 from grouper.refinement.store import WEIGHTS
-from grouper.running.stubs import Arguments, Enough
+from grouper.running.in_memory import expanded_attention, expanded_tensors
+from grouper.running.stub_layers import Arguments, Enough
 from grouper.running.walk import Step, run_layer
 
 REST = 0.3  # learning rate of MLP and norms, of attention's
@@ -251,20 +252,6 @@ class LayerWorker:
         return Drawn(of_windows, sides.other.stream, sides.wanted, order, self.device, self.ranks)
 
 
-def turns_of(tokens: Sequence[int], steps: int) -> list[int]:
-    """Which of several texts each step is on: each text as often as it has tokens, its steps spread over all.
-
-    >>> turns_of([300, 100], 8), turns_of([100], 3)
-    ([0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0])
-    """
-    taken, turns = [0] * len(tokens), []
-    for step in range(1, steps + 1):
-        behind = [share * step / sum(tokens) - done for share, done in zip(tokens, taken)]
-        turns.append(behind.index(max(behind)))
-        taken[turns[-1]] += 1
-    return turns
-
-
 class _Forward(nn.Module):
     """What functional_call wants: a module whose forward is the part of the layer that is matched."""
 
@@ -274,17 +261,3 @@ class _Forward(nn.Module):
 
     def forward(self, stream: Tensor, arguments: Arguments) -> Tensor:
         return self.worker[0].output(self.module, stream, arguments)
-
-
-def relative(difference: Tensor, stream: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens, filling left out, of |difference|^2 / |stream|^2: the next norm divides by the stream's size,
-    and so a few tokens of a thousandfold size, which real models have, must not drown the others."""
-    if mask is not None:
-        difference, stream = difference[mask], stream[mask]
-    wrong, size = (torch.linalg.vector_norm(x, dim=-1).square() for x in (difference, stream))
-    return (wrong / size.clamp_min(1e-12)).mean()
-
-
-def size_of(tensor: Tensor) -> float:
-    """Root mean square."""
-    return float(tensor.detach().square().mean().sqrt())

@@ -25,7 +25,6 @@ from torch import Tensor
 from grouper.attention import Merged
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
-from grouper.model.layers import Layers
 from grouper.names import expected
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
@@ -35,6 +34,7 @@ from grouper.refinement.options import SCOPES, AskedRefinement, RefineOptions, R
 from grouper.refinement.sides import Sides
 from grouper.refinement.store import LayerStore
 from grouper.running.batch import Batch
+from grouper.running.layers import Layers
 from grouper.threads import in_background
 
 ESTIMATED = {"cpu": 8, "cuda": 2 * TOLD}  # steps that a time is estimated from

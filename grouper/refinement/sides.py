@@ -4,9 +4,9 @@ layers before."""
 import torch
 from torch import Tensor
 
-from grouper.model.layers import Layers
 from grouper.model.site import Place
 from grouper.running.batch import Batch
+from grouper.running.layers import Layers
 from grouper.running.walk import Step, Walk, room
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouper.model.layers import Layers
 from grouper.model.memory import free_memory
 from grouper.model.site import Place
 from grouper.running.batch import Batch
-from grouper.running.stubs import Arguments, Enough, arguments_of, call, given_beside, stream_of, stubs
+from grouper.running.layers import Layers
+from grouper.running.stub_layers import Arguments, Enough, arguments_of, call, given_beside, stream_of, stubs
 from grouper.threads import side_by_side
 
 ENTERING = 64  # examples whose stream into the first layer is taken at a time

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from grouper.attention import Attention
 from grouper.layout import LayerLayout
 from grouper.model.architecture import Architecture
-from grouper.model.in_memory import expanded_attention, expanded_tensors
+from grouper.running.in_memory import expanded_attention, expanded_tensors
 
 
 class SharedAttention(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from grouper.attention import MergedLayer
 from grouper.layout import HeadLayout
-from grouper.model.in_memory import InMemoryModel
+from grouper.running.in_memory import InMemoryModel
 from grouper.uptraining.adapters import add_adapters, fold_adapters
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod

@@ -14,13 +14,13 @@ from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import decoder_config, setting
-from grouper.model.in_memory import InMemoryModel
-from grouper.model.layers import Layers
 from grouper.model.site import Place
-from grouper.model.streamed import StreamedModel
 from grouper.running.answers import answered, logits_of, pooled
 from grouper.running.batch import Batch
-from grouper.running.stubs import passed_on, stubs
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.layers import Layers
+from grouper.running.streamed import StreamedModel
+from grouper.running.stub_layers import passed_on, stubs
 from grouper.running.walk import Walk, room
 
 TOKENIZER = "tokenizer.json"

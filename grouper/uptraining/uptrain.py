@@ -196,7 +196,7 @@ def facts_of(
         "train": plan.train, "held_out": _finite(known),
         **({"rates_tried": _finite(training.reached.tried)} if training.reached.tried else {}),
     }  # fmt: skip
-    measured = {}
+    measured: dict[str, list[float | None]] = {}
     if not math.isnan(score.nll):
         measured |= {"nats per token, held-out training text": [_number(score.teacher_nll), score.nll]}
     if not math.isnan(score.kl):

@@ -9,8 +9,8 @@ from grouper.attention import MergedLayer
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
-from grouper.model.in_memory import InMemoryModel
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
 from search.methods.candidate import Candidate
 from search.methods.task import Judge
 

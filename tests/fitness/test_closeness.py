@@ -12,8 +12,8 @@ from fitness.closeness import Original, closeness_of
 from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
 from grouper.merging import MEAN
-from grouper.model.in_memory import InMemoryModel
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
 
 WINDOWS = torch.randint(3, 190, (6, 24), generator=torch.Generator().manual_seed(1))
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.moments import _hooks, _product, _Sums, collect_moments
-from grouper.model.in_memory import InMemoryModel
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import NOT_ASKED, Batch, padded
+from grouper.running.in_memory import InMemoryModel
 
 READ = torch.tensor([[True, True, True], [True, False, False]])
 LABELS = torch.tensor([[5, 6], [7, NOT_ASKED]])

@@ -22,7 +22,7 @@ from grouper.export.layer_adds import LayerAdds, difference, worst_difference
 from grouper.export.part_test import run_part_test
 from grouper.export.self_test import run_self_test
 from grouper.export.whole_test import run_whole_test
-from grouper.model.in_memory import InMemoryModel
+from grouper.running.in_memory import InMemoryModel
 
 ROWS = {"stock": EQUAL, "padded": UNEQUAL, "ragged": RAGGED}
 SCOPES, DTYPES, MEMORIES = ("attention", "block"), ("float32", "bfloat16", "float16"), (4_000_000_000, 0)

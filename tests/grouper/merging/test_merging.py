@@ -17,7 +17,7 @@ from grouper.calibration.input_moments import AssumedInputs
 from grouper.calibration.moments import collect_moments
 from grouper.merging import MERGES
 from grouper.merging.spectral import Spectral
-from grouper.model.in_memory import InMemoryModel
+from grouper.running.in_memory import InMemoryModel
 from search import SearchOptions, pick, search
 from search.methods.qcqa import any_sizes, equal_sizes
 from search.options import GeneticOptions

@@ -13,7 +13,7 @@ from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 from grouper.model.door import check_configuration
 from grouper.model.header_check import check_tensors
-from grouper.model.in_memory import InMemoryModel
+from grouper.running.in_memory import InMemoryModel
 
 GOOD = {
     "model_type": "llama", "num_attention_heads": 8, "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 4096,

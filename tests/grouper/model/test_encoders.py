@@ -16,16 +16,16 @@ from grouper.merging import MERGES
 from grouper.merging.folding import augmented
 from grouper.model.auto import auto_class
 from grouper.model.encoder_families import ENCODERS
-from grouper.model.in_memory import InMemoryModel
 from grouper.model.inspection import inspect
 from grouper.model.made_up import answer, random_inputs
-from grouper.model.streamed import StreamedModel
 from grouper.ranks import Ranks
 from grouper.refinement.layer import LayerWorker
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.streamed import StreamedModel
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.student import Student

@@ -20,8 +20,8 @@ from grouper.export.classes import CLASSES
 from grouper.merging.folding import augmented
 from grouper.model.encoder_families import ENCODERS
 from grouper.model.families import FAMILIES
-from grouper.model.in_memory import InMemoryModel
 from grouper.model.inspection import inspect
+from grouper.running.in_memory import InMemoryModel
 
 
 def test_every_family_has_a_sample():

@@ -11,7 +11,7 @@ from family_samples import SAMPLES
 from grouper import Checkpoint
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.input_moments import InputMoments
-from grouper.model.in_memory import InMemoryModel
+from grouper.running.in_memory import InMemoryModel
 
 TOKENS = torch.randint(3, 199, (2, 12), generator=torch.Generator().manual_seed(0))
 WITHOUT_NORM = ("olmo2", "olmo3", "opt-norm-behind")  # before the projections

@@ -9,12 +9,12 @@ from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.moments import collect_moments
 from grouper.merging import MEAN
-from grouper.model.in_memory import InMemoryModel
-from grouper.model.opening import open_model
-from grouper.model.streamed import StreamedModel
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.opening import open_model
+from grouper.running.streamed import StreamedModel
 
 
 def tokens(n: int = 4) -> torch.Tensor:

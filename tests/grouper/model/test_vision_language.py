@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
 from grouper.export import export_model
 from grouper.merging import MERGES
-from grouper.model.in_memory import InMemoryModel
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
 from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.student import Student

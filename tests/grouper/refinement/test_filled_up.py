@@ -11,12 +11,12 @@ from grouper import Checkpoint
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.text import shuffled_passes
 from grouper.merging import MEAN
-from grouper.model.in_memory import InMemoryModel
 from grouper.ranks import ALONE
 from grouper.refinement.layer import REST, LayerWorker
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import sides_of
 from grouper.refinement.sides import Sides
+from grouper.running.in_memory import InMemoryModel
 from grouper.running.walk import Walk
 
 GENERATOR = torch.Generator().manual_seed(0)

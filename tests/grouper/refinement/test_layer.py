@@ -15,15 +15,17 @@ from grouper import Checkpoint, GrouperError, HeadLayout
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.text import shuffled_passes
 from grouper.merging import MEAN
-from grouper.model.in_memory import InMemoryModel
 from grouper.progress import untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement import refine
-from grouper.refinement.layer import LayerWorker, relative, size_of, turns_of
+from grouper.refinement.courses import turns_of
+from grouper.refinement.layer import LayerWorker
+from grouper.refinement.objective import relative, size_of
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.refine import estimate_seconds, refine_layers
 from grouper.refinement.sides import Sides
 from grouper.refinement.store import LayerStore
+from grouper.running.in_memory import InMemoryModel
 from grouper.running.walk import run_layer
 
 LAYOUT = HeadLayout.from_labels([np.arange(8) % 4] * 3, 8, 16)

@@ -8,12 +8,12 @@ from torch import nn
 
 from grouper import Checkpoint
 from grouper.calibration.moments import collect_moments
-from grouper.model.in_memory import InMemoryModel
-from grouper.model.streamed import StreamedModel
 from grouper.ranks import Ranks
 from grouper.running import walk as walking
 from grouper.running.batch import Batch
-from grouper.running.stubs import moved
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.streamed import StreamedModel
+from grouper.running.stub_layers import moved
 from grouper.running.walk import Walk, room, run_layer
 
 

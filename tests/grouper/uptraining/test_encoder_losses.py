@@ -11,10 +11,10 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from toy_training import ToyAccelerator
 
 from grouper import Checkpoint, GrouperError
-from grouper.model.in_memory import InMemoryModel
-from grouper.model.streamed import StreamedModel
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import NOT_ASKED, Batch
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.streamed import StreamedModel
 from grouper.uptraining.options import Losses, UptrainPlan
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.teacher import StreamedTeacher, Teacher, masks_of

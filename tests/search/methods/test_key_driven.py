@@ -8,7 +8,7 @@ from random_tables import keyed_task
 from grouper import Checkpoint, GrouperError
 from grouper.allocation import allocate
 from grouper.calibration.moments import collect_moments
-from grouper.model.in_memory import InMemoryModel
+from grouper.running.in_memory import InMemoryModel
 from search import SearchOptions, search
 from search.methods.key_driven import SHARES, KeyDriven, key_norms
 from search.options import GeneticOptions

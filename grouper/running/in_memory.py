@@ -18,8 +18,8 @@ from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.configuration import decoder_config
-from grouper.model.layers import Layers
 from grouper.model.loading import load
+from grouper.running.layers import Layers
 
 
 class InMemoryModel(Layers):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouper.model.layers import Layers
 from grouper.model.site import Place
 from grouper.running.batch import Batch
+from grouper.running.layers import Layers
 
 Arguments = tuple[tuple, dict[str, Any]]  # positional and by name, beside the stream
 NOT_OURS = ("past_key_values", "layer_past", "cache", "use_cache", "hidden_states")

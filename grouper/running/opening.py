@@ -3,10 +3,10 @@
 from grouper.model.architecture import Architecture
 from grouper.model.auto import check_transformers
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.in_memory import InMemoryModel
-from grouper.model.layers import Layers
 from grouper.model.memory import free_memory
-from grouper.model.streamed import StreamedModel
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.layers import Layers
+from grouper.running.streamed import StreamedModel
 
 
 def open_model(checkpoint: Checkpoint, device: str = "cpu", memory: int | None = None) -> Layers:

@@ -15,10 +15,10 @@ from torch import nn
 from grouper.errors import as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint, decoder_prefix
-from grouper.model.layers import Layers
 from grouper.model.loadable import quiet, without_weights
 from grouper.model.loading import refusing_code
 from grouper.model.one_layer import of_layer
+from grouper.running.layers import Layers
 
 State = dict[str, torch.Tensor]
 READERS = 4  # tensors of a layer that are read at a time

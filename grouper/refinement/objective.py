@@ -1,0 +1,18 @@
+"""Error of a stream, as layers are fitted by it."""
+
+import torch
+from torch import Tensor
+
+
+def relative(difference: Tensor, stream: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over tokens, filling left out, of |difference|^2 / |stream|^2: the next norm divides by the stream's size,
+    and so a few tokens of a thousandfold size, which real models have, must not drown the others."""
+    if mask is not None:
+        difference, stream = difference[mask], stream[mask]
+    wrong, size = (torch.linalg.vector_norm(x, dim=-1).square() for x in (difference, stream))
+    return (wrong / size.clamp_min(1e-12)).mean()
+
+
+def size_of(tensor: Tensor) -> float:
+    """Root mean square."""
+    return float(tensor.detach().square().mean().sqrt())

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
-from grouper.calibration.parts import Part
 from grouper.calibration.source import TextSource, is_file_name
 from grouper.errors import GrouperError
 from grouper.kv_cache import bytes_of
@@ -87,11 +86,12 @@ class SearchOptions:
             return GeneticOptions(self.population, self.generations, patience=0, memetic=False)
         return GeneticOptions(self.population, self.generations)
 
-    def calibration(self, keep: str | os.PathLike | None = None, part: Part = "learnt") -> Calibration | None:
-        """keep: a folder where moments are kept and looked for. part: of the text, that is calibrated on."""
+    def calibration(self, keep: str | os.PathLike | None = None, set_aside: bool = True) -> Calibration | None:
+        """keep: a folder where moments are kept and looked for. set_aside: skip the stretches of the text that training
+        is judged by."""
         if not self.text and not self.dataset and not self.images:
             return None
-        source = TextSource(self.text, self.dataset, images=self.images, part=part)
+        source = TextSource(self.text, self.dataset, images=self.images, part="learnt" if set_aside else "whole")
         return Calibration(source, self.tokens, self.window, None if keep is None else Path(keep))
 
     def searched(self, architecture: "Architecture") -> list[int]:

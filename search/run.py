@@ -59,12 +59,11 @@ def search(
     check_model(checkpoint)  # before anything is downloaded
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
-    earlier = RunFolder(Path(output))
-    set_aside = overwrite or earlier.sets_aside
-    calibration = options.calibration(keep_calibration, "learnt" if set_aside else "whole")
+    set_aside = overwrite or RunFolder(Path(output)).sets_aside  # a run that exists goes on as it began
+    calibration = options.calibration(keep_calibration, set_aside)
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it
-    kept = earlier.kept_tokens()
+    kept = RunFolder(Path(output)).kept_tokens()
     regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks, kept)
     settings = RunSettings.of(
         checkpoint, options, set_aside=set_aside,

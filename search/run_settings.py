@@ -73,7 +73,7 @@ class RunSettings:
 
     def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
         """On the run's own text. keep: a folder where moments are kept and looked for."""
-        return self.options.calibration(keep, "learnt" if self.set_aside else "whole")
+        return self.options.calibration(keep, self.set_aside)
 
 
 def installed_version(package: str) -> str:

@@ -227,7 +227,7 @@ def test_a_run_of_an_older_version_goes_on_with_text_of_which_nothing_was_set_as
     run, place = tmp_path / "run", tmp_path / "run" / "run.json"
     search(reader, run, options)
     new = json.loads(place.read_text())
-    checkpoint, whole = Checkpoint.open(reader), options.calibration(part="whole")
+    checkpoint, whole = Checkpoint.open(reader), options.calibration(set_aside=False)
     older = digest(Regrouper(checkpoint, whole).windows(1024))
     assert new["set_aside"] and new["text_digest"] != older
     place.write_text(json.dumps({k: v for k, v in {**new, "text_digest": older}.items() if k != "set_aside"}))

@@ -27,7 +27,7 @@ def calibrated_errors(
     new_q = torch.arange(len(before.q)) if layout.q is None else torch.from_numpy(layout.q.group_of)
     new_k, kv = torch.from_numpy(layout.k.group_of), before.head_read
     q, k = (was[0], now[0][new_q]), (was[1][kv], now[1][new_k])  # [H, d, D + 1] before and after
-    v = (augmented(before.v, before.v_bias)[kv], augmented(after.v, after.v_bias))
+    v = (augmented(before.projection("v"))[kv], augmented(after.projection("v")))
     o, new_o = (a.o.double().permute(1, 2, 0) for a in (before, after))  # [H, d, D]
     v_error, v_energy = _product_change((o, new_o), v, None, inputs)
     k_error = k_energy = 0.0

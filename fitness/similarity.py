@@ -25,7 +25,7 @@ class Similarity:
 
 
 def key_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
-    k = augmented(attention.k, attention.k_bias)
+    k = augmented(attention.projection("k"))
     seen = inputs.times(k)
     plain = k.flatten(1) @ seen.flatten(1).T
     if attention.qk_norm:
@@ -43,7 +43,7 @@ def key_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
 
 
 def value_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
-    v = augmented(attention.v, attention.v_bias)
+    v = augmented(attention.projection("v"))
     seen = inputs.times(v)
     return normalised(v.flatten(1) @ seen.flatten(1).T, nuclear(v, seen))
 

@@ -58,7 +58,7 @@ class Weight(Fitness):
 def gram(attention: Attention, kind: str, inputs: InputMoments | None = None) -> np.ndarray:
     """[G, G] float64: inner products of the q, k or v heads' weights, biases included; given `inputs`, of their
     outputs."""
-    weights = augmented(getattr(attention, kind), getattr(attention, f"{kind}_bias"))  # [G, d, D + 1]
+    weights = augmented(attention.projection(kind))  # [G, d, D + 1]
     seen = _seen(weights, kind, inputs)
     return (seen.flatten(1) @ weights.flatten(1).T).numpy()
 
@@ -83,7 +83,7 @@ def changes(
     """
     after, changed, energy = merged.expanded(layout), {}, {}
     for kind in ("k", "v", "q"):
-        old, new = (augmented(getattr(a, kind), getattr(a, f"{kind}_bias")) for a in (before, after))
+        old, new = (augmented(a.projection(kind)) for a in (before, after))
         old = old if kind == "q" else old[before.head_read]
         norms = []
         for weights in (old - new, old):

@@ -14,15 +14,34 @@ Symbols, here and in every other module:
     n   candidates scored at once
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
+
+Part = Literal["q", "k", "v"]
+PARTS: tuple[Part, ...] = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Heads of q, k or v. weight: [heads, d, D]. bias: [heads, d]. gain: [heads, d] of a norm between projection and
+    RoPE, which v never has."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    gain: Tensor | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Projection":
+        """All that there is, changed along its heads: change([heads, ...]) -> [other heads, ...]."""
+        bias, gain = (None if t is None else change(t) for t in (self.bias, self.gain))
+        return Projection(change(self.weight), bias, gain)
 
 
 @dataclass
@@ -55,16 +74,19 @@ class Attention:
                 f"attention has q, k, v, o of shapes {shapes}: expected [heads, d, D] thrice and [D, H, d]"
             )
         d, D = self.q.shape[1:]
-        expected: dict[str, tuple] = {part: (len(getattr(self, part)), d, D) for part in ("q", "k", "v")}
-        expected |= {
-            "o": (self.o.shape[0], self.o.shape[1], d),
-            "o_bias": (self.o.shape[0],),
-            "sinks": (self.o.shape[1],),
-        }
-        expected |= {f"{part}_bias": (len(getattr(self, part)), d) for part in ("q", "k", "v")}
-        expected |= {f"{part}_norm": (len(getattr(self, part)), d) for part in ("q", "k")}
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
+        found: list[tuple[str, Tensor | None, tuple[int, ...]]] = []
+        for part in PARTS:
+            one = self.projection(part)
+            heads = len(one.weight)
+            found += [(part, one.weight, (heads, d, D)), (f"{part}_bias", one.bias, (heads, d))]
+            found.append((f"{part}_norm", one.gain, (heads, d)))
+        outputs, heads = self.o.shape[:2]
+        found += [
+            ("o", self.o, (outputs, heads, d)),
+            ("o_bias", self.o_bias, (outputs,)),
+            ("sinks", self.sinks, (heads,)),
+        ]
+        for name, tensor, shape in found:
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise GrouperError(f"attention has {name} of shape {list(tensor.shape)}: expected {list(shape)}")
         planes = self.planes
@@ -88,6 +110,20 @@ class Attention:
     def head_dim(self) -> int:
         return self.q.shape[1]
 
+    def projection(self, part: Part) -> Projection:
+        """q, k or v as it is stored, bias and gain with it."""
+        if part == "q":
+            return Projection(self.q, self.q_bias, self.q_norm)
+        return Projection(self.k, self.k_bias, self.k_norm) if part == "k" else Projection(self.v, self.v_bias)
+
+    def with_projections(self, parts: Mapping[Part, Projection]) -> "Attention":
+        """The same with these in the place of its own."""
+        changed: dict[str, Tensor | None] = {}
+        for part, one in parts.items():
+            changed |= {part: one.weight, f"{part}_bias": one.bias}
+            changed |= {} if part == "v" else {f"{part}_norm": one.gain}
+        return replace(self, **changed)
+
     def readers_of(self, kv_head: int) -> list[int]:
         """Before regrouping: the query heads that read this KV head."""
         return list(range(kv_head * self.queries_per_kv_head, (kv_head + 1) * self.queries_per_kv_head))
@@ -103,11 +139,11 @@ class Attention:
 
         Where a norm spans all K heads, that holds only before it: see grouper.running.in_memory.
         """
-        groupings = {"k": layout.k, "v": layout.v} | ({} if layout.q is None else {"q": layout.q})
-        index = {part: readers_index(grouping, self.o.device) for part, grouping in groupings.items()}
-        parts = {n: i for part, i in index.items() for n in (part, f"{part}_bias", f"{part}_norm") if hasattr(self, n)}
-        taken = {n: getattr(self, n)[i] for n, i in parts.items() if getattr(self, n) is not None}
-        return replace(self, **taken)
+        parts: dict[Part, Projection] = {}
+        for part, grouping in layout.groupings.items():
+            index = readers_index(grouping, self.o.device)
+            parts[part] = self.projection(part).changed(lambda heads, index=index: heads[index])
+        return self.with_projections(parts)
 
     def to(self, *args, **kwargs) -> "Attention":
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""

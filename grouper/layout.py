@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -139,6 +139,11 @@ class LayerLayout:
     @classmethod
     def shared(cls, grouping: Grouping) -> "LayerLayout":
         return cls(grouping, grouping)
+
+    @property
+    def groupings(self) -> dict[Literal["q", "k", "v"], Grouping]:
+        """Groupings of the projections whose heads are shared."""
+        return {"k": self.k, "v": self.v} if self.q is None else {"k": self.k, "v": self.v, "q": self.q}
 
     @property
     def is_shared(self) -> bool:

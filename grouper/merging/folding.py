@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention
+from grouper.attention import Attention, Projection
 from grouper.calibration.input_moments import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
@@ -18,8 +18,9 @@ def check_readers_are_sources(attention: Attention, layout: LayerLayout, merge: 
         )
 
 
-def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
+def augmented(projection: Projection) -> Tensor:
     """[heads, d, D] -> [heads, d, D + 1] in float64: the bias, or zeros, as the weight of a constant input 1."""
+    weight, bias = projection.weight, projection.bias
     column = torch.zeros_like(weight[..., :1]) if bias is None else bias[..., None]
     return torch.cat([weight, column], dim=-1).double()
 
@@ -44,7 +45,7 @@ def row_energy(weights: Tensor, inputs: InputMoments) -> Tensor:
 def scored(attention: Attention, inputs: InputMoments) -> tuple[Tensor, Tensor]:
     """q [H, d, D + 1] and k [G, d, D + 1], biases included, as RoPE and the scores get them: behind norms on q and k,
     if there are some, with their gains, and divided by the mean size that text (`inputs`) gives them."""
-    q, k = augmented(attention.q, attention.q_bias), augmented(attention.k, attention.k_bias)
+    q, k = augmented(attention.projection("q")), augmented(attention.projection("k"))
     kind = attention.qk_norm
     if kind is None:
         return q, k

@@ -1,12 +1,11 @@
 """Mean merge: a shared head is the average of the heads behind it (GQA, arXiv 2305.13245, section 2.1; QCQA's
 merge)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from grouper.attention import Attention
+from grouper.attention import Attention, Part, Projection
 from grouper.calibration.input_moments import InputMoments
 from grouper.layout import Grouping, LayerLayout
 from grouper.merging.base import Merge
@@ -25,15 +24,11 @@ class Mean(Merge):
     exact_in = (None, "head")
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
-        changed = {}
-        for part, grouping in (("k", layout.k), ("v", layout.v), ("q", layout.q)):
-            if grouping is not None:
-                changed |= {n: averaged(getattr(attention, n, None), grouping) for n in (part, f"{part}_bias")}
-                if part != "v":
-                    changed[f"{part}_norm"] = averaged(getattr(attention, f"{part}_norm"), grouping)
-        return replace(attention, **changed)
+        groupings = layout.groupings.items()
+        return attention.with_projections({part: averaged(attention, part, grouping) for part, grouping in groupings})
 
 
-def averaged(weights: Tensor | None, grouping: Grouping) -> Tensor | None:
-    """[G, ...] -> [groups, ...]: the mean over each group's sources."""
-    return None if weights is None else torch.stack([weights[list(s)].mean(0) for s in grouping.sources])
+def averaged(attention: Attention, part: Part, grouping: Grouping) -> Projection:
+    """Heads of a projection [G, ...] -> [groups, ...]: the mean over each group's sources."""
+    sources = [list(s) for s in grouping.sources]
+    return attention.projection(part).changed(lambda heads: torch.stack([heads[s].mean(0) for s in sources]))

@@ -41,17 +41,15 @@ class Procrustes(Merge):
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         inputs = AssumedInputs.from_norm(None, None, attention.q.shape[-1]) if inputs is None else inputs
-        changed = self.values(attention, layout.v, inputs)
         if attention.qk_norm:
-            parts = ("k", "k_bias", "k_norm")
-            changed |= {name: averaged(getattr(attention, name), layout.k) for name in parts}
+            keys = attention.with_projections({"k": averaged(attention, "k", layout.k)})
         else:
-            changed |= self.keys(attention, layout.k, inputs)
-        return replace(attention, **changed)
+            keys = replace(attention, **self.keys(attention, layout.k, inputs))
+        return replace(keys, **self.values(attention, layout.v, inputs))
 
     def keys(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> dict[str, Tensor | None]:
         """The shared K heads, and q turned and scaled as they were."""
-        k, q = augmented(attention.k, attention.k_bias), augmented(attention.q, attention.q_bias)
+        k, q = augmented(attention.projection("k")), augmented(attention.projection("q"))
         rotary = torch.arange(0) if attention.planes is None else attention.planes.flatten()
         unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in set(rotary.tolist())], dtype=torch.long)
         merged = []
@@ -83,7 +81,7 @@ class Procrustes(Merge):
 
     def values(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> dict[str, Tensor | None]:
         """The shared V heads, and o turned back and scaled."""
-        v, o = augmented(attention.v, attention.v_bias), attention.o.double().clone()
+        v, o = augmented(attention.projection("v")), attention.o.double().clone()
         merged = []
         for sources in map(list, grouping.sources):
             members = v[sources]

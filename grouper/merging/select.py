@@ -1,11 +1,11 @@
 """Select merge: a shared head is one of the heads behind it (GQA's own ablation: mean > first > random)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention
+from grouper.attention import Attention, Part
 from grouper.calibration.input_moments import InputMoments
 from grouper.layout import Groups, LayerLayout
 from grouper.merging.base import Merge
@@ -30,23 +30,21 @@ class Select(Merge):
         k, v = (distances(attention, part, inputs) for part in ("k", "v"))
         if layout.k.sources == layout.v.sources:
             k = v = (k + v) / 2
-        kept = {"k": self.chosen(k, layout.k.sources), "v": self.chosen(v, layout.v.sources)}
+        kept: dict[Part, list[int]] = {"k": self.chosen(k, layout.k.sources), "v": self.chosen(v, layout.v.sources)}
         if layout.q is not None:
             kept["q"] = self.chosen(distances(attention, "q", inputs), layout.q.sources)
-        changed = {}
-        for part, index in kept.items():
-            present = [n for n in (part, f"{part}_bias", f"{part}_norm") if getattr(attention, n, None) is not None]
-            changed |= {n: getattr(attention, n)[index] for n in present}
-        return replace(attention, **changed)
+        return attention.with_projections(
+            {part: attention.projection(part).changed(lambda heads, i=i: heads[i]) for part, i in kept.items()}
+        )
 
     def chosen(self, distance: Tensor, sources: Groups) -> list[int]:
         """The head that each group keeps."""
         return [s[0 if self.first else int(distance[list(s)][:, list(s)].sum(1).argmin())] for s in sources]
 
 
-def distances(attention: Attention, part: str, inputs: InputMoments | None) -> Tensor:
+def distances(attention: Attention, part: Part, inputs: InputMoments | None) -> Tensor:
     """[G, G]: 1 - cosine of the q, k or v heads' outputs; of their weights without inputs."""
-    rows = augmented(getattr(attention, part), getattr(attention, f"{part}_bias"))  # [G, d, D + 1]
+    rows = augmented(attention.projection(part))  # [G, d, D + 1]
     gram = torch.einsum("adx,bdx->ab", rows if inputs is None else rows @ inputs.second_moment, rows)
     size = gram.diagonal().sqrt().clamp_min(1e-150)
     return 1 - gram / size[:, None] / size

@@ -38,10 +38,10 @@ class SpectralLayer:
         self.kv_heads, self.d = attention.kv_heads, attention.head_dim
         self.queries = attention.queries_per_kv_head
         attention = attention.to(device)
-        self.raw_k = augmented(attention.k, attention.k_bias)  # [G, d, D + 1]
+        self.raw_k = augmented(attention.projection("k"))  # [G, d, D + 1]
         q, self.k = scored(attention, self.inputs)  # k: [G, d, D + 1]
         self.q = q.unflatten(0, (self.kv_heads, self.queries))  # [G, queries, d, D + 1]
-        self.v = augmented(attention.v, attention.v_bias)
+        self.v = augmented(attention.projection("v"))
         o = attention.o.double().unflatten(1, (self.kv_heads, self.queries))  # [D, G, queries, d]
         self.o = o.permute(1, 2, 0, 3)  # [G, queries, D, d]
         rotary = set() if attention.planes is None else set(attention.planes.flatten().tolist())

@@ -55,7 +55,7 @@ class Weighted(Merge):
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         second_moment = inputs.second_moment
-        k, v = augmented(attention.k, attention.k_bias), augmented(attention.v, attention.v_bias)
+        k, v = augmented(attention.projection("k")), augmented(attention.projection("v"))
         o = attention.o.double().unflatten(1, (attention.kv_heads, -1))  # [D, G, queries, d]
         seen_of_v = torch.einsum("xgqd,xgqe->gde", o, o)  # [G, d, d]
         seen_of_k = query_energy(attention, inputs.of_queries.second_moment)
@@ -63,7 +63,8 @@ class Weighted(Merge):
         new_v = [self.fitted(v[list(s)], seen_of_v[list(s)], second_moment) for s in layout.v.sources]
         k, k_bias = split(torch.stack(new_k), attention.k_bias, attention.k)
         v, v_bias = split(torch.stack(new_v), attention.v_bias, attention.v)
-        return replace(attention, k=k, k_bias=k_bias, k_norm=averaged(attention.k_norm, layout.k), v=v, v_bias=v_bias)
+        k_norm = averaged(attention, "k", layout.k).gain
+        return replace(attention, k=k, k_bias=k_bias, k_norm=k_norm, v=v, v_bias=v_bias)
 
     def fitted(self, members: Tensor, seen: Tensor, second_moment: Tensor) -> Tensor:
         """The weighted sum [d, X] that loses least: argmin over w of sum_s tr(E_s^T seen_s E_s second_moment) with
@@ -106,7 +107,7 @@ class Weighted(Merge):
 def query_energy(attention: Attention, second_moment: Tensor) -> Tensor:
     """[G, d, d]: E of q q^T summed over a KV head's readers, as far as it survives RoPE: rotated planes keep their
     energy alone."""
-    q = augmented(attention.q, attention.q_bias).unflatten(0, (attention.kv_heads, -1))  # [G, queries, d, D + 1]
+    q = augmented(attention.projection("q")).unflatten(0, (attention.kv_heads, -1))  # [G, queries, d, D + 1]
     gram = torch.einsum("gqdx,xy,gqey->gde", q, second_moment, q)
     if attention.planes is None:
         return gram

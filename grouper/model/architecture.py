@@ -348,11 +348,10 @@ class Architecture:
 
 def separate_tensors(prefix: str, modules: tuple[str, ...], attention: Attention) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of four projections. modules: q, k, v and o, within a layer."""
-    parts = [(getattr(attention, n), getattr(attention, f"{n}_bias")) for n in ("q", "k", "v")]
-    for module, (weight, bias) in zip(modules, parts):
-        yield f"{prefix}{module}.weight", weight.flatten(0, 1)
-        if bias is not None:
-            yield f"{prefix}{module}.bias", bias.flatten()
+    for module, one in zip(modules, [attention.projection("q"), attention.projection("k"), attention.projection("v")]):
+        yield f"{prefix}{module}.weight", one.weight.flatten(0, 1)
+        if one.bias is not None:
+            yield f"{prefix}{module}.bias", one.bias.flatten()
     yield f"{prefix}{modules[3]}.weight", attention.o.flatten(1)
     if attention.o_bias is not None:
         yield f"{prefix}{modules[3]}.bias", attention.o_bias

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from grouper.attention import Attention
+from grouper.attention import PARTS, Attention, Projection
 from grouper.layout import LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.running.in_memory import expanded_attention, expanded_tensors
@@ -28,8 +28,7 @@ class SharedAttention(nn.Module):
         super().__init__()
         self.architecture, self.layout, self.layer, self.step = architecture, layout, layer, 0
         self.family = architecture.family_of(layer).in_class
-        for part in ("q", "k", "v"):
-            setattr(self, part, holder(getattr(attention, part).flatten(0, 1), getattr(attention, f"{part}_bias")))
+        self.q, self.k, self.v = (holder_of(attention.projection(part)) for part in PARTS)
         self.o = holder(attention.o.flatten(1), attention.o_bias)
         self.fixed = {"planes": attention.planes, "qk_norm": attention.qk_norm}
         if attention.qk_norm == "all":  # a gain of each head; one of all heads is the module's own
@@ -93,6 +92,11 @@ class SharedAttention(nn.Module):
             if name == "inner":  # not there yet
                 raise
             return getattr(super().__getattr__("inner"), name)
+
+
+def holder_of(projection: Projection) -> nn.Linear:
+    """A linear module with the rows of a projection."""
+    return holder(projection.weight.flatten(0, 1), projection.bias)
 
 
 def holder(weight: Tensor, bias: Tensor | None) -> nn.Linear:

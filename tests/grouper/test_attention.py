@@ -54,3 +54,18 @@ def test_a_layer_in_main_memory_is_the_same_layer():
     for moved in (layer.on_cpu(), layer.on_cpu(for_a_while=True)):
         assert torch.equal(moved.attention.q, layer.attention.q) and (moved.before, moved.after) == (0.5, 0.25)
         assert torch.equal(moved.others["mlp.weight"], torch.ones(2)) and moved is not layer
+
+
+def test_projections_are_taken_out_and_put_in_with_all_that_belongs_to_them():
+    whole = Attention(
+        torch.ones(4, 2, 3), torch.full((2, 2, 3), 2.0), torch.full((2, 2, 3), 3.0), torch.ones(3, 4, 2),
+        k_bias=torch.full((2, 2), 4.0), k_norm=torch.full((2, 2), 5.0), qk_norm="head", q_norm=torch.ones(4, 2),
+    )  # fmt: skip
+    k = whole.projection("k")
+    assert (k.weight is whole.k, k.bias is whole.k_bias, k.gain is whole.k_norm) == (True, True, True)
+    assert whole.projection("v").gain is None and whole.projection("q").bias is None
+    first = k.changed(lambda heads: heads[:1] + 1)
+    assert [t.unique().item() for t in (first.weight, first.bias, first.gain)] == [3, 5, 6] and len(first.bias) == 1
+    changed = whole.with_projections({"k": first, "v": whole.projection("v").changed(lambda heads: -heads)})
+    assert changed.k_bias is first.bias and changed.k_norm is first.gain and (changed.v == -3).all()
+    assert changed.q is whole.q and changed.v_bias is None and changed.o is whole.o

@@ -208,15 +208,16 @@ def _attention(
     groups, d = layout.k.kv_heads, a.head_dim
     queries = groups * max(layout.k.sizes)
     for part, count in (("q", queries), ("k", groups), ("v", groups)):
-        yield f"{block}attn_{part}.weight", (count * d, a.hidden_size), padded and _rows(padded, part, part)
+        one = padded and padded.projection(part)
+        yield f"{block}attn_{part}.weight", (count * d, a.hidden_size), one and _rows(one.weight, part)
         if biased:
-            yield f"{block}attn_{part}.bias", (count * d,), padded and _rows(padded, part, f"{part}_bias")
+            yield f"{block}attn_{part}.bias", (count * d,), one and _rows(one.bias, part)
     yield f"{block}attn_output.weight", (a.hidden_size, queries * d), padded and padded.o.flatten(1)
 
 
-def _rows(attention: Attention, part: str, name: str) -> Tensor:
-    """The rows of q, k or v, or its bias; q and k in the order of llama.cpp's RoPE, in which neighbouring rows turn."""
-    tensor = getattr(attention, name)  # [heads, d, ...]
+def _rows(tensor: Tensor, part: str) -> Tensor:
+    """Rows [heads d, ...] of q, k or v, or of its bias [heads, d, ...]; q and k in the order of llama.cpp's RoPE, in
+    which neighbouring rows turn."""
     if part != "v":
         tensor = tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
     return tensor.flatten(0, 1)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention, Merged, MergedLayer
+from grouper.attention import PARTS, Attention, Merged, MergedLayer, Projection
 from grouper.model.architecture import Architecture, separate_tensors
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
@@ -111,15 +111,15 @@ def _layer(
     fc1, fc1_bias = old(f"{first}.weight"), old(f"{first}.bias")
     own = MLP_NORM.get(a.family.model_type)
     if own and old(f"{own}.weight") is not None:
-        for part in ("q", "k", "v"):
-            attention = replace(attention, **_folded(part, attention, gain, bias))
+        attention = attention.with_projections(
+            {part: _folded(attention.projection(part), gain, bias) for part in PARTS}
+        )
         fc1, fc1_bias = _fold(fc1, fc1_bias, old(f"{own}.weight"), old(f"{own}.bias"))
         gain, bias = torch.ones_like(gain), torch.zeros_like(gain)
     attention = in_half_order(attention, a) if a.family.rope == "interleaved" else attention
-    missing = [part for part in ("q", "k", "v") if getattr(attention, f"{part}_bias") is None]
-    biases = {f"{part}_bias": torch.zeros(getattr(attention, part).shape[:2]) for part in missing}
     o_bias = torch.zeros(a.hidden_size) if attention.o_bias is None else attention.o_bias
-    attention = replace(attention, **biases, o_bias=o_bias)
+    attention = replace(attention, o_bias=o_bias)
+    attention = attention.with_projections({part: _with_bias(attention.projection(part)) for part in PARTS})
     named = dict(separate_tensors(new, PROJECTIONS, attention))
     named |= {
         f"{new}input_layernorm.weight": gain,
@@ -143,13 +143,18 @@ def _fold(weight: Tensor, weight_bias: Tensor | None, gain: Tensor, bias: Tensor
     return weight * gain, shift if weight_bias is None else shift + weight_bias
 
 
-def _folded(part: str, attention: Attention, gain: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
-    weight, new_bias = _fold(getattr(attention, part), getattr(attention, f"{part}_bias"), gain, bias)
-    return {part: weight, f"{part}_bias": new_bias}
+def _folded(projection: Projection, gain: Tensor, bias: Tensor | None) -> Projection:
+    return Projection(*_fold(projection.weight, projection.bias, gain, bias), projection.gain)
+
+
+def _with_bias(projection: Projection) -> Projection:
+    """The same, with a bias of zeros where there was none."""
+    zeros = torch.zeros(projection.weight.shape[:2])
+    return replace(projection, bias=zeros if projection.bias is None else projection.bias)
 
 
 def in_half_order(attention: Attention, a: Architecture) -> Attention:
     """Rows of q and k from interleaved planes (2i and 2i + 1) to halves (i and i + rotary / 2)."""
     order = torch.cat([a.planes[:, 0], a.planes[:, 1], torch.arange(a.rotary_dim, a.head_dim)])
-    parts = {n: getattr(attention, n) for n in ("q", "k", "q_bias", "k_bias")}
-    return replace(attention, **{n: t[:, order] for n, t in parts.items() if t is not None}, planes=None)
+    parts = {part: attention.projection(part).changed(lambda heads: heads[:, order]) for part in ("q", "k")}
+    return replace(attention.with_projections(parts), planes=None)

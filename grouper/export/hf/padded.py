@@ -101,16 +101,15 @@ def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Att
     slots = torch.tensor(filled_slots(layout, largest))
     order = torch.tensor(layout.k.reader_order)
 
-    def padded(tensor: Tensor | None) -> Tensor | None:  # [H, ...] -> [G m, ...]
-        if tensor is None:
-            return None
+    def padded(tensor: Tensor) -> Tensor:  # [H, ...] -> [G m, ...]
         filled = tensor.new_zeros(layout.k.kv_heads * largest, *tensor.shape[1:])
         filled[slots] = tensor[order]
         return filled
 
     o = padded(attention.o.transpose(0, 1)).transpose(0, 1)
-    parts = {n: padded(getattr(attention, n)) for n in ("q", "q_bias", "q_norm", "sinks")}
-    return replace(attention, o=o, **parts)
+    sinks = None if attention.sinks is None else padded(attention.sinks)
+    wider = replace(attention, q=padded(attention.q), q_bias=None, q_norm=None, o=o, sinks=sinks)
+    return wider.with_projections({"q": attention.projection("q").changed(padded)})
 
 
 def filled_slots(layout: LayerLayout, largest: int) -> list[int]:

@@ -52,7 +52,9 @@ def head_order(attention: Attention, layout: LayerLayout, places: list[int] | No
 
 
 def _ordered(attention: Attention, layout: LayerLayout, order: torch.Tensor) -> Attention:
-    """What there is of each query head, in this order."""
-    names = ("sinks",) if layout.q is not None else ("q", "q_bias", "q_norm", "sinks")
-    parts = {n: getattr(attention, n) for n in names}
-    return replace(attention, o=attention.o[:, order], **{n: t[order] for n, t in parts.items() if t is not None})
+    """Query heads with all that belongs to them, in this order."""
+    sinks = None if attention.sinks is None else attention.sinks[order]
+    turned = replace(attention, o=attention.o[:, order], sinks=sinks)
+    if layout.q is not None:
+        return turned
+    return turned.with_projections({"q": attention.projection("q").changed(lambda heads: heads[order])})

@@ -16,7 +16,7 @@ from grouper.layout import Grouping, LayerLayout
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod
 from grouper.uptraining.options import Losses
-from grouper.uptraining.shared_attention import SharedAttention, holder
+from grouper.uptraining.shared_attention import SharedAttention, holder_of
 
 SHAPES = {"scalar": (1, 1), "column": (None, 1), "row": (1, None)}  # of a head's weights; None: as the head's own
 
@@ -57,8 +57,8 @@ class SummedAttention(SharedAttention):
     ):
         super().__init__(module, architecture, attention, layout, layer)
         for part, grouping in (("k", layout.k), ("v", layout.v)):
-            heads = getattr(original, part)  # [G0, d, D]
-            setattr(self, part, holder(heads.flatten(0, 1), getattr(original, f"{part}_bias")))
+            heads = original.projection(part).weight  # [G0, d, D]
+            setattr(self, part, holder_of(original.projection(part)))
             members = membership(grouping, len(heads))
             self.register_buffer(f"{part}_members", members, persistent=False)
             shape = [own if asked is None else asked for asked, own in zip(SHAPES[kind], heads.shape[1:])]

@@ -149,7 +149,7 @@ def test_moments_are_of_what_the_heads_read(encoders, name):
     for layer, moments in enumerate(collect_moments(model, some)):
         attention = a.read(checkpoint, layer)
         cache = a.family_of(layer).cache
-        k = augmented(attention.k, attention.k_bias)
+        k = augmented(attention.projection("k"))
         expected = torch.einsum("gdx,xy,hdy->gh", k, moments.second_moment, k) * tokens[cache]
         assert moments.tokens == tokens[cache]
         assert torch.allclose(moments.keys.sum(0).double(), expected, rtol=1e-4, atol=1e-3)

@@ -80,6 +80,6 @@ def test_moments_are_of_what_the_heads_read(samples, name):
     windows = torch.randint(2, 199, (3, 16), generator=torch.Generator().manual_seed(0))
     for layer, moments in enumerate(collect_moments(model, windows)):
         attention = model.architecture.read(checkpoint, layer)
-        k = augmented(attention.k, attention.k_bias)
+        k = augmented(attention.projection("k"))
         expected = torch.einsum("gdx,xy,hdy->gh", k, moments.second_moment, k) * windows.numel()
         assert torch.allclose(moments.keys.sum(0).double(), expected, rtol=1e-4, atol=1e-3)

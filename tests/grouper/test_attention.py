@@ -7,7 +7,7 @@ import torch
 from random_layers import G, H, random_attention
 
 from grouper import GrouperError, LayerLayout
-from grouper.attention import MergedLayer
+from grouper.attention import Attention, MergedLayer
 
 
 @pytest.mark.parametrize(

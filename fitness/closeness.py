@@ -60,8 +60,8 @@ class Original:
 
 
 def closeness_of(model: Layers, original: Original, layout: HeadLayout, merged: Merged) -> Columns:
-    """Of the model under a layout with these merged weights, by the columns of pareto.csv: `nll`, `accuracy`, `kl`,
-    `agreement` or `cosine`, whichever there are, means over examples, each with its standard error (`nll_se` is that of
+    """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
+    `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
     the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
     or another one of its class, which may have other weights around its layers."""
     stream = walked(model, original.batch, layout, merged)
@@ -88,7 +88,7 @@ def columns(found: PerExample, original: PerExample) -> Columns:
 
 
 def mean_of(several: Mapping[str, Columns]) -> Columns:
-    """Of several texts, all weighing the same, their errors independent."""
+    """Mean over several texts of equal weight; errors are taken as independent."""
     values: Columns = {}
     for name in next(iter(several.values())):
         each = [found[name] for found in several.values()]
@@ -105,8 +105,8 @@ def mean_of(several: Mapping[str, Columns]) -> Columns:
 def walked(
     model: Layers, batch: Tensor | Batch, layout: HeadLayout | None = None, merged: Merged | None = None
 ) -> Tensor:
-    """The stream behind the last layer [n, tokens, D], of the model as it came or under a layout. One attention after
-    the other is asked for."""
+    """Stream after the last layer [n, tokens, D], of the original model or under a layout. merged(layer) is asked for
+    one attention at a time."""
     batch = Batch.of(batch)
     walk = Walk(model, batch, batches(batch, model.device)[0].stop)
     for step in walk:
@@ -120,7 +120,7 @@ def walked(
 
 @torch.inference_mode()
 def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
-    """What `model` gives for every example, whose last layer gave `stream`, beside what the original gives."""
+    """Measures of every example. stream: output of the last layer of `model` for the original's batch."""
     here, batch = threading.local(), original.batch  # the stream behind the last layer, of the part a thread is at
     last = model.architecture.places[-1][0].stack
 
@@ -144,7 +144,7 @@ def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
 
 
 def compared(ours: Any, theirs: Any, batch: Batch) -> dict[str, Tensor]:
-    """[examples] each, of two models' outputs."""
+    """Measures of two outputs, [examples] each."""
     got, meant, right = logits_of(ours, batch), logits_of(theirs, batch), targets_of(batch)
     if got is None:
         vectors = (pooled(outputs[0].float(), batch.read) for outputs in (ours, theirs))

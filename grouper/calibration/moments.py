@@ -51,7 +51,7 @@ def collect_moments(
 
 @torch.no_grad()
 def _passed(step: Step, model: Layers) -> Iterator[list[Found]]:
-    """Bring the stream behind the layer; of each part what its attentions were found to get."""
+    """Advance the stream through the layer; yields the products of its attentions for each part."""
     gpu, seen = "cuda" in str(model.device), threading.local()  # seen: what this thread's part made the hooks see
 
     def run(number: int) -> list[Found]:
@@ -69,7 +69,7 @@ def _passed(step: Step, model: Layers) -> Iterator[list[Found]]:
 
 
 def _hooks(model: Layers, site: Site, place: int, seen: threading.local) -> list:
-    """Those that note an attention's products in `seen.found[place]`."""
+    """Hooks that store the products of an attention in `seen.found[place]`."""
     a = model.architecture
 
     def mask(stack: int) -> Tensor | None:
@@ -102,7 +102,7 @@ def _product(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _Sums:
-    """Of one attention's products, over parts."""
+    """Sums of the products of one attention over parts."""
 
     def __init__(self, site: Site, model: Layers):
         size = model.architecture.hidden_size + 1
@@ -116,7 +116,7 @@ class _Sums:
         self.keys.append(found["keys"])
 
     def moments(self, ranks: Ranks) -> InputMoments:
-        """Of all ranks. The constant input's own sum is the number of tokens."""
+        """Moments over all ranks. The sum of the constant input is the number of tokens."""
         for total in self.totals.values():
             ranks.add_up(total)
             if not torch.isfinite(total).all():

@@ -40,7 +40,7 @@ class PartOfText:
         self.size = sum(end - begin for begin, end in spans)
 
     def pieces(self, start: int, stop: int, most: int | None = None) -> Iterator[Piece]:
-        """As of all documents. A document ends where its span does."""
+        """Pieces between two places, as of all documents; a document ends at the end of its span."""
         before = 0
         for begin, end in self._spans:
             first, last = begin + max(0, start - before), min(end, begin + stop - before)

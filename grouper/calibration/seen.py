@@ -71,7 +71,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class SeenExamples:
-    """What an encoder takes, each by all that it is but its filling. hashes: 8 bytes each, as base64."""
+    """Examples of an encoder, each identified by its content without padding. hashes: 8 bytes each, as base64."""
 
     hashes: str
 

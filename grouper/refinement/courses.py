@@ -1,4 +1,4 @@
-"""What steps are on: windows drawn from all, or, where examples are filled up, one part of them after the other."""
+"""Data for the steps of a descent: windows drawn at random or, if examples are padded, one part per step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from grouper.ranks import ALONE, Ranks
 
 
 class Course(ABC):
-    """Steps on examples of one length. share: of a step's examples, what this rank sees. taken: steps. alike: whether
-    every step is the same computation on other numbers, so that a GPU can keep it as a graph."""
+    """Steps on examples of one length. share: this rank's share of the examples of a step. taken: number of steps so
+    far. alike: whether every step is the same computation on other numbers, so that it can become a CUDA graph."""
 
     alike: bool
     share: float
@@ -20,18 +20,18 @@ class Course(ABC):
 
     @abstractmethod
     def take_up(self) -> None:
-        """The next step's examples."""
+        """Load the examples of the next step."""
 
     @abstractmethod
     def loss(self) -> Tensor:
-        """The mean over this rank's share of them."""
+        """Mean loss over this rank's share of them."""
 
 
 class Drawn(Course):
-    """Windows drawn from all, in places that stay the same from step to step.
+    """Windows drawn at random into buffers that stay the same from step to step.
 
-    of: the loss of what goes in and what is wanted, [windows, tokens, D] each. given, wanted: [n, tokens, D], on any
-    device. order: for each step the windows it sees. Each of several ranks sees its share of them.
+    of(given, wanted): loss of a batch [windows, tokens, D]. given, wanted: [n, tokens, D], on any device. order:
+    windows of each step [steps, windows]. Each of several ranks gets its share of them.
     """
 
     alike = True
@@ -65,9 +65,9 @@ class Drawn(Course):
 
 
 class ByPart(Course):
-    """Parts of examples, whose layers are each called with something else: a part a step, which is one rank's.
+    """One part of the examples per step, for parts that have arguments of their own; each step belongs to one rank.
 
-    of: the loss of a part, by its number. order: for each step the part.
+    of(number): loss of a part. order: number of the part for each step.
     """
 
     alike = False
@@ -85,7 +85,7 @@ class ByPart(Course):
 
 
 def turns_of(tokens: Sequence[int], steps: int) -> list[int]:
-    """Which of several texts each step is on: each text as often as it has tokens, its steps spread over all.
+    """Text of each step: every text gets steps in proportion to its tokens, spread evenly.
 
     >>> turns_of([300, 100], 8), turns_of([100], 3)
     ([0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0])

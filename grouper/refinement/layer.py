@@ -1,4 +1,4 @@
-"""One layer under refinement: what goes in, what is matched, what is trained."""
+"""Refinement of one layer: its inputs, its targets, the weights that are trained."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -31,8 +31,9 @@ NOTHING = 1e-9  # an error that there is nothing to gain from
 
 
 class LayerWorker:
-    """One layer on the device: as it came, and with weights that are being fitted. Its attentions are fitted one after
-    the other; `take_up` begins each. Names of tensors are the class's, but in what is put in and given out."""
+    """One layer on the device: the original, and a copy whose weights are fitted. Its attentions are fitted one after
+    the other; `take_up` begins each. Tensors have the names of the class; `set` and `fit` translate from and to those
+    of checkpoints."""
 
     site: Site
     layout: LayerLayout
@@ -56,7 +57,7 @@ class LayerWorker:
         self.shares_layer = len(step.sites) > 1
 
     def take_up(self, site: Site, layout: LayerLayout) -> "LayerWorker":
-        """Go on with this attention of the layer."""
+        """Select the attention to fit."""
         self.site, self.layout, self.family = site, layout, site.storage.in_class
         attention = self.regrouped.get_submodule(self.family.attention)
         room = expanded_attention(self.architecture, attention, layout, self.device, torch.float32, site.index)
@@ -64,19 +65,19 @@ class LayerWorker:
         return self
 
     def autocast(self) -> AbstractContextManager:
-        """bfloat16 on a GPU. Casts are not kept: a captured step must make its own."""
+        """bfloat16 on a GPU, without caching casts, since a captured step must make its own."""
         gpu = "cuda" in str(self.device)
         return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if gpu else nullcontext()
 
     # Weights
 
     def tensors(self, attention: Attention) -> dict[str, Tensor]:
-        """The attention's tensors by name, every query head with its copy of the shared heads, to which gradients
-        flow."""
+        """Tensors of the attention by name, with a copy of the shared heads for every query head; gradients flow
+        through."""
         return expanded_tensors(self.architecture, attention, self.layout, self.site.index)
 
     def set(self, done: MergedLayer) -> None:
-        """Compute with these weights; `done` has the names of checkpoints."""
+        """Put these weights into the fitted copy. Names in `done` are those of checkpoints."""
         self._put(done.attention, {self.site.storage.class_name(n): tensor for n, tensor in done.others.items()})
 
     def _put(self, attention: Attention, others: dict[str, Tensor]) -> None:
@@ -84,8 +85,8 @@ class LayerWorker:
             self.regrouped.get_parameter(name).data = tensor.detach().to(self.device, torch.float32)
 
     def _given_out(self, attention: Attention, others: dict[str, Tensor], before: float, after: float) -> MergedLayer:
-        """With the names of checkpoints; where a layer has two attentions, with all of the layer's others as they are
-        now, which the one before may have changed."""
+        """Result with the names of checkpoints. A layer with two attentions returns all its other tensors, since
+        fitting the first attention may have changed them."""
         if self.shares_layer and self.plan.scope == "block":
             others = {name: self.regrouped.get_parameter(name).detach().clone() for name in sorted(self.trainable)}
         return MergedLayer(attention, {self.stored[name]: t for name, t in others.items()}, before, after)
@@ -93,13 +94,13 @@ class LayerWorker:
     # Streams
 
     def output(self, module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
-        """What is matched: the stream behind the layer, or just behind the attention at hand."""
+        """Stream to match: after the layer (scope "block") or right after the attention."""
         if self.plan.scope == "block":
             return run_layer(module, stream, arguments)
         return self.after_attention(module, stream, arguments)
 
     def after_attention(self, module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
-        """The stream with what attention adds to it; the rest of the layer is not run."""
+        """Stream right after the attention; the rest of the layer is not run."""
         found: list[Tensor] = []
 
         def stop(_module, inputs, output=None) -> None:
@@ -118,7 +119,8 @@ class LayerWorker:
         return found[0] if self.family.behind else stream + self.architecture.multiplier * found[0]
 
     def over_parts(self, sides: Sides, stream: Tensor, work: Callable[[int], float]) -> list[float]:
-        """What `work`(number) gives for every part, of which it fills that of `stream`; shared by all ranks."""
+        """Values of `work`(number) for all parts, shared out among ranks. `work` fills its part of `stream`, which all
+        ranks then get."""
         numbers = range(len(sides.parts))
         mine = {number: work(number) for number in self.ranks.share(numbers)}
         for number in numbers:
@@ -128,7 +130,7 @@ class LayerWorker:
 
     @torch.no_grad()
     def advance(self, module: nn.Module, step: Step, sides: Sides) -> None:
-        """A stream to the next layer, in place."""
+        """Move a stream through the layer, in place."""
 
         def work(number: int) -> float:
             with self.autocast():
@@ -139,7 +141,7 @@ class LayerWorker:
 
     @torch.no_grad()
     def set_targets(self, sides: Sides) -> None:
-        """Fill `sides.wanted` with what the original layer makes of its stream, once for all steps."""
+        """Fill `sides.wanted` with the output of the original layer, once for all steps."""
 
         def work(number: int) -> float:
             came = sides.walk.stream[sides.parts[number]].to(self.device)
@@ -155,8 +157,8 @@ class LayerWorker:
 
     @torch.no_grad()
     def error(self, every: Sequence[Sides]) -> float:
-        """The regrouped stream's error behind the attention over what the original's layer adds, on at most 16 parts;
-        of examples of all lengths."""
+        """Error of the regrouped stream relative to what the original layer adds, over examples of all lengths, on at
+        most 16 parts of each."""
         wrong = 0.0
         for sides in every:
             for number in range(len(sides.parts[:MEASURED])):
@@ -167,14 +169,14 @@ class LayerWorker:
         return wrong / max(sum(sides.added for sides in every), 1e-30)
 
     def got(self, module: nn.Module, sides: Sides, number: int) -> Tensor:
-        """What a layer makes of a part of the regrouped stream."""
+        """Output of a layer for a part of the regrouped stream."""
         return self.output(module, sides.given_of(number), sides.ours.arguments_of(number))
 
     # Fitting
 
     def fit(self, start: Attention, every: Sequence[Sides], steps: int, tell: Progress = untold) -> MergedLayer:
-        """The layer's weights after `steps` steps from `start`, or `start` where they do not help; on the device.
-        every: examples of each length, with their targets set, which take their turns."""
+        """Fit the attention in `steps` steps from `start`. Returns `start` if they do not help; on the device.
+        every: examples of each length, with their targets set; steps alternate between them."""
         attention = start.to(self.device, torch.float32)
         self._put(attention, {})
         before = self.error(every)
@@ -194,7 +196,7 @@ class LayerWorker:
         return self._given_out(fitted, others, before, after)
 
     def trained(self, attention: Attention) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Copies to train: of attention's own weights, and in scope "block" of the layer's others."""
+        """Copies to train: the weights of the attention and, in scope "block", the other tensors of the layer."""
         fixed = (
             {"planes"} if attention.qk_norm == "all" else {"planes", "q_norm", "k_norm"}
         )  # a gain of all heads is fixed
@@ -234,7 +236,7 @@ class LayerWorker:
         Descent(rates, courses, turns, self.device, self.ranks).run(tell)
 
     def course(self, sides: Sides, steps: int, outputs: Callable[..., Tensor], scale: float) -> Course:
-        """outputs(stream, arguments): of the layer with the weights in training."""
+        """Data for `steps` steps. outputs(stream, arguments): output of the layer with the weights in training."""
         seed, arguments = self.plan.seed, sides.ours.arguments_of
 
         def of_part(number: int) -> Tensor:
@@ -253,7 +255,7 @@ class LayerWorker:
 
 
 class _Forward(nn.Module):
-    """What functional_call wants: a module whose forward is the part of the layer that is matched."""
+    """Module for functional_call whose forward is the part of the layer that is matched."""
 
     def __init__(self, worker: LayerWorker):
         super().__init__()

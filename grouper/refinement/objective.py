@@ -1,4 +1,4 @@
-"""Error of a stream, as layers are fitted by it."""
+"""Objective of refinement: the relative error of a stream."""
 
 import torch
 from torch import Tensor

@@ -100,7 +100,7 @@ def refine_layers(
 
 
 def sides_of(model: Layers, texts: Texts, plan: RefinePlan, device: str) -> list[Sides]:
-    """Both streams of each text, at the first layer."""
+    """Both streams of each text at the first layer."""
     batches = [Batch.of(one) for one in ([texts] if isinstance(texts, Tensor | Batch) else texts)]
     sizes = [max(1, plan.batch_tokens // batch.tokens) for batch in batches]
     return [Sides(model, b, size, device, plan.scope == "block") for b, size in zip(batches, sizes)]
@@ -115,8 +115,8 @@ def estimate_seconds(
     device: str,
     ranks: Ranks = ALONE,
 ) -> float:
-    """What `refine_layers` will take: steps and passes of the first layer on parts of their real size, after some that
-    warm the device up. Each rank measures by itself; what ranks share is divided by their number. texts: as
+    """Estimate the seconds that `refine_layers` will take, from steps and passes of the first layer on parts of real
+    size, after a warm-up. Each rank measures by itself; what ranks share is divided by their number. texts: as
     `refine_layers` has them; the first one stands for all."""
     batches = [Batch.of(one) for one in ([texts] if isinstance(texts, Tensor | Batch) else texts)]
     tokens = sum(batch.numel() for batch in batches)

@@ -1,5 +1,5 @@
-"""The two streams that refinement carries: the original's, and that of the regrouped model, which has the errors of the
-layers before."""
+"""Two residual streams side by side: the original's, and that of the regrouped model with the errors of its layers so
+far."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,11 @@ from grouper.running.walk import Step, Walk, room
 
 
 class Sides:
-    """Both streams of examples of one length, at one layer after the other.
+    """Both streams of examples of one length.
 
-    own, ours: the original's and the regrouped model's step. wanted: [n, tokens, D], what is wanted behind the
-    attention at hand; where whole layers are matched it is the original's next stream, in the place of the one before.
-    added: what the original's adds to the stream, summed over the parts that errors are taken on; of_first: of the
-    first part.
+    own, ours: step of the original and of the regrouped model. wanted: [n, tokens, D], target after the attention; if
+    whole layers are matched, it is the next stream of the original and takes its place. added: relative size of what
+    the original adds to the stream, summed over the parts that errors are taken on; of_first: that of the first part.
     """
 
     own: Step
@@ -28,15 +27,15 @@ class Sides:
     def __init__(
         self, model: Layers, batch: Tensor | Batch, size: int, device: str, whole_layers: bool, apart: bool = True
     ):
-        """size: examples that pass a layer at a time. whole_layers: whether these are matched, or attentions. apart:
-        whether layers before the one at hand are regrouped; else both streams are the original's."""
+        """size: examples per part. whole_layers: whether whole layers are matched, or attentions. apart: whether
+        earlier layers are regrouped; else both streams are the original's."""
         self.walk = Walk(model, batch, size, device).start()
         self.other = self.walk.copy() if apart else self.walk
         self.tokens, self.whole_layers = self.walk.batch.numel(), whole_layers
         self.wanted = torch.empty(0)
 
     def at(self, place: Place) -> "Sides":
-        """Both streams are at this layer."""
+        """Move on to this layer."""
         self.own, self.ours = self.walk.at(place), self.other.at(place)
         if self.whole_layers:
             self.wanted = self.walk.stream
@@ -49,9 +48,9 @@ class Sides:
         return self.walk.parts
 
     def wanted_of(self, number: int) -> Tensor:
-        """Of a part, on the device."""
+        """Target of a part, on the device."""
         return self.wanted[self.parts[number]].to(self.walk.device)
 
     def given_of(self, number: int) -> Tensor:
-        """What enters the layer in the regrouped model."""
+        """Regrouped stream of a part at the layer, on the device."""
         return self.other.stream[self.parts[number]].to(self.walk.device)

@@ -1,4 +1,4 @@
-"""What a model is called with and what it answers, the same way for every head."""
+"""Calling a model and reading its answers, the same way for every kind of head."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from grouper.running.batch import NOT_ASKED, Batch
 
 
 def answered(network: Callable[..., Any], batch: Batch, architecture: Architecture, device, dtype: torch.dtype) -> Any:
-    """What a transformers model gives for these examples."""
+    """Output of a transformers model for these examples."""
     decodes = bool(architecture.family.parts)
     uncached = {"use_cache": False} if decodes or batch.windows is not None else {}
     return network(**batch.called_with(device, dtype, decodes), **uncached)

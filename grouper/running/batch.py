@@ -1,4 +1,4 @@
-"""What models are calibrated, refined, measured and trained on: examples side by side, and the answers asked for."""
+"""Batches for calibration, refinement, evaluation and training: examples and, where they are known, right answers."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -13,9 +13,12 @@ IDS = "input_ids"
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: what a model is called with, by name, [n, ...] each; `attention_mask` [n, tokens] marks what is no
-    filling. labels: [n] or [n, tokens], NOT_ASKED where no answer is known; None where there are none. tokens: of one
-    example, as far as their number goes. Windows of text for a decoder are ids alone."""
+    """Examples for a model.
+
+    inputs: arguments of the model by name, [n, ...] each; `attention_mask` [n, tokens] is 1 at non-padding positions.
+    labels: [n] or [n, tokens], NOT_ASKED where no answer is known; None where none is. tokens: number of tokens per
+    example. Windows of text for a decoder are ids alone.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None = None
@@ -53,13 +56,13 @@ class Batch:
 
     @property
     def read(self) -> Tensor | None:
-        """[n, tokens], bool: what of the inputs is no filling; None where all is."""
+        """True at non-padding positions of the inputs [n, tokens]; None if nothing is padded."""
         mask = self.inputs.get("attention_mask")
         return None if mask is None else mask.bool()
 
     @property
     def written(self) -> Tensor:
-        """[n, tokens], bool: of what a decoder beside an encoder reads and writes, what is no filling."""
+        """True at non-padding positions of the target [n, tokens] that a decoder behind an encoder writes."""
         return self.labels != NOT_ASKED
 
     @property

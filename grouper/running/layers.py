@@ -1,4 +1,4 @@
-"""What a transformers model is to those who walk it layer by layer, in memory or streamed from disk."""
+"""Interface of a transformers model that is walked layer by layer, in memory or streamed from disk."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Layers(ABC):
 
     @property
     def decoder(self) -> nn.Module:
-        """What turns tokens into the last layer's output."""
+        """The module that turns tokens into the output of the last layer."""
         return self.model.get_submodule(self.prefix.rstrip(".")) if self.prefix else self.model
 
     def query_projection(self, layer: int) -> nn.Module:

@@ -10,8 +10,8 @@ from grouper.running.streamed import StreamedModel
 
 
 def open_model(checkpoint: Checkpoint, device: str = "cpu", memory: int | None = None) -> Layers:
-    """In memory, in float32, where it fits `memory` (bytes; half of what is free unless given) and the GPU with a fifth
-    to spare, else layer by layer from disk."""
+    """Load the model into memory, in float32, if it fits `memory` (bytes; default: half of free memory) and the GPU
+    with a fifth to spare. Larger models are streamed layer by layer from disk."""
     check_transformers(Architecture.of(checkpoint.config).family)
     room = free_memory() / 2 if memory is None else memory
     if "cuda" in device:

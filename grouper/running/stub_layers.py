@@ -1,4 +1,4 @@
-"""A model without its layers: what it hands to them, and what it makes of what they give."""
+"""A model with stubs in the place of its layers: to learn how layers are called, or to compute only the head."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ NOT_OURS = ("past_key_values", "layer_past", "cache", "use_cache", "hidden_state
 
 
 class Enough(Exception):
-    """What was looked for is known."""
+    """Raised to end a pass early, once the values that were looked for are known."""
 
 
 def call(model: Layers, batch: Batch) -> Any:
@@ -28,12 +28,12 @@ def call(model: Layers, batch: Batch) -> Any:
 
 
 def stream_of(inputs: tuple, named: dict[str, Any]) -> Tensor:
-    """What enters a layer, of all that it was called with."""
+    """The residual stream among the arguments of a layer."""
     return inputs[0] if inputs else named["hidden_states"]
 
 
 def arguments_of(inputs: tuple, named: dict[str, Any], device: str) -> Arguments:
-    """The rest of it."""
+    """The other arguments, on the device, without caches."""
     kept = {name: moved(value, device) for name, value in named.items() if name not in NOT_OURS}
     return moved(tuple(inputs if "hidden_states" in named else inputs[1:]), device), kept
 
@@ -46,7 +46,7 @@ def moved(value: Any, device: str | torch.device) -> Any:
 
 @contextmanager
 def stubs(model: Layers, instead: Callable[[Place, tuple, dict[str, Any]], Tensor]) -> Iterator[None]:
-    """Every layer is replaced by `instead`(its attentions, inputs, named), which returns the stream behind it."""
+    """Replace every layer by `instead`(its attentions, inputs, named), which returns the stream after the layer."""
     modules = [model.layer(place[0].index) for place in model.architecture.places]
     extras = given_beside(model)
 
@@ -68,7 +68,7 @@ def stubs(model: Layers, instead: Callable[[Place, tuple, dict[str, Any]], Tenso
 
 
 def passed_on(_place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
-    """Instead of a layer: nothing."""
+    """A stub that returns the stream unchanged."""
     return stream_of(inputs, named)
 
 
@@ -76,8 +76,8 @@ def passed_on(_place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
 
 
 def given_beside(model: Layers) -> list[tuple | None]:
-    """Of each stack's layers: None where they return the stream alone, else what follows it in the tuple that they
-    return. A decoder's is found out from its class, an encoder's is known once one of its layers was run."""
+    """Values that the layers of each stack return after the stream: None if they return the stream alone, else the rest
+    of the tuple. For a decoder this follows from its class, for an encoder it is known once one layer was run."""
     if "beside" not in vars(model):
         model.beside = [None, None] if model.architecture.family.encodes else [() if _gives_tuples(model) else None]
     return model.beside
@@ -107,7 +107,7 @@ def _gives_tuples(model: Layers) -> bool:
 
 
 def embedded(model: Layers, tokens: int) -> Tensor:
-    """What tokens may look like behind the embedding: zeros, as wide as that is."""
+    """Zeros in the place of embedded tokens [1, tokens, D]."""
     width = model.model.get_input_embeddings().embedding_dim
     return torch.zeros(1, tokens, width, dtype=model.dtype, device=model.device)
 

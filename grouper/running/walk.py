@@ -1,8 +1,8 @@
-"""A model's residual stream over a batch, layer by layer: "advance the stream through a layer" stands here alone.
+"""Walk of a model over a batch: its residual stream, layer by layer. No other module runs the layers of a model.
 
-A model of several stacks (an encoder, then a decoder) is walked stack by stack: what enters a stack, and what its
-layers are called with beside the stream, is found by running the model with its layers replaced by stubs. So a model in
-memory and one that is streamed from disk, a decoder and an encoder, are walked alike.
+A model of several stacks (an encoder, then a decoder) is walked stack by stack. The stream into a stack and the other
+arguments of its layers are found by running the model with stubs in the place of its layers. Models in memory and
+streamed ones, decoders and encoders are therefore walked alike.
 """
 
 import copy
@@ -26,15 +26,16 @@ ENTERING = 64  # examples whose stream into the first layer is taken at a time
 
 
 class Walk:
-    """Iterating yields a Step for each layer, in their order; whoever iterates brings the stream to the next one.
+    """Residual stream of a batch at one layer of a model. Iterate over it to get a Step for each layer in order; the
+    caller advances the stream before asking for the next step.
 
-    stream: [n, tokens, D] in float32, what enters the layer at hand. mask: [n, tokens], what of it is no filling; None
-    where all is. parts: which examples pass a layer at a time. alike: whether layers are called with the
-    same for every example, and `arguments` holds it for one; else it holds it for every part.
+    stream: [n, tokens, D] in float32, the input of the current layer. mask: True at its non-padding positions [n,
+    tokens]; None if nothing is padded. parts: examples that pass a layer together. alike: whether layers have the same
+    other arguments for all examples; `arguments` then holds them once, else for each part.
     """
 
     def __init__(self, model: Layers, batch: Tensor | Batch, size: int, device: str | None = None):
-        """size: of a part. device: where layers will be called; the model's unless given."""
+        """size: examples per part. device: where layers run (default: the device of the model)."""
         self.model, self.batch, self.device = model, Batch.of(batch), device or model.device
         self.parts = [slice(i, i + size) for i in range(0, len(self.batch), size)]
         self.alike = self.batch.read is None and not model.architecture.family.parts
@@ -43,7 +44,7 @@ class Walk:
         self.entered = -1  # the stack
 
     def copy(self) -> "Walk":
-        """Another walk of the same batch from here on, with a stream of its own."""
+        """Copy of the walk with a stream of its own."""
         other = copy.copy(self)
         other.stream = room(self.stream.shape, self.device).copy_(self.stream)
         return other
@@ -56,13 +57,13 @@ class Walk:
             yield self.at(place)
 
     def at(self, place: Place) -> "Step":
-        """The stream is at this layer."""
+        """Step at this layer. If it begins a stack, the stream into the stack is computed first."""
         if place[0].stack != self.entered:
             self._enter(place[0].stack)
         return Step(self, place)
 
     def start(self) -> "Walk":
-        """Take up what enters the first layer."""
+        """Compute the stream into the first layer."""
         self._enter(0)
         return self
 
@@ -91,8 +92,8 @@ class Walk:
     def _entering(
         self, places: list[Place], part: slice, behind: Tensor, only_stream: bool = False
     ) -> tuple[Tensor, list[list[Arguments]]]:
-        """What enters the first of these layers [examples, tokens, D], and what each is called with, of some examples.
-        behind: the stream behind the stack before."""
+        """Stream into the first of these layers [examples, tokens, D], and the other arguments of each, for one part.
+        behind: stream after the previous stack."""
         model, found, entered = self.model, [], []
         every, beside = model.architecture.places, given_beside(model)
         first, last, before = places[0], places[-1], every[every.index(places[0]) - 1]
@@ -121,18 +122,18 @@ class Walk:
 
 
 class Step:
-    """A walk at one layer. sites: its attentions. arguments: by part, or of one example for all."""
+    """Walk at one layer. sites: its attentions. arguments: for each part, or once for all examples."""
 
     def __init__(self, walk: Walk, place: Place):
         self.walk, self.sites, self.index = walk, place, place[0].index
         self.arguments = walk.arguments[place[0].layer]
 
     def loaded(self) -> AbstractContextManager[nn.Module]:
-        """The layer with its weights, until the block ends."""
+        """Context in which the layer has its weights."""
         return self.walk.model.loaded(self.index)
 
     def arguments_of(self, number: int) -> Arguments:
-        """Of a part."""
+        """Arguments of the layer for a part, besides the stream."""
         return self.arguments[0 if self.walk.alike else number]
 
     def mask_of(self, number: int) -> Tensor | None:
@@ -140,17 +141,17 @@ class Step:
         return None if mask is None else mask[self.walk.parts[number]].to(self.walk.device)
 
     def through(self, module: nn.Module, number: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A part's stream behind the layer, on the device."""
+        """Stream of a part after the layer, on the device."""
         stream = self.walk.stream[self.walk.parts[number]]
         return run_layer(module, stream.to(self.walk.device, dtype), self.arguments_of(number))
 
     def put(self, number: int, stream: Tensor) -> None:
-        """A part's stream is now this."""
+        """Replace the stream of a part."""
         self.walk.stream[self.walk.parts[number]] = stream.to(self.walk.stream)
 
     @torch.no_grad()
     def advance(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        """All of the stream, part by part; on CPU side by side."""
+        """Move the whole stream through the layer, part by part; on a CPU several parts at a time."""
 
         def one(number: int) -> None:
             self.put(number, self.through(module, number, dtype))
@@ -160,7 +161,7 @@ class Step:
 
 
 def run_layer(module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor:
-    """The stream [examples, tokens, D] behind the layer."""
+    """Stream after the layer [examples, tokens, D]."""
     positional, named = arguments
     if named.get("alibi") is not None and named["alibi"].ndim == 3:  # [H, 1, tokens] of one window
         named = {**named, "alibi": named["alibi"].repeat(len(stream), 1, 1)}
@@ -169,8 +170,8 @@ def run_layer(module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor
 
 
 def room(shape: tuple[int, ...], device: str) -> Tensor:
-    """Uninitialised float32: on the GPU where a quarter of its free memory is enough, in main memory where a third is,
-    else on disk."""
+    """Uninitialised float32 tensor: on the GPU if it takes at most a quarter of the free memory there, in main memory
+    if it takes at most a third, else on disk."""
     elements = math.prod(shape)
     if "cuda" in str(device) and 4 * elements < torch.cuda.mem_get_info()[0] / 4:
         return torch.empty(shape, device=device)

@@ -1,4 +1,4 @@
-"""A text for training, divided into what is learnt and what judges."""
+"""Division of a training text into a learnt and a judged part."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,8 +36,8 @@ def divisions(model: ExportedModel, source: TextSource, options: UptrainOptions,
 
 
 def set_aside(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Iterator[Division]:
-    """By what calibration and refinement have skipped, too; nothing where the text has no such part, or refinement has
-    seen it all the same, as that of an older version."""
+    """Division by the stretches that calibration and refinement skip, too. Yields nothing if the text has none, or if
+    refinement saw them, as refinements of older versions did."""
     aside = replace(source, part="judged")
     if not aside.documents(lambda: None).size:
         return
@@ -54,7 +54,7 @@ def set_aside(model: ExportedModel, source: TextSource, options: UptrainOptions,
 
 
 def among_all(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Division:
-    """By examples of the whole text that refinement has not seen, where there are enough of these."""
+    """Division of the whole text, judged by examples that refinement has not seen if there are enough of them."""
     whole = replace(source, part="whole")
     text = text_for(model.original, whole, options.window)
     plan = planned(options, text, device)
@@ -70,8 +70,8 @@ def planned(options: UptrainOptions, text: TrainingText, device: str) -> Uptrain
 
 
 def refined_on(model: ExportedModel, source: TextSource, text: TrainingText) -> Tensor:
-    """[n], bool: which examples of the text the model's refinement has seen. It cuts chats otherwise: of a file of them
-    it may have seen any."""
+    """True for examples of the text that refinement has seen [n]. Refinement cuts chats into other windows, so if it
+    has seen any of them, all count as seen."""
     if model.seen is None:
         return torch.zeros(len(text), dtype=torch.bool)
     if text.batch.windows is None or source.chats() is None:

@@ -1,4 +1,4 @@
-"""What an uptrained model is asked for: the original's distribution, its hidden states, the text itself."""
+"""Losses of uptraining: the original's distribution, its hidden states, the right answers."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ AT_ONCE = 2**26  # logits that are held in float32 at once: those of 1,024 token
 def losses_of(
     ours: Tensor | None, theirs: Tensor | None, right: Tensor | None, losses: Losses, apart: Tensor | None = None
 ) -> Tensor:
-    """[n, places]: the weighted sum for every answer.
+    """Weighted sum of losses for every answer [n, places].
 
     ours, theirs: logits [n, places, classes]; None of a model without a head, of which hidden states are all there is.
     right: the answers that are right [n, places], NOT_ASKED where none is known. apart: `distance` of hidden states [n,

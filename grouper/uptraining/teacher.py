@@ -27,8 +27,8 @@ TOKENIZER = "tokenizer.json"
 
 
 class Answers(NamedTuple):
-    """logits [n, places, classes], None of a model without a head. hidden: the stream behind each layer [n, tokens, D],
-    if it was wanted. vectors [n, D]: of a model without a head."""
+    """Answers of a model. logits: [n, places, classes]; None for a model without a head. hidden: stream after each
+    layer [n, tokens, D], if asked for. vectors: [n, D], for a model without a head."""
 
     logits: Tensor | None
     hidden: list[Tensor]
@@ -42,8 +42,8 @@ class Answers(NamedTuple):
 
 
 class Teacher:
-    """Asked for batches by `answers`. One that is streamed wants to be told beforehand which examples come (see
-    `prepare`), as many as `ahead` steps have."""
+    """The original model, asked for its answers. A streamed teacher must be given its examples in advance (see
+    `prepare`): those of the next `ahead` steps."""
 
     ahead = 1
 
@@ -51,16 +51,16 @@ class Teacher:
         self.model = model
 
     def knows(self, batch: Batch) -> bool:
-        """Whether these examples can be asked for now."""
+        """Whether these examples were prepared."""
         return True
 
     def prepare(self, batch: Batch) -> None:
-        """Make it so for these examples, and for no others."""
+        """Prepare these examples and forget all others."""
         return
 
     @torch.no_grad()
     def answers(self, batch: Batch, hidden: bool, device: str | torch.device) -> Answers:
-        """hidden: whether the streams behind the layers are wanted. device: where the answers are."""
+        """Answers for a batch, on `device`. hidden: whether to return the streams after the layers."""
         with streams_behind(self.model, hidden) as streams:
             output = self._output(batch)
         return Answers.of(output, batch, streams, device)
@@ -71,8 +71,8 @@ class Teacher:
 
 
 class StreamedTeacher(Teacher):
-    """Walks its layers once for all examples that it is told of, and keeps their streams: behind every layer if hidden
-    states will be wanted."""
+    """Teacher that is read layer by layer. It walks once over all examples it is given, and keeps their streams: after
+    every layer if hidden states are needed, else after the last."""
 
     def __init__(self, model: StreamedModel, hidden: bool, ahead: int):
         super().__init__(model)
@@ -108,14 +108,14 @@ class StreamedTeacher(Teacher):
 
 
 def _keys(batch: Batch) -> list[bytes]:
-    """By which examples are known."""
+    """Bytes that identify each example."""
     given = [*batch.inputs.values(), *([] if batch.labels is None else [batch.labels])]
     return [b"".join(one[i].contiguous().numpy().tobytes() for one in given) for i in range(len(batch))]
 
 
 @contextmanager
 def streams_behind(model: Layers, wanted: bool = True) -> Iterator[list[Tensor]]:
-    """The residual streams behind the layers [n, tokens, D] of the pass that is made in the block."""
+    """Collect the residual streams after the layers [n, tokens, D] during a pass in this block."""
     streams: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, output) -> None:
@@ -131,15 +131,15 @@ def streams_behind(model: Layers, wanted: bool = True) -> Iterator[list[Tensor]]
 
 
 def masks_of(model: Layers, batch: Batch) -> list[Tensor | None]:
-    """Of the streams behind each layer, what is no filling [n, tokens]; None where all is."""
+    """Masks of the streams after each layer: True at non-padding positions [n, tokens]; None if nothing is padded."""
     return [batch.written if place[0].stack else batch.read for place in model.architecture.places]
 
 
 def open_teacher(
     checkpoint: Checkpoint, device: str, dtype: torch.dtype, memory: float, hidden: bool, step_tokens: int
 ) -> Teacher:
-    """In memory where `memory` (bytes) holds it, else streamed: as many steps at a time as half of `memory` has room
-    for."""
+    """Load the teacher into memory if it fits `memory` (bytes). A larger one is streamed, for as many steps at a time
+    as half of `memory` holds."""
     width = torch.finfo(dtype).bits // 8
     if width * checkpoint.parameters <= memory:
         return Teacher(InMemoryModel(checkpoint, device, dtype))

@@ -1,4 +1,4 @@
-"""What is trained on: examples, which of their answers count, and what is held out to judge by."""
+"""Training text: examples, and which of their answers count."""
 
 from dataclasses import dataclass
 
@@ -19,15 +19,18 @@ from grouper.running.batch import IDS, Batch
 
 @dataclass(frozen=True)
 class TrainingText:
-    """batch: windows of ids, or what an encoder takes. counted, bool: [n, window], whether a token is to be learnt;
-    that of an answer in chats, every one in plain text. Of an encoder [n, places], which of its answers are."""
+    """Examples for training.
+
+    batch: windows of ids, or inputs of an encoder. counted: bool. For windows [n, window], True for tokens to learn:
+    answers in chats, all tokens in plain text. For an encoder [n, places], True for answers that count.
+    """
 
     batch: Batch
     counted: Tensor
 
     @classmethod
     def of(cls, batch: Batch, places: int) -> "TrainingText":
-        """What an encoder takes. places: that it answers in, for each example."""
+        """Training text of an encoder. places: number of answers per example."""
         every = torch.ones(len(batch), places, dtype=torch.bool)
         asked = asked_of(batch, every)
         return cls(batch, every if asked is None else asked)
@@ -37,25 +40,25 @@ class TrainingText:
 
     @property
     def tokens(self) -> int:
-        """In all."""
+        """Number of tokens."""
         return self.batch.numel()
 
     def rows(self, rows: Tensor) -> "TrainingText":
-        """rows: which examples."""
+        """A selection of the examples."""
         return TrainingText(self.batch[rows], self.counted[rows])
 
     @property
     def weights(self) -> Tensor:
-        """[n, places], bool: which answers count."""
+        """True for answers that count [n, places]."""
         return self.counted if self.batch.windows is None else self.counted[:, 1:]
 
     @property
     def digests(self) -> list[str]:
-        """Short names for all that it is."""
+        """Short names of the batch and of what counts in it."""
         return [self.batch.digest, digest(self.counted)]
 
     def spread(self, count: int) -> "TrainingText":
-        """At most so many of the examples, spread evenly."""
+        """At most `count` of the examples, spread evenly."""
         return self.rows(spread(torch.arange(len(self)), count))
 
     def split(self, count: int, seen: Tensor | None = None) -> tuple["TrainingText", "TrainingText"]:
@@ -74,8 +77,8 @@ class TrainingText:
 
 
 def text_for(checkpoint: Checkpoint, source: TextSource, window: int) -> TrainingText:
-    """As the model takes it. Of a decoder: by its own tokenizer, documents end to end; a window attends to itself
-    alone; of chats (`messages` in JSONL) the assistant's words count."""
+    """Read a training text for this model. For a decoder documents are tokenised end to end and cut into windows, each
+    of which attends only to itself; in chats (`messages` in JSONL) only the assistant's words count."""
     architecture = Architecture.of(checkpoint.config)
     if architecture.family.reads != "windows" or source.images:  # which windows refuse
         batch = read_examples(checkpoint, source, window, MOST_FILES if source.images else None)
@@ -101,8 +104,8 @@ def text_for(checkpoint: Checkpoint, source: TextSource, window: int) -> Trainin
 
 
 def places_of(checkpoint: Checkpoint, batch: Batch) -> int:
-    """How many answers a model gives for an example: one for a class or a vector, two for where an answer begins and
-    ends, else one for each token."""
+    """Number of answers per example: one for a class or a vector, two for the begin and end of a span, else one per
+    token."""
     if batch.labels is not None:
         return 1 if batch.labels.ndim == 1 else batch.labels.shape[1]
     auto = auto_class(checkpoint.config)

@@ -1,4 +1,4 @@
-"""What a model in training is worth on text that it does not learn from."""
+"""Validation of a model in training, on text that it does not learn from."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Score:
     cosine: float = math.nan
 
     def judged(self, losses: Losses) -> float:
-        """The smaller the better."""
+        """Value to minimise."""
         if not math.isnan(self.cosine):
             return 1 - self.cosine
         return self.kl if losses.needs_teacher else self.nll

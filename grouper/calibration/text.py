@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grouper.calibration.kept_tokens import KeptTokens, key_of
+from grouper.calibration.parts import PartOfText
 from grouper.calibration.source import Documents, TextSource
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.checkpoint import Checkpoint
@@ -131,7 +132,8 @@ class WindowedText:
 
     def _found(self, kept: KeptTokens, tokenizer: Path, limit: int | None) -> Tensor:
         """As `_tokenised`, unless it is kept."""
-        how = (self.window, self._chained, limit, self.source.part, WHOLE, SPARSE, PIECE)
+        part = (self.source.part,) if isinstance(self._documents, PartOfText) else ()
+        how = (self.window, self._chained, limit, WHOLE, SPARSE, PIECE, *part)
         with as_one_line(f"{self._reader} cannot read {self.source.name}"):
             key = key_of(self.source.path, tokenizer, *how)
         tokens = kept.find(key)

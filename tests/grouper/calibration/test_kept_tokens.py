@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from grouper import Checkpoint
+from grouper.calibration import parts
 from grouper.calibration import text as reading
 from grouper.calibration.kept_tokens import KeptTokens, key_of
 from grouper.calibration.source import TextSource
@@ -31,6 +32,19 @@ def test_a_text_is_not_tokenised_twice(reader, text, tmp_path, monkeypatch):
         assert torch.equal(first, text_of(checkpoint, source, 64, 8, KeptTokens(tmp_path / "tokens")))
     np.save(file, np.array([[-1, 2]], np.int32))
     assert KeptTokens(tmp_path / "tokens").find(file.stem) is None
+
+
+def test_parts_of_a_long_text_are_kept_apart(reader, text, tmp_path, monkeypatch):
+    """A short one, of which nothing is set aside, has one name."""
+    checkpoint, kept = Checkpoint.open(reader), KeptTokens(tmp_path / "tokens")
+    kept.begin()
+    learnt, whole = TextSource(str(text)), TextSource(str(text), part="whole")
+    assert torch.equal(*(text_of(checkpoint, source, 64, 8, kept) for source in (learnt, whole)))
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+    monkeypatch.setattr(parts, "LONG", text.stat().st_size)
+    monkeypatch.setattr(parts, "GAP", 8)
+    assert not torch.equal(*(text_of(checkpoint, source, 64, 8, kept) for source in (learnt, whole)))
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
 def test_a_name_changes_with_the_text_and_the_tokenizer(reader, text, tmp_path):

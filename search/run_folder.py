@@ -1,5 +1,5 @@
-"""A run on disk: run.json, pareto.csv, layouts/, layers/, pareto.svg, refined.csv, tokens/. What is where, and how it
-is read back."""
+"""Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, sensitivity.csv,
+proxies.csv, tokens/."""
 
 import csv
 import io
@@ -19,6 +19,10 @@ from search.pareto import EXACT, ParetoFront
 from search.run_settings import RunSettings
 
 MARKER = "run.json"
+WRITTEN = (  # by searches and evaluations of a run
+    "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "sensitivity.csv",
+    "proxies.csv", "tokens/*.npy", MARKER,
+)  # fmt: skip
 REFINED = ["layout", "merge", "layer", "before", "after"]  # columns of refined.csv
 
 
@@ -60,16 +64,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote, and nothing else."""
-        for pattern in (
-            "layers/*.csv",
-            "layouts/*.json",
-            "pareto.csv",
-            "pareto.svg",
-            "evaluation.json",
-            "refined.csv",
-            "tokens/*.npy",
-            MARKER,
-        ):
+        for pattern in WRITTEN:
             for file in self.path.glob(pattern):
                 file.unlink()
 

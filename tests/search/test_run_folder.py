@@ -78,7 +78,10 @@ def test_a_new_run_takes_over_nothing_of_the_one_that_it_replaces(tmp_path):
     with pytest.raises(GrouperError, match="holds a run with another fingerprint"):
         RunFolder.start(folder.path, settings, overwrite=False)
     assert RunFolder.start(folder.path, folder.settings, overwrite=False).read_layer(0, 1) == found[0], "it goes on"
+    for name in ("sensitivity.csv", "proxies.csv", "notes.txt"):
+        (folder.path / name).write_text("of the other model")
     assert RunFolder.start(folder.path, settings, overwrite=True).settings == settings
+    assert {p.name for p in folder.path.iterdir() if p.is_file()} == {"run.json", "notes.txt"}, "what is not ours stays"
     left = {p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*") if p.is_file()}
     assert left == {"run.json", "mine.txt"}
 

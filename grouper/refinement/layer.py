@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class LayerWorker:
         """Stream right after the attention; the rest of the layer is not run."""
         found: list[Tensor] = []
 
-        def stop(_module, inputs, output=None) -> None:
+        def stop(_module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
             found.append(inputs[0] if output is None else output)
             raise Enough
 
@@ -225,7 +226,7 @@ class LayerWorker:
             self.ranks.send(tensor.data)
         forward = _Forward(self)
 
-        def outputs(*given) -> Tensor:
+        def outputs(*given: Any) -> Tensor:
             state = {**self.tensors(replace(attention, **shared)), **others}
             with self.autocast():
                 return functional_call(forward, {f"module.{n}": t for n, t in state.items()}, given).float()

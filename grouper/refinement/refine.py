@@ -25,6 +25,7 @@ from torch import Tensor
 from grouper.attention import Merged
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
+from grouper.model.site import Site
 from grouper.names import expected
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
@@ -78,7 +79,7 @@ def refine_layers(
                     worker.set(store(site.index))
                     continue
 
-                def tell(step: int, _steps: int, note: str, site=site) -> None:
+                def tell(step: int, _steps: int, note: str, site: Site = site) -> None:
                     progress(site.index * steps + step, layers * steps, f"refining {site.name}, {note}")
 
                 if not advanced:
@@ -132,7 +133,8 @@ def estimate_seconds(
 
     worker = worker_of_a_layer()
     set_up = _seconds(worker_of_a_layer, device)
-    told, steps = {}, ESTIMATED["cuda" if "cuda" in str(device) else "cpu"]
+    told: dict[int, float] = {}
+    steps = ESTIMATED["cuda" if "cuda" in str(device) else "cpu"]
     worker.set_targets(here)
 
     def fit(steps: int) -> None:

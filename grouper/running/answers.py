@@ -10,7 +10,13 @@ from grouper.model.architecture import Architecture
 from grouper.running.batch import NOT_ASKED, Batch
 
 
-def answered(network: Callable[..., Any], batch: Batch, architecture: Architecture, device, dtype: torch.dtype) -> Any:
+def answered(
+    network: Callable[..., Any],
+    batch: Batch,
+    architecture: Architecture,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Any:
     """Output of a transformers model for these examples."""
     decodes = bool(architecture.family.parts)
     uncached = {"use_cache": False} if decodes or batch.windows is not None else {}

@@ -52,7 +52,7 @@ class Batch:
     def called_with(self, device: str | torch.device, dtype: torch.dtype, decodes: bool) -> dict[str, Tensor]:
         """The arguments of a call. decodes: whether labels are what a decoder is to write, which it then also reads."""
         moved = {n: t.to(device, dtype if t.is_floating_point() else None) for n, t in self.inputs.items()}
-        return {**moved, "labels": self.labels.to(device)} if decodes else moved
+        return {**moved, "labels": self.labels.to(device)} if decodes and self.labels is not None else moved
 
     @property
     def read(self) -> Tensor | None:
@@ -62,8 +62,11 @@ class Batch:
 
     @property
     def written(self) -> Tensor:
-        """True at non-padding positions of the target [n, tokens] that a decoder behind an encoder writes."""
-        return self.labels != NOT_ASKED
+        """True at non-padding positions of the target [n, tokens] that a decoder behind an encoder writes. Raises
+        ValueError where there is no target."""
+        if self.labels is None:
+            raise ValueError("these examples have no target")
+        return self.labels.ne(NOT_ASKED)
 
     @property
     def digest(self) -> str:

@@ -21,6 +21,7 @@ class Layers(ABC):
     prefix: str
     device: str
     dtype: torch.dtype
+    beside: list[tuple | None] | None = None  # values that its layers return after the stream, once that is known
 
     @abstractmethod
     def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:

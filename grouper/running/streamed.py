@@ -74,7 +74,7 @@ class Skeleton(Layers):
         a, checkpoint = self.architecture, self.checkpoint
         firsts = {place[0].stack: place[0] for place in reversed(a.places)}  # of each stack, its first layer
         shown = {**firsts, a.sites[layer].stack: a.sites[layer]}
-        state = {}
+        state: State = {}
         for stack, site in shown.items():
             here, first = (a.prefix(checkpoint, s.index) for s in (site, firsts[stack]))
             names = (n for n in checkpoint.tensors if n.startswith(here))

@@ -51,7 +51,7 @@ def stubs(model: Layers, instead: Callable[[Place, tuple, dict[str, Any]], Tenso
     extras = given_beside(model)
 
     def stub(place: Place) -> Callable:
-        def forward(*inputs, **named):
+        def forward(*inputs: Any, **named: Any) -> Any:
             stream = instead(place, inputs, named)
             beside = extras[place[0].stack]
             return stream if beside is None else (stream, *beside)
@@ -78,7 +78,7 @@ def passed_on(_place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
 def given_beside(model: Layers) -> list[tuple | None]:
     """Values that the layers of each stack return after the stream: None if they return the stream alone, else the rest
     of the tuple. For a decoder this follows from its class, for an encoder it is known once one layer was run."""
-    if "beside" not in vars(model):
+    if model.beside is None:
         model.beside = [None, None] if model.architecture.family.encodes else [() if _gives_tuples(model) else None]
     return model.beside
 
@@ -88,7 +88,7 @@ def _gives_tuples(model: Layers) -> bool:
     stream [1, 2, D] in its place, the model takes the first row."""
     came: list[int] = []
 
-    def stub(*inputs, **named) -> Tensor:
+    def stub(*inputs: Any, **named: Any) -> Tensor:
         came.append(stream_of(inputs, named).ndim)
         if len(came) == 2:
             raise Enough

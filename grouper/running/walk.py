@@ -39,7 +39,8 @@ class Walk:
         self.model, self.batch, self.device = model, Batch.of(batch), device or model.device
         self.parts = [slice(i, i + size) for i in range(0, len(self.batch), size)]
         self.alike = self.batch.read is None and not model.architecture.family.parts
-        self.stream = self.mask = torch.empty(0)
+        self.stream = torch.empty(0)
+        self.mask: Tensor | None = None
         self.arguments: list[list[Arguments]] = []  # by layer of the stack, by part
         self.entered = -1  # the stack
 
@@ -73,11 +74,11 @@ class Walk:
     def _enter(self, stack: int) -> None:
         behind, self.entered, self.stream = self.stream, stack, torch.empty(0)
         places = [place for place in self.model.architecture.places if place[0].stack == stack]
-        self.arguments, size = [[] for _ in places], len(self.parts) and self.parts[0].stop
+        self.arguments, size = [[] for _ in places], self.parts[0].stop if self.parts else 1
         if self.alike and len(self.batch):
             _, self.arguments = self._entering(places, slice(0, 1), behind)
             size = ENTERING
-        for begin in range(0, len(self.batch), size or 1):
+        for begin in range(0, len(self.batch), size):
             part = slice(begin, begin + size)
             stream, found = self._entering(places, part, behind, only_stream=self.alike)
             if not len(self.stream):
@@ -85,8 +86,8 @@ class Walk:
             self.stream[part] = stream.to(self.stream)
             for of_layer, of_part in zip(self.arguments, () if self.alike else found):
                 of_layer += of_part
-        beside = given_beside(self.model)
-        beside[stack] = beside[stack] and (None,) * len(beside[stack])  # how many there are is known
+        beside, values = given_beside(self.model), given_beside(self.model)[stack]
+        beside[stack] = None if values is None else (None,) * len(values)  # how many there are is known
         self.mask = self.batch.written if stack else self.batch.read
 
     def _entering(
@@ -94,7 +95,8 @@ class Walk:
     ) -> tuple[Tensor, list[list[Arguments]]]:
         """Stream into the first of these layers [examples, tokens, D], and the other arguments of each, for one part.
         behind: stream after the previous stack."""
-        model, found, entered = self.model, [], []
+        found: list[list[Arguments]] = []
+        model, entered = self.model, []
         every, beside = model.architecture.places, given_beside(model)
         first, last, before = places[0], places[-1], every[every.index(places[0]) - 1]
         real = model.layer(first[0].index).forward

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 import yaml
@@ -24,6 +24,9 @@ from search.choices import CHOICES, choices_of, completing, listed
 from search.notes import print_notes
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
+
+if TYPE_CHECKING:
+    from search.pareto import ParetoFront
 
 WITHOUT_TEXT = (
     "searched without text: what enters attention was guessed from the norms' weights. On a real model that costs much "
@@ -160,7 +163,7 @@ def inspect(
     kv_dtype: KvDtype = SEARCH.kv_dtype,
     json_: Json = False,
     config: Config = None,
-):
+) -> None:
     """Heads, KV bytes and what can be done, from configuration and headers alone."""
     if families:
         from fitness import FITNESSES
@@ -228,7 +231,7 @@ def search(
     overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
-):
+) -> None:
     """Find which heads can share: writes the Pareto front of KV bytes against error, resumable."""
     from search import search as run_search
     from search.bars import bar
@@ -288,7 +291,7 @@ def evaluate(
     overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
-):
+) -> None:
     """Measure what layouts or models lose, on text and by tasks, merging in memory; resumable."""
     from fitness.tasks import TaskOptions
     from grouper.calibration.source import named_sources
@@ -307,7 +310,7 @@ def evaluate(
     asked = None
     if tasks is not None:
         asked = TaskOptions(tuple(t.strip() for t in tasks.split(",")), task_path, limit, num_fewshot)
-    common = {"tasks": asked, "window": window, "limit": limit, "device": _device(device), "memory": _bytes(memory)}
+    where, most = _device(device), _bytes(memory)
     if names_a_model(run):
         given = {
             "--merge": merge, "--refine": refine, "--scope": scope, "--refine-tokens": refine_tokens,
@@ -318,7 +321,9 @@ def evaluate(
         if strange := [name for name, value in given.items() if value]:
             raise GrouperError(f"{run} is a model, and {strange[0]} is for runs: leave it away")
         with bar("measuring"):
-            found = evaluate_model(run, source, base=base, **common)
+            found = evaluate_model(
+                run, source, tasks=asked, base=base, window=window, limit=limit, device=where, memory=most
+            )
         return _print_json(found.to_data()) if json_ else evaluated_table(found)
     if base:
         raise GrouperError(f"{run} is a run, and --base is for exported folders: leave it away")
@@ -326,8 +331,9 @@ def evaluate(
     options = RefineOptions(scope, seed=seed, tokens=refine_tokens, long_share=long_share) if refine else None
     with bar("measuring", says_how_long=True) as progress:
         front = measure(
-            run, source, merge=merge, refine=options, layouts=layouts, dtype=_dtype(dtype),
-            keep_calibration=keep_calibration, set=tuple(set_ or ()), overwrite=overwrite, progress=progress, **common,
+            run, source, tasks=asked, merge=merge, refine=options, layouts=layouts, window=window, limit=limit,
+            device=where, dtype=_dtype(dtype), memory=most, keep_calibration=keep_calibration,
+            set=tuple(set_ or ()), overwrite=overwrite, progress=progress,
         )  # fmt: skip
     closing_table(front, str(run))
     positions_table(front)
@@ -379,7 +385,7 @@ def export(
     overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
-):
+) -> None:
     """Write a regrouped model that transformers loads, and test it."""
     from grouper.calibration.calibration import Calibration
     from grouper.calibration.source import TextSource
@@ -427,7 +433,7 @@ def check(
     exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` or `uptrain` wrote.")],
     base: Annotated[str | None, typer.Option(help="The original, if it is not found.")] = None,
     json_: Json = False,
-):
+) -> None:
     """Repeat the self-test of an exported folder, after a download or an upgrade."""
     from grouper.export.check import check_folder
     from search.bars import bar
@@ -480,7 +486,7 @@ def uptrain(
     overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
-):
+) -> None:
     """Heal an exported model by training: it learns from its original; resumable."""
     from grouper.calibration.source import TextSource
     from grouper.uptraining.methods import METHODS
@@ -519,7 +525,7 @@ def layouts(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All rows, not the front alone.")] = False,
     json_: Json = False,
-):
+) -> None:
     """A run's front as a table: sizes, errors, what was measured."""
     from search import RunFolder
     from search.console import layouts_table
@@ -547,7 +553,7 @@ def report(
     dark: Annotated[bool, typer.Option("--dark", help="Pictures on a dark ground.")] = False,
     similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
     overwrite: Overwrite = False,
-):
+) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search import RunFolder
     from search.bars import bar
@@ -588,7 +594,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `grouper search` wrote.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A picture of all: .svg, .png or .pdf.")] = None,
     json_: Json = False,
-):
+) -> None:
     """Several runs side by side: hypervolume, losses at equal cache, cache saved at equal loss."""
     from search.comparison import compare as compared_runs
     from search.comparison import draw, to_data
@@ -609,7 +615,7 @@ def compare(
 @in_panels
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = DEMO_FOLDER,
-):
+) -> None:
     """The whole job on the model in the box, in about a minute: no download, no GPU."""
     from search.demo import run_demo
 
@@ -621,7 +627,7 @@ def _next(*words: object) -> None:
     say.print(printable(f"next: {shlex.join(['grouper', *map(str, words)])}"), soft_wrap=True)
 
 
-def _print_front(front, as_json: bool, folder: Path) -> None:
+def _print_front(front: "ParetoFront", as_json: bool, folder: Path) -> None:
     if as_json:
         print(front.front().to_json(orient="records"))
     else:

@@ -156,7 +156,7 @@ class Further:
 
     def judged(self, original: Original, layers: list[MergedLayer]) -> tuple[np.ndarray, np.ndarray]:
         """KL, and nats over the original, of each window."""
-        stream = walked(self.model, original.batch, self.layout, layers.__getitem__)
+        stream = walked(self.model, original.batch, (self.layout, layers.__getitem__))
         found = measured(original, self.model, stream)
         return found["kl"], found["nll"] - original.found["nll"]
 

@@ -26,18 +26,18 @@ class Activation(Fitness):
     paper = "AsymGQA, arXiv 2406.14963"
 
     def tables(
-        self, attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu"
+        self, attention: Attention, inputs: InputMoments | None, part: str = "kv", device: str = "cpu"
     ) -> PairwiseFitness:
         """part: "k" and "v" add up to "kv"; or "q"."""
-        grams = [gram(attention, kind, inputs) for kind in kinds_of(part)]
+        grams = [gram(attention, kind, self.given(inputs)) for kind in kinds_of(part)]
         shares = [g / max(float(np.trace(g)), 1e-300) for g in grams]
-        found = PairwiseFitness.from_gram(sum(shares), distance=cosine_distance(grams))
+        found = PairwiseFitness.from_gram(np.sum(shares, axis=0), distance=cosine_distance(grams))
         found.of_k = PairwiseFitness.from_gram(shares[0]) if part == "kv" else None
         return found
 
-    def pairs(self, attention: Attention, inputs: InputMoments, part: str = "kv") -> PairwiseFitness:
+    def pairs(self, attention: Attention, inputs: InputMoments | None, part: str = "kv") -> PairwiseFitness:
         return self.tables(attention, inputs, part)
 
-    def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments) -> float:
-        changed, energy = changes(attention, MEAN.merge(attention, layout), layout, inputs)
+    def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None) -> float:
+        changed, energy = changes(attention, MEAN.merge(attention, layout), layout, self.given(inputs))
         return sum(changed[kind] / max(energy[kind], 1e-300) for kind in changed)

@@ -17,19 +17,12 @@ from grouper.registry import Entry
 PARTS = {"kv": ("k", "v"), "k": ("k",), "v": ("v",), "q": ("q",)}
 
 
-class LayerFitness(Protocol):
-    """One layer, scored from tables made once; never touches the weights again.
+class LayerErrors(Protocol):
+    """One layer, scored from tables made once; never touches the weights again. heads: KV heads of the layer before
+    regrouping (G)."""
 
-    heads: KV heads of the layer before regrouping (G). surrogate: an error that follows from pairs of heads and group
-    sizes alone, by which searches choose their moves. screen: a cheaper form of the error, by which they choose among
-    what they found. Both are the fitness itself where it is of that form, or cheap. of_k: K's part of the error, for
-    people to look at; None where it is not known.
-    """
-
-    heads: int
-    of_k: "LayerFitness | None"
-    surrogate: PairwiseFitness
-    screen: "LayerFitness"
+    @property
+    def heads(self) -> int: ...
 
     def group_errors(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
         """[n]: the error of each group of heads (ascending tuples) merged into one; 0 for one head alone."""
@@ -38,12 +31,31 @@ class LayerFitness(Protocol):
         """labels: [n, G] group of each head, any names. Returns [n], the layer's error: the sum over groups."""
 
 
+class LayerFitness(LayerErrors, Protocol):
+    """What a search of one layer goes by.
+
+    surrogate: an error that follows from pairs of heads and group sizes alone, by which searches choose their moves.
+    screen: a cheaper form of the error, by which they choose among what they found. Both are the fitness itself where
+    it is of that form, or cheap. of_k: K's part of the error, for people to look at; None where it is not known.
+    """
+
+    @property
+    def of_k(self) -> LayerErrors | None: ...
+
+    @property
+    def surrogate(self) -> PairwiseFitness: ...
+
+    @property
+    def screen(self) -> LayerErrors: ...
+
+
 @dataclass(frozen=True)
 class Fitness(Entry, ABC):
     """An entry of FITNESSES. A subclass's other fields are its parameters.
 
-    own_merge: the merge in MERGES whose error it is. needs_moments: whether it asks what enters the layer. exact_in:
-    behind which norms on q and k (a Family's `qk_norm`) it is the error of what is exported.
+    own_merge: the merge in MERGES whose error it is. needs_moments: whether it asks what enters the layer; where it
+    does not, `inputs` may be None. exact_in: behind which norms on q and k (a Family's `qk_norm`) it is the error of
+    what is exported.
     """
 
     own_merge: ClassVar[str]
@@ -64,6 +76,12 @@ class Fitness(Entry, ABC):
     @abstractmethod
     def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None) -> float:
         """The error, merged by the mean, of layouts where a query head changes its KV head or shares a projection."""
+
+    def given(self, inputs: InputMoments | None) -> InputMoments:
+        """What enters the layer, of which the fitness makes its tables. Raises GrouperError without."""
+        if inputs is None:
+            raise GrouperError(f"the {self.name} fitness asks what enters the layer: give it moments of the inputs")
+        return inputs
 
 
 def kinds_of(part: str, allowed: Sequence[str] = tuple(PARTS)) -> tuple[str, ...]:

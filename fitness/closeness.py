@@ -25,6 +25,7 @@ from fitness.positions import bands, column_at
 from grouper.attention import Merged
 from grouper.divergence import kl_divergence
 from grouper.layout import HeadLayout
+from grouper.model.site import Place
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.running.in_memory import exchanged
@@ -64,7 +65,7 @@ def closeness_of(model: Layers, original: Original, layout: HeadLayout, merged: 
     `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
     the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
     or another one of its class, which may have other weights around its layers."""
-    stream = walked(model, original.batch, layout, merged)
+    stream = walked(model, original.batch, (layout, merged))
     return columns(measured(original, model, stream), original.found)
 
 
@@ -102,18 +103,18 @@ def mean_of(several: Mapping[str, Columns]) -> Columns:
 
 
 @torch.no_grad()
-def walked(
-    model: Layers, batch: Tensor | Batch, layout: HeadLayout | None = None, merged: Merged | None = None
-) -> Tensor:
-    """Stream after the last layer [n, tokens, D], of the original model or under a layout. merged(layer) is asked for
-    one attention at a time."""
+def walked(model: Layers, batch: Tensor | Batch, regrouped: tuple[HeadLayout, Merged] | None = None) -> Tensor:
+    """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
+    which are asked for one attention at a time."""
     batch = Batch.of(batch)
     walk = Walk(model, batch, batches(batch, model.device)[0].stop)
     for step in walk:
         with step.loaded() as module, ExitStack() as stack:
-            for site in step.sites if layout is not None else ():
-                one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
-                stack.enter_context(one)
+            if regrouped is not None:
+                layout, merged = regrouped
+                for site in step.sites:
+                    one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
+                    stack.enter_context(one)
             step.advance(module, model.dtype)
     return walk.stream
 
@@ -128,7 +129,7 @@ def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
         here.stream = behind[part].to(of.device, of.dtype)
         return answered(of.model, batch[part], of.architecture, of.device, of.dtype)
 
-    def instead(place, inputs: tuple, named: dict) -> Tensor:
+    def instead(place: Place, inputs: tuple, named: dict) -> Tensor:
         return here.stream if place[0].stack == last else passed_on(place, inputs, named)
 
     def compared_there(part: slice) -> PerExample:
@@ -146,9 +147,9 @@ def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
 def compared(ours: Any, theirs: Any, batch: Batch) -> dict[str, Tensor]:
     """Measures of two outputs, [examples] each."""
     got, meant, right = logits_of(ours, batch), logits_of(theirs, batch), targets_of(batch)
-    if got is None:
-        vectors = (pooled(outputs[0].float(), batch.read) for outputs in (ours, theirs))
-        return {"cosine": cosine_similarity(*vectors, dim=-1)}
+    if got is None or meant is None:
+        ours, theirs = (pooled(outputs[0].float(), batch.read) for outputs in (ours, theirs))
+        return {"cosine": cosine_similarity(ours, theirs, dim=-1)}
     got, meant, asked = got.float(), meant.float(), asked_of(batch, got)
     found, likeliest = {}, got.argmax(-1)
     if right is not None:
@@ -157,7 +158,7 @@ def compared(ours: Any, theirs: Any, batch: Batch) -> dict[str, Tensor]:
         found["nll"] = nll.view(right.shape)
     found["kl"] = torch.zeros(got.shape[:2], device=got.device) if ours is theirs else kl_divergence(got, meant)
     found["agreement"] = (likeliest == meant.argmax(-1)).float()
-    if batch.labels is not None and batch.labels.ndim == 1:
+    if right is not None and batch.labels is not None and batch.labels.ndim == 1:
         found["accuracy"] = (likeliest == right).float()
     means = {name: mean_where(value, asked) for name, value in found.items()}
     if batch.windows is not None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from grouper.running.batch import Batch
 from grouper.threads import side_by_side
 
 BATCH_TOKENS = (512, 4096)  # of what is run at once: by each thread of a CPU, by a GPU
@@ -16,17 +17,18 @@ def nll(model: nn.Module, windows: Tensor) -> float:
     Windows do not overlap, so every token is counted once, with at least its window's beginning as context. Sums are
     float64.
     """
-    device = next(model.parameters()).device
+    device = str(next(model.parameters()).device)
 
     def loss(part: slice) -> float:
         logits = model(input_ids=windows[part].to(device), use_cache=False).logits[:, :-1].float()
         wanted = windows[part, 1:].to(logits.device)
         return cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").double().sum().item()
 
-    return sum(side_by_side(loss, batches(windows, device), device)) / windows[:, 1:].numel()
+    losses = list(side_by_side(loss, batches(windows, device), device))
+    return sum(losses) / windows[:, 1:].numel()
 
 
-def batches(windows: Tensor, device: str | torch.device) -> list[slice]:
+def batches(windows: Tensor | Batch, device: str) -> list[slice]:
     """Of windows [n, tokens, ...]: what is run at once."""
     size = max(1, BATCH_TOKENS[torch.device(device).type == "cuda"] // windows.shape[1])
     return [slice(i, i + size) for i in range(0, len(windows), size)]

@@ -30,11 +30,12 @@ def key_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
     plain = k.flatten(1) @ seen.flatten(1).T
     if attention.qk_norm:
         return normalised(plain, plain)
-    rotary = torch.arange(0) if attention.planes is None else attention.planes.flatten()
-    unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in set(rotary.tolist())], dtype=torch.long)
+    pairs = torch.empty(0, 2, dtype=torch.long) if attention.planes is None else attention.planes
+    rotary = set(pairs.flatten().tolist())
+    unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in rotary], dtype=torch.long)
     aligned = torch.zeros_like(plain)
-    if len(rotary):
-        planes, seen_planes = (torch.complex(*(x[:, rows] for rows in attention.planes.T)) for x in (k, seen))
+    if len(pairs):
+        planes, seen_planes = (torch.complex(*(x[:, rows] for rows in pairs.T)) for x in (k, seen))
         inner = torch.einsum("gpx,hpx->phg", planes, seen_planes.conj())
         aligned += inner.abs().sum(0)
     if len(unrotated):

@@ -42,18 +42,18 @@ class Spectral(Fitness):
     exact_in = (None,)
 
     def tables(
-        self, attention: Attention, inputs: InputMoments, part: str = "kv", device: str = "cpu"
+        self, attention: Attention, inputs: InputMoments | None, part: str = "kv", device: str = "cpu"
     ) -> "SpectralFitness":
         """device: also where eigenproblems are solved."""
         kinds_of(part, ("kv", "k", "v"))
-        tables = SpectralLayer(attention, inputs, device).tables()
+        tables = SpectralLayer(attention, self.given(inputs), device).tables()
         return SpectralFitness(tables, attention.head_dim, part, self.screen_rows, self.sampled)
 
-    def pairs(self, attention: Attention, inputs: InputMoments, part: str = "kv") -> PairwiseFitness:
-        return Activation().pairs(attention, inputs, part)
+    def pairs(self, attention: Attention, inputs: InputMoments | None, part: str = "kv") -> PairwiseFitness:
+        return Activation().pairs(attention, self.given(inputs), part)
 
-    def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments) -> float:
-        return sum(calibrated_errors(attention, MEAN.merge(attention, layout), layout, inputs))
+    def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None) -> float:
+        return sum(calibrated_errors(attention, MEAN.merge(attention, layout), layout, self.given(inputs)))
 
 
 class SpectralFitness(ByGroup):
@@ -106,25 +106,26 @@ class SpectralFitness(ByGroup):
 
     def k_errors(self, index: Tensor) -> Tensor:
         k, t = torch.zeros(len(index), dtype=torch.float64, device=index.device), self.tables
-        if t.planes is not None:
-            k += self.plane_errors(index.cpu()).to(k.device)
+        if self.planes is not None:
+            k += self.plane_errors(index.cpu(), *self.planes).to(k.device)
         if t.unrotated is not None:
             f = t.unrotated.shape[0] // self.heads
             k += beyond_leading(_blocks(t.unrotated, index, f), f)
         return k
 
-    def plane_errors(self, index: Tensor) -> Tensor:
+    def plane_errors(self, index: Tensor, planes: Tensor, fixed: Tensor | None) -> Tensor:
         """What all planes lose, on the CPU: thousands of tiny matrices, for which processes would queue at a GPU."""
-        planes, fixed = self.planes
         sub = planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
         if fixed is not None:
             return self.tables.plane_weight * _of_mean(sub, fixed.T[:, index]).sum(0)
         return self.tables.plane_weight * torch.linalg.eigvalsh(sub)[..., :-1].clamp_min(0).sum((0, 2))
 
     @cached_property
-    def planes(self) -> tuple[Tensor, Tensor | None]:
-        """The tables' planes and what is fixed of them, on the CPU."""
+    def planes(self) -> tuple[Tensor, Tensor | None] | None:
+        """The tables' planes and what is fixed of them, on the CPU; None without RoPE."""
         t = self.tables
+        if t.planes is None:
+            return None
         return t.planes.cpu(), None if t.fixed is None else t.fixed.cpu()
 
 

@@ -12,13 +12,18 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from grouper.errors import GrouperError
 from grouper.model.memory import free_memory
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedModel
 
 LONGEST = 2048  # tokens of context and continuation
 MOST_AT_ONCE = 64  # requests
@@ -75,7 +80,10 @@ class Tasks:
     def scores(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
         """ "TASK,METRIC" -> its value, "TASK,METRIC_stderr" -> its standard error (NaN where there is none)."""
         from lm_eval.evaluator import evaluate
+        from transformers import PreTrainedModel
 
+        if not isinstance(model, PreTrainedModel):
+            raise GrouperError(f"lm-evaluation-harness runs models of transformers, not a {type(model).__name__}")
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # resampling in this process
         training = model.training
         with _quiet(), torch.inference_mode():
@@ -104,16 +112,18 @@ def _columns(results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
             yield name, float("nan") if isinstance(value, str) else float(value)
 
 
-def _harness_model(model: nn.Module, tokenizer: Any):
+def _harness_model(model: "PreTrainedModel", tokenizer: Any) -> "LM":
     """The harness's view of a transformers model. It makes no KV cache: nothing is generated token by token but by
     tasks that ask for it."""
     from lm_eval.models.huggingface import HFLM
 
     class Scored(HFLM):
-        def loglikelihood(self, requests, disable_tqdm=True):
+        def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=True)
 
-        def _model_call(self, inps, attn_mask=None, labels=None):
+        def _model_call(
+            self, inps: torch.Tensor, attn_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
+        ) -> torch.Tensor:
             return self.model(inps, use_cache=False).logits.float()
 
     longest = min(LONGEST, getattr(model.config, "max_position_embeddings", None) or LONGEST)
@@ -121,7 +131,7 @@ def _harness_model(model: nn.Module, tokenizer: Any):
     return Scored(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=size, max_length=longest)
 
 
-def batch_size(model: nn.Module, tokens: int) -> int:
+def batch_size(model: "PreTrainedModel", tokens: int) -> int:
     """Requests at a time: as many as a quarter of the free memory holds logits of, with their logarithms."""
     device = next(model.parameters()).device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

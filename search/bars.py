@@ -40,7 +40,8 @@ class TimeLeft:
     other work began."""
 
     def __init__(self) -> None:
-        self.began, self.first, self.last, self.said = time.monotonic(), None, 0, False
+        self.began, self.last, self.said = time.monotonic(), 0, False
+        self.first: int | None = None
 
     def after(self, done: int, total: int) -> float | None:
         """Seconds that are left, once: when the first part was done that is not the first that was told of."""

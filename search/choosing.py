@@ -43,7 +43,8 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
 def add_rows(front: ParetoFront, numbers: list[int], folder: RunFolder, merge: Merge, refined: str) -> list[int]:
     """The rows of these layouts under this merge, made where there are none; the original is the same under all."""
     table = front.table
-    rows, new = [], []
+    rows: list[int] = []
+    new: list[dict] = []
     for number in numbers:
         of_layout = table[table["layout"] == number]
         first = of_layout.iloc[0]

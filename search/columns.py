@@ -49,5 +49,5 @@ def error_of(column: str) -> str:
     if "," in column:
         task, metric, *which = column.split(",")
         return ",".join((task, f"{metric}_stderr", *which))
-    kind, rest = re.match(r"([^@:]*)(.*)", column, re.DOTALL).groups()
-    return f"{kind}_se{rest}"
+    kind = re.split("[@:]", column, maxsplit=1)[0]
+    return f"{kind}_se{column.removeprefix(kind)}"

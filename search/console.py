@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
     from search.comparison import Compared
     from search.pareto import ParetoFront
 
-PLAIN = {"highlight": False, "markup": False, "emoji": False}  # names are text
-OUT = Console(**PLAIN)
-ERR = Console(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")), **PLAIN)
+_console = partial(Console, highlight=False, markup=False, emoji=False)  # names are text
+OUT = _console()
+ERR = _console(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")))
 SHOWN = 16  # rows of the closing table
 WIDE = 110  # characters of a line that holds all columns
 LEFT = ("method", "merge", "class")  # headings of words
@@ -118,7 +119,7 @@ def comparison_table(compared: list[Compared]) -> None:
 
 def wide() -> Console:
     """stdout, lines as long as they are where nobody looks at them in a terminal."""
-    return OUT if OUT.is_terminal else Console(width=200, **PLAIN)
+    return OUT if OUT.is_terminal else _console(width=200)
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:

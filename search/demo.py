@@ -4,6 +4,7 @@ seconds."""
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -102,7 +103,7 @@ def _title(text: str) -> None:
     OUT.print(f"\n{text}\n", style="bold", soft_wrap=True)
 
 
-def _sample(path: Path, tokenizer, tokens: torch.Tensor) -> tuple[float, str]:
+def _sample(path: Path, tokenizer: Any, tokens: torch.Tensor) -> tuple[float, str]:
     """Nats per token, and what the model makes of the prompt, the likeliest word each time but no trigram twice."""
     model = load("AutoModelForCausalLM", path, dtype=torch.float32).eval()
     prompt = tokenizer(PROMPT, return_tensors="pt")

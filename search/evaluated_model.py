@@ -1,7 +1,6 @@
 """Measure a model itself: as it came, or an export or healed folder beside its original."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.running.opening import open_model
 from grouper.uptraining.exported import ExportedModel
-from search.evaluation import texts_of
+from search.evaluation import Texts, texts_of
 from search.meter import in_memory, on_texts
 
 Values = dict[str, float]
@@ -56,7 +55,7 @@ def can_be_measured(folder: str | Path) -> bool:
 
 def evaluate_model(
     model: str | Path,
-    source: TextSource | Mapping[str, TextSource] | None = None,
+    source: TextSource | Texts | None = None,
     *,
     tasks: TaskOptions | None = None,
     base: str | None = None,
@@ -82,7 +81,13 @@ def evaluate_model(
 
 
 def _of_export(
-    exported: ExportedModel, source, tasks: TaskOptions | None, window: int, limit: int | None, device: str, memory
+    exported: ExportedModel,
+    source: TextSource | Texts | None,
+    tasks: TaskOptions | None,
+    window: int,
+    limit: int | None,
+    device: str,
+    memory: int | None,
 ) -> EvaluatedModel:
     """The original is measured, and another one of its class with the export's weights in the place of its own."""
     texts = texts_of(exported.original, source, tasks, window, limit)

@@ -132,7 +132,7 @@ def measuring_of(
     source: TextSource | Texts | None, texts: dict[str, Any], tasks: TaskOptions | None, dtype: str, set: tuple
 ) -> Measuring:
     about = None if tasks is None else {"limit": tasks.limit, "few_shot": tasks.few_shot}
-    if not texts:
+    if source is None or not texts:
         return Measuring(None, None, None, dtype, set, about)
     if isinstance(source, TextSource):
         tokens = texts[""]
@@ -164,7 +164,8 @@ def fill_in(
 
     for begin in range(0, len(todo), ranks.size):
         one_each = todo[begin : begin + ranks.size]
-        found = ranks.gather(measure(one_each[ranks.rank]) if ranks.rank < len(one_each) else None)
+        mine = [measure(index) for index in ranks.share(one_each)]
+        found = [one for of_rank in ranks.gather(mine) for one in of_rank]
         for done, (index, (values, errors)) in enumerate(zip(one_each, found), begin + 1):
             number = front.table.loc[index, "layout"]
             if not math.isfinite(values.get("nll", 0.0)):

@@ -147,7 +147,7 @@ def carry_out(
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
     merged: Merged
     with temporary_folder(output.absolute().parent, output.name) as temporary:
-        if refine:
+        if refine and kept:
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)

@@ -45,7 +45,7 @@ class Measuring:
         before = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
         columns = front.measured_columns
         measured = front.table[columns].notna().to_numpy().any()
-        refinement = refine and recipe(refine)
+        refinement = recipe(refine) if refine else None
         if measured and overwrite:
             front.table[columns] = np.nan
             front.mark()

@@ -132,7 +132,7 @@ class SearchOptions:
         if self.tokens < self.window or self.window < 2:
             asked = f"{self.tokens} tokens in windows of {self.window}"
             raise GrouperError(f"{asked}: expected at least one window of 2 tokens or more")
-        recipe = RECIPES.get(self.paper, {})
+        recipe = {} if self.paper is None else RECIPES[self.paper]
         self._check_not_the_recipes(recipe)
         recipe = {**recipe, "set": tuple(dict.fromkeys((*recipe.get("set", ()), *self.set)))}
         options = replace(self, **{"method": tuple(dict.fromkeys(self.method)), **recipe})

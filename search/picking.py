@@ -115,10 +115,11 @@ def parse_ratio(text: str) -> float:
 
 def _budget(front: ParetoFront, asked: Selection) -> Budget:
     table = front.table
-    if asked.kv_ratio is None:
+    if asked.kv_bytes_per_token is not None:
         if "weight_ratio" in table and table["kv_bytes_per_token"].nunique() == 1:
             raise GrouperError("all layouts of this run take as many KV bytes per token: choose by --kv-ratio")
         return Budget("kv_bytes_per_token", asked.kv_bytes_per_token, f"{asked.kv_bytes_per_token} KV bytes per token")
+    assert asked.kv_ratio is not None  # `pick` has seen that one of the two is given
     ratio, size = parse_ratio(asked.kv_ratio), ratio_column(front)
     # 0.33 is meant for a third of the heads: of such counts alone, for other sizes lie anywhere between them.
     uniform = table.loc[table["method"].isin(not_found()) | (table["deploy"] == "stock"), size]

@@ -3,13 +3,15 @@
 Sizes alone would make any proxy look good, so layouts are compared at one KV ratio, bare and refined ones apart.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau, spearmanr
 
-from fitness import FITNESSES, Fitness
+from fitness import FITNESSES, Fitness, LayerFitness
 from grouper.attention import Attention
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import write_file
@@ -80,7 +82,8 @@ class _LayerErrors:
     def __init__(self, fitness: Fitness, attention: Attention, regrouper: Regrouper, layer: int):
         self.fitness, self.attention, self.device = fitness, attention, regrouper.device
         self.inputs = regrouper.moments_of(layer) if fitness.needs_moments else None
-        self.tables, self.known = {}, {}
+        self.tables: dict[str, LayerFitness] = {}
+        self.known: dict[LayerLayout, float] = {}
 
     def __call__(self, layout: LayerLayout) -> float:
         if layout not in self.known:
@@ -100,8 +103,8 @@ class _LayerErrors:
         return float(self.tables[part].errors(labels[None])[0])
 
 
-def _correlation(measure, proxy: list[float], nll: pd.Series) -> float:
-    """NaN where all are the same."""
+def _correlation(measure: Callable[[list[float], pd.Series], Any], proxy: list[float], nll: pd.Series) -> float:
+    """measure: one of scipy's. NaN where all are the same."""
     if len(set(proxy)) < 2 or nll.nunique() < 2:
         return float("nan")
     return float(measure(proxy, nll).statistic)

@@ -50,7 +50,9 @@ class RunSettings:
         try:
             data = json.loads(text)
             named = {f.name for f in fields(cls)} - {"options"}
-            given = {k: tuple(data[k]) if isinstance(data[k], list) else data[k] for k in OPTIONS if k in data}
+            given: dict[str, Any] = {
+                k: tuple(data[k]) if isinstance(data[k], list) else data[k] for k in OPTIONS if k in data
+            }
             if not {"method", "text", "seed"} <= set(given):
                 raise ValueError("it holds no search options")
             return cls(SearchOptions(**given), **{k: data[k] for k in named if k in data})

@@ -44,8 +44,6 @@ def scaled(found: list[Found], folder: RunFolder, regrouper: Regrouper, progress
     points = _read(folder.path / FILE)
     missing = [layer for layer in range(len(found)) if layer not in points]
     if missing:
-        if not isinstance(regrouper.model, InMemoryModel):
-            raise GrouperError("--sensitivity asks a whole model for its loss, and memory does not hold it")
         for layer, of_layer in measured(found, missing, folder, regrouper, progress):
             points[layer] = of_layer
             _write(folder.path / FILE, points)
@@ -82,8 +80,10 @@ def curve(points: Points) -> Callable[[float], float]:
 def measured(
     found: list[Found], layers: list[int], folder: RunFolder, regrouper: Regrouper, progress: Progress
 ) -> Iterator[tuple[int, Points]]:
-    """(layer, points) of these layers, in their order."""
+    """(layer, points) of these layers, in their order. Raises GrouperError for a model that is streamed."""
     model, options = regrouper.model, folder.settings.options
+    if not isinstance(model, InMemoryModel):
+        raise GrouperError("--sensitivity asks a whole model for its loss, and memory does not hold it")
     merge = MERGES.configured(options.set)[FITNESSES[options.fitness].own_merge]
     refine = RefineOptions("attention", steps=STEPS, seed=options.seed).plan(regrouper.device)
     windows, judged = regrouper.windows(TOKENS), regrouper.held_out(JUDGED)
@@ -99,7 +99,7 @@ def measured(
             whole = _alone(regrouper, layer, candidate)
             start = regrouper.merged(whole, merge_for(whole, merge).before_refinement())(layer).attention
             done = worker.fit(start, [here], STEPS)
-            with model.installed({layer: candidate.layout}, lambda _, done=done: done) as installed:
+            with model.installed({layer: candidate.layout}, {layer: done}.__getitem__) as installed:
                 points.append((candidate.error, nll(installed, judged) - before))
         with here.own.loaded() as module:
             here.own.advance(module)
@@ -113,8 +113,11 @@ def chosen(of_layer: Found, kv_heads: int) -> list[Candidate]:
     best = best_per_size([c for candidates in of_layer.values() for c in candidates if c.error > 0])
     if not best:
         return []
-    wanted = (2 * kv_heads / share for share in (2, 4, 8))
-    sizes = {min(best, key=lambda size, at=at: (abs(size - at), size)) for at in wanted}
+
+    def nearest(at: float) -> int:
+        return min(best, key=lambda size: (abs(size - at), size))
+
+    sizes = {nearest(2 * kv_heads / share) for share in (2, 4, 8)}
     return [best[size] for size in sorted(sizes, reverse=True)]
 
 

@@ -1,7 +1,7 @@
 """Stage 1: every method on every layer, written when a layer is done, so that a killed run goes on where it stopped."""
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +119,7 @@ def search_layers(
     found = {layer: of_layer for layer, of_layer in zip(layers, read) if of_layer is not None}
     todo = [layer for layer in layers if layer not in found]
     if not todo:
-        return read
+        return [found[layer] for layer in layers]
     fitness = FITNESSES.configured(options.set)[options.fitness]
     work = LayerSearch(regrouper.checkpoint, a, fitness, methods, options, regrouper.device, folder)
 
@@ -158,7 +158,7 @@ class _SideBySide:
     def __init__(
         self,
         work: LayerSearch,
-        layers: list[int],
+        layers: Sequence[int],
         pool: ProcessPoolExecutor | None,
         keep: Callable[..., None],
     ):

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from types import FrameType
 
 GRACE = 1.5  # seconds that the main thread has to clean up, from the signal on
 
@@ -24,7 +25,7 @@ def stop_on_signals() -> None:
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
 
-    def stop(number: int, _frame) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         raise Stopped(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

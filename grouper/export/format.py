@@ -120,6 +120,7 @@ class Format(Entry, ABC):
         """(a line for a terminal, Markdown for a card). place: the folder, as it is to be called."""
 
 
+@dataclass(frozen=True, match_args=False)  # fields that are read, as an Exported's are
 class Report(Protocol):
     """What an Exported says, as far as cards and instructions go."""
 

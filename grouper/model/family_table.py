@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from grouper.merging import MERGES
 from grouper.model.families import DIVIDES, FAMILIES, REFUSED, Family
@@ -11,7 +11,7 @@ from grouper.model.families import DIVIDES, FAMILIES, REFUSED, Family
 class Exactness(Protocol):
     """An entry of a registry, as far as this table goes."""
 
-    exact_in: tuple[str | None, ...]
+    exact_in: ClassVar[tuple[str | None, ...]]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ best[S, k] = min over groups g in S that hold S's smallest head of cost(g) + bes
 once, in 3^(G-1) steps, vectorised over the rests of one group.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,7 @@ def optimal_partitions(fitness: LayerFitness, equal: bool = False) -> list[Parti
     return found
 
 
-def _solve(heads: int, cost: np.ndarray, counts) -> list[Partition]:
+def _solve(heads: int, cost: np.ndarray, counts: Iterable[int]) -> list[Partition]:
     counts = list(counts)
     most = max(counts)
     best = np.full((1 << heads, most + 1), np.inf)

@@ -48,7 +48,7 @@ class GQKVA(Method):
         """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between;
         MQKVA. In this order, so that the same place of every layer makes a layout of the model."""
         query_heads = task.attention.query_heads
-        queries, kv = task.parts["q"], task.parts["pairs"]
+        queries, kv = (task.parts[part].surrogate for part in self.parts)  # themselves: they are of pairs
         divisors = [k for k in range(1, query_heads + 1) if query_heads % k == 0]
         layouts = []
         for columns in reversed(divisors):
@@ -62,8 +62,8 @@ class GQKVA(Method):
 
 def grid_layout(query_labels: np.ndarray, kv_labels: np.ndarray) -> LayerLayout:
     """[H] each: the query group and the KV group of each attention output."""
-    kv = Grouping.from_labels(kv_labels)
-    return LayerLayout(kv, kv, Grouping.from_labels(query_labels))
+    kv = Grouping.from_labels(kv_labels.tolist())
+    return LayerLayout(kv, kv, Grouping.from_labels(query_labels.tolist()))
 
 
 def best_grid(
@@ -83,6 +83,10 @@ def best_grid(
         errors = queries.errors(places // columns) + kv.errors(places % columns)
         return np.stack([np.full(len(places), float(columns)), errors], axis=1)
 
+    def best_of(places: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
+        i = int(scores[:, 1].argmin())
+        return float(scores[i, 1]), places[i]
+
     def swap(places: np.ndarray) -> np.ndarray:
         out = places.copy()
         rows = np.arange(len(places))
@@ -97,12 +101,8 @@ def best_grid(
     if genetic.memetic:
         toolbox.register("improve", lambda places: improved_grids(queries, kv, columns, places))
     start = rng.permuted(np.tile(np.arange(query_heads), (genetic.population, 1)), axis=1)
-    best, least = None, np.inf
-    for places, scores in evolve(toolbox, start, genetic, rng, report):
-        i = int(scores[:, 1].argmin())
-        if scores[i, 1] < least:
-            best, least = places[i], scores[i, 1]
-    return best
+    each = (best_of(*generation) for generation in evolve(toolbox, start, genetic, rng, report))
+    return min(each, key=lambda scored: scored[0])[1]
 
 
 def grid_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from fitness.perplexity import nll
-from grouper.attention import MergedLayer
+from grouper.attention import Merged, MergedLayer
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
@@ -35,7 +35,7 @@ class MergedLoss:
     def __enter__(self) -> "MergedLoss":
         return self
 
-    def __exit__(self, *_error) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._before.close()
 
     def judge(self, layer: int, before: list[list[Candidate]]) -> Judge:
@@ -50,17 +50,18 @@ class MergedLoss:
                 if self._installed != (judge, count):
                     self._before.close()
                     layouts = {index: by_count[count] for index, by_count in enumerate(earlier)}
-                    self._before.enter_context(
-                        self.model.installed(layouts, lambda i, at=layouts: self._mean(i, at[i]))
-                    )
+                    self._before.enter_context(self.model.installed(layouts, self._averaged(layouts)))
                     self._installed = (judge, count)
                 layout = LayerLayout.from_labels(row.tolist(), self.architecture.queries_per_kv_head)
-                with self.model.installed({layer: layout}, lambda i, layout=layout: self._mean(i, layout)) as model:
+                with self.model.installed({layer: layout}, self._averaged({layer: layout})) as model:
                     losses.append(nll(model, self.windows))
             return np.array(losses)
 
         return judged
 
-    def _mean(self, layer: int, layout: LayerLayout) -> MergedLayer:
-        attention = self.architecture.read(self.model.checkpoint, layer)
-        return MergedLayer(MEAN.merge(attention, layout))
+    def _averaged(self, layouts: dict[int, LayerLayout]) -> Merged:
+        def mean(layer: int) -> MergedLayer:
+            attention = self.architecture.read(self.model.checkpoint, layer)
+            return MergedLayer(MEAN.merge(attention, layouts[layer]))
+
+        return mean

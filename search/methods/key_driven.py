@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from grouper.allocation import allocate
+from grouper.calibration.input_moments import MeasuredInputs
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
 from grouper.progress import Progress, untold
@@ -66,6 +67,8 @@ class KeyDriven(Method):
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
     ) -> list[Candidate]:
         """One layout for every number of KV heads."""
+        if not isinstance(task.inputs, MeasuredInputs) or task.inputs.keys is None:
+            raise GrouperError(f"the {self.name} method goes by the norms of keys on text: give --text or --dataset")
         keys, found = task.inputs.keys.double().numpy(), []
         for count in range(1, task.attention.kv_heads):
             groups = neighbour_groups(task.attention.kv_heads, count)

@@ -40,6 +40,6 @@ class Separate(Method):
                     best[total] = (a, b)
         found = []
         for total in sorted(best):
-            groupings = (Grouping.from_labels(p.labels, task.queries_per_kv_head) for p in best[total])
+            groupings = (Grouping.from_labels(p.labels.tolist(), task.queries_per_kv_head) for p in best[total])
             found.append(Candidate(LayerLayout(*groupings), sum(p.error for p in best[total])))
         return found

@@ -35,7 +35,7 @@ def mutate(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
     n, heads = labels.shape
     out = labels.copy()
     rows = np.arange(n)
-    a, b = rng.integers(0, heads, n), rng.integers(0, heads, n)
+    a, b = rng.integers(0, heads, (n,)), rng.integers(0, heads, (n,))
     kind = rng.integers(0, 4, n)
     to_other, swap, leave, join = (kind == k for k in range(4))
     out[rows[to_other], a[to_other]] = labels[to_other, b[to_other]]

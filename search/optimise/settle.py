@@ -1,8 +1,11 @@
 """From what pairs of heads say to the exact error: the last step of a search whose fitness is not a sum over pairs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fitness import LayerFitness, PairwiseFitness
+from fitness.base import LayerErrors
 from search.optimise.operators import move_deltas
 from search.optimise.partition import Partition, best_per_count
 
@@ -35,7 +38,7 @@ def settled(
     return list(best_per_count(_scored(fitness, finalists)).values())
 
 
-def _scored(fitness: LayerFitness, rows) -> list[Partition]:
+def _scored(fitness: LayerErrors, rows: Sequence[np.ndarray] | np.ndarray) -> list[Partition]:
     errors = fitness.errors(np.array(rows))
     return [Partition(row, float(error)) for row, error in zip(rows, errors)]
 

@@ -197,6 +197,14 @@ def test_the_reduced_error_of_v_is_exact_where_no_direction_is_left_out():
     assert np.allclose(exact, reduced, rtol=1e-9) and (exact > 0.01).all()
 
 
+@pytest.mark.parametrize("fitness", [f for f in FITNESSES.values() if f.needs_moments], ids=lambda f: f.name)
+def test_without_what_enters_the_layer_there_is_no_error(fitness):
+    a, layout = small_attention(11), LayerLayout.from_labels([0, 0, 1, 1, 2, 2])
+    for ask in (fitness.tables, fitness.pairs, lambda a, _: fitness.error_of_any_layout(a, layout, None)):
+        with pytest.raises(GrouperError, match=f"the {fitness.name} fitness asks what enters the layer"):
+            ask(a, None)
+
+
 @pytest.mark.parametrize("fitness", FITNESSES.values(), ids=FITNESSES)
 def test_an_entry_says_what_it_is_and_knows_its_parts(fitness):
     a, (_, inputs) = small_attention(11), moments()

@@ -92,3 +92,5 @@ def test_refusals(folder, tmp_path):
     (tmp_path / "gone.yaml").write_text(TASK.format(data='"/nowhere/items.jsonl"').replace("sentences", "gone"))
     with pytest.raises(GrouperError, match="cannot load the items of gone"):
         Tasks(TaskOptions(("gone",), tmp_path))
+    with pytest.raises(GrouperError, match="runs models of transformers, not a Linear"):
+        Tasks(TaskOptions(("sentences",), folder)).scores(torch.nn.Linear(1, 1), None)

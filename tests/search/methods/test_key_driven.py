@@ -1,5 +1,7 @@
 """Queries dealt out by key norms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,12 @@ from random_tables import keyed_task
 
 from grouper import Checkpoint, GrouperError
 from grouper.allocation import allocate
+from grouper.calibration.input_moments import AssumedInputs
 from grouper.calibration.moments import collect_moments
 from grouper.running.in_memory import InMemoryModel
 from search import SearchOptions, search
 from search.methods.key_driven import SHARES, KeyDriven, key_norms
+from search.methods.task import LayerTask
 from search.options import GeneticOptions
 
 
@@ -97,3 +101,12 @@ def test_the_head_with_the_least_norm_gets_one_query():
 def test_shares_of_no_known_kind_are_refused():
     with pytest.raises(GrouperError, match="shares by 'luck'"):
         KeyDriven(shares="luck")
+
+
+def test_without_keys_on_text_there_is_nothing_to_go_by():
+    task = keyed_task()
+    attention, measured = task.weights
+    for inputs in (replace(measured, keys=None), AssumedInputs.from_norm(None, None, 12)):
+        task = LayerTask(task.fitness, task.tables, lambda inputs=inputs: (attention, inputs))
+        with pytest.raises(GrouperError, match="kdgqa method goes by the norms of keys on text"):
+            KeyDriven().search_layer(task, np.random.default_rng(0), GeneticOptions())

@@ -18,6 +18,15 @@ from grouper.model.families import FAMILIES
 os.environ["GROUPER_HOME"] = tempfile.mkdtemp(prefix="grouper-home-")  # of commands that tests start, too
 INSTALLED = transformers.__version__  # tests pretend that another one is
 torch.set_num_threads(1)  # workers of pytest-xdist share the cores
+LONGEST = {  # they begin first, so that no worker waits for the other one's last test
+    "test_the_demo_does_the_whole_job_and_can_be_run_again", "test_two_ranks_write_what_one_writes",
+    "test_killed_commands_go_on_to_the_same_files", "test_bad_input_ends_in_one_line_and_harms_nothing",
+    "test_an_export_is_pushed_and_loads_from_the_hub", "test_ranks_that_hold_parts_of_the_model_train_what_one_trains",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.name.partition("[")[0] not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -74,3 +74,11 @@ def test_hidden_states_count_where_a_token_follows():
 def test_what_is_learnt_by_default():
     assert Losses() == Losses(kl=1.0, hidden=1.0, causal=0.0)
     assert [Losses(*weights).needs_teacher for weights in ((1, 0, 1), (0, 1, 0), (0, 0, 1))] == [True, True, False]
+
+
+def test_nothing_to_learn_is_said_with_its_reason():
+    logits = torch.zeros(1, 2, 3)
+    with pytest.raises(GrouperError, match=r"the right answers of this text are not known: .*\(--kl, --hidden\)"):
+        losses_of(logits, None, None, Losses(0, 0, 1))
+    with pytest.raises(GrouperError, match=r"a model without a head learns hidden states alone \(--hidden\)"):
+        losses_of(None, None, None, Losses(1, 0, 1))

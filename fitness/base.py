@@ -32,7 +32,7 @@ class LayerErrors(Protocol):
 
 
 class LayerFitness(LayerErrors, Protocol):
-    """What a search of one layer goes by.
+    """Tables of one layer for a search.
 
     surrogate: an error that follows from pairs of heads and group sizes alone, by which searches choose their moves.
     screen: a cheaper form of the error, by which they choose among what they found. Both are the fitness itself where
@@ -78,7 +78,7 @@ class Fitness(Entry, ABC):
         """The error, merged by the mean, of layouts where a query head changes its KV head or shares a projection."""
 
     def given(self, inputs: InputMoments | None) -> InputMoments:
-        """What enters the layer, of which the fitness makes its tables. Raises GrouperError without."""
+        """Moments of the inputs of the layer. Raises GrouperError where there are none."""
         if inputs is None:
             raise GrouperError(f"the {self.name} fitness asks what enters the layer: give it moments of the inputs")
         return inputs

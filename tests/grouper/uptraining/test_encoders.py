@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cosine_similarity, kl_div
 from uptrained_files import files_of
 
-from grouper import GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
+from grouper import Checkpoint, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
 from grouper.calibration.source import TextSource
 from grouper.uptraining.division import divisions
 from grouper.uptraining.exported import ExportedModel
@@ -203,3 +203,15 @@ def test_recomputed_activations_drop_nothing_out(tmp_path, name):
     assert again.requires_grad and torch.allclose(once, again, atol=1e-6)
     with torch.no_grad():
         assert torch.allclose(once, student.model(**given).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit", "t5"])
+def test_adapters_are_trained_and_folded(exported, tmp_path, name):
+    """In what comes out there are none: the self-test compares every tensor with what was to be written."""
+    pytest.importorskip("peft", reason="an optional extra")
+    has = exported(name)
+    done = uptrain_model(has.folder, tmp_path / "out", has.source, replace(QUICK, train="lora", lora_rank=4))
+    facts = json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]
+    assert done.self_test.passed and facts["train"] == "lora" and facts["best_step"] > 0
+    names = Checkpoint.open(tmp_path / "out").tensors
+    assert names.keys() == Checkpoint.open(has.folder).tensors.keys() and not any("lora" in n for n in names)

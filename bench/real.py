@@ -164,7 +164,7 @@ class Bench:
 
     def healed(self, kv_ratio: float, seed: int) -> ExportedModel:
         out = self.place("healed", kv_ratio, seed)
-        options = UptrainOptions(tokens=self.args.train_tokens, seed=seed)
+        options = UptrainOptions(tokens=self.args.train_tokens, window=self.args.train_window, seed=seed)
         uptrain_model(
             self.place("refined", kv_ratio, seed), out, TextSource(self.args.train_text or self.args.text), options,
             base=self.args.model, device=self.device, tell=lambda line: print(f"  {line}", flush=True),
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--refine-tokens", type=int)
     parser.add_argument("--long-share", type=float, help="of refinement's tokens, in long windows")
     parser.add_argument("--train-tokens", type=int, default=3_000_000)
+    parser.add_argument("--train-window", type=int, help="of training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", help="of lm-evaluation-harness, with commas")
     parser.add_argument("--task-path", type=Path)

@@ -11,11 +11,11 @@ from grouper.registry import Registry, check_assignments
 from search.methods.asymgqa import AsymGQA
 from search.methods.baselines import Neighbour, Random
 from search.methods.exact import Exact
-from search.methods.gqkva import GQKVA
-from search.methods.key_driven import KeyDriven
 from search.methods.method import Method
+from search.methods.published.gqkva import GQKVA
+from search.methods.published.key_driven import KeyDriven
+from search.methods.published.separate import Separate
 from search.methods.qcqa import QCQA
-from search.methods.separate import Separate
 from search.methods.ward import Ward
 from search.options import SearchOptions
 

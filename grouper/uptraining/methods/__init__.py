@@ -2,12 +2,12 @@
 below."""
 
 from grouper.registry import Registry
-from grouper.uptraining.methods.continued import Continued
 from grouper.uptraining.methods.distill import Distill
-from grouper.uptraining.methods.learned_sums import LearnedSums
 from grouper.uptraining.methods.method import TrainingMethod
-from grouper.uptraining.methods.perturbed import Perturbed
-from grouper.uptraining.methods.redealing import Redealing
+from grouper.uptraining.published.continued import Continued
+from grouper.uptraining.published.learned_sums import LearnedSums
+from grouper.uptraining.published.perturbed import Perturbed
+from grouper.uptraining.published.redealing import Redealing
 
 METHODS: Registry[TrainingMethod] = Registry(
     "way to train",

@@ -1,6 +1,5 @@
 """The `grouper` command: parses, calls, prints. Data on stdout, messages and progress on stderr."""
 
-import errno
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, is_disk_full, is_memory_short
 from grouper.export.options import ExportOptions
 from grouper.names import expected, printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
@@ -552,7 +551,9 @@ def report(
     layout: Annotated[int | None, typer.Option(help="Layout that pictures show; an export's at half.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Pictures on a dark ground.")] = False,
     similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", hidden=True)
+    ] = False,  # an earlier report is replaced anyway
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search import RunFolder
@@ -561,7 +562,7 @@ def report(
     from search.report import write_pictures, write_report
     from search.report.facts import facts_of
     from search.report.page import check_page
-    from search.report.pictures import parsed_formats
+    from search.report.pictures import check_pictures, parsed_formats
 
     folder = RunFolder.open(run)
     output = output or run / ("pictures" if format_ else "report.html")
@@ -570,10 +571,10 @@ def report(
         raise GrouperError("--layout and --dark are for pictures: give --format, too")
     if layout is not None:
         folder.layout(layout)
-    if not formats:
-        check_page(output, overwrite)
-    elif output.exists() and not output.is_dir():
-        raise GrouperError(f"{output} is a file: pictures go to a folder")
+    if formats:
+        check_pictures(output, formats, dark, folder.settings.model_folder)
+    else:
+        check_page(output, folder.settings.model_folder)
     with bar("comparing heads", says_how_long=True) as progress:
         facts = facts_of(folder, similar, progress)
     if facts.missing:
@@ -596,14 +597,15 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Several runs side by side: hypervolume, losses at equal cache, cache saved at equal loss."""
+    from search.comparison import check_picture, draw, to_data
     from search.comparison import compare as compared_runs
-    from search.comparison import draw, to_data
     from search.console import comparison_table
 
-    found, points = compared_runs([str(run) for run in runs])
+    names = [str(run) for run in runs]
     if output is not None:
-        if output.suffix not in (".svg", ".png", ".pdf"):
-            raise GrouperError(f"{output}: expected a picture that ends in .svg, .png or .pdf")
+        check_picture(output, names)
+    found, points = compared_runs(names)
+    if output is not None:
         draw(found, points, output)
     if json_:
         _print_json(to_data(found))
@@ -699,23 +701,24 @@ def main() -> None:
         _fail("stopped; the same command goes on from here", 130)
     except FirstFailed:
         sys.exit(1)
-    except (GrouperError, OSError) as error:
-        if debug:
-            raise
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        more = ": the disk is full, or a limit is reached; make room, and the same command goes on" if full else ""
-        _fail(f"{error}{more}")
-    except MemoryError:
-        _fail("memory is short: give --memory an amount that is there, or fewer --jobs")
     except Exception as error:
         if debug:
             raise
-        if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
-            _fail("the GPU's memory is short: give fewer --jobs, or --device cpu")
-        last = (str(error).strip().splitlines() or ["no message"])[-1]
-        _fail(
-            f"internal error: {type(error).__name__}, {last}; run again with --debug for the traceback, please report"
-        )
+        _fail(_said(error))
+
+
+def _said(error: Exception) -> str:
+    """What failed, and what to do."""
+    if is_disk_full(error):
+        return f"{error}: the disk is full, or a limit is reached; make room, and the same command goes on"
+    if isinstance(error, GrouperError | OSError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
+        return "the GPU's memory is short: give fewer --jobs, or --device cpu"
+    if is_memory_short(error):
+        return "memory is short: give --memory an amount that is there, or fewer --jobs"
+    last = (str(error).strip().splitlines() or ["no message"])[-1]
+    return f"internal error: {type(error).__name__}, {last}; run again with --debug for the traceback, please report"
 
 
 def _fail(why: str, code: int = 1) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
-import yaml
 from rich.console import Console
 
 from grouper.errors import GrouperError, is_disk_full, is_memory_short
@@ -20,6 +19,8 @@ from grouper.names import expected, printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
 from grouper.uptraining.options import UptrainOptions
 from search.choices import CHOICES, choices_of, completing, listed
+from search.config_file import read_options
+from search.limits import usable_device, within_limits
 from search.notes import print_notes
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
@@ -48,27 +49,10 @@ say = Console(stderr=True, highlight=False, markup=False, emoji=False)
 def _from_config(context: typer.Context, path: Path | None) -> Path | None:
     """--config: the file's options become the command's defaults, so that what is typed wins."""
     if path is not None:
-        try:
-            options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise GrouperError(
-                f"cannot read {path} ({type(error).__name__}): expected YAML with the command's options"
-            ) from error
-        if not isinstance(options, dict):
-            raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
-        known = {p.name for p in context.command.params}
-        options = {str(k).replace("-", "_"): v for k, v in options.items()}
-        options = {f"{k}_" if k in ("json", "format", "set") else k: v for k, v in options.items()}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise GrouperError(
-                f"{path} has the option {unknown[0]!r}, which `grouper {context.command.name}` does not know"
-            )
-        several = {p.name for p in context.command.params if p.multiple}
-        joined = {
-            k: ",".join(map(str, v)) if isinstance(v, list) and k not in several else v for k, v in options.items()
-        }
-        context.default_map = {**(context.default_map or {}), **joined}
+        parameters = context.command.params
+        several = {p.name for p in parameters if p.multiple}
+        options = read_options(path, context.command.name, {p.name for p in parameters}, several)
+        context.default_map = {**(context.default_map or {}), **options}
     return path
 
 
@@ -92,6 +76,8 @@ def in_panels(command: Callable) -> Callable:
         for info in getattr(hint, "__metadata__", ()):
             if hasattr(info, "rich_help_panel") and name in panel_of:
                 info.rich_help_panel = panel_of[name]
+                if hint.__origin__ in (int, int | None):
+                    info.callback = within_limits
                 if key := choices_of(command.__name__, name):
                     info.autocompletion = completing(key)
                     if not all(choice in info.help for choice in CHOICES[key]):
@@ -135,7 +121,7 @@ Keep = Annotated[Path | None, typer.Option(help="Folder where what was calibrate
 Memory = Annotated[
     str | None, typer.Option(help="What a model may take, like 8GB; a larger one is streamed. Half of what is free.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(callback=usable_device, help="auto, cpu or cuda.")]
 Scope = Annotated[
     str | None, typer.Option(help="What refinement trains: attention (default on a CPU) or block (on a GPU).")
 ]
@@ -457,7 +443,9 @@ def uptrain(
     ] = UPTRAIN.method,
     teacher: Annotated[str | None, typer.Option(help="Whom to learn from; the original unless given.")] = None,
     base: Annotated[str | None, typer.Option(help="The original, where grouper.json does not lead to it.")] = None,
-    teacher_device: Annotated[str | None, typer.Option(help="Where the teacher is; where the model is.")] = None,
+    teacher_device: Annotated[
+        str | None, typer.Option(callback=usable_device, help="Where the teacher is; where the model is.")
+    ] = None,
     teacher_dtype: Annotated[str | None, typer.Option(help="Of the teacher; bfloat16 on a GPU, else float32.")] = None,
     kl: Annotated[float | None, typer.Option(help="Weight of KL to the teacher's distribution.")] = None,
     hidden: Annotated[float | None, typer.Option(help="Weight of the cosine distance of hidden states.")] = None,
@@ -650,13 +638,7 @@ def _device(name: str) -> str:
 
     from grouper.ranks import own_gpu
 
-    if name == "auto":
-        return own_gpu() if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise GrouperError(f"device {name!r} is not usable here: expected auto, cpu or cuda") from error
-    return name
+    return name if name != "auto" else own_gpu() if torch.cuda.is_available() else "cpu"
 
 
 def _bytes(memory: str | None) -> int | None:

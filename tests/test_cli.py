@@ -155,7 +155,7 @@ def test_pages_and_pictures_stay_out_of_models_and_replace_nothing_of_others(mod
     for _ in range(2):  # ours are replaced
         assert grouper("report", run, "--format", "png,svg,pdf", "-o", mine, "--no-similar").returncode == 0
         assert grouper("compare", run, tmp_path / "run2", "-o", mine / "both.svg").returncode == 0
-    assert not [p for p in tmp_path.rglob(".*")], "nothing is left beside them"
+    assert not list(tmp_path.rglob(".*")), "nothing is left beside them"
 
 
 def test_commands_guide(models, tmp_path):

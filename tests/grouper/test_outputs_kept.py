@@ -155,7 +155,7 @@ def test_a_full_disk_is_said_with_the_files_name(tmp_path):
     def fill(_: Path) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(GrouperError, match="cannot write .*best.safetensors.* No space left") as full:
+    with pytest.raises(GrouperError, match=r"cannot write .*best.safetensors.* No space left") as full:
         write_file(tmp_path / "best.safetensors", fill)
     assert is_disk_full(full.value) and list(tmp_path.iterdir()) == []
 

@@ -38,7 +38,7 @@ def test_workers_are_processes_of_their_own():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal on Windows")
 def test_a_worker_that_is_killed_is_one_line_with_what_to_do():
-    with pytest.raises(GrouperError, match="--jobs 1.*the same command goes on"), workers(2, "cpu") as pool:
+    with pytest.raises(GrouperError, match=r"--jobs 1.*the same command goes on"), workers(2, "cpu") as pool:
         pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
         pool.submit(time.sleep, 30).result()
 

@@ -51,7 +51,7 @@ def _from_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         parameters = context.command.params
         several = {p.name for p in parameters if p.multiple}
-        options = read_options(path, context.command.name, {p.name for p in parameters}, several)
+        options = read_options(path, str(context.command.name), {p.name for p in parameters}, several)
         context.default_map = {**(context.default_map or {}), **options}
     return path
 
@@ -589,7 +589,7 @@ def compare(
     from search.comparison import compare as compared_runs
     from search.console import comparison_table
 
-    names = [str(run) for run in runs]
+    names: list[str | Path] = [str(run) for run in runs]
     if output is not None:
         check_picture(output, names)
     found, points = compared_runs(names)

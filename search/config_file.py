@@ -9,7 +9,7 @@ import yaml
 from grouper.errors import GrouperError
 from grouper.parsing import shown
 
-LARGEST = 2**16  # bytes
+LARGEST, DEEPEST = 2**16, 20  # bytes; lists and mappings within one another
 OPTION = {"json": "json_", "format": "format_", "set": "set_"}  # words of Python under other names
 EXPECTED = "expected a word, a number, true or false, or a list of these"
 
@@ -22,7 +22,9 @@ def read_options(path: Path, command: str, known: Collection[str], several: Coll
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise GrouperError(f"{path} is larger than {LARGEST >> 10} KiB: expected YAML with the command's options")
-        options = yaml.safe_load(content.decode("utf-8")) or {}
+        text = content.decode("utf-8")
+        _check_depth(path, text)
+        options = yaml.safe_load(text) or {}
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise GrouperError(
             f"cannot read {path} ({type(error).__name__}): expected YAML with the command's options"
@@ -40,6 +42,15 @@ def read_options(path: Path, command: str, known: Collection[str], several: Coll
                 raise GrouperError(f"{path} has {option}: {shown(value)}: {EXPECTED}")
         found[name] = ",".join(map(str, value)) if isinstance(value, list) and name not in several else value
     return found
+
+
+def _check_depth(path: Path, text: str) -> None:
+    """Raise GrouperError for lists and mappings within one another, beyond any use, before they are built."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise GrouperError(f"{path} has more than {DEEPEST} lists or mappings within one another: {EXPECTED}")
 
 
 def is_huge(value: object) -> bool:

@@ -183,7 +183,7 @@ def test_an_unknown_tokenizer_is_refused(reader, tmp_path):
     with pytest.raises(GrouperError, match="splits text by a rule"):
         export(tmp_path / "in", ragged(8, 8), tmp_path / "out", options=ExportOptions(format="gguf"))
     (tmp_path / "in" / "tokenizer.json").write_text("{broken")
-    with pytest.raises(GrouperError, match="tokenizer.json is not JSON"):
+    with pytest.raises(GrouperError, match=r"tokenizer\.json is not JSON"):
         export(tmp_path / "in", ragged(8, 8), tmp_path / "out", options=ExportOptions(format="gguf"))
 
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 from hub_server import serve
 
-from grouper import Checkpoint
+from grouper import Checkpoint, GrouperError
+from grouper.model.sources import LocalSource, is_own_file
 
 NAME = "model.layers.1.self_attn.k_proj.weight"
 PROGRAM = f"""

@@ -15,7 +15,6 @@ NAME = "model.layers.1.self_attn.k_proj.weight"
 PROGRAM = f"""
 from grouper import Checkpoint, GrouperError
 from grouper.model import sources
-from grouper.model.sources import LocalSource, is_own_file
 sources.WAIT = 0.01
 checkpoint = Checkpoint.open("someone/tiny")
 print("open", flush=True)

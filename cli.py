@@ -1,6 +1,5 @@
 """The `grouper` command: parses, calls, prints. Data on stdout, messages and progress on stderr."""
 
-import errno
 import json
 import logging
 import os
@@ -12,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
-import yaml
 from rich.console import Console
 
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, is_disk_full, is_memory_short
 from grouper.export.options import ExportOptions
 from grouper.names import expected, printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
 from grouper.uptraining.options import UptrainOptions
 from search.commands.choices import CHOICES, choices_of, completing, listed
+from search.commands.config_file import read_options
+from search.commands.limits import usable_device, within_limits
 from search.commands.notes import print_notes
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
@@ -49,27 +49,10 @@ say = Console(stderr=True, highlight=False, markup=False, emoji=False)
 def _from_config(context: typer.Context, path: Path | None) -> Path | None:
     """--config: the file's options become the command's defaults, so that what is typed wins."""
     if path is not None:
-        try:
-            options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise GrouperError(
-                f"cannot read {path} ({type(error).__name__}): expected YAML with the command's options"
-            ) from error
-        if not isinstance(options, dict):
-            raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
-        known = {p.name for p in context.command.params}
-        options = {str(k).replace("-", "_"): v for k, v in options.items()}
-        options = {f"{k}_" if k in ("json", "format", "set") else k: v for k, v in options.items()}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise GrouperError(
-                f"{path} has the option {unknown[0]!r}, which `grouper {context.command.name}` does not know"
-            )
-        several = {p.name for p in context.command.params if p.multiple}
-        joined = {
-            k: ",".join(map(str, v)) if isinstance(v, list) and k not in several else v for k, v in options.items()
-        }
-        context.default_map = {**(context.default_map or {}), **joined}
+        parameters = context.command.params
+        several = {p.name for p in parameters if p.multiple}
+        options = read_options(path, str(context.command.name), {p.name for p in parameters}, several)
+        context.default_map = {**(context.default_map or {}), **options}
     return path
 
 
@@ -93,6 +76,8 @@ def in_panels(command: Callable) -> Callable:
         for info in getattr(hint, "__metadata__", ()):
             if hasattr(info, "rich_help_panel") and name in panel_of:
                 info.rich_help_panel = panel_of[name]
+                if hint.__origin__ in (int, int | None):
+                    info.callback = within_limits
                 if key := choices_of(command.__name__, name):
                     info.autocompletion = completing(key)
                     if not all(choice in info.help for choice in CHOICES[key]):
@@ -136,7 +121,7 @@ Keep = Annotated[Path | None, typer.Option(help="Folder where what was calibrate
 Memory = Annotated[
     str | None, typer.Option(help="What a model may take, like 8GB; a larger one is streamed. Half of what is free.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(callback=usable_device, help="auto, cpu or cuda.")]
 Scope = Annotated[
     str | None, typer.Option(help="What refinement trains: attention (default on a CPU) or block (on a GPU).")
 ]
@@ -458,7 +443,9 @@ def uptrain(
     ] = UPTRAIN.method,
     teacher: Annotated[str | None, typer.Option(help="Whom to learn from; the original unless given.")] = None,
     base: Annotated[str | None, typer.Option(help="The original, where grouper.json does not lead to it.")] = None,
-    teacher_device: Annotated[str | None, typer.Option(help="Where the teacher is; where the model is.")] = None,
+    teacher_device: Annotated[
+        str | None, typer.Option(callback=usable_device, help="Where the teacher is; where the model is.")
+    ] = None,
     teacher_dtype: Annotated[str | None, typer.Option(help="Of the teacher; bfloat16 on a GPU, else float32.")] = None,
     kl: Annotated[float | None, typer.Option(help="Weight of KL to the teacher's distribution.")] = None,
     hidden: Annotated[float | None, typer.Option(help="Weight of the cosine distance of hidden states.")] = None,
@@ -552,7 +539,9 @@ def report(
     layout: Annotated[int | None, typer.Option(help="Layout that pictures show; an export's at half.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Pictures on a dark ground.")] = False,
     similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", hidden=True)
+    ] = False,  # an earlier report is replaced anyway
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search import RunFolder
@@ -560,7 +549,7 @@ def report(
     from search.report import write_pictures, write_report
     from search.report.facts import facts_of
     from search.report.page import check_page
-    from search.report.pictures import parsed_formats
+    from search.report.pictures import check_pictures, parsed_formats
     from search.runs.picking import representative
 
     folder = RunFolder.open(run)
@@ -570,10 +559,10 @@ def report(
         raise GrouperError("--layout and --dark are for pictures: give --format, too")
     if layout is not None:
         folder.layout(layout)
-    if not formats:
-        check_page(output, overwrite)
-    elif output.exists() and not output.is_dir():
-        raise GrouperError(f"{output} is a file: pictures go to a folder")
+    if formats:
+        check_pictures(output, formats, dark, folder.settings.model_folder)
+    else:
+        check_page(output, folder.settings.model_folder)
     with bar("comparing heads", says_how_long=True) as progress:
         facts = facts_of(folder, similar, progress)
     if facts.missing:
@@ -596,14 +585,15 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Several runs side by side: hypervolume, losses at equal cache, cache saved at equal loss."""
+    from search.commands.comparison import check_picture, draw, to_data
     from search.commands.comparison import compare as compared_runs
-    from search.commands.comparison import draw, to_data
     from search.commands.console import comparison_table
 
-    found, points = compared_runs([str(run) for run in runs])
+    names: list[str | Path] = [str(run) for run in runs]
     if output is not None:
-        if output.suffix not in (".svg", ".png", ".pdf"):
-            raise GrouperError(f"{output}: expected a picture that ends in .svg, .png or .pdf")
+        check_picture(output, names)
+    found, points = compared_runs(names)
+    if output is not None:
         draw(found, points, output)
     if json_:
         _print_json(to_data(found))
@@ -648,13 +638,7 @@ def _device(name: str) -> str:
 
     from grouper.ranks import own_gpu
 
-    if name == "auto":
-        return own_gpu() if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise GrouperError(f"device {name!r} is not usable here: expected auto, cpu or cuda") from error
-    return name
+    return name if name != "auto" else own_gpu() if torch.cuda.is_available() else "cpu"
 
 
 def _bytes(memory: str | None) -> int | None:
@@ -699,23 +683,24 @@ def main() -> None:
         _fail("stopped; the same command goes on from here", 130)
     except FirstFailed:
         sys.exit(1)
-    except (GrouperError, OSError) as error:
-        if debug:
-            raise
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        more = ": the disk is full, or a limit is reached; make room, and the same command goes on" if full else ""
-        _fail(f"{error}{more}")
-    except MemoryError:
-        _fail("memory is short: give --memory an amount that is there, or fewer --jobs")
     except Exception as error:
         if debug:
             raise
-        if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
-            _fail("the GPU's memory is short: give fewer --jobs, or --device cpu")
-        last = (str(error).strip().splitlines() or ["no message"])[-1]
-        _fail(
-            f"internal error: {type(error).__name__}, {last}; run again with --debug for the traceback, please report"
-        )
+        _fail(_said(error))
+
+
+def _said(error: Exception) -> str:
+    """What failed, and what to do."""
+    if is_disk_full(error):
+        return f"{error}: the disk is full, or a limit is reached; make room, and the same command goes on"
+    if isinstance(error, GrouperError | OSError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
+        return "the GPU's memory is short: give fewer --jobs, or --device cpu"
+    if is_memory_short(error):
+        return "memory is short: give --memory an amount that is there, or fewer --jobs"
+    last = (str(error).strip().splitlines() or ["no message"])[-1]
+    return f"internal error: {type(error).__name__}, {last}; run again with --debug for the traceback, please report"
 
 
 def _fail(why: str, code: int = 1) -> None:

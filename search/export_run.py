@@ -1,6 +1,5 @@
 """Export a layout of a run, in four acts: choose it, merge and refine it, write it, push it."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from grouper.export.hub import Destination
 from grouper.export.write import MARKER, already_written, check_exportable
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
-from grouper.outputs import refuse_existing, refuse_inside, temporary_folder, work_key
+from grouper.outputs import forget_work, refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.options import RefineOptions, RefinePlan
@@ -161,9 +160,7 @@ def carry_out(
             if kept:
                 with suppress(OSError):  # a run that cannot be written to: its report lacks this
                     note(origin["refined"]["errors"])
-                shutil.rmtree(kept)
-                with suppress(OSError):
-                    kept.parent.rmdir()
+            forget_work(refined_beside(output))
             return push(exported, destination)
 
         return regrouper.ranks.first_does(write)

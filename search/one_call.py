@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from grouper.model.loading import load
 from grouper.outputs import new_folder
 from grouper.progress import Progress, untold
 from grouper.refinement.options import RefineOptions
+from grouper.scratch import ScratchFolder
 from search.export_run import export_from_run
 from search.options import SearchOptions
 from search.run import search
@@ -32,7 +32,7 @@ class Regrouped:
     model: Any
     front: ParetoFront
     exported: Exported
-    _folder: tempfile.TemporaryDirectory
+    _folder: ScratchFolder
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """The regrouped model, with its tokenizer, card and layout, as a folder that `grouper uptrain` takes, too."""
@@ -71,8 +71,8 @@ def regroup(
     >>> small.model.config.num_key_value_heads
     8
     """
-    holder = tempfile.TemporaryDirectory(prefix="grouper-regrouped-")
-    place = Path(holder.name)
+    holder = ScratchFolder()
+    place = holder.path
     source = (
         str(model) if isinstance(model, str | Path) else _saved(model, tokenizer, text or images, place / "original")
     )

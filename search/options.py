@@ -11,10 +11,12 @@ from grouper.errors import GrouperError
 from grouper.kv_cache import bytes_of
 from grouper.layout import CACHES
 from grouper.names import expected
+from grouper.uptraining.options import LARGEST_SEED
 
 if TYPE_CHECKING:
     from grouper.model.architecture import Architecture
 
+MOST_ROWS, MOST_GENERATIONS = 100_000, 10**9  # of the genetic search
 STAGES_2 = ("knapsack", "nsga2", "none")
 ACCEPTANCES = ("fitness", "loss")
 BLOCKS = ("cached", "all", "encoder", "decoder", "across")
@@ -126,8 +128,11 @@ class SearchOptions:
         if self.population < 4 or self.generations < 1:
             asked = f"a population of {self.population} for {self.generations} generations"
             raise GrouperError(f"{asked}: expected at least 4 and 1")
-        if self.seed < 0:
-            raise GrouperError(f"seed {self.seed}: expected 0 or more")
+        if self.population > MOST_ROWS or self.generations > MOST_GENERATIONS:
+            asked = f"a population of {self.population:,} for {self.generations:,} generations"
+            raise GrouperError(f"{asked}: expected at most {MOST_ROWS:,} and {MOST_GENERATIONS:,}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise GrouperError(f"seed {self.seed}: expected 0 or more, and less than 2**64")
         bytes_of(self.kv_dtype)
         if self.tokens < self.window or self.window < 2:
             asked = f"{self.tokens} tokens in windows of {self.window}"

@@ -8,6 +8,7 @@ PASSES = 12  # over a short text: more of them teach it by heart
 TOKENS = {"cpu": 262_144, "cuda": 5_505_024}
 STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
 NEW_WEIGHTS = ("full", "lora")
+LARGEST_SEED = 2**64 - 1  # that torch's generators take
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class UptrainOptions:
                 f"--held-out {self.held_out}, --validate {self.validate}, --patience {self.patience}, --seed "
                 f"{self.seed}: expected a share between 0 and 1, at least one validation, and no negative numbers"
             )
+        if self.seed > LARGEST_SEED:
+            raise GrouperError(f"--seed {self.seed}: expected a number below 2**64")
         if self.train not in NEW_WEIGHTS:
             raise GrouperError(f"--train {self.train!r}: expected {' or '.join(NEW_WEIGHTS)}")
 

@@ -2,9 +2,7 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from grouper.layout import HeadLayout
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
 from grouper.originals import remember
-from grouper.outputs import refuse_existing, refuse_inside, work_key
+from grouper.outputs import forget_work, refuse_existing, refuse_inside, work_key
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.refinement.refine import deterministic
@@ -75,8 +73,7 @@ def uptrain_model(
     ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
     ranks.first_does(lambda: refuse_existing(output, MARKER, overwrite))
     model = ExportedModel.open(exported, base, teacher)
-    refuse_inside(output, model.folder.folder)
-    refuse_inside(output, model.base.local_folder)
+    refuse_inside(output, model.folder.folder, model.base.local_folder)
     check_assignments(options.set, METHODS)
     method = METHODS.configured(options.set).named(options.method)
     method.check(model)
@@ -236,9 +233,7 @@ def write(
     except SelfTestFailed as error:
         raise SelfTestFailed(f"{error}; the training stays in {saved.folder}") from error
     remember(model.original)
-    shutil.rmtree(saved.folder)
-    with suppress(OSError):
-        saved.folder.parent.rmdir()
+    forget_work(saved.folder.parent)
     return exported
 
 

@@ -16,6 +16,7 @@ from grouper.evaluation.perplexity import nll
 from grouper.model.checkpoint import DEMO, Checkpoint
 from grouper.model.inspection import inspect
 from grouper.model.loading import load
+from grouper.outputs import bears, refuse_inside
 from grouper.refinement.options import RefineOptions
 from search.commands.bars import bar
 from search.commands.console import ERR, OUT, closing_table, exported_summary, inspection
@@ -26,7 +27,7 @@ from search.run import search
 from search.runs.pareto import ParetoFront
 from search.runs.picking import Selection
 
-MARKER = "README.txt"
+MARKER, MADE_BY = "README.txt", "Made by `grouper demo`"
 RATIOS = (0.5, 0.25)
 LIMIT = 8  # windows of evaluation text
 EVALUATION = TextSource("demo", purpose="evaluation")
@@ -45,11 +46,12 @@ def run_demo(folder: Path = DEMO_FOLDER) -> None:
     """Inspect, search, measure, refine, export, self-test and read a sample, in `folder`, which an earlier demo may
     have left."""
     began = time.perf_counter()
-    if folder.exists() and not (folder / MARKER).is_file():
+    if folder.is_symlink() or (folder.exists() and not is_demo(folder)):
         raise GrouperError(f"{folder} exists and is not an earlier demo's: move it away, or run the demo elsewhere")
+    refuse_inside(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / MARKER).write_text("Made by `grouper demo`; made anew by the next one.\n\n" + YOURS)
+    (folder / MARKER).write_text(f"{MADE_BY}; made anew by the next one.\n\n{YOURS}")
     run, regrouped = folder / "run", folder / "regrouped"
 
     _title("1. What is there: a 7M-parameter Llama that writes English, every query head with a KV head of its own")
@@ -71,6 +73,11 @@ def run_demo(folder: Path = DEMO_FOLDER) -> None:
     seconds = time.perf_counter() - began
     _title(f"Done in {seconds:.0f} s. The picture is {run}/pareto.svg, the table {run}/pareto.csv")
     OUT.print(YOURS, soft_wrap=True)
+
+
+def is_demo(folder: Path) -> bool:
+    """Whether an earlier demo made this folder."""
+    return (folder / MARKER).is_file() and bears(folder / MARKER, MADE_BY.encode())
 
 
 def _measured(run: Path, front: ParetoFront) -> ParetoFront:

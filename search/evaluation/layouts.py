@@ -1,7 +1,6 @@
 """Measure layouts of a run: on text, nats per token and how near they are to the original; by tasks, scores."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.outputs import temporary_folder
 from grouper.progress import Progress, untold
 from grouper.ranks import locked_by_first, started_ranks
 from grouper.refinement.options import RefineOptions, RefinePlan
@@ -29,6 +27,7 @@ from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
+from grouper.scratch import ScratchFolder
 from search.evaluation.choosing import add_rows, choose
 from search.evaluation.meter import Meter
 from search.evaluation.proxies import FILE as PROXIES
@@ -196,7 +195,7 @@ def measured(
     if original:
         return meter.of_original(), []
     regrouper = meter.regrouper
-    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+    with ScratchFolder() as folder:
         if refine:
             refined = regrouper.refined(layout, merge, refine, folder)
             errors = [refined.errors(layer) for layer in range(len(layout.layers))]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from grouper.errors import GrouperError
-from grouper.option import option
+from grouper.option_fields import option
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, own_gpu, started_ranks
 

@@ -6,28 +6,16 @@ from typing import Any
 import pandas as pd
 
 from grouper.errors import GrouperError
-from grouper.export.classes import ASKED
+from grouper.export.options import ASKED
 from grouper.names import expected
+from grouper.shares import parsed_share, rounding_of
 from search.methods.registry import not_found
 from search.runs.columns import JUDGES, called
 from search.runs.pareto import ParetoFront
 from search.runs.record import REFINED
-from search.runs.shares import parsed_share, rounding_of
+from search.runs.selection import Selection
 
 SAME = 1e-9  # by which two ratios of one size may differ
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What is asked for: one of layout (its number), kv_ratio (a number, a fraction or a percentage, as text) and
-    kv_bytes_per_token; the latter two are budgets. deploy: the class of the export, stock, padded, ragged or any; stock
-    where one fits unless given. merge: how heads become one; the run's own unless given."""
-
-    layout: int | None = None
-    kv_ratio: str | None = None
-    kv_bytes_per_token: int | None = None
-    deploy: str | None = None
-    merge: str | None = None
 
 
 @dataclass(frozen=True)

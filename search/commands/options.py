@@ -13,7 +13,20 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from grouper.option import KEY, Option, words_of
+from grouper.option_fields import KEY, Option, words_of
+from search.commands.config_file import read_options
+from search.commands.limits import usable_device, within_limits
+
+
+def from_config(context: typer.Context, path: Path | None) -> Path | None:
+    """--config: the file's options become the command's defaults, so that what is typed wins."""
+    if path is not None:
+        parameters = context.command.params
+        several = {p.name for p in parameters if p.multiple}
+        options = read_options(path, str(context.command.name), {p.name for p in parameters}, several)
+        context.default_map = {**(context.default_map or {}), **options}
+    return path
+
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`, the model that comes with Grouper.")
@@ -32,6 +45,9 @@ Config = Annotated[
         help="YAML file with any options of this command.",
     ),
 ]  # fmt: skip
+
+
+METAVARS = ((int, "N"), (float, "X"), (str, "WORD"), (Path, "PATH"))
 
 
 class Command(TyperCommand):
@@ -97,14 +113,17 @@ def parameter(name: str, hint: Any, default: Any, told: Option, first: list[str]
         several = told.several and (list[str] | None)
         default = None if default is None or told.several else shown(told, default)
         hint = several or (str | None if default is None else str)
+    metavar = told.metavar or next((word for kind, word in METAVARS if kind in (hint, *get_args(hint))), None)
     flag = f"--{name.replace('_', '-')}"
     flags = [f"{flag}/--no-{flag[2:]}" if hint is bool and default is True else flag]
-    words = list(told.words())
+    words = told.known_words()
     listed = f" One of {', '.join(words)}." if any(word not in told.help for word in words) else ""
+    checks = {int: within_limits, int | None: within_limits}
+    check = usable_device if name.endswith("device") else checks.get(hint)
     info = typer.Option(
-        *([told.short] if told.short else []), *flags, help=told.help + listed, metavar=told.metavar,
+        *([told.short] if told.short else []), *flags, help=told.help + listed, metavar=metavar,
         rich_help_panel=None if name in first else told.panel or None,
-        autocompletion=completing(words) if words else None,
+        autocompletion=completing(words) if words else None, callback=check,
     )  # fmt: skip
     given = Parameter.empty if default is MISSING else default
     return Parameter(name, Parameter.KEYWORD_ONLY, default=given, annotation=Annotated[hint, info])
@@ -131,8 +150,8 @@ def made(hint: Any, values: dict[str, Any]) -> Any:
 
 
 def value_of(told: Option, hint: Any, typed: Any) -> Any:
-    if typed is not None and told.read:
-        return told.read(typed)
+    if told.read:
+        return None if typed is None else told.read(typed)
     if get_origin(hint) is tuple:
         return tuple(typed or ()) if told.several else words_of(typed)
     return typed

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib import import_module
 from typing import Any
 
 KEY = "option"  # in a field's metadata
@@ -12,20 +13,26 @@ class Option:
     """Description of a field for people.
 
     help: one sentence. panel: group of `--help`. words: those that the option takes, several with commas where the
-    field is a tuple. name: on a command line, where it is not the field's. short: like "-o". metavar: what stands for
-    the value. read: from what is typed to the field's value; shown: the other way, for a default. several: whether it
-    may be given more than once.
+    field is a tuple; or where they stand, "package.module.NAME", so that they need not be imported here. name: on a
+    command line, where it is not the field's. short: like "-o". metavar: what stands for the value. read: from what is
+    typed to the field's value; shown: the other way, for a default. several: whether it may be given more than once.
     """
 
     help: str
     panel: str = ""
-    words: Callable[[], Iterable[str]] = tuple
+    words: Iterable[str] | str = ()
     name: str = ""
     short: str = ""
     metavar: str | None = None
     read: Callable[[str], Any] | None = None
     shown: Callable[[Any], str] = str
     several: bool = False
+
+    def known_words(self) -> list[str]:
+        if not isinstance(self.words, str):
+            return [*self.words]
+        module, _, name = self.words.rpartition(".")
+        return [*getattr(import_module(module), name)]
 
 
 def option(default: Any, help: str, **known: Any) -> Any:

@@ -40,7 +40,7 @@ def option(default: Any, help: str, **known: Any) -> Any:
     return field(default=default, metadata={KEY: Option(help, **known)})
 
 
-def same(kind: type, name: str, **changed: Any) -> Any:
+def same(kind: type, name: str, /, **changed: Any) -> Any:
     """A field like the one of another dataclass. changed: fields of Option that differ."""
     like = next(f for f in fields(kind) if f.name == name)
     return field(default=like.default, metadata={KEY: replace(like.metadata[KEY], **changed)})

@@ -47,7 +47,7 @@ Config = Annotated[
 ]  # fmt: skip
 
 
-METAVARS = ((int, "N"), (float, "X"), (str, "WORD"), (Path, "PATH"))
+METAVARS = ((int, "N"), (float, "X"), (str, "WORD"), (Path, "PATH"), (list[str], "WORD"))
 
 
 class Command(TyperCommand):
@@ -88,15 +88,15 @@ def dataclass_of(hint: Any) -> Any:
     return next((kind for kind in kinds if is_dataclass(kind)), None)
 
 
-def parameters_of(name: str, hint: Any, default: Any, first: list[str]) -> list[Parameter]:
-    """Parameters of a command line, for one of a function."""
+def parameters_of(name: str, hint: Any, default: Any, first: list[str], optional: bool = False) -> list[Parameter]:
+    """Parameters of a command line, for one of a function. optional: whether what it belongs to may be left away."""
     if kind := dataclass_of(hint):
-        hints, found = get_type_hints(kind), []
+        hints, found, optional = get_type_hints(kind), [], optional or hint is not kind
         for f in fields(kind):
             if dataclass_of(hints[f.name]):
-                found += parameters_of(f.name, hints[f.name], None, first)
+                found += parameters_of(f.name, hints[f.name], None, first, optional)
             elif KEY in f.metadata:
-                found.append(parameter(f.name, hints[f.name], f.default, f.metadata[KEY], first, hint is not kind))
+                found.append(parameter(f.name, hints[f.name], f.default, f.metadata[KEY], first, optional))
         return found
     told = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Option)), None)
     if told is None:

@@ -40,10 +40,10 @@ class Table:
     seats: int = same(Cake, "layers", help="Seats.", name="seats")
 
 
-def typed(*words: object):
+def typed(*words: object, width: int = 200):
     """What a command got, and what its help says."""
     got = {}
-    made = typer.Typer()
+    made = typer.Typer(add_completion=False)
 
     @command("bake", first="layers")
     def run(
@@ -53,7 +53,7 @@ def typed(*words: object):
         got.update(cake=cake, guest=guest, table=table, place=place)
 
     made.command("bake", cls=Command)(run)
-    done = CliRunner().invoke(made, [str(word) for word in words])
+    done = CliRunner().invoke(made, [str(word) for word in words], env={"COLUMNS": str(width)})
     return got, done
 
 

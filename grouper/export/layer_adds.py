@@ -36,7 +36,7 @@ class LayerAdds:
     def layer(self, layer: int) -> nn.Module:
         """The module of the layer that this attention is in."""
         site = self.architecture.sites[layer]
-        return self.model.get_submodule(self.prefix + site.storage.in_class.layer.format(layer=site.layer).rstrip("."))
+        return self.model.get_submodule(self.prefix + site.family.in_class.layer.format(layer=site.layer).rstrip("."))
 
     @contextmanager
     def recording(self, layers: Iterator[int] | range) -> Iterator["LayerAdds"]:
@@ -60,7 +60,7 @@ class LayerAdds:
         family = self.architecture.family_of(layer).in_class
         if family.adds:
             return block.get_submodule(family.adds)
-        attention, last = block.get_submodule(family.attention), family.o.removeprefix(f"{family.attention}.")
+        attention, last = block.get_submodule(family.attention), family.storage.o.removeprefix(f"{family.attention}.")
         own = hasattr(attention, PROJECTIONS[3])  # an attention of our own modelling file
         return attention.get_submodule(PROJECTIONS[3] if own else last)
 

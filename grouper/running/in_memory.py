@@ -107,7 +107,7 @@ def expanded_attention(
     new = _shallow_copy(attention)
     outputs = a.query_heads * a.head_dim
     keys = layout.k.kv_heads * a.head_dim if f.qk_norm == "all" else outputs
-    rows = {f.q: 3 * outputs, f.o: None} if f.fused else {f.q: outputs, f.k: keys, f.v: outputs, f.o: None}
+    rows = {**f.storage.rows(outputs, keys, outputs), f.storage.o: None}
     for path, out_features in rows.items():
         *within, name = path.removeprefix(f"{f.attention}.").split(".")
         owner = new

@@ -39,7 +39,7 @@ class Skeleton(Layers):
     def layer_name(self, layer: int) -> str:
         """How the class names what is in the layer of this attention."""
         site = self.architecture.sites[layer]
-        return site.storage.in_class.layer.format(layer=site.layer)
+        return site.family.in_class.layer.format(layer=site.layer)
 
     def stored(self, layer: int) -> dict[str, str]:
         """The names in the checkpoint of the layer's tensors, by those that the class has within the layer."""

@@ -118,5 +118,4 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def key_projection(attention: SharedAttention) -> nn.Module:
     """The module whose input is what enters k."""
-    family = attention.family
-    return attention.inner.get_submodule((family.q if family.fused else family.k).removeprefix(attention.inside))
+    return attention.inner.get_submodule(attention.family.storage.holder("k").removeprefix(attention.inside))

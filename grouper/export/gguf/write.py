@@ -195,7 +195,7 @@ def _tensors(job: Job, shapes_only: bool = False) -> Iterator[Named]:
             full = f"{here}{name}.weight"
             tensor = None if shapes_only else done.others.get(f"{name}.weight", checkpoint.tensor(full))
             yield f"blk.{layer}.{new}.weight", tuple(checkpoint.tensors[full].shape), tensor
-        biased = f"{here}{a.family.q}.bias" in checkpoint
+        biased = f"{here}{a.family.storage.holder('q')}.bias" in checkpoint
         padded = None if shapes_only else padded_order(done.attention, layout, max(layout.k.sizes))
         yield from _attention(f"blk.{layer}.", a, layout, padded, biased)
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from grouper.attention import PARTS, Attention, Merged, MergedLayer, Projection
-from grouper.model.architecture import Architecture, separate_tensors
+from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.configuration import setting
+from grouper.model.families import FAMILIES
+from grouper.model.storage import stored_tensors
 
 MLP = {
     "gpt_neox": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
@@ -27,7 +29,6 @@ OUTSIDE = {  # Phi's names: those of the families
     "model.final_layernorm": ("final_layer_norm", "ln_f"),
     "lm_head": ("embed_out", "lm_head"),
 }
-PROJECTIONS = tuple(f"self_attn.{m}" for m in ("q_proj", "k_proj", "v_proj", "dense"))
 
 
 def phi_config(config: dict, a: Architecture) -> dict:
@@ -120,7 +121,7 @@ def _layer(
     o_bias = torch.zeros(a.hidden_size) if attention.o_bias is None else attention.o_bias
     attention = replace(attention, o_bias=o_bias)
     attention = attention.with_projections({part: _with_bias(attention.projection(part)) for part in PARTS})
-    named = dict(separate_tensors(new, PROJECTIONS, attention))
+    named = dict(stored_tensors(new, FAMILIES["phi"].storage, attention))
     named |= {
         f"{new}input_layernorm.weight": gain,
         f"{new}input_layernorm.bias": torch.zeros_like(gain) if bias is None else bias,

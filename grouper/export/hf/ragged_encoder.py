@@ -29,5 +29,5 @@ def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout)
 def _place(architecture: Architecture, layer: int) -> str:
     """Of the module that calls attention's kernel, within the model without its head."""
     site = architecture.sites[layer]
-    family = site.storage.in_class
-    return family.layer.format(layer=site.layer) + family.q.rpartition(".")[0]
+    family = site.family.in_class
+    return family.layer.format(layer=site.layer) + family.storage.holder("q").rpartition(".")[0]

@@ -43,7 +43,7 @@ class PerturbedAttention(SharedAttention):
     def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, layer: int, scale: float):
         super().__init__(module, architecture, attention, layout, layer)
         self.scale = scale
-        o = self.inner.get_submodule(self.family.o.removeprefix(self.inside))
+        o = self.inner.get_submodule(self.family.storage.o.removeprefix(self.inside))
         o.register_forward_pre_hook(self._perturb)
 
     def _perturb(self, _module, inputs):

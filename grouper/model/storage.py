@@ -60,8 +60,8 @@ class Separate:
 
 @dataclass(frozen=True)
 class Fused:
-    """One module for q, k and v, whose rows are all q, all k, all v. per_group: they are the queries of KV head 0, its k,
-    its v, then those of KV head 1 (in a multi-head model q, k, v of head 0, of head 1, ...)."""
+    """One module for q, k and v, whose rows are all q, all k, all v. per_group: they are the queries of KV head 0, its
+    k, its v, then those of KV head 1 (in a multi-head model q, k, v of head 0, of head 1, ...)."""
 
     qkv: str
     o: str

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -186,7 +185,7 @@ class LayerWorker:
         shared, others = self.trained(attention)
         untouched = {n: t.detach().clone() for n, t in others.items()}
         self.descend(attention, shared, others, every, steps, tell)
-        fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
+        fitted = attention.with_tensors({n: t.detach() for n, t in shared.items()})
         others = {n: t.detach() for n, t in others.items()}
         self._put(fitted, others)
         after = self.error(every)
@@ -227,7 +226,7 @@ class LayerWorker:
         forward = _Forward(self)
 
         def outputs(*given: Any) -> Tensor:
-            state = {**self.tensors(replace(attention, **shared)), **others}
+            state = {**self.tensors(attention.with_tensors(shared)), **others}
             with self.autocast():
                 return functional_call(forward, {f"module.{n}": t for n, t in state.items()}, given).float()
 

@@ -1,14 +1,20 @@
 """Interface of a transformers model that is walked layer by layer, in memory or streamed from disk."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Layers(ABC):
@@ -17,7 +23,7 @@ class Layers(ABC):
 
     checkpoint: Checkpoint
     architecture: Architecture
-    model: nn.Module
+    model: PreTrainedModel
     prefix: str
     device: str
     dtype: torch.dtype

@@ -131,8 +131,10 @@ class Attention:
     def with_projections(self, parts: Mapping[Part, Projection]) -> "Attention":
         """The same with these in the place of its own."""
         q, k, v = (parts.get(part, self.projection(part)) for part in PARTS)
-        weights = replace(self, q=q.weight, k=k.weight, v=v.weight)
-        return replace(weights, q_bias=q.bias, k_bias=k.bias, v_bias=v.bias, q_norm=q.gain, k_norm=k.gain)
+        return replace(
+            self, q=q.weight, k=k.weight, v=v.weight, q_bias=q.bias, k_bias=k.bias, v_bias=v.bias, q_norm=q.gain,
+            k_norm=k.gain,
+        )  # fmt: skip
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Attention":
         """The same with these in the place of its own, by field."""

@@ -41,16 +41,13 @@ class TextSource:
     dataset: str | None = None
     purpose: str = "calibration"
     images: str | None = None
-    part: Part | None = None
+    part: Part = None  # type: ignore[assignment]  # until __post_init__, which knows the purpose
 
     def __post_init__(self) -> None:
+        if self.part is None:
+            object.__setattr__(self, "part", "learnt" if self.purpose == "calibration" else "whole")
         if sum(map(bool, (self.text, self.dataset, self.images))) != 1:
             raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images FOLDER, one of them")
-
-    @property
-    def portion(self) -> Part:
-        """`part`, or without one what the purpose asks for."""
-        return self.part or ("learnt" if self.purpose == "calibration" else "whole")
 
     @property
     def name(self) -> str:
@@ -90,7 +87,7 @@ class TextSource:
     def documents(self, tokenizer: Callable[[], Any]) -> Documents:
         """The text, opened. tokenizer: loads the one whose template writes chats. Raises GrouperError."""
         whole = self._documents(tokenizer)
-        spans = spans_of(whole.size, self.portion)
+        spans = spans_of(whole.size, self.part)
         return whole if spans == [(0, whole.size)] else PartOfText(whole, spans)
 
     def _documents(self, tokenizer: Callable[[], Any]) -> PlainText | JsonLines | DatasetRows:

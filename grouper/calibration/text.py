@@ -135,7 +135,7 @@ class WindowedText:
 
     def _found(self, text: Path, kept: KeptTokens, tokenizer: Path, limit: int | None) -> Tensor:
         """As `_tokenised`, unless it is kept."""
-        part = (self.source.portion,) if isinstance(self._documents, PartOfText) else ()
+        part = (self.source.part,) if isinstance(self._documents, PartOfText) else ()
         how = (self.window, self._chained, limit, WHOLE, SPARSE, PIECE, *part)
         with as_one_line(f"{self._reader} cannot read {self.source.name}"):
             key = key_of(text, tokenizer, *how)

@@ -309,7 +309,8 @@ class Architecture:
         """(name, tensor) of an attention as checkpoints of the family have them, heads in the order given."""
         f = self.family_of(layer)
         yield from stored_tensors(prefix, f.storage, attention, f.transposed)
-        for module, gain in zip(self.norm_modules, (attention.q_norm, attention.k_norm)):
+        gains = attention.gains
+        for module, gain in zip(self.norm_modules, (gains.q, gains.k) if gains else ()):
             yield f"{prefix}{module}.weight", (gain - f.norm_offset).flatten()
         if attention.sinks is not None:
             yield f"{prefix}{f.sinks}", attention.sinks

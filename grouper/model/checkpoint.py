@@ -85,12 +85,11 @@ class Checkpoint:
 
     def _json(self, file: str) -> dict:
         present = self.source.files()
-        if file not in present:
+        path = self.source.path(file) if file in present else None
+        if path is None:
             why = next((why for sign, why in OTHER_FOLDERS.items() if any(f.endswith(sign) for f in present)), EXPECTED)
             raise GrouperError(f"{self.name} has no {file}: {why}")
-        return json_object(
-            self.source.path(file).read_text(encoding="utf-8", errors="replace"), f"{file} of {self.name}"
-        )
+        return json_object(path.read_text(encoding="utf-8", errors="replace"), f"{file} of {self.name}")
 
     @cached_property
     def weight_files(self) -> list[str]:

@@ -7,6 +7,7 @@ part. Never save such a model: write layouts with `export`.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ class InMemoryModel(Layers):
         self.checkpoint = checkpoint.local()
         self.architecture = Architecture.of(checkpoint.config)
         self.device, self.dtype = device, dtype
-        options = in_double(checkpoint.config) if dtype == torch.float64 else {}
+        options: dict[str, Any] = in_double(checkpoint.config) if dtype == torch.float64 else {}
         options |= {"device_map": {"": device}} if "cuda" in device else {}
         with as_one_line(f"transformers cannot load {checkpoint.name}"):
             self.model, loading = load(
@@ -94,7 +95,7 @@ def expanded_attention(
     architecture: Architecture,
     attention: nn.Module,
     layout: LayerLayout,
-    device,
+    device: str | torch.device,
     dtype: torch.dtype,
     layer: int = 0,
 ) -> nn.Module:
@@ -129,8 +130,9 @@ def expanded_attention(
         empty = torch.empty(a.query_heads, device=device, dtype=dtype)
         new._parameters[name] = nn.Parameter(empty, requires_grad=False)
     if f.qk_norm == "all":
-        norm = attention.k_norm.norm if isinstance(attention.k_norm, _NormThenExpand) else attention.k_norm
-        new.q_norm = _emptied(attention.q_norm, device, dtype)
+        q_norm, k_norm = attention.get_submodule("q_norm"), attention.get_submodule("k_norm")
+        norm = k_norm.norm if isinstance(k_norm, _NormThenExpand) else k_norm
+        new.q_norm = _emptied(q_norm, device, dtype)
         new.k_norm = _NormThenExpand(_emptied(norm, device, dtype), layout, a.head_dim)
     return new
 
@@ -168,7 +170,7 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     return new
 
 
-def _emptied(module: nn.Module, device, dtype: torch.dtype) -> nn.Module:
+def _emptied(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
     """The same kind of module with uninitialised parameters of its own."""
     new = _shallow_copy(module)
     for name, parameter in module._parameters.items():

@@ -85,14 +85,14 @@ class Skeleton(Layers):
         config = of_layer(checkpoint.config, layer)
         if a.nested and isinstance(config.get("text_config"), dict):
             config["text_config"] = of_layer(config["text_config"], layer)
-        config = type(self.model.config).from_dict(config)
+        described = type(self.model.config).from_dict(config)
         with (
             quiet(),
             as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"),
             refusing_code(checkpoint.name),
         ):
             return type(self.model).from_pretrained(
-                None, config=config, state_dict=state, dtype=self.dtype, trust_remote_code=False
+                None, config=described, state_dict=state, dtype=self.dtype, trust_remote_code=False
             )
 
     def fill_positions(self) -> None:

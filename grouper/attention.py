@@ -38,6 +38,11 @@ class Projection:
     bias: Tensor | None = None
     gain: Tensor | None = None
 
+    @property
+    def shift(self) -> Tensor:
+        """[heads, d]: the bias, or zeros."""
+        return self.weight.new_zeros(self.weight.shape[:2]) if self.bias is None else self.bias
+
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Projection":
         """All that there is, changed along its heads: change([heads, ...]) -> [other heads, ...]."""
         bias, gain = (None if t is None else change(t) for t in (self.bias, self.gain))

@@ -20,9 +20,7 @@ def check_readers_are_sources(attention: Attention, layout: LayerLayout, merge: 
 
 def augmented(projection: Projection) -> Tensor:
     """[heads, d, D] -> [heads, d, D + 1] in float64: the bias, or zeros, as the weight of a constant input 1."""
-    weight, bias = projection.weight, projection.bias
-    column = torch.zeros_like(weight[..., :1]) if bias is None else bias[..., None]
-    return torch.cat([weight, column], dim=-1).double()
+    return torch.cat([projection.weight, projection.shift[..., None]], dim=-1).double()
 
 
 def split(weights: Tensor, bias: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ part. Never save such a model: write layouts with `export`.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from grouper.model.checkpoint import Checkpoint, decoder_prefix
 from grouper.model.configuration import decoder_config
 from grouper.model.loading import load
 from grouper.running.layers import Layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class InMemoryModel(Layers):
@@ -47,7 +50,7 @@ class InMemoryModel(Layers):
         yield self.layer(layer)
 
     @contextmanager
-    def installed(self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Merged) -> Iterator[nn.Module]:
+    def installed(self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Merged) -> Iterator["PreTrainedModel"]:
         """The transformers model, computing with these weights until the block ends.
 
         layout: of the whole model, or of some layers by their numbers. merged(layer): that layer's weights. Blocks may

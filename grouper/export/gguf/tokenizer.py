@@ -6,8 +6,12 @@ known here is refused: the model would run, on wrong tokens.
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -50,7 +54,7 @@ def check_tokenizer(folder: Path) -> dict:
     return tokenizer
 
 
-def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
+def add_tokenizer(writer: "GGUFWriter", folder: Path, vocab_size: int) -> None:
     """Write the tokenizer of `folder` into a gguf.GGUFWriter. vocab_size: rows of the embedding. Raises
     GrouperError."""
     from gguf import SpecialVocab
@@ -61,14 +65,15 @@ def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
     tokens, kinds = [f"[PAD{i}]" for i in range(vocab_size)], [UNUSED] * vocab_size
     for token, i in model["vocab"].items():
         tokens[i], kinds[i] = token, NORMAL
-    if model.get("byte_fallback"):  # SentencePiece's: llama.cpp merges by scores
+    rule = pre_tokenizer(tokenizer)
+    if model.get("byte_fallback") or rule is None:  # SentencePiece's: llama.cpp merges by scores
         rank = {"".join(merge.split(" ")): i for i, merge in reversed(list(enumerate(merges)))}
         kinds = [BYTE if len(t) == 6 and t.startswith("<0x") else k for t, k in zip(tokens, kinds)]
         writer.add_tokenizer_model("llama")
         writer.add_token_scores([-float(rank.get(token, len(merges))) for token in tokens])
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
+        writer.add_tokenizer_pre(rule)
         writer.add_token_merges(merges)
     for added in tokenizer.get("added_tokens", []):
         if added["id"] < vocab_size:

@@ -84,8 +84,8 @@ class Ragged(ExportClass):
         shared = {}
         if any(layer.q for layer in layout.layers):
             shared["query_of_head"] = [query_of_head(layer) for layer in layout.layers]
-        counts = {"head_dim": architecture.head_dim, "num_key_value_heads": most, "per_layer_config": per_layer}
-        return {**config, **shared, **common, **counts}
+        own_counts = {"num_key_value_heads": most, "per_layer_config": per_layer}
+        return {**config, **shared, **common, "head_dim": architecture.head_dim, **own_counts}
 
     def add_files(self, folder: Path, architecture: Architecture) -> None:
         (folder / FILE).write_text(modelling_file(architecture), encoding="utf-8")

@@ -30,7 +30,7 @@ def key_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
     plain = k.flatten(1) @ seen.flatten(1).T
     if attention.qk_norm:
         return normalised(plain, plain)
-    pairs = attention.turned
+    pairs = attention.rotated_planes
     rotary = set(pairs.flatten().tolist())
     unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in rotary], dtype=torch.long)
     aligned = torch.zeros_like(plain)

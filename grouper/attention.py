@@ -154,7 +154,7 @@ class Attention:
         return Gains(self.qk_norm, self.q_norm, self.k_norm)
 
     @property
-    def turned(self) -> Tensor:
+    def rotated_planes(self) -> Tensor:
         """[P, 2]: `planes`; without RoPE P is 0."""
         return torch.empty(0, 2, dtype=torch.long) if self.planes is None else self.planes
 

@@ -71,8 +71,8 @@ class Regrouper:
     # Text
 
     @property
-    def calibrates(self) -> Calibration:
-        """The calibration. Raises GrouperError where there is none."""
+    def calibrated_on(self) -> Calibration:
+        """`calibration`. Raises GrouperError where there is none."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give --text or --dataset")
         return self.calibration
@@ -80,7 +80,7 @@ class Regrouper:
     @cached_property
     def text(self) -> WindowedText:
         """The calibration text of a decoder. Raises GrouperError where there is none."""
-        return WindowedText.of(self.checkpoint, self.calibrates.source, self.calibrates.window, self.kept)
+        return WindowedText.of(self.checkpoint, self.calibrated_on.source, self.calibrated_on.window, self.kept)
 
     def on_whole_text(self) -> "Regrouper":
         """The same on all of the calibration text, of which nothing is set aside."""
@@ -95,7 +95,7 @@ class Regrouper:
     @cached_property
     def examples(self) -> CalibrationExamples:
         """Calibration text, pictures or sounds of a model with an encoder. Raises GrouperError where there are none."""
-        return CalibrationExamples(self.checkpoint, self.calibrates.source, self.calibrates.window, self.kept)
+        return CalibrationExamples(self.checkpoint, self.calibrated_on.source, self.calibrated_on.window, self.kept)
 
     @property
     def reads_windows(self) -> bool:
@@ -133,11 +133,11 @@ class Regrouper:
         GrouperError where there is none, and for encoders."""
         if not self.reads_windows:
             raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
-        used, limit = Batch.of(self.windows(self.calibrates.tokens)).ids, max(1, tokens // self.calibrates.window)
+        used, limit = Batch.of(self.windows(self.calibrated_on.tokens)).ids, max(1, tokens // self.calibrated_on.window)
         around = self.text.around(len(used), limit)
         rest = around[~Seen.of(used).touches(around)]
         if not len(rest):
-            name = self.calibrates.source.name
+            name = self.calibrated_on.source.name
             raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer --tokens")
         return spread(rest, limit)
 
@@ -156,9 +156,9 @@ class Regrouper:
         temporary one. Of several ranks all have to ask at the same time, the first time. tell: called with each layer
         that this process has just kept, and the file that holds it, while the others are on their way."""
         if self._moments is None:
-            tokens = self.windows(self.calibrates.tokens)
+            tokens = self.windows(self.calibrated_on.tokens)
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
-            folder = self.calibrates.keep
+            folder = self.calibrated_on.keep
             if folder is None:
                 self._temporary = tempfile.TemporaryDirectory(prefix="grouper-moments-")
                 folder = Path(self._temporary.name)

@@ -51,7 +51,7 @@ class Procrustes(Merge):
     def keys(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> Attention:
         """The layer with the shared K heads, and q turned and scaled as they were."""
         k, q = augmented(attention.projection("k")), augmented(attention.projection("q"))
-        rotary, (a, b) = attention.turned.flatten(), attention.turned.T
+        rotary, (a, b) = attention.rotated_planes.flatten(), attention.rotated_planes.T
         unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in set(rotary.tolist())], dtype=torch.long)
         merged = []
         for sources in map(list, grouping.sources):

@@ -44,8 +44,8 @@ class SpectralLayer:
         self.v = augmented(attention.projection("v"))
         o = attention.o.double().unflatten(1, (self.kv_heads, self.queries))  # [D, G, queries, d]
         self.o = o.permute(1, 2, 0, 3)  # [G, queries, D, d]
-        rotary = set(attention.turned.flatten().tolist())
-        self.planes = attention.turned.to(device)
+        rotary = set(attention.rotated_planes.flatten().tolist())
+        self.planes = attention.rotated_planes.to(device)
         rows = [i for i in range(self.d) if i not in rotary]
         self.unrotated = torch.tensor(rows, dtype=torch.long, device=device)
         self._factor()

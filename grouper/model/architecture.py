@@ -269,7 +269,7 @@ class Architecture:
         """What the module that gives k gave [windows, tokens, rows] -> keys before any norm and RoPE [windows, G, d,
         tokens]."""
         storage = self.family.storage
-        keys = self._split(storage, storage.holder("k"), output.flatten(0, 1).T)["k"].weight  # [G, d, windows tokens]
+        keys = self._split(storage, storage.k, output.flatten(0, 1).T)["k"].weight  # [G, d, windows tokens]
         return keys.unflatten(-1, output.shape[:2]).permute(2, 0, 1, 3)
 
     def norm(self, checkpoint: Checkpoint, layer: int) -> tuple[Tensor | None, Tensor | None]:
@@ -300,7 +300,7 @@ class Architecture:
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
         """What the layer's projections are kept in."""
-        queries = self.prefix(checkpoint, layer) + self.family_of(layer).storage.holder("q")
+        queries = self.prefix(checkpoint, layer) + self.family_of(layer).storage.q
         return checkpoint.tensors[f"{queries}.weight"].torch_dtype
 
     # Writing

@@ -79,7 +79,7 @@ class Family:
     def attention(self) -> str:
         """The module that holds the projections, within a layer."""
         shared = []
-        for one, other in zip(self.storage.holder("q").split(".")[:-1], self.storage.o.split(".")[:-1]):
+        for one, other in zip(self.storage.q.split(".")[:-1], self.storage.o.split(".")[:-1]):
             if one != other:
                 break
             shared.append(one)

@@ -36,10 +36,6 @@ class Separate:
         """The modules of q, k and v, then that of o."""
         return self.q, self.k, self.v, self.o
 
-    def holder(self, part: Part) -> str:
-        """The module that has the rows of q, k or v."""
-        return {"q": self.q, "k": self.k, "v": self.v}[part]
-
     def rows(self, q: int, k: int, v: int) -> dict[str, int]:
         """Rows of each module, where q, k and v have these."""
         return {self.q: q, self.k: k, self.v: v}
@@ -73,8 +69,14 @@ class Fused:
         """The module of q, k and v, then that of o."""
         return self.qkv, self.o
 
-    def holder(self, part: Part) -> str:
-        """The module that has the rows of q, k or v."""
+    @property
+    def q(self) -> str:
+        """The module that has q's rows."""
+        return self.qkv
+
+    @property
+    def k(self) -> str:
+        """The module that has k's rows."""
         return self.qkv
 
     def rows(self, q: int, k: int, v: int) -> dict[str, int]:

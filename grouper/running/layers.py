@@ -45,11 +45,11 @@ class Layers(ABC):
 
     def query_projection(self, layer: int) -> nn.Module:
         """The module whose input is what enters q, k and v."""
-        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.holder("q"))
+        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.q)
 
     def key_projection(self, layer: int) -> nn.Module:
         """The module that gives k, among others where projections are fused."""
-        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.holder("k"))
+        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.k)
 
     @property
     def layers_begin(self) -> tuple[str, ...]:

@@ -119,4 +119,4 @@ def weight_of(module: Any) -> Tensor:
 
 def key_projection(attention: SharedAttention) -> nn.Module:
     """The module whose input is what enters k."""
-    return attention.inner.get_submodule(attention.family.storage.holder("k").removeprefix(attention.inside))
+    return attention.inner.get_submodule(attention.family.storage.k.removeprefix(attention.inside))

@@ -213,7 +213,7 @@ def _layer(job: Job, layer: int, done: Callable[[], MergedLayer]) -> Iterator[Na
         yield f"{block}{new}.weight", shape, partial(outside, f"{name}.weight")
     groups, d = layout.k.kv_heads, a.head_dim
     queries = groups * max(layout.k.sizes)
-    biased = f"{here}{a.family.storage.holder('q')}.bias" in checkpoint
+    biased = f"{here}{a.family.storage.q}.bias" in checkpoint
     for part, count in zip(PARTS, (queries, groups, groups)):
         yield f"{block}attn_{part}.weight", (count * d, a.hidden_size), partial(_weight, padded, part)
         if biased:

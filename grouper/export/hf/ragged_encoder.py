@@ -33,4 +33,4 @@ def _place(architecture: Architecture, layer: int) -> str:
     """Of the module that calls attention's kernel, within the model without its head."""
     site = architecture.sites[layer]
     family = site.family.in_class
-    return family.layer.format(layer=site.layer) + family.storage.holder("q").rpartition(".")[0]
+    return family.layer.format(layer=site.layer) + family.storage.q.rpartition(".")[0]

@@ -19,13 +19,13 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.names import printable
 from grouper.progress import Progress, untold
-from search.columns import TRADED
-from search.measuring import refining_options
 from search.methods.registry import ORIGINAL, baselines
-from search.pareto import ParetoFront
-from search.picking import representative
 from search.report.positions import losses_by_position
-from search.run_folder import RunFolder
+from search.runs.columns import TRADED
+from search.runs.folder import RunFolder
+from search.runs.pareto import ParetoFront
+from search.runs.picking import representative
+from search.runs.record import refining_options
 
 DIGITS = 5  # of numbers in a report
 

@@ -17,12 +17,12 @@ from grouper import Checkpoint, Grouping, HeadLayout, LayerLayout
 from grouper.export.hf.engines import engines_for
 from grouper.model.architecture import Architecture
 from search import RunFolder, SearchOptions
-from search.measuring import refining_options
 from search.methods.candidate import Candidate
-from search.pareto import EXACT, ParetoFront, Scored
-from search.picking import representative
 from search.report.facts import facts_of, groups_of, landscape, plain, to_data
 from search.report.page import SCRIPTS
+from search.runs.pareto import EXACT, ParetoFront, Scored
+from search.runs.picking import representative
+from search.runs.record import refining_options
 
 
 @pytest.fixture(scope="module")

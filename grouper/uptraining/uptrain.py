@@ -71,9 +71,10 @@ def uptrain_model(
     check_assignments(options.set, METHODS)
     method = METHODS.configured(options.set).named(options.method)
     method.check(model)
-    options = replace(options, losses=options.losses or method.losses)
+    losses = options.losses or method.losses
+    options = replace(options, losses=losses)
     check_memory(model.folder, options, machine.device, ranks.size if sharded() else 1)
-    taught_by = teacher_of(model, teacher) if options.losses.needs_teacher else None
+    taught_by = teacher_of(model, teacher) if losses.needs_teacher else None
     work = Path(f"{str(output).rstrip('/')}.uptrain")
     text, saved = as_begun(model, taught_by, source, options, machine.device, work)
     plan = text.plan

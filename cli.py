@@ -552,6 +552,7 @@ def report(
     layout: Annotated[int | None, typer.Option(help="Layout that pictures show; an export's at half.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Pictures on a dark ground.")] = False,
     similar: Annotated[bool, typer.Option(help="Compare heads, for which the model's weights are read.")] = True,
+    beside: Annotated[Path | None, typer.Option(help="A second run, whose layouts the page shows as well.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
@@ -568,21 +569,25 @@ def report(
     formats = parsed_formats(format_) if format_ else ()
     if not formats and (layout is not None or dark):
         raise GrouperError("--layout and --dark are for pictures: give --format, too")
+    if formats and beside:
+        raise GrouperError("--beside is for the page: drop it, or --format")
     if layout is not None:
         folder.layout(layout)
     if not formats:
         check_page(output, overwrite)
     elif output.exists() and not output.is_dir():
         raise GrouperError(f"{output} is a file: pictures go to a folder")
+    folders = [folder, *([RunFolder.open(beside)] if beside else [])]
     with bar("comparing heads", says_how_long=True) as progress:
-        facts = facts_of(folder, similar, progress)
-    if facts.missing:
-        say.print(printable(facts.missing), soft_wrap=True)
+        found = [facts_of(one, similar, progress) for one in folders]
+    for facts in found:
+        if facts.missing:
+            say.print(printable(facts.missing), soft_wrap=True)
     if formats:
-        shown = int(representative(facts.front)["layout"]) if layout is None else layout
-        written = write_pictures(facts, output, formats, shown, dark)
+        shown = int(representative(found[0].front)["layout"]) if layout is None else layout
+        written = write_pictures(found[0], output, formats, shown, dark)
     else:
-        write_report(facts, output)
+        write_report(found[0], output, *found[1:])
         written = [output]
     for path in written:
         print(path)

@@ -50,7 +50,7 @@ class Measuring:
             front.table[columns] = np.nan
             front.mark()
             front.write(folder.path / "pareto.csv")
-            folder.forget_refined()
+            folder.forget_measured()
             before = {}
         elif measured and before:
             self._refuse_others(folder, before, refinement)

@@ -1,6 +1,7 @@
 """Measure layouts of one model: on texts, how near they are to the original; by tasks, scores."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers
 from search.columns import COMPARED
 from search.options import COMPUTING
+from search.samples import PROMPT, TOKENS, continuation
 
 
 class Meter:
@@ -59,6 +61,25 @@ class Meter:
         model = self.regrouper.model
         found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
+
+    @cached_property
+    def prompt(self) -> Tensor | None:
+        """Ids [T] of a text's beginning, for a decoder in memory that can go on with it; None for others."""
+        a, model = self.regrouper.architecture, self.regrouper.model
+        windows = Batch.of(next(iter(self.texts.values()))).windows if self.texts else None
+        if windows is None or a.family.reads != "windows" or not isinstance(model, InMemoryModel):
+            return None
+        prompt = windows[0, :PROMPT]  # [T]
+        return prompt if a.context >= len(prompt) + TOKENS and model.model.can_generate() else None
+
+    def sample(self, regrouped: tuple[HeadLayout, Merged] | None = None) -> dict[str, str]:
+        """The prompt and the text that the model adds to it, the original unless regrouped; {} without a prompt."""
+        if self.prompt is None:
+            return {}
+        model = in_memory(self.regrouper.model)
+        with model.installed(*regrouped) if regrouped else nullcontext(model.model) as installed:
+            text = continuation(installed, self.tokenizer, self.prompt)
+        return {"prompt": self.tokenizer.decode(self.prompt), "text": text}
 
     def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> Columns:
         if self.tasks is None:

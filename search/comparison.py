@@ -47,8 +47,8 @@ def compare(runs: list[str | Path]) -> tuple[list[Compared], dict[str, pd.DataFr
 
 
 def compared_by(folders: list[RunFolder]) -> list[str]:
-    """"over" (nats over the original) where all were measured on the same text, "error" where model and fitness are the
-    same. Raises GrouperError where it is neither."""
+    """Columns that runs can be compared by: "over" (nats over the original) where all were measured on the same text,
+    "error" where model and fitness are the same. Raises GrouperError where it is neither."""
     one_model = len({folder.settings.fingerprint for folder in folders}) == 1
     texts, measured = set(), []
     for folder in folders:
@@ -58,7 +58,9 @@ def compared_by(folders: list[RunFolder]) -> list[str]:
         texts.add(str(made.get("digest" if one_model else "text")))
         measured.append(folder.front().over.notna().sum() > 1)
     alike = {(f.settings.fingerprint, f.settings.options.fitness, f.settings.options.sensitivity) for f in folders}
-    found = [column for column, fair in (("over", all(measured) and len(texts) == 1), ("error", len(alike) == 1)) if fair]
+    found = [
+        column for column, fair in (("over", all(measured) and len(texts) == 1), ("error", len(alike) == 1)) if fair
+    ]
     if not found:
         raise GrouperError(
             "these runs have neither nats on one text nor one model and fitness: run `grouper evaluate` on each with "

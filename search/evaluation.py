@@ -192,9 +192,7 @@ def told(row: pd.Series) -> str:
     return f"{row[column]:.4f} {called(column)}"
 
 
-def measured(
-    meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefinePlan | None
-) -> Measured:
+def measured(meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefinePlan | None) -> Measured:
     """Values by column, of the model as it came, or under this layout, merged and perhaps refined; layers' errors
     before and after refinement; a sample of text, where there is one."""
     if original:

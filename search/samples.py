@@ -16,12 +16,13 @@ KEYS = {"layout": int, "merge": str, "prompt": str, "text": str}
 
 
 def continuation(model: Any, tokenizer: Any, prompt: Tensor, tokens: int = TOKENS) -> str:
-    """The text that a decoder of transformers adds to a prompt: the likeliest token again and again. prompt: ids, [T].
-    """
+    """The text that a decoder of transformers adds to a prompt by greedy decoding. prompt: ids, [T]."""
     given = prompt[None].to(model.device)
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
     with torch.inference_mode():
-        found = model.generate(given, attention_mask=torch.ones_like(given), pad_token_id=0, **options)  # [1, T + tokens]
+        found = model.generate(
+            given, attention_mask=torch.ones_like(given), pad_token_id=0, **options
+        )  # [1, T + tokens]
     return tokenizer.decode(found[0, len(prompt) :])
 
 

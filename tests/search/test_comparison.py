@@ -10,7 +10,7 @@ from made_up_runs import OTHER, SEARCHED, made_up_run, scored
 from grouper import GrouperError
 from grouper.calibration.source import TextSource
 from search import RunFolder, SearchOptions, evaluate, search
-from search.comparison import compare, draw
+from search.comparison import compare, compared_by, draw
 
 QUICK = {"fitness": "weight", "generations": 3, "population": 16}
 
@@ -125,3 +125,23 @@ def test_what_can_be_compared(tmp_path, fingerprints, facts, second, column):
             compare(runs)
     else:
         assert compare(runs)[0][0].column == column
+
+
+def test_runs_are_compared_by_all_that_they_have_in_common(tmp_path):
+    """Nats on one text, errors of one model and fitness; of one model the text's tokens count, of others its name."""
+
+    def run(name: str, evaluated: dict | None, **more):
+        folder = made_up_run(tmp_path / name, scored(*SEARCHED), **more, nll=[2.0, 3.0, 4.0, 5.0])
+        if evaluated:
+            (folder.path / "evaluation.json").write_text(json.dumps(evaluated))
+        return folder
+
+    wiki = {"text": "wiki", "digest": "a"}
+    one, same = run("one", wiki), run("same", wiki)
+    assert compared_by([one, same]) == ["over", "error"]
+    assert compared_by([one, run("cut", {**wiki, "digest": "b"})]) == ["error"]
+    other = SearchOptions(fitness="weight")
+    assert compared_by([one, run("fitness", wiki, options=other)]) == ["over"]
+    assert compared_by([one, run("model", {**wiki, "digest": "c"}, fingerprint="g")]) == ["over"]
+    with pytest.raises(GrouperError, match="neither nats on one text nor one model and fitness"):
+        compared_by([one, run("neither", {"text": "code", "digest": "d"}, fingerprint="h")])

@@ -29,13 +29,13 @@ const onFront = (row, measure) => row[measure === "error" ? "on_front" : "on_nll
 
 function drawFront() {
   const measure = $("measure").value, within = span(measure), traces = [], entries = [];
-  let colours = 0, greys = 0;
+  let colours = 0;
   for (const [name, rows] of series()) {
     const shown = rows.filter((row) => row[measure] !== null);
     if (!shown.length) continue;
     const original = rows[0].method === state.run.original, found = isFound(rows[0]);
     const colour = original ? css("ink") : found ? COLOURS[colours++ % COLOURS.length] : css("quiet");
-    const open = !original && !found && greys++ % 2 ? "-open" : "";
+    const open = state.run.baselines.indexOf(rows[0].method) % 2 === 1 ? "-open" : "";
     entries.push({
       text: found || original ? name : `${name} (baseline)`, sign: original ? "★" : open ? "□" : "■", colour, off: hidden.has(name),
       toggle: () => { if (!hidden.delete(name)) hidden.add(name); drawFront(); },

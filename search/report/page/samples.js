@@ -2,12 +2,16 @@
 
 const sampleOf = (row) => row.run.samples.find(({ layout, merge }) => layout === row.layout && merge === row.merge);
 
-/** The samples of the original, the selected row and the one that it is compared with: [{ title, prompt, text }]. */
+/** Samples of the original, the selected row and the one that it is compared with: [{ title, prompt, text }]; none where
+    neither of these has one. */
 function samplesShown(row) {
-  const originals = shownWith(row).map(({ run }) => state.rows.find((one) => one.run === run && one.method === run.original));
-  const rows = [...originals, ...shownWith(row)].filter((one, at, all) => one && all.indexOf(one) === at && sampleOf(one));
-  if (!shownWith(row).some((one) => rows.includes(one) && one.method !== one.run.original)) return [];
-  return rows.map((one) => ({ title: one.method === one.run.original ? titleOf(one).replace(/layout \d+/, "original") : titleBeside(one), ...sampleOf(one) }));
+  const shown = shownWith(row).filter((one) => one.method !== one.run.original && sampleOf(one));
+  const originals = shown.map(({ run }) => state.rows.find((one) => one.run === run && one.method === run.original));
+  const known = originals.filter((one, at, all) => one && all.indexOf(one) === at && sampleOf(one));
+  return [
+    ...known.map((one) => ({ title: one.run.name ? `original of ${one.run.name}` : "original", ...sampleOf(one) })),
+    ...shown.map((one) => ({ title: titleBeside(one), ...sampleOf(one) })),
+  ];
 }
 
 /** How many characters two texts have in common at their beginning. */

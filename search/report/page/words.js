@@ -22,18 +22,18 @@ function nameOf(column) {
   return (NAMES[kind] || kind.replaceAll(",", ", ")) + (text ? `, ${text}` : "");
 }
 
-/** The digits that matter, and never more than five before the point: 0.123, 12,345, 1.23e7. */
+/** The digits that matter, never eight: 0.123, 1,230, 1.23e7; whole numbers below that as they are. */
 function number(value, digits = 3) {
   if (typeof value !== "number") return value ?? "";
   const size = Math.abs(value);
-  if (size >= 1e5 || (size < 1e-4 && size > 0)) return value.toExponential(digits - 1).replace(/\.?0*e\+?/, "e");
+  if (size >= 1e7 || (size < 1e-4 && size > 0)) return value.toExponential(digits - 1).replace(/\.?0*e\+?/, "e");
   return Number.isInteger(value) ? value.toLocaleString("en") : value.toLocaleString("en", { maximumSignificantDigits: digits });
 }
 
 /** Two digits of the standard error, and as many of the value; of a single window there is no error. */
 function withError(value, error) {
-  if (!error || value === null) return number(value);
-  const places = Math.min(8, Math.max(0, 1 - Math.floor(Math.log10(error))));
+  if (!error || error < 1e-6 || value === null) return number(value);
+  const places = Math.max(0, 1 - Math.floor(Math.log10(error)));
   return `${value.toFixed(places)} ±${error.toFixed(places)}`;
 }
 

@@ -560,7 +560,7 @@ def report(
     from search.bars import bar
     from search.picking import representative
     from search.report import write_pictures, write_report
-    from search.report.facts import facts_of
+    from search.report.facts import common_to, facts_of
     from search.report.page import check_page
     from search.report.pictures import parsed_formats
 
@@ -578,6 +578,8 @@ def report(
     elif output.exists() and not output.is_dir():
         raise GrouperError(f"{output} is a file: pictures go to a folder")
     folders = [folder, *([RunFolder.open(beside)] if beside else [])]
+    if beside:
+        common_to(folders)
     with bar("comparing heads", says_how_long=True) as progress:
         found = [facts_of(one, similar, progress) for one in folders]
     for facts in found:

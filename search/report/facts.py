@@ -129,11 +129,18 @@ def data_of(facts: Facts, beside: Facts | None = None) -> dict[str, Any]:
     folders = [facts.folder, beside.folder]
     names = [Path(os.path.abspath(folder.path)).name for folder in folders]
     names = names if names[0] != names[1] else [str(folder.path) for folder in folders]
-    if facts.front.size != beside.front.size:
-        raise GrouperError("one of these runs grouped an encoder and one did not: their sizes cannot be compared")
-    comparable = compared_by(folders)
+    comparable = common_to(folders)
     first, second = (to_data(one, printable(name)) for one, name in zip((facts, beside), names))
     return {**first, "comparable": comparable, "beside": second}
+
+
+def common_to(folders: list[RunFolder]) -> list[str]:
+    """Columns that two runs can be compared by on one page. Raises GrouperError where there are none."""
+    if len({folder.path.resolve() for folder in folders}) < len(folders):
+        raise GrouperError(f"{folders[0].path} is the run itself: give another one to show beside it")
+    if len({folder.front().size for folder in folders}) > 1:
+        raise GrouperError("one of these runs grouped an encoder and one did not: their sizes cannot be compared")
+    return compared_by(folders)
 
 
 def to_data(facts: Facts, name: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ function drawPositions(row) {
     customdata: over.map((value, i) => difference(value, error[i])),
     hovertemplate: `${name ? `${name}, ` : ""}%{x}: %{customdata}<extra></extra>`,
   })), look({
-    barmode: "group", xaxis: { title: { text: "position within the window" }, type: "category" },
+    barmode: "group", xaxis: { title: { text: "position within the window" }, type: "category", tickfont: { size: narrow() ? 10 : 13 } },
     yaxis: { title: { text: "nats over the original" }, nticks: 6 },
   }));
 }

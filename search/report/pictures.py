@@ -73,7 +73,7 @@ def heads(facts: Facts, layout: int) -> Figure:
 
 
 def similarity(facts: Facts, layout: int) -> Figure | None:
-    """The middle layer's heads, as they stand and aligned, in the order of the layout's groups."""
+    """The middle layer's heads, as they are and aligned, in the order of the layout's groups."""
     if not facts.similarity:
         return None
     layer = len(facts.similarity) // 2

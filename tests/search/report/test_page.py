@@ -215,7 +215,8 @@ OUTSIDE = """
 const at = (one) => one.getBoundingClientRect();
 const said = (one) => `${one.tagName}#${one.id}.${one.className} ${one.textContent.slice(0, 20)}`;
 const inside = '.plot, .scroll, option', all = [...document.querySelectorAll('header *, section *')];
-const cut = all.filter((one) => !one.closest(inside)).filter((one) => (at(one).right > innerWidth + 0.5 || at(one).left < -0.5)).map(said);
+const beyond = (one) => at(one).right > innerWidth + 0.5 || at(one).left < -0.5;
+const cut = all.filter((one) => !one.closest(inside) && beyond(one)).map(said);
 const hit = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
 for (const plot of document.querySelectorAll('.plot')) {
   const texts = [...plot.querySelectorAll('text')].filter((one) => one.textContent && at(one).width);

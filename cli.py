@@ -20,13 +20,13 @@ from grouper.export.options import ExportOptions
 from grouper.names import expected, printable, shortened, without_secrets
 from grouper.ranks import FirstFailed
 from grouper.uptraining.options import UptrainOptions
-from search.choices import CHOICES, choices_of, completing, listed
-from search.notes import print_notes
+from search.commands.choices import CHOICES, choices_of, completing, listed
+from search.commands.notes import print_notes
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
 from search.stopping import Stopped, stop_on_signals
 
 if TYPE_CHECKING:
-    from search.pareto import ParetoFront
+    from search.runs.pareto import ParetoFront
 
 WITHOUT_TEXT = (
     "searched without text: what enters attention was guessed from the norms' weights. On a real model that costs much "
@@ -177,7 +177,7 @@ def inspect(
     from grouper.model.checkpoint import Checkpoint
     from grouper.model.inspection import inspect as look
     from grouper.model.memory import parsed_bytes
-    from search.console import inspection
+    from search.commands.console import inspection
 
     memory = None if card is None else parsed_bytes(card, "--card")
     found = look(Checkpoint.open(model, revision), kv_dtype, context, batch, memory)
@@ -234,8 +234,8 @@ def search(
 ) -> None:
     """Find which heads can share: writes the Pareto front of KV bytes against error, resumable."""
     from search import search as run_search
-    from search.bars import bar
-    from search.console import closing_table
+    from search.commands.bars import bar
+    from search.commands.console import closing_table
 
     options = SearchOptions(
         method=tuple(m.strip() for m in method.split(",")), fitness=fitness, stage2=stage2, paper=paper,
@@ -293,18 +293,18 @@ def evaluate(
     config: Config = None,
 ) -> None:
     """Measure what layouts or models lose, on text and by tasks, merging in memory; resumable."""
-    from fitness.tasks import TaskOptions
     from grouper.calibration.source import named_sources
+    from grouper.evaluation.tasks import TaskOptions
     from grouper.refinement.options import RefineOptions
     from search import RunFolder
     from search import evaluate as measure
-    from search.bars import bar
-    from search.console import closing_table
-    from search.evaluated_model import evaluate_model, names_a_model
-    from search.measured_tables import evaluated_table, positions_table, proxies_table, tasks_table
-    from search.measuring import refining_options
-    from search.picking import ratio_column, representative
-    from search.proxies import read_proxies
+    from search.commands.bars import bar
+    from search.commands.console import closing_table
+    from search.commands.measured_tables import evaluated_table, positions_table, proxies_table, tasks_table
+    from search.evaluation.models import evaluate_model, names_a_model
+    from search.evaluation.proxies import read_proxies
+    from search.runs.picking import ratio_column, representative
+    from search.runs.record import refining_options
 
     source = named_sources(text or [], dataset, "evaluation", images) if text or dataset or images else None
     asked = None
@@ -392,11 +392,11 @@ def export(
     from grouper.export.hub import Destination
     from grouper.refinement.options import RefineOptions
     from search import Selection, export_from_run
-    from search.bars import bar
-    from search.console import exported_summary
-    from search.evaluated_model import can_be_measured
-    from search.run_folder import RunFolder
-    from search.shares import parsed_share
+    from search.commands.bars import bar
+    from search.commands.console import exported_summary
+    from search.evaluation.models import can_be_measured
+    from search.runs.folder import RunFolder
+    from search.runs.shares import parsed_share
 
     calibration = None
     if text or dataset or images:
@@ -436,7 +436,7 @@ def check(
 ) -> None:
     """Repeat the self-test of an exported folder, after a download or an upgrade."""
     from grouper.export.check import check_folder
-    from search.bars import bar
+    from search.commands.bars import bar
 
     with bar("checking"):
         found = check_folder(exported, base)
@@ -491,8 +491,8 @@ def uptrain(
     from grouper.calibration.source import TextSource
     from grouper.uptraining.methods import METHODS
     from grouper.uptraining.uptrain import uptrain_model
-    from search.bars import bar
-    from search.console import exported_summary
+    from search.commands.bars import bar
+    from search.commands.console import exported_summary
 
     given = {"kl": kl, "hidden": hidden, "causal": causal}
     losses = replace(METHODS.named(method).losses, **{n: w for n, w in given.items() if w is not None})
@@ -528,8 +528,8 @@ def layouts(
 ) -> None:
     """A run's front as a table: sizes, errors, what was measured."""
     from search import RunFolder
-    from search.console import layouts_table
-    from search.layouts_table import View, viewed
+    from search.commands.console import layouts_table
+    from search.commands.layouts_table import View, viewed
 
     tell = lambda line: say.print(printable(line), soft_wrap=True)  # noqa: E731
     rows = viewed(RunFolder.open(run).front(), View(sort, deploy, best_under, every), tell)
@@ -557,12 +557,12 @@ def report(
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search import RunFolder
-    from search.bars import bar
-    from search.picking import representative
+    from search.commands.bars import bar
     from search.report import write_pictures, write_report
     from search.report.facts import common_to, facts_of
     from search.report.page import check_page
     from search.report.pictures import parsed_formats
+    from search.runs.picking import representative
 
     folder = RunFolder.open(run)
     output = output or run / ("pictures" if format_ else "report.html")
@@ -603,9 +603,9 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Several runs side by side: hypervolume, losses at equal cache, cache saved at equal loss."""
-    from search.comparison import compare as compared_runs
-    from search.comparison import draw, to_data
-    from search.console import comparison_table
+    from search.commands.comparison import compare as compared_runs
+    from search.commands.comparison import draw, to_data
+    from search.commands.console import comparison_table
 
     found, points = compared_runs([str(run) for run in runs])
     if output is not None:
@@ -624,7 +624,7 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = DEMO_FOLDER,
 ) -> None:
     """The whole job on the model in the box, in about a minute: no download, no GPU."""
-    from search.demo import run_demo
+    from search.commands.demo import run_demo
 
     run_demo(output)
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from fitness.perplexity import nll
 from grouper import Checkpoint, UptrainOptions
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import DEMO_TEXTS, TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.evaluation.perplexity import nll
 from grouper.export import export_model
 from grouper.merging import MERGES
 from grouper.ranks import ALONE

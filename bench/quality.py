@@ -18,11 +18,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from fitness.perplexity import nll
 from grouper import Checkpoint
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.evaluation.perplexity import nll
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from real_tables import tables
 
-from fitness.closeness import Columns, Original, closeness_of
-from fitness.tasks import TaskOptions, Tasks
 from grouper import Checkpoint, HeadLayout, UptrainOptions, uptrain_model
 from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, text_of
+from grouper.evaluation.closeness import Columns, Original, closeness_of
+from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.export import export_model
 from grouper.merging import MERGES, merge_for
 from grouper.refinement.options import RefineOptions

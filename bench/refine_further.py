@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fitness.closeness import Original, measured, walked
 from grouper import Calibration, Checkpoint, HeadLayout, RefineOptions, TextSource
 from grouper.attention import MergedLayer
 from grouper.calibration.text import shuffled_passes, text_of
 from grouper.divergence import kl_divergence
+from grouper.evaluation.closeness import Original, measured, walked
 from grouper.merging import MERGES
 from grouper.refinement.courses import Drawn, turns_of
 from grouper.refinement.descent import Descent
@@ -42,7 +42,7 @@ from grouper.refinement.refine import deterministic, refine_layers
 from grouper.regroup import Regrouper
 from grouper.running.stub_layers import stubs
 from grouper.running.walk import Walk, run_layer
-from search.run_folder import RunFolder
+from search.runs.folder import RunFolder
 
 WAYS = "steps:1.25,pairs:0.5,kl:1:0.5:0.3,kl:2:0.5:0.2,kl:3:0.5:0.1,kl:1:1:1,kl:3:0.5:1"
 Loss = Callable[[Tensor, Tensor], Tensor]  # of two streams after the last layer that is trained: ours, the original's

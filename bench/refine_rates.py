@@ -14,10 +14,10 @@ import time
 import numpy as np
 import torch
 
-from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
+from grouper.evaluation.perplexity import nll
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers

@@ -1,13 +1,28 @@
 """What a grouping costs. A new fitness is a file here with a subclass of Fitness, and an entry below."""
 
-from fitness.activation import Activation
-from fitness.base import Fitness, LayerFitness
-from fitness.calibrated import calibrated_errors
-from fitness.pairwise import PairwiseFitness
-from fitness.spectral import Spectral
-from fitness.weight import Weight
-from grouper.registry import Registry
+from typing import TYPE_CHECKING
 
-FITNESSES: Registry[Fitness] = Registry("fitness", Weight(), Activation(), Spectral())
+from grouper.lazy import lazily
+from grouper.registry import Named, Registry
 
-__all__ = ["FITNESSES", "Fitness", "LayerFitness", "PairwiseFitness", "calibrated_errors"]
+if TYPE_CHECKING:
+    from fitness.base import Fitness as Fitness
+    from fitness.base import LayerFitness as LayerFitness
+    from fitness.calibrated import calibrated_errors as calibrated_errors
+    from fitness.pairwise import PairwiseFitness as PairwiseFitness
+
+FITNESSES: "Registry[Fitness]" = Registry(
+    "fitness",
+    Named("weight", "fitness.weight.Weight"),
+    Named("activation", "fitness.activation.Activation"),
+    Named("spectral", "fitness.spectral.Spectral"),
+)
+
+MODULES = {
+    "Fitness": "fitness.base",
+    "LayerFitness": "fitness.base",
+    "PairwiseFitness": "fitness.pairwise",
+    "calibrated_errors": "fitness.calibrated",
+}
+__all__ = ["FITNESSES", *MODULES]
+__getattr__ = lazily(__name__, MODULES)

@@ -6,6 +6,7 @@ An entry is a frozen dataclass. Its `name` is what people ask for; its other fie
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from grouper.errors import GrouperError
@@ -21,26 +22,55 @@ class Entry:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
 
 
+@dataclass(frozen=True, init=False)
+class Named:
+    """An entry whose class is imported when it is first asked for, so that `--help` knows its name without torch.
+
+    path: of the class, "package.module.Class". parameters: of the entry, where they differ from the class's.
+    """
+
+    name: str
+    path: str
+    parameters: Mapping[str, Any]
+
+    def __init__(self, name: str, path: str, **parameters: Any):
+        for field, value in {"name": name, "path": path, "parameters": parameters}.items():
+            object.__setattr__(self, field, value)
+
+    def made(self) -> Any:
+        module, _, kind = self.path.rpartition(".")
+        return getattr(import_module(module), kind)(name=self.name, **self.parameters)
+
+
 E = TypeVar("E", bound=Entry)
 
 
 class Registry(Mapping[str, E], Generic[E]):
     """Entries by name, in the order in which they came. kind: what they are, for messages ("merge").
 
-    >>> merges = Registry("merge", Entry("mean"))
+    >>> merges = Registry[Entry]("merge", Entry("mean"))
     >>> merges.named("luck")
     Traceback (most recent call last):
     grouper.errors.GrouperError: unknown merge 'luck': expected one of mean
     """
 
-    def __init__(self, kind: str, *entries: E):
+    def __init__(self, kind: str, *entries: E | Named):
         self.kind = kind
-        self._entries: dict[str, E] = {}
+        self._entries: dict[str, E | Named] = {}
         for entry in entries:
-            self.add(entry)
+            if isinstance(entry, Named):
+                self._entries[entry.name] = entry
+            else:
+                self.add(entry)
 
     def __getitem__(self, name: str) -> E:
-        return self._entries[name]
+        entry = self._entries[name]
+        if isinstance(entry, Named):
+            entry = self._entries[name] = self._checked(entry.made())
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -53,13 +83,16 @@ class Registry(Mapping[str, E], Generic[E]):
         parameters are numbers, words, true or false."""
         if entry.name in self._entries:
             raise GrouperError(f"there is a {self.kind} {entry.name!r} already: choose another name")
+        self._entries[entry.name] = self._checked(entry)
+        return entry
+
+    def _checked(self, entry: E) -> E:
         if not entry.name or set(entry.name) & set(".,=+; "):
             raise GrouperError(f"a {self.kind} cannot be called {entry.name!r}: use letters, digits and hyphens")
         for parameter, default in entry.parameters.items():
             if not isinstance(default, bool | int | float | str):
                 kind = type(default).__name__
                 raise GrouperError(f"{entry.name}.{parameter} is a {kind}: expected a number, a word, true or false")
-        self._entries[entry.name] = entry
         return entry
 
     def remove(self, name: str) -> None:
@@ -69,12 +102,12 @@ class Registry(Mapping[str, E], Generic[E]):
         """Raises GrouperError where there is none of that name."""
         if name not in self._entries:
             raise GrouperError(f"unknown {self.kind} {name!r}: {expected(name, self)}")
-        return self._entries[name]
+        return self[name]
 
     def configured(self, assignments: Sequence[str]) -> "Registry[E]":
         """The same entries with the parameters that `assignments` ("NAME.FIELD=VALUE") give; those of other registries
         are passed over (`check_assignments` knows all). Raises GrouperError where a value does not fit."""
-        changed = dict(self._entries)
+        changed = dict(self.items())
         for name, parameter, value in map(parsed, assignments):
             if name in changed and parameter in changed[name].parameters:
                 typed = _typed(changed[name].parameters[parameter], value, f"{name}.{parameter}")

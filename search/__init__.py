@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 from grouper.lazy import lazily
 
 if TYPE_CHECKING:
-    from search.evaluation import evaluate as evaluate
+    from search.evaluation.layouts import evaluate as evaluate
     from search.export_run import export_from_run as export_from_run
     from search.one_call import regroup as regroup
     from search.options import SearchOptions as SearchOptions
-    from search.pareto import ParetoFront as ParetoFront
-    from search.picking import Selection as Selection
-    from search.picking import pick as pick
     from search.run import search as search
-    from search.run_folder import RunFolder as RunFolder
+    from search.runs.folder import RunFolder as RunFolder
+    from search.runs.pareto import ParetoFront as ParetoFront
+    from search.runs.picking import Selection as Selection
+    from search.runs.picking import pick as pick
 
 MODULES = {
-    "ParetoFront": "search.pareto",
-    "RunFolder": "search.run_folder",
+    "ParetoFront": "search.runs.pareto",
+    "RunFolder": "search.runs.folder",
     "SearchOptions": "search.options",
-    "Selection": "search.picking",
-    "evaluate": "search.evaluation",
+    "Selection": "search.runs.picking",
+    "evaluate": "search.evaluation.layouts",
     "export_from_run": "search.export_run",
-    "pick": "search.picking",
+    "pick": "search.runs.picking",
     "regroup": "search.one_call",
     "search": "search.run",
 }

@@ -26,14 +26,14 @@ from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.store import LayerStore
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
-from search.columns import SE, called
-from search.measuring import REFINED, comparable
 from search.methods.registry import ORIGINAL
-from search.pareto import ParetoFront
-from search.picking import Picked, Selection, pick
 from search.run import digest_of_text
-from search.run_folder import RunFolder
-from search.run_settings import RunSettings
+from search.runs.columns import SE, called
+from search.runs.folder import RunFolder
+from search.runs.pareto import ParetoFront
+from search.runs.picking import Picked, Selection, pick
+from search.runs.record import REFINED, comparable
+from search.runs.settings import RunSettings
 
 Tell = Callable[[str], None]
 

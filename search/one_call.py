@@ -19,9 +19,9 @@ from grouper.progress import Progress, untold
 from grouper.refinement.options import RefineOptions
 from search.export_run import export_from_run
 from search.options import SearchOptions
-from search.pareto import ParetoFront
-from search.picking import Selection
 from search.run import search
+from search.runs.pareto import ParetoFront
+from search.runs.picking import Selection
 
 
 @dataclass(frozen=True)

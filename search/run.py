@@ -16,16 +16,16 @@ from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.regroup import Regrouper
 from grouper.weight_size import weight_bytes
-from search.assemble import assemble_layouts
-from search.jobs import parsed_jobs
+from search.engine.assemble import assemble_layouts
+from search.engine.layers import search_layers
+from search.engine.parallelism import parsed_jobs
+from search.engine.sensitivity import scaled
 from search.methods.registry import methods_of, with_equal_groups
 from search.options import SearchOptions
-from search.pareto import ParetoFront, Scored
-from search.picture import draw
-from search.run_folder import RunFolder
-from search.run_settings import RunSettings
-from search.sensitivity import scaled
-from search.stage1 import search_layers
+from search.runs.folder import RunFolder
+from search.runs.pareto import ParetoFront, Scored
+from search.runs.picture import draw
+from search.runs.settings import RunSettings
 
 
 def search(
@@ -76,13 +76,13 @@ def search(
         ranks.first_does(kept.begin)
         started = time.perf_counter()
         found = search_layers(folder, regrouper, options, methods, jobs, progress)
-        stage1 = time.perf_counter() - started
+        of_layers = time.perf_counter() - started
 
         def finish() -> ParetoFront:
             candidates = scaled(found, folder, regrouper, progress) if options.sensitivity else found
             layouts = assemble_layouts(candidates, architecture, options, methods)
             front = write_front(folder, layouts, options, checkpoint)
-            timings = {"stage1_s": round(stage1, 2), "total_s": round(time.perf_counter() - started, 2)}
+            timings = {"stage1_s": round(of_layers, 2), "total_s": round(time.perf_counter() - started, 2)}
             folder.write_settings(replace(settings, timings=timings))
             return front
 

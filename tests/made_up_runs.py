@@ -5,8 +5,8 @@ from pathlib import Path
 from grouper import HeadLayout, LayerLayout
 from search import RunFolder, SearchOptions
 from search.methods.candidate import Candidate
-from search.pareto import ParetoFront, Scored
-from search.run_settings import RunSettings
+from search.runs.pareto import ParetoFront, Scored
+from search.runs.settings import RunSettings
 
 OWN, TWO, OTHER, ONE = [0, 1, 2, 3], [0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]
 SEARCHED = (("original", 0.0, OWN), ("qcqa-ac", 0.5, TWO), ("qcqa-ac", 2.0, ONE), ("neighbour", 3.0, ONE))

@@ -13,7 +13,7 @@ import cli
 from grouper import HeadLayout, TextSource
 from grouper.calibration.source import DATA
 from search import RunFolder, SearchOptions, evaluate, search
-from search.picking import best_within, representative
+from search.runs.picking import best_within, representative
 
 TEXT = (DATA / "addresses-1977-2016.txt").read_text()
 TEXTS = {"calibration.txt": TEXT[:12_000], "other.txt": TEXT[12_000:18_000], "training.txt": TEXT[18_000:24_000]}

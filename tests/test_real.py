@@ -13,15 +13,15 @@ import torch
 from family_samples import check_identity, check_planted, check_reference, check_refined
 from safetensors.torch import load_file, save_file
 
-from fitness.perplexity import nll
-from fitness.tasks import TaskOptions
 from grouper import Checkpoint, HeadLayout, UptrainOptions, uptrain_model
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.evaluation.perplexity import nll
+from grouper.evaluation.tasks import TaskOptions
 from grouper.refinement.options import RefineOptions
 from search import SearchOptions, Selection, evaluate, export_from_run, search
-from search.evaluated_model import evaluate_model
+from search.evaluation.models import evaluate_model
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / ".real-models"

@@ -1,8 +1,14 @@
 """The registry of formats. A new format is a file with a subclass of Format, and an entry below."""
 
-from grouper.export.format import Format
-from grouper.export.gguf.write import GGUF
-from grouper.export.hf.write import HuggingFace
-from grouper.registry import Registry
+from typing import TYPE_CHECKING
 
-FORMATS: Registry[Format] = Registry("format", HuggingFace(), GGUF())
+from grouper.registry import Named, Registry
+
+if TYPE_CHECKING:
+    from grouper.export.format import Format
+
+FORMATS: "Registry[Format]" = Registry(
+    "format",
+    Named("hf", "grouper.export.hf.write.HuggingFace"),
+    Named("gguf", "grouper.export.gguf.write.GGUF"),
+)

@@ -1,31 +1,33 @@
 """How several KV heads become one. A new merge is a file here with a subclass of Merge, and an entry below."""
 
-from grouper.layout import HeadLayout
-from grouper.merging.base import Merge
-from grouper.merging.mean import Mean
-from grouper.merging.procrustes import Procrustes
-from grouper.merging.select import Select
-from grouper.merging.spectral import Spectral
-from grouper.merging.weighted import Weighted
-from grouper.registry import Registry
+from typing import TYPE_CHECKING
 
-MEAN = Mean()  # what any layout can be merged by
-MERGES: Registry[Merge] = Registry(
+from grouper.layout import HeadLayout
+from grouper.lazy import lazily
+from grouper.registry import Named, Registry
+
+if TYPE_CHECKING:
+    from grouper.merging.base import Merge as Merge
+    from grouper.merging.mean import MEAN as MEAN
+
+MERGES: "Registry[Merge]" = Registry(
     "merge",
-    MEAN,
-    Select(),
-    Select("first", first=True),
-    Procrustes(),
-    Weighted(),
-    Weighted("weighted-column", kind="column"),
-    Weighted("weighted-row", kind="row"),
-    Spectral(),
+    Named("mean", "grouper.merging.mean.Mean"),
+    Named("select", "grouper.merging.select.Select"),
+    Named("first", "grouper.merging.select.Select", first=True),
+    Named("procrustes", "grouper.merging.procrustes.Procrustes"),
+    Named("weighted", "grouper.merging.weighted.Weighted"),
+    Named("weighted-column", "grouper.merging.weighted.Weighted", kind="column"),
+    Named("weighted-row", "grouper.merging.weighted.Weighted", kind="row"),
+    Named("spectral", "grouper.merging.spectral.Spectral"),
 )
 
 
-def merge_for(layout: HeadLayout, merge: Merge) -> Merge:
+def merge_for(layout: HeadLayout, merge: "Merge") -> "Merge":
     """The merge itself, or the mean for a layout that only averaging makes sense of."""
-    return MEAN if layout.only_mean else merge
+    return MERGES["mean"] if layout.only_mean else merge
 
 
-__all__ = ["MEAN", "MERGES", "Merge", "merge_for"]
+MODULES = {"MEAN": "grouper.merging.mean", "Merge": "grouper.merging.base"}
+__all__ = ["MERGES", "merge_for", *MODULES]
+__getattr__ = lazily(__name__, MODULES)

@@ -32,3 +32,6 @@ def averaged(attention: Attention, part: Part, grouping: Grouping) -> Projection
     """Heads of a projection [G, ...] -> [groups, ...]: the mean over each group's sources."""
     sources = [list(s) for s in grouping.sources]
     return attention.projection(part).changed(lambda heads: torch.stack([heads[s].mean(0) for s in sources]))
+
+
+MEAN = Mean()  # what any layout can be merged by

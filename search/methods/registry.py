@@ -1,39 +1,31 @@
 """The registry of ways to find groupings. A new method is a file here with a subclass of Method, and an entry below."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fitness import FITNESSES
 from grouper.errors import GrouperError
 from grouper.merging import MERGES
 from grouper.model.architecture import Architecture
 from grouper.names import expected
-from grouper.registry import Registry, check_assignments
-from search.methods.asymgqa import AsymGQA
-from search.methods.baselines import Neighbour, Random
-from search.methods.exact import Exact
-from search.methods.gqkva import GQKVA
-from search.methods.key_driven import KeyDriven
-from search.methods.method import Method
-from search.methods.qcqa import QCQA
-from search.methods.separate import Separate
-from search.methods.ward import Ward
+from grouper.registry import Named, Registry, check_assignments
+from search.methods.published import PUBLISHED
 from search.options import SearchOptions
 
-METHODS: Registry[Method] = Registry(
+if TYPE_CHECKING:
+    from search.methods.method import Method
+
+METHODS: "Registry[Method]" = Registry(
     "method",
-    QCQA("qcqa-ac"),
-    QCQA("qcqa-ec", equal_groups=True),
-    Exact(),
-    AsymGQA("asymgqa"),
-    AsymGQA("asymgqa-sym", equal_groups=True),
-    Ward(),
-    KeyDriven("kdgqa", shares="sum"),
-    KeyDriven("dgqa", shares="moving-average"),
-    KeyDriven("dgqa-diff", shares="difference"),
-    GQKVA(),
-    Separate(),
-    Neighbour(),
-    Random(),
+    Named("qcqa-ac", "search.methods.qcqa.QCQA"),
+    Named("qcqa-ec", "search.methods.qcqa.QCQA", equal_groups=True),
+    Named("exact", "search.methods.exact.Exact"),
+    Named("asymgqa", "search.methods.asymgqa.AsymGQA"),
+    Named("asymgqa-sym", "search.methods.asymgqa.AsymGQA", equal_groups=True),
+    Named("ward", "search.methods.ward.Ward"),
+    *PUBLISHED,
+    Named("neighbour", "search.methods.baselines.Neighbour"),
+    Named("random", "search.methods.baselines.Random"),
 )
 ORIGINAL = "original"  # what the CSV calls the model as it came
 
@@ -57,7 +49,7 @@ def with_equal_groups(options: SearchOptions) -> SearchOptions:
     return replace(options, method=(*options.method, first))
 
 
-def methods_of(options: SearchOptions, architecture: Architecture) -> list[Method]:
+def methods_of(options: SearchOptions, architecture: Architecture) -> "list[Method]":
     """The methods that were asked for, with their parameters, and the baselines. Raises GrouperError for one that is
     unknown or cannot take this model, and for parameters that nothing has."""
     check_assignments(options.set, METHODS, FITNESSES, MERGES)

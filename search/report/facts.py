@@ -20,15 +20,14 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.names import printable
 from grouper.progress import Progress, untold
-from search.columns import SE, TRADED, error_of
-from search.comparison import compared_by
-from search.measuring import refining_options
 from search.methods.registry import ORIGINAL, baselines
-from search.pareto import ParetoFront
-from search.picking import representative
 from search.report.positions import losses_by_position
-from search.run_folder import RunFolder
-from search.samples import read_samples
+from search.runs.columns import SE, TRADED, error_of
+from search.runs.folder import RunFolder
+from search.runs.pareto import ParetoFront
+from search.runs.picking import representative
+from search.runs.record import compared_by, refining_options
+from search.runs.samples import read_samples
 
 DIGITS = 5  # of numbers in a report
 

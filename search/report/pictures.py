@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from grouper.errors import GrouperError
 from grouper.names import expected
 from grouper.outputs import write_file
-from search.picture import COLOURS, front_picture
 from search.report.facts import Facts
+from search.runs.picture import COLOURS, front_picture
 
 FORMATS = ("png", "svg", "pdf")
 STYLE: dict[Any, Any] = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from search.columns import band_of, error_of
 from search.methods.registry import ORIGINAL
-from search.pareto import ParetoFront
+from search.runs.columns import band_of, error_of
+from search.runs.pareto import ParetoFront
 
 
 def losses_by_position(front: ParetoFront) -> list[list[dict]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fitness.closeness import columns, compared, mean_of
+from grouper.evaluation.closeness import columns, compared, mean_of
 from grouper.running.answers import pooled
 from grouper.running.batch import NOT_ASKED, Batch
 

@@ -1,11 +1,14 @@
 """Registries: names, parameters, and what is refused."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
 from grouper import GrouperError
-from grouper.registry import Entry, Registry, check_assignments
+from grouper.merging.select import Select
+from grouper.registry import Entry, Named, Registry, check_assignments
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,27 @@ def test_names_are_taken_once_and_can_be_typed(cooks):
     cooks.remove("carl")
     with pytest.raises(GrouperError, match="unknown cook 'carl': expected one of anna, bob"):
         cooks.named("carl")
+
+
+def test_a_named_entry_is_imported_when_it_is_asked_for():
+    """Its class, with the parameters that differ; a wrong one is found then."""
+    registry = Registry("entry", Named("a", "collections.nowhere.A"), Named("b", "fractions.Fraction"))
+    assert list(registry) == ["a", "b"] and "a" in registry and len(registry) == 2
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        registry["a"]
+    merges = Registry("merge", Named("mine", "grouper.merging.select.Select", first=True))
+    assert merges["mine"] == Select("mine", first=True) and merges["mine"] is merges["mine"]
+    assert merges.configured(["mine.first=false"])["mine"] == Select("mine", first=False)
+    with pytest.raises(GrouperError, match="there is a merge 'mine' already"):
+        merges.add(Select("mine"))
+
+
+def test_names_of_entries_are_known_without_torch():
+    """So that --help answers at once."""
+    script = """
+import sys
+import fitness, grouper.export.formats, grouper.merging, grouper.uptraining.methods, search.methods.registry
+assert "mean" in grouper.merging.MERGES and "spectral" in fitness.FITNESSES
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

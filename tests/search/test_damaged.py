@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grouper import GrouperError, HeadLayout
 from search import RunFolder, SearchOptions, search
-from search.pareto import ParetoFront
+from search.runs.pareto import ParetoFront
 
 CALM = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ANYTHING = st.recursive(

@@ -19,8 +19,8 @@ from grouper.calibration.source import TextSource
 from grouper.refinement.options import RefineOptions
 from grouper.running.batch import NOT_ASKED
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, pick, search
-from search.evaluated_model import evaluate_model
-from search.layouts_table import View, viewed
+from search.commands.layouts_table import View, viewed
+from search.evaluation.models import evaluate_model
 
 QUICK = {"generations": 3, "population": 16, "tokens": 512, "window": 24}
 KINDS = {
@@ -178,7 +178,7 @@ def test_what_decoders_alone_can_do(run_of, tmp_path):
         search(model, tmp_path / "run", SearchOptions(**QUICK, **given, sensitivity=True))
     with pytest.raises(GrouperError, match="no such attention"):
         search(model, tmp_path / "run", SearchOptions(**QUICK, **given, blocks="across"))
-    from fitness.tasks import TaskOptions
+    from grouper.evaluation.tasks import TaskOptions
 
     with pytest.raises(GrouperError, match="tasks are for decoders"):
         evaluate(run, TextSource(**other), tasks=TaskOptions(("piqa",)))

@@ -11,17 +11,17 @@ import pytest
 import torch
 from tiny_models import logits
 
-from fitness.perplexity import nll
 from grouper import Checkpoint, GrouperError, HeadLayout
 from grouper.calibration import parts
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, windows
+from grouper.evaluation.perplexity import nll
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
-from search.pareto import COLUMNS
-from search.run_folder import RunFolder
+from search.runs.folder import RunFolder
+from search.runs.pareto import COLUMNS
 
 QUICK = SearchOptions(fitness="weight", generations=4, population=24)
 
@@ -177,9 +177,9 @@ def test_the_papers_recipe_and_the_exact_method(run, models, tmp_path):
 
 def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_path, monkeypatch):
     losses = []
-    monkeypatch.setattr("search.methods.judge.HELD_OUT", 512)
+    monkeypatch.setattr("search.methods.loss_oracle.HELD_OUT", 512)
     monkeypatch.setattr(
-        "search.methods.judge.nll", lambda model, windows: losses.append(nll(model, windows)) or losses[-1]
+        "search.methods.loss_oracle.nll", lambda model, windows: losses.append(nll(model, windows)) or losses[-1]
     )
     options = SearchOptions(paper="asymgqa", text=str(text), tokens=2048, window=128)
     with pytest.raises(GrouperError, match="--text"):
@@ -322,9 +322,9 @@ def test_measuring_a_real_model(demo_run, tmp_path):
 def test_nats_per_token_are_what_transformers_says(demo_run):
     from transformers import AutoModelForCausalLM
 
-    from fitness.perplexity import nll
     from grouper import Checkpoint
     from grouper.calibration.text import load_tokenizer
+    from grouper.evaluation.perplexity import nll
     from grouper.model.checkpoint import DEMO
 
     tokens = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(Checkpoint.open("demo")), 64, 6)

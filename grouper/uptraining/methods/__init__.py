@@ -1,24 +1,19 @@
 """Ways to train an exported model further. A new one is a file here with a subclass of TrainingMethod, and an entry
 below."""
 
-from grouper.registry import Registry
-from grouper.uptraining.methods.continued import Continued
-from grouper.uptraining.methods.distill import Distill
-from grouper.uptraining.methods.learned_sums import LearnedSums
-from grouper.uptraining.methods.method import TrainingMethod
-from grouper.uptraining.methods.perturbed import Perturbed
-from grouper.uptraining.methods.redealing import Redealing
+from typing import TYPE_CHECKING
 
-METHODS: Registry[TrainingMethod] = Registry(
-    "way to train",
-    Distill(),
-    Continued(),
-    LearnedSums(),
-    LearnedSums("wgqa-column", kind="column"),
-    LearnedSums("wgqa-row", kind="row"),
-    Redealing(),
-    Redealing("dgqa-diff", difference=True),
-    Perturbed(),
+from grouper.lazy import lazily
+from grouper.registry import Named, Registry
+from grouper.uptraining.published import PUBLISHED
+
+if TYPE_CHECKING:
+    from grouper.uptraining.methods.method import TrainingMethod as TrainingMethod
+
+METHODS: "Registry[TrainingMethod]" = Registry(
+    "way to train", Named("distill", "grouper.uptraining.methods.distill.Distill"), *PUBLISHED
 )
 
-__all__ = ["METHODS", "TrainingMethod"]
+MODULES = {"TrainingMethod": "grouper.uptraining.methods.method"}
+__all__ = ["METHODS", *MODULES]
+__getattr__ = lazily(__name__, MODULES)

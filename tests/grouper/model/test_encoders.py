@@ -7,9 +7,9 @@ import torch
 from encoder_samples import SAMPLES, answers, architecture_of, examples, load, with_heads
 from rank_threads import side_by_side
 
-from fitness.closeness import Original, closeness_of
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
 from grouper.calibration.moments import collect_moments
+from grouper.evaluation.closeness import Original, closeness_of
 from grouper.export import export_model
 from grouper.layout import groups_of
 from grouper.merging import MERGES
@@ -307,7 +307,7 @@ def test_an_exported_folder_is_saved_and_loaded_again(encoders, tmp_path):
 
 def test_shared_query_projections(encoders, tmp_path):
     """GQKVA: fewer heads in q than in o."""
-    from search.methods.gqkva import GQKVA
+    from search.methods.published.gqkva import GQKVA
 
     for name in ("vit", "bert", "t5"):
         folder = encoders(name)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from family_samples import SAMPLES
 
-from fitness.closeness import Original, closeness_of
-from fitness.perplexity import nll
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.moments import collect_moments
+from grouper.evaluation.closeness import Original, closeness_of
+from grouper.evaluation.perplexity import nll
 from grouper.merging import MEAN
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny_models import logits
 
-from fitness.perplexity import nll
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.evaluation.perplexity import nll
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper

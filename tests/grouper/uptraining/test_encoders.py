@@ -19,7 +19,7 @@ from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.options import Losses
 from grouper.uptraining.student import Student
-from search.evaluated_model import evaluate_model
+from search.evaluation.models import evaluate_model
 
 KINDS = {"bert": "text", "bert-bare": "text", "vit": "pictures", "t5": "pairs"}
 QUICK = UptrainOptions(

@@ -12,9 +12,9 @@ from grouper.layout import LayerLayout
 from grouper.registry import check_assignments
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
-from grouper.uptraining.methods.learned_sums import LearnedSums
-from grouper.uptraining.methods.perturbed import Perturbed, PerturbedAttention, noise_like
-from grouper.uptraining.methods.redealing import Redealing, RedealtAttention, dealt
+from grouper.uptraining.published.learned_sums import LearnedSums
+from grouper.uptraining.published.perturbed import Perturbed, PerturbedAttention, noise_like
+from grouper.uptraining.published.redealing import Redealing, RedealtAttention, dealt
 from grouper.uptraining.student import Student
 
 TOKENS = torch.randint(3, 190, (2, 24), generator=torch.Generator().manual_seed(1))

@@ -19,7 +19,7 @@ from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.shared_attention import SharedAttention
 from grouper.uptraining.training import Training
-from search.evaluated_model import evaluate_model
+from search.evaluation.models import evaluate_model
 
 QUICK = UptrainOptions(tokens=4096, step_tokens=256, micro_tokens=128, window=64, validate=4, lr=3e-3)
 PAIRS, UNEQUAL, FEWER = [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 1, 2, 2, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1]

@@ -17,13 +17,13 @@ from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
 from grouper.export.hf.engines import engines_for
 from grouper.model.architecture import Architecture
 from search import RunFolder, SearchOptions
-from search.measuring import refining_options
 from search.methods.candidate import Candidate
-from search.pareto import EXACT, ParetoFront, Scored
-from search.picking import representative
 from search.report.facts import data_of, errors_of, facts_of, groups_of, landscape, plain, titles_of, to_data
 from search.report.page import SCRIPTS
-from search.samples import note_sample
+from search.runs.pareto import EXACT, ParetoFront, Scored
+from search.runs.picking import representative
+from search.runs.record import refining_options
+from search.runs.samples import note_sample
 
 
 @pytest.fixture(scope="module")

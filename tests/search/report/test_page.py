@@ -19,7 +19,7 @@ from search.methods.candidate import Candidate
 from search.report import write_report
 from search.report.facts import facts_of
 from search.report.page import packed
-from search.samples import note_sample
+from search.runs.samples import note_sample
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -5,10 +5,10 @@ from matplotlib import pyplot as plt
 
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
 from search.methods.candidate import Candidate
-from search.pareto import Scored
 from search.report import PICTURES, write_pictures
 from search.report.facts import facts_of
 from search.report.pictures import parsed_formats
+from search.runs.pareto import Scored
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,173 @@
+"""How near a regrouped model is to its original: nats, KL, equal likeliest answers, with standard errors.
+
+A model is walked layer by layer over the residual stream, in memory or streamed from disk alike; what the original's
+last layer gave is kept, so that its answers are at hand for every layout that is measured. What is measured depends
+on the model's head: a decoder is asked for each next token, a masked language model for the masked ones, a model with
+an encoder and a decoder for the target's, a classifier for the class of a picture; where no answers are known, only
+the two models' answers are compared. A model without a head gives vectors: the mean over tokens of what stands behind
+its last layer, whose cosine with the original's is taken.
+"""
+
+import math
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from grouper.attention import Merged
+from grouper.divergence import kl_divergence
+from grouper.evaluation.perplexity import batches
+from grouper.evaluation.positions import bands, column_at
+from grouper.layout import HeadLayout
+from grouper.model.site import Place
+from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
+from grouper.running.batch import NOT_ASKED, Batch
+from grouper.running.in_memory import exchanged
+from grouper.running.layers import Layers
+from grouper.running.stub_layers import passed_on, stubs
+from grouper.running.walk import Walk
+from grouper.threads import side_by_side
+
+Columns = dict[str, float]  # as of pareto.csv
+PerExample = dict[str, np.ndarray]  # [n] by what was measured, NaN where nothing was asked
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model as it came, on one text. stream: behind its last layer [n, tokens, D]. found: what it gives for each
+    example, beside itself."""
+
+    model: Layers
+    batch: Batch
+    stream: Tensor
+    found: PerExample
+
+    @classmethod
+    def of(cls, model: Layers, given: Tensor | Batch) -> "Original":
+        """given: windows [n, tokens] of ids, or what an encoder takes."""
+        batch = Batch.of(given)
+        alone = cls(model, batch, walked(model, batch), {})
+        return cls(model, batch, alone.stream, measured(alone, model, alone.stream))
+
+    @property
+    def columns(self) -> Columns:
+        return columns(self.found, self.found)
+
+
+def closeness_of(model: Layers, original: Original, layout: HeadLayout, merged: Merged) -> Columns:
+    """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
+    `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
+    the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
+    or another one of its class, which may have other weights around its layers."""
+    stream = walked(model, original.batch, (layout, merged))
+    return columns(measured(original, model, stream), original.found)
+
+
+def columns(found: PerExample, original: PerExample) -> Columns:
+    """Means over examples, and their standard errors; those of the original beside itself are 0."""
+    values: Columns = {}
+    for name, each in found.items():
+        kind, at, band = name.partition("@")
+        error = f"{kind}_se{at}{band}"
+        known = ~np.isnan(each)
+        if not known.any():
+            values |= {name: math.nan, error: math.nan}
+            continue
+        values[name] = float(each[known].mean())
+        if name == "nll":
+            values["perplexity"] = math.exp(min(values["nll"], 700))
+        spread = (each - original[name] if kind == "nll" else each)[known]
+        alone = 0.0 if found is original and kind != "accuracy" else math.nan
+        values[error] = float(spread.std(ddof=1) / math.sqrt(len(spread))) if len(spread) > 1 else alone
+    return values
+
+
+def mean_of(several: Mapping[str, Columns]) -> Columns:
+    """Mean over several texts of equal weight; errors are taken as independent."""
+    values: Columns = {}
+    for name in next(iter(several.values())):
+        each = [found[name] for found in several.values()]
+        if name.partition("@")[0].endswith("_se"):
+            values[name] = math.sqrt(sum(error**2 for error in each)) / len(each)
+        else:
+            values[name] = float(np.mean(each))
+    if "nll" in values:
+        values["perplexity"] = math.exp(min(values["nll"], 700))
+    return values
+
+
+@torch.no_grad()
+def walked(model: Layers, batch: Tensor | Batch, regrouped: tuple[HeadLayout, Merged] | None = None) -> Tensor:
+    """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
+    which are asked for one attention at a time."""
+    batch = Batch.of(batch)
+    walk = Walk(model, batch, batches(batch, model.device)[0].stop)
+    for step in walk:
+        with step.loaded() as module, ExitStack() as stack:
+            if regrouped is not None:
+                layout, merged = regrouped
+                for site in step.sites:
+                    one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
+                    stack.enter_context(one)
+            step.advance(module, model.dtype)
+    return walk.stream
+
+
+@torch.inference_mode()
+def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
+    """Measures of every example. stream: output of the last layer of `model` for the original's batch."""
+    here, batch = threading.local(), original.batch  # the stream behind the last layer, of the part a thread is at
+    last = model.architecture.places[-1][0].stack
+
+    def answers(of: Layers, part: slice, behind: Tensor) -> Any:
+        here.stream = behind[part].to(of.device, of.dtype)
+        return answered(of.model, batch[part], of.architecture, of.device, of.dtype)
+
+    def instead(place: Place, inputs: tuple, named: dict) -> Tensor:
+        return here.stream if place[0].stack == last else passed_on(place, inputs, named)
+
+    def compared_there(part: slice) -> PerExample:
+        ours = answers(model, part, stream)
+        theirs = ours if stream is original.stream else answers(original.model, part, original.stream)
+        return {name: value.double().cpu().numpy() for name, value in compared(ours, theirs, batch[part]).items()}
+
+    with ExitStack() as stack:
+        for one in {id(m): m for m in (model, original.model)}.values():
+            stack.enter_context(stubs(one, instead))
+        parts = list(side_by_side(compared_there, batches(batch, model.device), model.device))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def compared(ours: Any, theirs: Any, batch: Batch) -> dict[str, Tensor]:
+    """Measures of two outputs, [examples] each."""
+    got, meant, right = logits_of(ours, batch), logits_of(theirs, batch), targets_of(batch)
+    if got is None or meant is None:
+        ours, theirs = (pooled(outputs[0].float(), batch.read) for outputs in (ours, theirs))
+        return {"cosine": cosine_similarity(ours, theirs, dim=-1)}
+    got, meant, asked = got.float(), meant.float(), asked_of(batch, got)
+    found, likeliest = {}, got.argmax(-1)
+    if right is not None:
+        right = right.to(got.device)
+        nll = cross_entropy(got.flatten(0, 1), right.flatten(), ignore_index=NOT_ASKED, reduction="none")
+        found["nll"] = nll.view(right.shape)
+    found["kl"] = torch.zeros(got.shape[:2], device=got.device) if ours is theirs else kl_divergence(got, meant)
+    found["agreement"] = (likeliest == meant.argmax(-1)).float()
+    if right is not None and batch.labels is not None and batch.labels.ndim == 1:
+        found["accuracy"] = (likeliest == right).float()
+    means = {name: mean_where(value, asked) for name, value in found.items()}
+    if batch.windows is not None:
+        for band in bands(batch.tokens):
+            means[column_at("nll", band)] = found["nll"].double()[:, slice(*band)].mean(-1)
+    return means
+
+
+def mean_where(values: Tensor, asked: Tensor | None) -> Tensor:
+    """The mean of each example's values [examples, places] where asked, NaN where nothing is."""
+    values = values.double()
+    return values.mean(1) if asked is None else (values * asked).sum(1) / asked.sum(1)  # 0 / 0 is NaN

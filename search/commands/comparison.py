@@ -1,0 +1,104 @@
+"""`grouper compare`: several runs side by side, what each gives for the cache it takes."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from grouper.errors import GrouperError
+from grouper.outputs import write_file
+from search.methods.registry import baselines
+from search.runs.folder import RunFolder
+from search.runs.record import compared_by
+
+RATIOS = (0.5, 0.25, 0.125)
+LOSSES = (0.02, 0.05, 0.2)  # nats over the original, for the cache that is saved at equal loss
+COLOURS = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run. column: what is compared, "over" (nats over the original) or "error". hypervolume: of the area up to
+    the whole cache and the largest value of all runs, the share that the front dominates. at: the least value at each
+    KV ratio, None where there is none. saved: the share of the cache that is saved within each loss."""
+
+    run: str
+    model: str
+    methods: str
+    column: str
+    layouts: int
+    hypervolume: float
+    at: dict[str, float | None]
+    saved: dict[str, float | None]
+
+
+def compare(runs: list[str | Path]) -> tuple[list[Compared], dict[str, pd.DataFrame]]:
+    """What each run gives, and its front's points (kv_ratio, value). Nats over the original where all were measured on
+    the same text, else errors, where model and fitness are the same. Baselines count for nobody. Raises GrouperError
+    where neither can be compared."""
+    if len(runs) < 2 or len({str(Path(r).resolve()) for r in runs}) < len(runs):
+        raise GrouperError("give at least two runs, each once")
+    folders = {str(run): RunFolder.open(Path(run)) for run in runs}
+    column = compared_by(list(folders.values()))[0]
+    points = {name: _points(folder, column) for name, folder in folders.items()}
+    largest = max(float(p["value"].max()) for p in points.values())
+    return [_compared(name, folders[name], points[name], column, largest) for name in folders], points
+
+
+def _points(folder: RunFolder, column: str) -> pd.DataFrame:
+    front = folder.front()
+    table = front.table
+    value = front.over if column == "over" else table["error"]
+    points = table[["kv_ratio", "layout"]].assign(value=value)[~table["method"].isin(baselines())]
+    return points.dropna(subset="value").sort_values(["kv_ratio", "value"]).reset_index(drop=True)
+
+
+def _compared(name: str, folder: RunFolder, points: pd.DataFrame, column: str, largest: float) -> Compared:
+    import moocore
+
+    settings = folder.settings
+    clipped = points[["kv_ratio", "value"]].to_numpy(float)
+    area = float(moocore.hypervolume(np.maximum(clipped, 0), ref=(1.0, largest))) / largest if largest > 0 else 0.0
+    at = {}
+    for ratio in RATIOS:
+        near = points[(points["kv_ratio"] - ratio).abs() <= 0.005]
+        at[f"{ratio:.1%}"] = float(near["value"].min()) if len(near) else None
+    saved = {}
+    for loss in LOSSES if column == "over" else ():
+        within = points[points["value"] <= loss]
+        saved[f"+{loss:g}"] = float(1 - within["kv_ratio"].min()) if len(within) else None
+    methods = ",".join(settings.options.method)
+    return Compared(name, Path(settings.model).name, methods, column, len(points), area, at, saved)
+
+
+def to_data(compared: list[Compared]) -> list[dict]:
+    return [asdict(one) for one in compared]
+
+
+def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) -> None:
+    """The best of each run at each KV ratio, on a logarithmic axis where all losses are above nothing."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
+        figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+        for i, one in enumerate(compared):
+            rows = points[one.run].groupby("kv_ratio")["value"].min()
+            rows = rows[rows > 0] if one.column == "over" else rows
+            axes.plot(rows.index, rows.to_numpy(), "o-", ms=3.5, lw=1.4, color=COLOURS[i % len(COLOURS)], label=one.run)
+        over = compared[0].column == "over"
+        logarithmic = over and any((p["value"] > 0).any() for p in points.values())
+        axes.set(xlabel="KV cache, of the original's", xlim=(0, 1.04), yscale="log" if logarithmic else "linear")
+        axes.set_ylabel("nats per token over the original" if over else "error of the merge (fitness)")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(alpha=0.25, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8.5)
+        kind = path.suffix[1:] or "svg"
+        undated = {"Date": None} if kind == "svg" else {}
+        write_file(path, lambda beside: figure.savefig(beside, format=kind, metadata=undated))
+        plt.close(figure)

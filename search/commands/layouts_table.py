@@ -1,0 +1,64 @@
+"""`grouper layouts`: the front of a run as a table, so that nobody opens the CSV to find a number."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from grouper.errors import GrouperError
+from grouper.export.classes import ASKED
+from grouper.names import expected
+from search.runs.pareto import ParetoFront
+from search.runs.picking import best_within
+
+
+@dataclass(frozen=True)
+class View:
+    """sort: a column, or "over" (nats over the original); a minus before it turns the order. deploy: of one export
+    class. best_under: only the row that an export takes within this KV ratio (as text). every: all rows, not the front
+    alone."""
+
+    sort: str = "-kv_ratio"
+    deploy: str | None = None
+    best_under: str | None = None
+    every: bool = False
+
+
+def viewed(front: ParetoFront, view: View, tell: Callable[[str], None] = lambda line: None) -> pd.DataFrame:
+    """The rows, with `over` where nats were measured. The front is that by nats where these were measured, else by
+    error. tell: called with the reason for the one row of `best_under`. Raises GrouperError."""
+    table = front.table.assign(over=front.over)
+    measured = table["nll"].notna().any()
+    if not view.every and view.best_under is None:
+        table = table[(table["on_nll_front" if measured else "on_front"] == 1).fillna(False)]
+    if view.deploy not in (None, "any"):
+        if view.deploy not in ASKED:
+            raise GrouperError(f"unknown deployment class {view.deploy!r}: {expected(view.deploy, ASKED)}")
+        table = table[table["deploy"] == view.deploy]
+    if view.best_under is not None:
+        best = best_within(front, view.best_under, view.deploy)
+        tell(f"layout {best.layout}: {best.why}")
+        if best.others:
+            tell(best.others)
+        table = table.loc[[best.row.name]]
+    if table.empty:
+        raise GrouperError("no layout is like that: see `grouper layouts RUN --all`")
+    column, falling = view.sort.lstrip("-"), view.sort.startswith("-")
+    if column not in table:
+        raise GrouperError(f"cannot sort by {column!r}: {expected(column, table.columns)}")
+    return table.sort_values([column, "layout"], ascending=[not falling, True])
+
+
+def counts(kv_heads: str) -> str:
+    """KV heads per layer for people, runs of the same number together.
+
+    >>> counts("8;8;8;8"), counts("16;8;8;4")
+    ('8 x4', '16 8 x2 4')
+    """
+    found: list[list] = []
+    for count in kv_heads.split(";"):
+        if found and found[-1][0] == count:
+            found[-1][1] += 1
+        else:
+            found.append([count, 1])
+    return " ".join(count if n == 1 else f"{count} x{n}" for count, n in found)

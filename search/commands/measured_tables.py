@@ -1,0 +1,82 @@
+"""What `evaluate` prints beside the front: losses by position, tasks, what proxies are worth, a model alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from grouper.names import printable
+from search.commands.console import ERR, OUT
+from search.runs.columns import SE, band_of, error_of
+
+if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used
+    import pandas as pd
+
+    from search.evaluation.models import EvaluatedModel
+    from search.runs.pareto import ParetoFront
+
+
+def positions_table(front: ParetoFront) -> None:
+    """Nats over the original by position within windows, where these were long enough: of the mean of all texts."""
+    from search.methods.registry import ORIGINAL
+
+    columns = [c for c in front.measured_columns if band_of(c) and not SE.search(c) and ":" not in c]
+    table = front.table
+    originals = table[table["method"] == ORIGINAL]
+    shown = table[table[columns].notna().any(axis=1) & (table["method"] != ORIGINAL)] if columns else None
+    if shown is None or shown.empty or originals.empty:
+        return
+    title = "nats over the original, by position in windows"
+    view = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    for heading in ("layout", "method", "merge", *map(band_of, columns)):
+        view.add_column(heading, justify="left" if heading in ("method", "merge") else "right")
+    for _, row in shown.sort_values([front.size, "nll"], ascending=[False, True]).iterrows():
+        over = (f"{row[c] - originals[c].iloc[0]:+.4f} ±{row[error_of(c)]:.4f}" for c in columns)
+        view.add_row(str(row["layout"]), row["method"], row["merge"], *over)
+    ERR.print(view)
+
+
+def tasks_table(front: ParetoFront) -> None:
+    """Scores of tasks, where some were run: one metric of each, with its standard error."""
+    columns = [c for c in front.measured_columns if "," in c and not SE.search(c)]
+    best = {column.partition(",")[0]: column for column in sorted(columns, key=lambda c: "acc_norm" in c)}
+    shown = front.table[front.table[list(best.values())].notna().any(axis=1)] if best else None
+    if shown is None or shown.empty:
+        return
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("layout", "merge", *best.values()):
+        view.add_column(heading, justify="left" if heading == "merge" else "right")
+    for _, row in shown.iterrows():
+        cells = ("" if row[c] != row[c] else f"{row[c]:.3f} ±{row[error_of(c)]:.3f}" for c in best.values())
+        view.add_row(str(row["layout"]), row["merge"], *cells)
+    ERR.print(view)
+
+
+def proxies_table(found: pd.DataFrame | None) -> None:
+    """How well each fitness ranks layouts of one size, where enough were measured."""
+    if found is None:
+        return
+    view = Table(title="what proxies are worth: rank correlation with nats per token", title_style="bold", box=None)
+    for heading in ("fitness", "merge", "KV cache", "layouts", "Spearman", "Kendall"):
+        view.add_column(heading, justify="left" if heading in ("fitness", "merge") else "right")
+    for row in found.itertuples():
+        view.add_row(row.fitness, row.merge, f"{row.kv_ratio:.1%}", str(row.layouts), f"{row.spearman:+.2f}",
+                     f"{row.kendall:+.2f}")  # fmt: skip
+    ERR.print(view)
+
+
+def evaluated_table(found: EvaluatedModel) -> None:
+    """On stdout: what was measured, its standard error, the original's."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    beside = ["original", "over"] if found.original else []
+    for heading in ("measured", printable(found.name), "standard error", *beside):
+        view.add_column(heading, justify="left" if heading == "measured" else "right")
+    for column, value in found.values.items():
+        if not SE.search(column):
+            error = found.values.get(error_of(column), float("nan"))
+            cells = [column, f"{value:.4f}", "" if error != error else f"{error:.4f}"]
+            before = (found.original or {}).get(column)
+            told = ["", ""] if before is None else [f"{before:.4f}", f"{value - before:+.4f}"]
+            view.add_row(*cells, *(told if found.original else []))
+    OUT.print(view)

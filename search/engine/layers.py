@@ -1,0 +1,215 @@
+"""Stage 1: every method on every layer, written when a layer is done, so that a killed run goes on where it stopped."""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fitness import FITNESSES, Fitness
+from grouper.attention import Attention
+from grouper.calibration.input_moments import InputMoments, MeasuredInputs
+from grouper.errors import GrouperError
+from grouper.layout import Grouping, LayerLayout
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.progress import Progress, untold
+from grouper.regroup import Regrouper
+from grouper.threads import one_thread
+from search.engine.processes import workers
+from search.methods.candidate import Candidate
+from search.methods.loss_oracle import MergedLoss
+from search.methods.method import Method
+from search.methods.task import LayerTask
+from search.options import SearchOptions
+from search.runs.folder import RunFolder
+
+Found = dict[str, list[Candidate]]  # by method
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """What a process needs to search any layer of one model: called with a layer, reads its attention weights, makes
+    its tables, runs every method, and notes in `folder` how they came on. moments: a file with the layer's, where there
+    is text."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    fitness: Fitness
+    methods: list[Method]
+    options: SearchOptions
+    device: str
+    folder: RunFolder | None = None
+
+    def __call__(self, layer: int, moments: Path | None = None, report: Progress = untold) -> Found:
+        with one_thread():
+            inputs = None if moments is None else MeasuredInputs.load(moments)
+            return self.search(self.task(layer, inputs), layer, report)
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.fitness.needs_moments or any(m.needs_weights for m in self.methods)
+
+    def task(self, layer: int, inputs: InputMoments | None = None) -> LayerTask:
+        """The tables of one layer, and what its methods need besides. inputs: what enters it; without, where something
+        asks, what the norm's weights say."""
+
+        def read() -> tuple[Attention, InputMoments]:
+            known = self.architecture.input_moments(self.checkpoint, layer) if inputs is None else inputs
+            return self.architecture.read(self.checkpoint, layer), known
+
+        attention, known = read() if self.needs_moments else (self.architecture.read(self.checkpoint, layer), inputs)
+        tables = self.fitness.tables(attention, known, device=self.device)
+        task = LayerTask(self.fitness, tables, read, attention.queries_per_kv_head)
+        for part in sorted({part for m in self.methods for part in m.parts}):
+            if part in ("k", "v"):
+                task.parts[part] = self.fitness.tables(attention, known, part=part, device=self.device)
+            elif part in ("q", "pairs"):  # what pairs of heads say, whatever the fitness
+                task.parts[part] = self.fitness.pairs(attention, known, "q" if part == "q" else "kv")
+            else:
+                raise GrouperError(f"a method asks for tables of {part!r}: expected k, v, q or pairs")
+        return task
+
+    def search(self, task: LayerTask, layer: int, report: Progress = untold) -> Found:
+        """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends
+        on what ran before."""
+        found, notes = {}, []
+        for method in self.methods:
+            rng = np.random.default_rng([self.options.seed, layer, zlib.crc32(method.name.encode())])
+            tell = lambda done, total, note, name=method.name: report(done, total, f"{name}, {note}")  # noqa: E731
+            found[method.name] = with_k_errors(task, method.search_layer(task, rng, self.options.genetic, tell))
+            notes += [(method.name, *note) for note in task.progress]
+            task.progress.clear()
+        if self.folder:
+            self.folder.write_progress(layer, notes)
+        return found
+
+
+def with_k_errors(task: LayerTask, candidates: list[Candidate]) -> list[Candidate]:
+    """With K's part of their errors, where query heads follow the heads that they read."""
+    n, of_k = task.queries_per_kv_head, task.tables.of_k
+
+    def follows(layout: LayerLayout) -> bool:
+        return layout.q is None and Grouping.from_labels(layout.k.labels.tolist(), n) == layout.k
+
+    places = [i for i, c in enumerate(candidates) if follows(c.layout)]
+    if of_k is None or not places:
+        return candidates
+    errors = of_k.errors(np.stack([candidates[i].layout.k.labels for i in places])).tolist()
+    found = dict(zip(places, errors))
+    return [replace(c, k_error=found.get(i)) for i, c in enumerate(candidates)]
+
+
+def search_layers(
+    folder: RunFolder,
+    regrouper: Regrouper,
+    options: SearchOptions,
+    methods: list[Method],
+    jobs: int = 1,
+    progress: Progress = untold,
+) -> list[Found]:
+    """Per layer that is searched, what each method found; read back where the layer is done. jobs: layers searched at a
+    time, each by a process that reads it, makes its tables and searches; no other tables wait. Each of several ranks
+    takes every so-many-th layer."""
+    a, ranks = regrouper.architecture, regrouper.ranks
+    layers = options.searched(a)
+    read = ranks.first_does(lambda: [folder.read_layer(layer, a.queries_per_kv_head) for layer in layers])
+    found = {layer: of_layer for layer, of_layer in zip(layers, read) if of_layer is not None}
+    todo = [layer for layer in layers if layer not in found]
+    if not todo:
+        return [found[layer] for layer in layers]
+    fitness = FITNESSES.configured(options.set)[options.fitness]
+    work = LayerSearch(regrouper.checkpoint, a, fitness, methods, options, regrouper.device, folder)
+
+    def keep(layer: int, of_layer: Found, quietly: bool = False) -> None:
+        found[layer] = of_layer
+        folder.write_layer(layer, of_layer)
+        if quietly:
+            return
+        new = len(found) - len(layers) + len(todo)
+        done = min(len(layers), len(layers) - len(todo) + ranks.size * new)
+        progress(done, len(layers), f"{a.name_of(layer)} is done")
+
+    if options.acceptance == "loss" and any(m.judged for m in methods):
+        regrouper.kept_moments(progress)
+        if ranks.first:
+            _judged_in_turn(work, regrouper, found, todo, keep, progress)
+    else:
+        with workers(min(jobs, len(ranks.share(todo))), work.device) as pool:  # which get ready meanwhile
+            side = _SideBySide(work, ranks.share(todo), pool, keep)
+            if work.needs_moments and regrouper.calibration is not None:
+                # the cores are free while a GPU is calibrated, and so is its memory where the model is streamed
+                early = "cuda" in work.device and regrouper.memory == 0
+                kept = regrouper.kept_moments(progress, side.begin if early else lambda layer, path: None)
+                side.moments = {layer: kept.path(layer) for layer in ranks.share(todo)}
+            regrouper.release()  # the model has said what it had to
+            side.finish(found, progress)
+    for of_rank in ranks.gather(found):
+        found |= of_rank
+    return [found[layer] for layer in layers]
+
+
+class _SideBySide:
+    """Layers that are searched by processes; by this one where there are none. keep: called with each layer when it is
+    done, what was found, and whether something else is being told of. moments: the file of each layer's."""
+
+    def __init__(
+        self,
+        work: LayerSearch,
+        layers: Sequence[int],
+        pool: ProcessPoolExecutor | None,
+        keep: Callable[..., None],
+    ):
+        self.work, self.layers, self.pool, self.keep = work, layers, pool, keep
+        self.moments: dict[int, Path] = {}
+        self._running: dict[Future, int] = {}
+        self._begun: set[int] = set()
+
+    def begin(self, layer: int, moments: Path | None) -> None:
+        """Before all can: this one, if it is ours. Keeps what is done already, quietly: calibration is told of."""
+        if self.pool is not None and layer in self.layers and layer not in self._begun:
+            self._begun.add(layer)
+            self._running[self.pool.submit(self.work, layer, moments)] = layer
+        self._keep_those((done for done in list(self._running) if done.done()), quietly=True)
+
+    def finish(self, found: dict[int, Found], progress: Progress) -> None:
+        for layer in self.layers:
+            moments = self.moments.get(layer)
+            if self.pool is None:
+                self.keep(layer, self.work(layer, moments, _reporting(found, self.work, layer, progress)))
+            else:
+                self.begin(layer, moments)
+        self._keep_those(as_completed(list(self._running)))
+
+    def _keep_those(self, done: Iterable[Future], quietly: bool = False) -> None:
+        for future in done:
+            self.keep(self._running.pop(future), future.result(), quietly)
+
+
+def _judged_in_turn(
+    work: LayerSearch,
+    regrouper: Regrouper,
+    found: dict[int, Found],
+    todo: list[int],
+    keep: Callable[[int, Found], None],
+    progress: Progress,
+) -> None:
+    """Steps are judged by the merged model's loss: a layer with those before it."""
+    with MergedLoss(regrouper) as judge:
+        for layer in todo:
+            task = work.task(layer, regrouper.moments_of(layer))
+            judged = [m.name for m in work.methods if m.judged]
+            task.judges = {name: judge.judge(layer, [found[i][name] for i in range(layer)]) for name in judged}
+            keep(layer, work.search(task, layer, _reporting(found, work, layer, progress)))
+
+
+def _reporting(found: dict[int, Found], work: LayerSearch, layer: int, progress: Progress) -> Progress:
+    """What tells of one layer: layers are what is counted."""
+    name, layers = work.architecture.name_of(layer), len(work.options.searched(work.architecture))
+
+    def report(_done: int, _total: int, note: str) -> None:
+        progress(len(found), layers, f"{name}, {note}")
+
+    return report

@@ -1,0 +1,150 @@
+"""How much each layer's error matters: what merging that layer alone, refined briefly, does to the loss on calibration
+text that was held out. Budgets over layers then add up losses instead of errors.
+
+For each layer the loss is measured at three KV-head counts (a half, a quarter, an eighth); between and beyond these a
+straight line in logarithms leads from error to loss.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fitness import FITNESSES
+from grouper.errors import GrouperError
+from grouper.evaluation.perplexity import nll
+from grouper.layout import HeadLayout
+from grouper.merging import MERGES, merge_for
+from grouper.outputs import write_text
+from grouper.progress import Progress, untold
+from grouper.refinement.layer import LayerWorker
+from grouper.refinement.options import RefineOptions
+from grouper.refinement.sides import Sides
+from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
+from search.engine.layers import Found
+from search.methods.candidate import Candidate, best_per_size
+from search.runs.folder import RunFolder
+
+FILE = "sensitivity.csv"
+STEPS, TOKENS = 40, 8192  # of refining a layer
+JUDGED = 8192  # tokens of held-out text
+LEAST = 1e-5  # nats; less cannot be told from none
+
+Points = list[tuple[float, float]]  # (error, nats)
+
+
+def scaled(found: list[Found], folder: RunFolder, regrouper: Regrouper, progress: Progress = untold) -> list[Found]:
+    """The same candidates, their errors as losses in nats. What is measured is kept in RUN/sensitivity.csv, so that a
+    killed search goes on."""
+    points = _read(folder.path / FILE)
+    missing = [layer for layer in range(len(found)) if layer not in points]
+    if missing:
+        for layer, of_layer in measured(found, missing, folder, regrouper, progress):
+            points[layer] = of_layer
+            _write(folder.path / FILE, points)
+    curves = [curve(points[layer]) for layer in range(len(found))]
+    return [
+        {name: [Candidate(c.layout, loss(c.error)) for c in candidates] for name, candidates in layer.items()}
+        for layer, loss in zip(found, curves)
+    ]
+
+
+def curve(points: Points) -> Callable[[float], float]:
+    """Loss as a rising function of error, 0 at 0: straight between the points in logarithms, and on beyond them."""
+    points = sorted((e, max(n, LEAST)) for e, n in points if e > 0)
+    if not points:
+        return lambda error: error
+    x, y = (np.log([p[i] for p in points]) for i in (0, 1))
+    y = np.maximum.accumulate(y)
+
+    def loss(error: float) -> float:
+        if error <= 0:
+            return 0.0
+        at = math.log(error)
+        if len(x) == 1:
+            return math.exp(y[0] + at - x[0])
+        if x[0] <= at <= x[-1]:
+            return float(math.exp(np.interp(at, x, y)))
+        near, far = (0, 1) if at < x[0] else (-1, -2)
+        slope = max((y[near] - y[far]) / (x[near] - x[far]), 1e-3) if x[near] != x[far] else 1.0
+        return math.exp(min(y[near] + slope * (at - x[near]), 50.0))
+
+    return loss
+
+
+def measured(
+    found: list[Found], layers: list[int], folder: RunFolder, regrouper: Regrouper, progress: Progress
+) -> Iterator[tuple[int, Points]]:
+    """(layer, points) of these layers, in their order. Raises GrouperError for a model that is streamed."""
+    model, options = regrouper.model, folder.settings.options
+    if not isinstance(model, InMemoryModel):
+        raise GrouperError("--sensitivity asks a whole model for its loss, and memory does not hold it")
+    merge = MERGES.configured(options.set)[FITNESSES[options.fitness].own_merge]
+    refine = RefineOptions("attention", steps=STEPS, seed=options.seed).plan(regrouper.device)
+    windows, judged = regrouper.windows(TOKENS), regrouper.held_out(JUDGED)
+    before = nll(model.model, judged)
+    size = max(1, refine.batch_tokens // windows.shape[1])
+    sides = Sides(model, windows, size, regrouper.device, whole_layers=False, apart=False)
+    for layer, of_layer in enumerate(found):
+        (site,) = place = model.architecture.places[layer]
+        here, points = sides.at(place), []
+        for candidate in chosen(of_layer, regrouper.architecture.kv_heads) if layer in layers else []:
+            worker = LayerWorker(here.own, regrouper.device, refine).take_up(site, candidate.layout)
+            worker.set_targets(here)
+            whole = _alone(regrouper, layer, candidate)
+            start = regrouper.merged(whole, merge_for(whole, merge).before_refinement())(layer).attention
+            done = worker.fit(start, [here], STEPS)
+            with model.installed({layer: candidate.layout}, {layer: done}.__getitem__) as installed:
+                points.append((candidate.error, nll(installed, judged) - before))
+        with here.own.loaded() as module:
+            here.own.advance(module)
+        if layer in layers:
+            progress(layer + 1, len(found), f"what layer {layer} costs alone")
+            yield layer, points
+
+
+def chosen(of_layer: Found, kv_heads: int) -> list[Candidate]:
+    """The best at a half, a quarter and an eighth of the KV heads, or at the counts nearest to these."""
+    best = best_per_size([c for candidates in of_layer.values() for c in candidates if c.error > 0])
+    if not best:
+        return []
+
+    def nearest(at: float) -> int:
+        return min(best, key=lambda size: (abs(size - at), size))
+
+    sizes = {nearest(2 * kv_heads / share) for share in (2, 4, 8)}
+    return [best[size] for size in sorted(sizes, reverse=True)]
+
+
+def _alone(regrouper: Regrouper, layer: int, candidate: Candidate) -> HeadLayout:
+    """The model as it came, but for this layer."""
+    a = regrouper.architecture
+    whole = a.ungrouped
+    layers = (*whole.layers[:layer], candidate.layout, *whole.layers[layer + 1 :])
+    return replace(whole, layers=layers)
+
+
+def _read(path: Path) -> dict[int, Points]:
+    """Raises GrouperError where the file is damaged."""
+    points: dict[int, Points] = {}
+    if path.is_file():
+        try:
+            with open(path, newline="") as file:
+                for row in csv.DictReader(file):
+                    points.setdefault(int(row["layer"]), []).append((float(row["error"]), float(row["nats"])))
+        except (KeyError, ValueError, TypeError) as error:
+            raise GrouperError(f"{path} is damaged: delete it, and it is measured again") from error
+    return points
+
+
+def _write(path: Path, points: dict[int, Points]) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["layer", "error", "nats"])
+    rows.writerows((layer, repr(error), repr(nats)) for layer, own in sorted(points.items()) for error, nats in own)
+    write_text(path, text.getvalue())

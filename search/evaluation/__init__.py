@@ -1,0 +1,1 @@
+"""Layouts and models, measured on text and by tasks."""

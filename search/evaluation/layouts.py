@@ -1,0 +1,207 @@
+"""Measure layouts of a run: on text, nats per token and how near they are to the original; by tasks, scores."""
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from grouper.calibration.calibration import WINDOW
+from grouper.calibration.kept_tokens import KeptTokens
+from grouper.calibration.reading import read_examples
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import digest
+from grouper.errors import GrouperError
+from grouper.evaluation.tasks import TaskOptions
+from grouper.layout import HeadLayout
+from grouper.merging import MERGES, Merge, merge_for
+from grouper.model.architecture import Architecture
+from grouper.model.checkpoint import Checkpoint
+from grouper.outputs import temporary_folder
+from grouper.progress import Progress, untold
+from grouper.ranks import locked_by_first, started_ranks
+from grouper.refinement.options import RefineOptions, RefinePlan
+from grouper.registry import check_assignments
+from grouper.regroup import Regrouper
+from grouper.running.batch import Batch
+from grouper.running.in_memory import InMemoryModel
+from search.evaluation.choosing import add_rows, choose
+from search.evaluation.meter import Meter
+from search.evaluation.proxies import FILE as PROXIES
+from search.evaluation.proxies import judge_proxies, write_proxies
+from search.methods.registry import ORIGINAL
+from search.options import COMPUTING, MEASURED
+from search.runs.columns import JUDGES, called
+from search.runs.folder import RunFolder
+from search.runs.pareto import ParetoFront
+from search.runs.picture import draw
+from search.runs.record import REFINED, Measuring
+from search.runs.samples import note_sample
+
+Errors = list[tuple[float, float]]
+Measured = tuple[dict[str, float], Errors, dict[str, str]]
+Texts = Mapping[str, TextSource]  # by the names that columns get; one alone needs none, and is called ""
+
+
+def evaluate(
+    run: str | Path,
+    source: TextSource | Texts | None = None,
+    *,
+    tasks: TaskOptions | None = None,
+    merge: str | None = None,
+    refine: RefineOptions | None = None,
+    layouts: str = MEASURED,
+    window: int = WINDOW,
+    limit: int | None = None,
+    device: str = "cpu",
+    dtype: str = COMPUTING,
+    memory: int | None = None,
+    keep_calibration: str | Path | None = None,
+    set: tuple[str, ...] = (),
+    overwrite: bool = False,
+    progress: Progress = untold,
+) -> ParetoFront:
+    """Fill in what layouts of a run lose, the original and the baselines among them, and write pareto.csv after each.
+
+    source: text, or several texts by name. It gives nll and perplexity, KL to the original's distribution (`kl`) and
+    the share of equal likeliest tokens (`agreement`), with standard errors; of several texts their mean, and a column
+    for each ("nll:NAME"). tasks: of lm-evaluation-harness, a column for each metric ("hellaswag,acc_norm").
+
+    overwrite forgets all earlier measurements. Merges that need calibration, and refinement, use the run's own
+    calibration text, never the one that is measured on. layouts: "spread" (the baselines, the best stock layouts and 12
+    along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
+    that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
+    the run's. What is measured already is not measured again. Raises GrouperError where the run was measured on other
+    text, or refined otherwise. memory: bytes that the model may take; a larger one is streamed, in float32. Where
+    several ranks run this, layouts are shared out among them.
+    """
+    ranks = started_ranks()
+    folder = RunFolder.open(Path(run))
+    with locked_by_first(ranks, folder.path):
+        front, settings = folder.front(), folder.settings
+        assignments = (*settings.options.set, *set)
+        check_assignments(set, MERGES)
+        chosen_merge = MERGES.configured(assignments).named(merge or front.own_merge)
+        checkpoint = settings.open_checkpoint()
+        calibration = settings.calibration(keep_calibration)
+        if refine and dtype != COMPUTING:
+            raise GrouperError(f"refinement computes in {COMPUTING}: leave --dtype {dtype} away, or --refine")
+        if refine and calibration is None:
+            raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
+        kept = folder.kept_tokens()
+        ranks.first_does(kept.begin)
+        texts = texts_of(checkpoint, source, tasks, window, limit, kept)
+        numbers = choose(front, layouts)
+        plan = refine.plan(device) if refine else None
+        measuring = measuring_of(source, texts, tasks, dtype, set)
+        front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite))
+        wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")
+        regrouper = Regrouper(checkpoint, calibration, device, memory, ranks, kept)
+        meter = Meter(regrouper, texts, tasks, dtype)
+        todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
+        fitting = partial(merge_for, merge=chosen_merge)
+        fill_in(folder, front, todo, meter, fitting, plan, progress)
+        if todo or not (folder.path / PROXIES).is_file():  # else they are as they were
+            proxies = judge_proxies(folder, front, regrouper, assignments)
+            ranks.first_does(lambda: write_proxies(folder, proxies))
+        title = f"{checkpoint.title}: KV cache against what it costs"
+        ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
+        return front
+
+
+def texts_of(
+    checkpoint: Checkpoint,
+    source: TextSource | Texts | None,
+    tasks: TaskOptions | None,
+    window: int,
+    limit: int | None,
+    kept: KeptTokens | None = None,
+) -> dict[str, Batch]:
+    """What the model takes, by the texts' names. kept: where tokens are kept and looked for."""
+    if source is None and tasks is None:
+        raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images or --tasks")
+    sources = {"": source} if isinstance(source, TextSource) else source or {}
+    if tasks is not None and Architecture.of(checkpoint.config).family.reads != "windows":
+        raise GrouperError("tasks are for decoders: lm-evaluation-harness runs nothing else")
+    return {name: read_examples(checkpoint, one, window, limit, kept) for name, one in sources.items()}
+
+
+def measuring_of(
+    source: TextSource | Texts | None, texts: dict[str, Any], tasks: TaskOptions | None, dtype: str, set: tuple
+) -> Measuring:
+    about = None if tasks is None else {"limit": tasks.limit, "few_shot": tasks.few_shot}
+    if source is None or not texts:
+        return Measuring(None, None, None, dtype, set, about)
+    if isinstance(source, TextSource):
+        tokens = texts[""]
+        return Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set, about)
+    names = ", ".join(f"{name}={one.name}" for name, one in source.items())
+    digests = " ".join(f"{name}={digest(tokens)}" for name, tokens in texts.items())
+    return Measuring(names, digests, tuple(list(tokens.shape) for tokens in texts.values()), dtype, set, about)
+
+
+def fill_in(
+    folder: RunFolder,
+    front: ParetoFront,
+    todo: list[int],
+    meter: Meter,
+    fitting: Callable[[HeadLayout], Merge],
+    refine: RefinePlan | None,
+    progress: Progress,
+) -> None:
+    """Measure these rows, one a rank at a time, and write pareto.csv after each time."""
+    regrouper = meter.regrouper
+    ranks = regrouper.ranks
+    if todo and not ranks.alone and regrouper.calibration:
+        regrouper.kept_moments(progress)  # which all ranks collect together
+
+    def measure(index: int) -> Measured:
+        row = front.table.loc[index]
+        layout = folder.layout(int(row["layout"]))
+        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine)
+
+    for begin in range(0, len(todo), ranks.size):
+        one_each = todo[begin : begin + ranks.size]
+        mine = [measure(index) for index in ranks.share(one_each)]
+        found = [one for of_rank in ranks.gather(mine) for one in of_rank]
+        for done, (index, (values, errors, sample)) in enumerate(zip(one_each, found), begin + 1):
+            number = front.table.loc[index, "layout"]
+            if not math.isfinite(values.get("nll", 0.0)):
+                raise GrouperError(
+                    f"layout {number} gives {values['nll']} nats per token: are the model's weights damaged?"
+                )
+            front.fill(index, values)
+            row = front.table.loc[index]
+            if errors and ranks.first:
+                folder.note_refined(int(number), row["merge"], errors)
+            if sample and ranks.first:
+                note_sample(folder.path, int(number), row["merge"], **sample)
+            what = f"layout {number}, {row['method']}, {row['kv_ratio']:.0%}"
+            progress(done, len(todo), f"{what}: {told(row)}" if meter.texts else what)
+        front.mark()
+        ranks.first_does(lambda: front.write(folder.path / "pareto.csv"))
+
+
+def told(row: pd.Series) -> str:
+    """What a row was found to lose, by the first measure that it has."""
+    column = next((c for c in JUDGES if row.get(c, np.nan) == row.get(c, np.nan)), "error")
+    return f"{row[column]:.4f} {called(column)}"
+
+
+def measured(meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefinePlan | None) -> Measured:
+    """Values by column, of the model as it came, or under this layout, merged and perhaps refined; layers' errors
+    before and after refinement; a sample of text, where there is one."""
+    if original:
+        return meter.of_original(), [], meter.sample()
+    regrouper = meter.regrouper
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        if refine:
+            refined = regrouper.refined(layout, merge, refine, folder)
+            errors = [refined.errors(layer) for layer in range(len(layout.layers))]
+            return meter.of_layout(layout, refined), errors, meter.sample((layout, refined))
+        merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
+        return meter.of_layout(layout, merged), [], meter.sample((layout, merged))

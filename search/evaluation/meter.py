@@ -1,0 +1,120 @@
+"""Measure layouts of one model: on texts, how near they are to the original; by tasks, scores."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grouper.attention import Merged
+from grouper.calibration.text import load_tokenizer
+from grouper.errors import GrouperError
+from grouper.evaluation.closeness import Columns, Original, closeness_of, mean_of
+from grouper.evaluation.tasks import TaskOptions, Tasks
+from grouper.layout import HeadLayout
+from grouper.regroup import Regrouper
+from grouper.running.batch import Batch
+from grouper.running.in_memory import InMemoryModel
+from grouper.running.layers import Layers
+from search.options import COMPUTING
+from search.runs.columns import COMPARED
+
+PROMPT, ADDED = 32, 48  # tokens of a sample that are given, and that the model adds
+
+
+class Meter:
+    """Measures layouts of one model, on texts and by tasks."""
+
+    def __init__(
+        self, regrouper: Regrouper, texts: Mapping[str, Tensor | Batch], tasks: TaskOptions | None, dtype: str
+    ):
+        self.regrouper, self.texts, self.asked = regrouper, texts, tasks
+        if dtype != COMPUTING:
+            regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))
+
+    @cached_property
+    def originals(self) -> dict[str, Original]:
+        return {name: Original.of(self.regrouper.model, tokens) for name, tokens in self.texts.items()}
+
+    @cached_property
+    def tasks(self) -> Tasks | None:
+        return None if self.asked is None else Tasks(self.asked)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.regrouper.checkpoint)
+
+    def is_missing(self, row: dict) -> bool:
+        """Whether the row lacks something of what is measured."""
+        if self.texts and all(np.isnan(row.get(column, np.nan)) for column in COMPARED):
+            return True
+        names = () if self.asked is None else self.asked.names
+        return any(all(np.isnan(row[c]) for c in row if c.startswith(f"{name},")) for name in names)
+
+    def of_original(self) -> Columns:
+        values = on_texts({name: original.columns for name, original in self.originals.items()})
+        return {**values, **self._of_tasks(None)}
+
+    def of_layout(self, layout: HeadLayout, merged: Merged) -> Columns:
+        model = self.regrouper.model
+        found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
+        return {**on_texts(found), **self._of_tasks((layout, merged))}
+
+    @cached_property
+    def prompt(self) -> Tensor | None:
+        """Ids [T] of a text's beginning, for a decoder in memory that can go on with it; None for others."""
+        a, model = self.regrouper.architecture, self.regrouper.model
+        windows = Batch.of(next(iter(self.texts.values()))).windows if self.texts else None
+        if windows is None or a.family.reads != "windows" or not isinstance(model, InMemoryModel):
+            return None
+        prompt = windows[0, :PROMPT]  # [T]
+        return prompt if a.context >= len(prompt) + ADDED and model.model.can_generate() else None
+
+    def sample(self, regrouped: tuple[HeadLayout, Merged] | None = None) -> dict[str, str]:
+        """The prompt and the text that the model adds to it, the original unless regrouped; {} without a prompt."""
+        if self.prompt is None:
+            return {}
+        model = in_memory(self.regrouper.model)
+        with model.installed(*regrouped) if regrouped else nullcontext(model.model) as installed:
+            text = continuation(installed, self.tokenizer, self.prompt)
+        return {"prompt": self.tokenizer.decode(self.prompt), "text": text}
+
+    def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> Columns:
+        if self.tasks is None:
+            return {}
+        model = in_memory(self.regrouper.model)
+        if regrouped is None:
+            return self.tasks.scores(model.model, self.tokenizer)
+        with model.installed(*regrouped) as installed:
+            return self.tasks.scores(installed, self.tokenizer)
+
+
+def continuation(model: Any, tokenizer: Any, prompt: Tensor, tokens: int = ADDED) -> str:
+    """The text that a decoder of transformers adds to a prompt by greedy decoding. prompt: ids, [T]."""
+    given = prompt[None].to(model.device)
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
+    with torch.inference_mode():
+        found = model.generate(
+            given, attention_mask=torch.ones_like(given), pad_token_id=0, **options
+        )  # [1, T + tokens]
+    return tokenizer.decode(found[0, len(prompt) :])
+
+
+def in_memory(model: Layers) -> InMemoryModel:
+    """The model itself. Raises GrouperError for one that is streamed, which no task harness can run."""
+    if not isinstance(model, InMemoryModel):
+        size = 4 * model.checkpoint.parameters / 1e9
+        raise GrouperError(f"tasks need the model in memory, {size:.1f} GB: give more --memory")
+    return model
+
+
+def on_texts(found: dict[str, Columns]) -> Columns:
+    """Of a single text as it is; of several their mean, and each with its name behind it."""
+    if not found:
+        return {}
+    if list(found) == [""]:
+        return found[""]
+    return mean_of(found) | {f"{column}:{name}": v for name, columns in found.items() for column, v in columns.items()}

@@ -1,0 +1,112 @@
+"""Measure a model itself: as it came, or an export or healed folder beside its original."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grouper.calibration.calibration import WINDOW
+from grouper.calibration.source import TextSource
+from grouper.calibration.text import load_tokenizer
+from grouper.errors import GrouperError
+from grouper.evaluation.closeness import Original, closeness_of
+from grouper.evaluation.tasks import TaskOptions, Tasks
+from grouper.export.write import MARKER
+from grouper.model.checkpoint import Checkpoint
+from grouper.model.loadable import check_model
+from grouper.running.opening import open_model
+from grouper.uptraining.exported import ExportedModel
+from search.evaluation.layouts import Texts, texts_of
+from search.evaluation.meter import in_memory, on_texts
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """name: of the model. values: by the columns that pareto.csv would have. original: the same of what it was made
+    from, where that is another one and is here."""
+
+    name: str
+    values: Values
+    original: Values | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        number = lambda v: v if v == v else None  # noqa: E731  JSON has no NaN
+        parts = {"values": self.values, "original": self.original or {}}
+        return {"model": self.name, **{n: {k: number(v) for k, v in part.items()} for n, part in parts.items()}}
+
+
+def names_a_model(text: str) -> bool:
+    """Whether this is a model rather than a run: a folder with a config.json, `demo`, or what may be a Hub id."""
+    path = Path(text)
+    if (path / "run.json").is_file():
+        return False
+    return (path / "config.json").is_file() or (not path.exists() and (text == "demo" or text.count("/") == 1))
+
+
+def can_be_measured(folder: str | Path) -> bool:
+    """Whether this is an export that `evaluate_model` takes, its original found: GGUFs and some ragged ones are not."""
+    try:
+        return bool(ExportedModel.open(folder))
+    except GrouperError:
+        return False
+
+
+def evaluate_model(
+    model: str | Path,
+    source: TextSource | Texts | None = None,
+    *,
+    tasks: TaskOptions | None = None,
+    base: str | None = None,
+    window: int = WINDOW,
+    limit: int | None = None,
+    device: str = "cpu",
+    memory: int | None = None,
+) -> EvaluatedModel:
+    """model: a folder that `grouper export` or `grouper uptrain` wrote, or any model of a known family. base: an
+    export's original, where grouper.json does not lead to it. Raises GrouperError."""
+    if (Path(model) / MARKER).is_file():
+        exported = ExportedModel.open(model, base)
+        if exported.base is not exported.folder:  # else it was folded into another class, which is measured alone
+            return _of_export(exported, source, tasks, window, limit, device, memory)
+    checkpoint = Checkpoint.open(model).local()
+    check_model(checkpoint)
+    texts = texts_of(checkpoint, source, tasks, window, limit)
+    opened = open_model(checkpoint, device, memory)
+    values = own(on_texts({name: Original.of(opened, one).columns for name, one in texts.items()}))
+    if tasks:
+        values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
+    return EvaluatedModel(checkpoint.name, values)
+
+
+def _of_export(
+    exported: ExportedModel,
+    source: TextSource | Texts | None,
+    tasks: TaskOptions | None,
+    window: int,
+    limit: int | None,
+    device: str,
+    memory: int | None,
+) -> EvaluatedModel:
+    """The original is measured, and another one of its class with the export's weights in the place of its own."""
+    texts = texts_of(exported.original, source, tasks, window, limit)
+    original, healed = (open_model(exported.base, device, memory) for _ in range(2))
+    healed.replace_around(exported.around())
+    layout, merged = exported.layout, exported.layer
+    originals = {name: Original.of(original, one) for name, one in texts.items()}
+    before = own(on_texts({name: one.columns for name, one in originals.items()}))
+    after = on_texts({name: closeness_of(healed, one, layout, merged) for name, one in originals.items()})
+    if tasks:
+        loaded, tokenizer = Tasks(tasks), load_tokenizer(exported.original)
+        before |= loaded.scores(in_memory(original).model, tokenizer)
+        with in_memory(healed).installed(layout, merged) as installed:
+            after |= loaded.scores(installed, tokenizer)
+    return EvaluatedModel(exported.folder.name, after, before)
+
+
+def own(values: Values) -> Values:
+    """What a model has without another one to compare it with."""
+    return {
+        name: value for name, value in values.items() if re.split("[@:]", name)[0] in ("nll", "perplexity", "accuracy")
+    }

@@ -1,0 +1,110 @@
+"""What cheap fitnesses are worth: how they rank layouts of one size, beside what these were measured to lose.
+
+Sizes alone would make any proxy look good, so layouts are compared at one KV ratio, bare and refined ones apart.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau, spearmanr
+
+from fitness import FITNESSES, Fitness, LayerFitness
+from grouper.attention import Attention
+from grouper.layout import HeadLayout, LayerLayout
+from grouper.outputs import write_file
+from grouper.registry import Registry
+from grouper.regroup import Regrouper
+from search.methods.registry import ORIGINAL
+from search.runs.folder import RunFolder
+from search.runs.pareto import ParetoFront
+
+FILE = "proxies.csv"
+LEAST = 5  # layouts of one KV ratio and merge; a rank correlation of fewer says nothing
+
+
+def judge_proxies(
+    folder: RunFolder, front: ParetoFront, regrouper: Regrouper, assignments: tuple[str, ...]
+) -> pd.DataFrame:
+    """Spearman's and Kendall's rank correlation of each fitness with measured nats per token, for every KV ratio (where
+    an encoder was grouped, of weights) and merge of which at least 5 layouts were measured. One row each: fitness,
+    merge, kv_ratio, layouts, spearman, kendall.
+    """
+    table = front.table[front.table["nll"].notna() & (front.table["method"] != ORIGINAL)]
+    table = table.assign(kv_ratio=table[front.size].round(6)).drop_duplicates(["layout", "merge"])
+    groups = {key: rows for key, rows in table.groupby(["kv_ratio", "merge"]) if len(rows) >= LEAST}
+    numbers = sorted({int(n) for rows in groups.values() for n in rows["layout"]})
+    layouts = {number: folder.layout(number) for number in numbers}
+    errors = fitness_errors(layouts, regrouper, FITNESSES.configured(assignments)) if layouts else {}
+    found = []
+    for (ratio, merge), rows in sorted(groups.items(), key=lambda group: (-group[0][0], group[0][1])):
+        for name, of_layout in errors.items():
+            proxy = [of_layout[int(n)] for n in rows["layout"]]
+            values = (_correlation(measure, proxy, rows["nll"]) for measure in (spearmanr, kendalltau))
+            found.append((name, merge, ratio, len(rows), *values))
+    return pd.DataFrame(found, columns=["fitness", "merge", "kv_ratio", "layouts", "spearman", "kendall"])
+
+
+def write_proxies(folder: RunFolder, found: pd.DataFrame) -> None:
+    """RUN/proxies.csv; none where nothing could be compared."""
+    path = folder.path / FILE
+    if len(found):
+        write_file(path, lambda beside: found.to_csv(beside, index=False, lineterminator="\n"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_proxies(run: str | Path) -> pd.DataFrame | None:
+    path = Path(run) / FILE
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def fitness_errors(
+    layouts: dict[int, HeadLayout], regrouper: Regrouper, fitnesses: Registry[Fitness]
+) -> dict[str, dict[int, float]]:
+    """By fitness and layout, the error summed over layers, from tables that are made once for each layer."""
+    a = regrouper.architecture
+    sums = {name: dict.fromkeys(layouts, 0.0) for name in fitnesses}
+    for layer in range(a.layers):
+        attention = a.read(regrouper.checkpoint, layer)
+        for name, fitness in fitnesses.items():
+            scored = _LayerErrors(fitness, attention, regrouper, layer)
+            for number, layout in layouts.items():
+                sums[name][number] += scored(layout.layers[layer])
+    return sums
+
+
+class _LayerErrors:
+    """One layer's error of any layout, tables made when one asks for them."""
+
+    def __init__(self, fitness: Fitness, attention: Attention, regrouper: Regrouper, layer: int):
+        self.fitness, self.attention, self.device = fitness, attention, regrouper.device
+        self.inputs = regrouper.moments_of(layer) if fitness.needs_moments else None
+        self.tables: dict[str, LayerFitness] = {}
+        self.known: dict[LayerLayout, float] = {}
+
+    def __call__(self, layout: LayerLayout) -> float:
+        if layout not in self.known:
+            self.known[layout] = self._error(layout)
+        return self.known[layout]
+
+    def _error(self, layout: LayerLayout) -> float:
+        if not layout.keeps_readers(self.attention.queries_per_kv_head):
+            return self.fitness.error_of_any_layout(self.attention, layout, self.inputs)
+        if layout.is_shared:
+            return self._of("kv", layout.k.labels)
+        return self._of("k", layout.k.labels) + self._of("v", layout.v.labels)
+
+    def _of(self, part: str, labels: np.ndarray) -> float:
+        if part not in self.tables:
+            self.tables[part] = self.fitness.tables(self.attention, self.inputs, part=part, device=self.device)
+        return float(self.tables[part].errors(labels[None])[0])
+
+
+def _correlation(measure: Callable[[list[float], pd.Series], Any], proxy: list[float], nll: pd.Series) -> float:
+    """measure: one of scipy's. NaN where all are the same."""
+    if len(set(proxy)) < 2 or nll.nunique() < 2:
+        return float("nan")
+    return float(measure(proxy, nll).statistic)

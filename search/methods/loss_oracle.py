@@ -1,0 +1,67 @@
+"""AsymGQA's slow acceptance (arXiv 2406.14963): what the merged model loses on calibration text that was held out."""
+
+from contextlib import ExitStack
+
+import numpy as np
+
+from grouper.attention import Merged, MergedLayer
+from grouper.errors import GrouperError
+from grouper.evaluation.perplexity import nll
+from grouper.layout import LayerLayout
+from grouper.merging import MEAN
+from grouper.regroup import Regrouper
+from grouper.running.in_memory import InMemoryModel
+from search.methods.candidate import Candidate
+from search.methods.task import Judge
+
+HELD_OUT = 4096  # tokens
+
+
+class MergedLoss:
+    """Nats per token with a layer's heads averaged in these groups, the layers before it in theirs of the same count.
+
+    While it is entered, the layers before stay as they are from one step to the next.
+    """
+
+    def __init__(self, regrouper: Regrouper):
+        self.regrouper, self.architecture = regrouper, regrouper.architecture
+        if not isinstance(regrouper.model, InMemoryModel):
+            raise GrouperError("steps are judged by a whole model's loss, and memory does not hold it: see --memory")
+        self.model = regrouper.model
+        self.windows = regrouper.held_out(HELD_OUT)
+        self._before = ExitStack()
+        self._installed: tuple | None = None  # whose layers, and their KV-head count, `_before` holds
+
+    def __enter__(self) -> "MergedLoss":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._before.close()
+
+    def judge(self, layer: int, before: list[list[Candidate]]) -> Judge:
+        """before: per earlier layer, what the method found there."""
+        earlier = [{c.kv_heads: c.layout for c in candidates} for candidates in before]
+        judge = object()
+
+        def judged(rows: np.ndarray) -> np.ndarray:
+            losses = []
+            for row in rows:
+                count = len(set(row.tolist()))
+                if self._installed != (judge, count):
+                    self._before.close()
+                    layouts = {index: by_count[count] for index, by_count in enumerate(earlier)}
+                    self._before.enter_context(self.model.installed(layouts, self._averaged(layouts)))
+                    self._installed = (judge, count)
+                layout = LayerLayout.from_labels(row.tolist(), self.architecture.queries_per_kv_head)
+                with self.model.installed({layer: layout}, self._averaged({layer: layout})) as model:
+                    losses.append(nll(model, self.windows))
+            return np.array(losses)
+
+        return judged
+
+    def _averaged(self, layouts: dict[int, LayerLayout]) -> Merged:
+        def mean(layer: int) -> MergedLayer:
+            attention = self.architecture.read(self.model.checkpoint, layer)
+            return MergedLayer(MEAN.merge(attention, layouts[layer]))
+
+        return mean

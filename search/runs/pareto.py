@@ -1,0 +1,190 @@
+"""Layouts with what they cost: the Pareto front of size against error, and its CSV."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import moocore
+import numpy as np
+import pandas as pd
+from packaging.version import Version
+
+from grouper.errors import GrouperError
+from grouper.layout import HeadLayout
+from grouper.outputs import write_file
+from search.methods.registry import ORIGINAL
+from search.runs.columns import JUDGES
+
+COLUMNS = [
+    "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
+    "nll", "perplexity", "on_nll_front", "also_found_by", "weights_bytes",
+]  # fmt: skip
+# Where a model has an encoder: bytes kept of each token that a decoder attends across to, and where what is grouped has
+# no cache, the weights of K and V relative to the original, in whose place they are what is traded for accuracy.
+OF_ENCODERS = ["kv_bytes_per_source_token", "weight_ratio"]
+# Releases of pandas before 3.1 need it to read floats to the bit; later ones always do, and deprecate it.
+EXACT = {"float_precision": "round_trip"} if Version(pd.__version__) < Version("3.1") else {}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A layout as a search found it. merge: the merge that its error is of. also_found_by: the other methods that came
+    to it."""
+
+    layout: HeadLayout
+    method: str
+    error: float
+    merge: str
+    also_found_by: list[str] = field(default_factory=list)
+
+
+class ParetoFront:
+    """The table of a run: one row per layout and merge. `table` is a pandas DataFrame with the columns of
+    pareto.csv."""
+
+    def __init__(self, table: pd.DataFrame):
+        self.table = table
+
+    @classmethod
+    def of(
+        cls, layouts: list[Scored], kv_dtype: str, weights: Callable[[HeadLayout], int] | None = None
+    ) -> "ParetoFront":
+        """Number the layouts from 0 in the order given and mark the front. weights: bytes of the model's under a
+        layout, if they are known."""
+        rows = [
+            {
+                "layout": number, "method": s.method, "merge": s.merge, "on_front": 0, "kv_ratio": s.layout.kv_ratio,
+                "kv_bytes_per_token": s.layout.kv_bytes_per_token(kv_dtype), "kv_heads": ";".join(s.layout.kv_heads),
+                "error": s.error, "deploy": s.layout.export_class, "nll": np.nan, "perplexity": np.nan,
+                "on_nll_front": pd.NA, "also_found_by": ";".join(s.also_found_by),
+                "weights_bytes": pd.NA if weights is None else weights(s.layout),
+            }
+            for number, s in enumerate(layouts)
+        ]  # fmt: skip
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        every = [s.layout for s in layouts]
+        if any("source" in layout.caches for layout in every):
+            table[OF_ENCODERS[0]] = [layout.kv_bytes_per_source_token(kv_dtype) for layout in every]
+        if any(layout.groups_encoder for layout in every):
+            table[OF_ENCODERS[1]] = [layout.weight_ratio for layout in every]
+        for column in ("on_nll_front", "weights_bytes"):
+            table[column] = table[column].astype("Int64")
+        front = cls(table)
+        front.mark()
+        return front
+
+    @property
+    def size(self) -> str:
+        """The column that is traded for accuracy: the cache relative to the original's, or the weights of K and V where
+        an encoder, which has no cache, was grouped."""
+        return "weight_ratio" if "weight_ratio" in self.table else "kv_ratio"
+
+    def mark(self) -> None:
+        """Set on_front by size and error, and on_nll_front by size and measured nats per token."""
+        t = self.table
+        t["on_front"] = moocore.is_nondominated(t[[self.size, "error"]].to_numpy(float), keep_weakly=True).astype(int)
+        measured = t["nll"].notna()
+        t["on_nll_front"] = pd.array([pd.NA] * len(t), dtype="Int64")
+        if measured.any():
+            points = t.loc[measured, [self.size, "nll"]].to_numpy(float)
+            t.loc[measured, "on_nll_front"] = moocore.is_nondominated(points, keep_weakly=True).astype(int)
+
+    @property
+    def measured_columns(self) -> list[str]:
+        """What `evaluate` fills, the front aside: nll and perplexity, and all that it added."""
+        return ["nll", "perplexity", *(c for c in self.table.columns if c not in (*COLUMNS, *OF_ENCODERS))]
+
+    def fill(self, index: int, values: dict[str, float]) -> None:
+        """Measurements of a row; columns come as they are needed."""
+        for name in values:
+            if name not in self.table:
+                self.table[name] = np.nan
+        self.table.loc[index, list(values)] = list(values.values())
+
+    @property
+    def over(self) -> pd.Series:
+        """Nats over the original, row by row; NaN where either was not measured."""
+        original = self.table.loc[self.table["method"] == ORIGINAL, "nll"]
+        return self.table["nll"] - (original.iloc[0] if len(original) else np.nan)
+
+    @property
+    def judge(self) -> str:
+        """The column that layouts are ranked by: the first of JUDGES that was measured, else `error`."""
+        return next((c for c in JUDGES if c in self.table and self.table[c].notna().any()), "error")
+
+    @property
+    def own_merge(self) -> str:
+        """The merge whose error the run's fitness is."""
+        return self.table["merge"].iloc[0]
+
+    def same_layouts(self, other: "ParetoFront") -> bool:
+        """Whether the other's rows, as a search wrote them, are the layouts of this table."""
+        columns = ["layout", "method", "kv_heads", "error", "also_found_by"]
+        mine, theirs = (t.drop_duplicates("layout")[columns].reset_index(drop=True) for t in (self.table, other.table))
+        return mine.equals(theirs.astype(mine.dtypes.to_dict()))
+
+    def found_by(self, *methods: str) -> pd.DataFrame:
+        """The rows that one of these methods came to, first or later."""
+        others = self.table["also_found_by"].str.split(";")
+        return self.table[
+            self.table["method"].isin(methods) | others.map(lambda names: not set(names).isdisjoint(methods))
+        ]
+
+    def front(self) -> pd.DataFrame:
+        """The rows no other row beats in both size and error, the smallest first."""
+        return self.table[self.table["on_front"] == 1].sort_values([self.size, "layout"])
+
+    def hypervolume(self, column: str = "error", reference: tuple[float, float] | None = None) -> float:
+        """Area that the front dominates, in (size, `column`), up to `reference` (default: 1 and the column's
+        largest value)."""
+        points = self.table[[self.size, column]].dropna().to_numpy(float)
+        return float(moocore.hypervolume(points, ref=reference or (1.0, float(points[:, 1].max()))))
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the picture, and the front as a table."""
+        from tempfile import TemporaryDirectory
+
+        from search.runs.picture import draw
+
+        with TemporaryDirectory() as folder:
+            draw(self, Path(folder) / "front.svg", "KV cache against what it costs")
+            picture = (Path(folder) / "front.svg").read_text(encoding="utf-8")
+        shown = self.front().dropna(axis=1, how="all")
+        return f"{picture[picture.index('<svg') :]}{shown.to_html(index=False, max_rows=24)}"
+
+    def write(self, path: Path) -> None:
+        """Floats are written so that reading them gives the same bits."""
+        write_file(path, lambda beside: self.table.to_csv(beside, index=False, lineterminator="\n"))
+
+    @classmethod
+    def read(cls, path: Path) -> "ParetoFront":
+        try:
+            table = pd.read_csv(path, dtype={"kv_heads": str, "also_found_by": str}, **EXACT)
+            for place, (column, empty) in enumerate({"also_found_by": "", "weights_bytes": pd.NA}.items(), -2):
+                if column not in table:  # an older run's
+                    table.insert(min(len(COLUMNS) + place, len(table.columns)), column, empty)
+            for column in ("on_nll_front", "weights_bytes"):
+                table[column] = table[column].astype("Int64")
+            table["also_found_by"] = table["also_found_by"].fillna("")
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
+        if table.empty:
+            raise GrouperError(f"{path} has no rows: delete it and run the search again")
+        missing = [c for c in COLUMNS if c not in table.columns]
+        if missing:
+            raise GrouperError(f"{path} lacks the columns {', '.join(missing)}: it is not a pareto.csv of this version")
+        try:
+            whole = [c for c in ("layout", "on_front", "kv_bytes_per_token", OF_ENCODERS[0]) if c in table]
+            for column in whole:
+                table[column] = table[column].astype("int64")
+            for column in ("kv_ratio", "error", "nll", "perplexity"):
+                table[column] = table[column].astype(float)
+            for column in table.columns.difference([*COLUMNS, OF_ENCODERS[0]]):  # measurements, and ratios
+                table[column] = table[column].astype(float)
+            known = table[["kv_ratio", "error"]].to_numpy(float)
+            named = table[["method", "merge", "deploy", "kv_heads"]].notna().to_numpy()
+            if not (np.isfinite(known).all() and named.all() and not np.isinf(table["nll"]).any()):
+                raise ValueError("cells are empty or not finite")
+        except (ValueError, TypeError, OverflowError) as error:
+            raise GrouperError(f"{path} is damaged ({error}): delete it and run the search again") from error
+        return cls(table)

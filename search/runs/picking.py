@@ -1,0 +1,199 @@
+"""Which layout of a run to take: the one of a number, or the largest within a budget."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from grouper.errors import GrouperError
+from grouper.export.classes import ASKED
+from grouper.names import expected
+from search.methods.registry import not_found
+from search.runs.columns import JUDGES, called
+from search.runs.pareto import ParetoFront
+from search.runs.record import REFINED
+from search.runs.shares import parsed_share, rounding_of
+
+SAME = 1e-9  # by which two ratios of one size may differ
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is asked for: one of layout (its number), kv_ratio (a number, a fraction or a percentage, as text) and
+    kv_bytes_per_token; the latter two are budgets. deploy: the class of the export, stock, padded, ragged or any; stock
+    where one fits unless given. merge: how heads become one; the run's own unless given."""
+
+    layout: int | None = None
+    kv_ratio: str | None = None
+    kv_bytes_per_token: int | None = None
+    deploy: str | None = None
+    merge: str | None = None
+
+
+@dataclass(frozen=True)
+class Picked:
+    """layout: its number. why: for people. others: what another class would gain, if anything."""
+
+    layout: int
+    row: pd.Series
+    why: str
+    others: str | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """size: the column of pareto.csv that it bounds, most: its bound. name: for people."""
+
+    size: str
+    most: float
+    name: str
+
+    def told(self, size: float) -> str:
+        """A size for people."""
+        return f"{size:,} bytes" if self.size == "kv_bytes_per_token" else f"{size:.1%}"
+
+
+def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **asked: Any) -> Picked:
+    """One layout; `asked` are a Selection's fields. merge: the merge that it will be written with, as pareto.csv calls
+    it ("spectral+refine").
+
+    kv_ratio and kv_bytes_per_token are budgets: the largest size within them is taken, of the class that `deploy`
+    names; unless given, of `stock` layouts, or of any class where no stock one fits. Of several layouts of that size a
+    measured one comes first, by nats per token (or the first of JUDGES there is) under `merge`, else under the same
+    merge with or without refinement; else the one of the lowest error. A baseline is taken only by its number. Raises
+    GrouperError where there is none.
+    """
+    s = selection or Selection(**asked)
+    if sum(x is not None for x in (s.layout, s.kv_ratio, s.kv_bytes_per_token)) != 1:
+        raise GrouperError("say which layout by one of --layout, --kv-ratio and --kv-bytes-per-token")
+    if s.deploy is not None and s.deploy not in ASKED:
+        raise GrouperError(f"unknown deployment class {s.deploy!r}: {expected(s.deploy, ASKED)}")
+    if s.layout is not None:
+        rows = front.table[front.table["layout"] == s.layout]
+        if rows.empty:
+            raise GrouperError(f"the run has no layout {s.layout}: the numbers are in the first column of pareto.csv")
+        return Picked(s.layout, rows.iloc[0], "named by its number")
+    budget, found = _budget(front, s), front.table[~front.table["method"].isin(not_found())]
+    within = _within(found, budget)
+    rows, kind = _of_class(within, found, budget, s.deploy)
+    largest = _largest(rows, budget)
+    best, column, label = _best(largest, merge)
+    measured = f"measured {called(column)}{'' if label == merge else f' ({label})'}"
+    which = f"{'highest' if _sign(column) < 0 else 'lowest'} {'error' if column == 'error' else measured}"
+    why = f"the {which} of {largest['layout'].nunique()} at the largest {kind}size within {budget.name}"
+    if s.deploy is None and not kind:
+        why += _nearest_stock(found, budget, merge)
+    return Picked(int(best["layout"]), best, why, _gain(within, budget, best, column, merge))
+
+
+def best_within(front: ParetoFront, kv_ratio: str, deploy: str | None = None) -> Picked:
+    """The layout that `grouper export RUN --kv-ratio KV_RATIO` takes. Raises GrouperError where there is none."""
+    return pick(front, f"{front.own_merge}{REFINED}", kv_ratio=kv_ratio, deploy=deploy)
+
+
+def representative(front: ParetoFront) -> pd.Series:
+    """The row that stands for a run: the one that an export at half of the cache takes; where nothing is that small,
+    the smallest that can be written; where nothing can, the first row."""
+    table = front.table
+    sizes = table.loc[~table["method"].isin(not_found()) & (table["deploy"] != "none"), ratio_column(front)]
+    if sizes.empty:
+        return table.iloc[0]
+    return best_within(front, repr(max(0.5, float(sizes.min())))).row
+
+
+def ratio_column(front: ParetoFront) -> str:
+    """The column of sizes that a KV ratio bounds: of the cache, or, where an encoder alone was grouped and the cache
+    stays as it is, of the weights of K and V."""
+    table = front.table
+    return "weight_ratio" if "weight_ratio" in table and (table["kv_ratio"] == 1).all() else "kv_ratio"
+
+
+def parse_ratio(text: str) -> float:
+    """ "0.5", "1/3" or "50%". Raises GrouperError outside (0, 1]."""
+    return parsed_share(text, "KV ratio", most=1)
+
+
+def _budget(front: ParetoFront, asked: Selection) -> Budget:
+    table = front.table
+    if asked.kv_bytes_per_token is not None:
+        if "weight_ratio" in table and table["kv_bytes_per_token"].nunique() == 1:
+            raise GrouperError("all layouts of this run take as many KV bytes per token: choose by --kv-ratio")
+        return Budget("kv_bytes_per_token", asked.kv_bytes_per_token, f"{asked.kv_bytes_per_token} KV bytes per token")
+    assert asked.kv_ratio is not None  # `pick` has seen that one of the two is given
+    ratio, size = parse_ratio(asked.kv_ratio), ratio_column(front)
+    # 0.33 is meant for a third of the heads: of such counts alone, for other sizes lie anywhere between them.
+    uniform = table.loc[table["method"].isin(not_found()) | (table["deploy"] == "stock"), size]
+    meant = uniform[(uniform - ratio).abs() <= rounding_of(asked.kv_ratio)]
+    return Budget(size, max([ratio, *meant]) + SAME, f"KV ratio {asked.kv_ratio}")
+
+
+def _within(found: pd.DataFrame, budget: Budget) -> pd.DataFrame:
+    """The rows within the budget, some of which can be exported."""
+    rows = found[found[budget.size] <= budget.most]
+    if rows.empty:
+        least = f"smallest of this run has {budget.told(found[budget.size].min())}" if len(found) else "run found none"
+        raise GrouperError(f"no layout within {budget.name}: the {least}")
+    if (rows["deploy"] == "none").all():
+        differ = "group K and V differently: they can be measured, not exported"
+        raise GrouperError(f"all layouts within {budget.name} {differ}")
+    return rows
+
+
+def _of_class(
+    within: pd.DataFrame, found: pd.DataFrame, budget: Budget, deploy: str | None
+) -> tuple[pd.DataFrame, str]:
+    """The rows that may be exported so, and their class as a word with a space behind it ("" for any)."""
+    kind = deploy or "stock"
+    rows = within[within["deploy"] == kind]
+    if len(rows):
+        return rows, f"{kind} "
+    if deploy in (None, "any"):
+        return within[within["deploy"] != "none"], ""
+    sizes = found.loc[found["deploy"] == kind, budget.size]
+    known = ", ".join(sorted(within["deploy"].unique()))
+    nearest = f"the smallest has {budget.told(sizes.min())}" if len(sizes) else f"there are {known} ones"
+    raise GrouperError(f"no {deploy} layout within {budget.name}: {nearest}")
+
+
+def _largest(rows: pd.DataFrame, budget: Budget) -> pd.DataFrame:
+    return rows[rows[budget.size] >= rows[budget.size].max() - SAME]
+
+
+def _sign(column: str) -> int:
+    """-1 where more is better."""
+    return JUDGES.get(column, 1)
+
+
+def _best(rows: pd.DataFrame, merge: str) -> tuple[pd.Series, str, str]:
+    """The best of rows of one size, the column that says so, and the merge that was judged."""
+    bare = merge.removesuffix(REFINED)
+    for label in (merge, bare if merge != bare else f"{bare}{REFINED}"):
+        for column in (c for c in JUDGES if c in rows):
+            measured = rows[(rows["merge"] == label) & rows[column].notna()]
+            if len(measured):
+                ranked = measured.sort_values([column, "layout"], ascending=[_sign(column) > 0, True])
+                return ranked.iloc[0], column, label
+    return rows.sort_values(["error", "layout"]).iloc[0], "error", merge
+
+
+def _nearest_stock(found: pd.DataFrame, budget: Budget, merge: str) -> str:
+    """Where the nearest stock layout is, if all are beyond the budget."""
+    stock = found[found["deploy"] == "stock"]
+    if stock.empty:
+        return ""
+    nearest, _, _ = _best(stock[stock[budget.size] <= stock[budget.size].min() + SAME], merge)
+    return f"; the nearest stock layout is {nearest['layout']}, of {budget.told(nearest[budget.size])}"
+
+
+def _gain(within: pd.DataFrame, budget: Budget, best: pd.Series, column: str, merge: str) -> str | None:
+    """What another class would gain within the budget, if anything, by the same measure."""
+    others = within[~within["deploy"].isin(("none", best["deploy"]))]
+    taken = [_best(_largest(rows, budget), merge) for _, rows in others.groupby("deploy")]
+    gains = [other for other, by, _ in taken if by == column and _sign(column) * (other[column] - best[column]) < 0]
+    if not gains:
+        return None
+    other = min(gains, key=lambda row: _sign(column) * row[column])
+    apart = abs(other[budget.size] - best[budget.size]) > SAME
+    at = f" at {budget.told(other[budget.size])}" if apart else ""
+    what = f"{called(column)} {other[column]:.4f}{at} (layout {other['layout']})"
+    return f"--deploy {other['deploy']} would have {what} instead of {best[column]:.4f}"

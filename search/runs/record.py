@@ -1,0 +1,145 @@
+"""What a run's measurements were made on: they can be compared only where that is the same."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from grouper.calibration.calibration import TOKENS, WINDOW
+from grouper.errors import GrouperError
+from grouper.outputs import write_text
+from grouper.parsing import json_object
+from grouper.refinement.options import RefinePlan
+from search.methods.registry import ORIGINAL
+from search.runs.folder import RunFolder
+from search.runs.pareto import ParetoFront
+
+REFINED = "+refine"  # how the column `merge` ends where a layout was refined
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """evaluation.json: all measurements are on one text (or several, by name), all of one task are of the same items,
+    all are made with one set of parameters, and all refined layouts are refined alike.
+
+    text, digest, windows: what they are called, their tokens' name, the tokens' shape; None without text. tasks: how
+    many items, and examples in the context; None without tasks.
+    """
+
+    text: str | None
+    digest: str | None
+    windows: tuple | None
+    dtype: str
+    set: tuple[str, ...] = ()
+    tasks: dict | None = None
+
+    def to_data(self) -> dict:
+        data = {"text": self.text, "digest": self.digest, "windows": self.windows and list(self.windows)}
+        data |= {"dtype": self.dtype, **({"set": list(self.set)} if self.set else {})}
+        return data if self.tasks is None else {**data, "tasks": self.tasks}
+
+    def check(self, folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, overwrite: bool) -> ParetoFront:
+        """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them.
+        Returns the front, without what was forgotten."""
+        path = folder.path / "evaluation.json"
+        before = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
+        columns = front.measured_columns
+        measured = front.table[columns].notna().to_numpy().any()
+        refinement = recipe(refine) if refine else None
+        if measured and overwrite:
+            front.table[columns] = np.nan
+            front.mark()
+            front.write(folder.path / "pareto.csv")
+            folder.forget_measured()
+            before = {}
+        elif measured and before:
+            self._refuse_others(folder, before, refinement)
+        kept = {k: v for k, v in before.items() if k in self._of_others(before)}
+        refinement = refinement or before.get("refinement")
+        data = {**self.to_data(), **kept, **({"refinement": refinement} if refinement else {})}
+        write_text(path, json.dumps(data, indent=2) + "\n")
+        return front
+
+    def _of_others(self, before: dict) -> list[str]:
+        """The facts that this measuring has nothing to say about."""
+        return [
+            *(("text", "digest", "windows") if self.text is None and before.get("digest") else ()),
+            *(("tasks",) if self.tasks is None and before.get("tasks") else ()),
+        ]
+
+    def _refuse_others(self, folder: RunFolder, before: dict, refinement: dict | None) -> None:
+        """Raise GrouperError where measurements before were made otherwise."""
+        mine = json.loads(json.dumps(self.to_data()))
+        skipped = {"text", "refinement", *self._of_others(before)}
+        skipped |= {k for k in ("digest", "windows", "tasks") if not before.get(k)}
+        differing = [k for k in {*before, *mine} - skipped if before.get(k) != mine.get(k)]
+        if differing:
+            what = "other items of tasks" if differing == ["tasks"] else "other text, windows or parameters"
+            raise GrouperError(f"{folder.path} was measured on {what}: use the same, or --overwrite to measure anew")
+        refined_before = before.get("refinement")
+        if refinement and refined_before and refinement != refined_before:
+            again = "do the same, or --overwrite to measure anew"
+            was = ", ".join(f"{what} {value}" for what, value in dict(refined_before).items())
+            raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): {again}")
+
+
+def recipe(refine: RefinePlan) -> dict:
+    """What refined layouts have to share. refine: filled in by device. Older versions had no long windows, and named no
+    share of them."""
+    long = {"long_share": refine.long_share} if refine.long_share else {}
+    return {"scope": refine.scope, "tokens": refine.tokens, **long}
+
+
+def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, set: tuple[str, ...]) -> ParetoFront:
+    """The front without measurements that were made with other parameters of merges, or of layouts that were refined
+    otherwise, than what is to be exported. refine: filled in by device."""
+    path = folder.path / "evaluation.json"
+    made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
+    table = front.table.copy()
+    other = table[front.measured_columns].notna().any(axis=1) & (tuple(made.get("set", ())) != set)
+    if refine is not None and made.get("refinement") != recipe(refine):
+        other |= table["merge"].str.endswith(REFINED)
+    table.loc[other & (table["method"] != ORIGINAL), front.measured_columns] = np.nan
+    front = ParetoFront(table)
+    front.mark()
+    return front
+
+
+def compared_by(folders: list[RunFolder]) -> list[str]:
+    """Columns that runs can be compared by: "over" (nats over the original) where all were measured on the same text,
+    "error" where model and fitness are the same. Raises GrouperError where it is neither."""
+    one_model = len({folder.settings.fingerprint for folder in folders}) == 1
+    texts, measured = set(), []
+    for folder in folders:
+        path = folder.path / "evaluation.json"
+        made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
+        # Other models have other tokens of the same text: there its name has to do.
+        texts.add(str(made.get("digest" if one_model else "text")))
+        measured.append(folder.front().over.notna().sum() > 1)
+    alike = {(f.settings.fingerprint, f.settings.options.fitness, f.settings.options.sensitivity) for f in folders}
+    found = [
+        column for column, fair in (("over", all(measured) and len(texts) == 1), ("error", len(alike) == 1)) if fair
+    ]
+    if not found:
+        raise GrouperError(
+            "these runs have neither nats on one text nor one model and fitness: run `grouper evaluate` on each with "
+            "the same --text, its original included"
+        )
+    return found
+
+
+def refining_options(folder: RunFolder) -> list[str]:
+    """The options of `grouper export` that calibrate and refine on the run's own text, as its evaluation did if that
+    refined; a name in place of the text where the run had none."""
+    options, path = folder.settings.options, folder.path / "evaluation.json"
+    words = ["--dataset", options.dataset] if options.dataset else ["--text", options.text or "calibration.txt"]
+    words = ["--images", options.images] if options.images else words
+    words += ["--tokens", str(options.tokens)] if options.tokens != TOKENS else []
+    words += ["--window", str(options.window)] if options.window != WINDOW else []
+    try:
+        made = json.loads(path.read_text(errors="replace"))["refinement"]
+        words += ["--scope", str(made["scope"])] if made["scope"] else []
+        words += ["--refine-tokens", str(made["tokens"])] if made["tokens"] else []
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # it was not refined there
+    return words

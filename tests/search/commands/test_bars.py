@@ -1,0 +1,56 @@
+"""What is said while people wait."""
+
+import re
+
+import pytest
+
+from search.commands import bars
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(("took", "says"), [(0.5, False), (40.0, True)])
+def test_long_work_says_once_how_long_it_takes(clock, capsys, took, says):
+    """One of four parts took 0.5 or 40 seconds: 1.5 or 120 are left."""
+    with bars.bar("searching", says_how_long=True) as update:
+        update(0, 4, "beginning")
+        for done in (1, 2, 3):
+            clock[0] += took
+            update(done, 4, f"layer {done}")
+    said = capsys.readouterr().err
+    assert said.count("left after layer 1") == says and ("2 min" in said) == says and "layer 2" not in said
+
+
+def test_what_was_done_before_took_no_time_now(clock, capsys):
+    """20 of 32 layers are there already; the next one takes 600 s: 11 more are left."""
+    with bars.bar("searching", says_how_long=True) as update:
+        update(20, 32, "layer 19 is done")
+        clock[0] += 600
+        update(21, 32, "layer 20 is done")
+    assert re.search(r"about 1.8 h left after layer 20 is done, \d+\.\d GB in use", capsys.readouterr().err)
+
+
+def test_each_kind_of_work_is_timed_by_itself(clock, capsys):
+    """Calibration takes 1 s a layer, the search 1,000: 3 more of these are left."""
+    with bars.bar("searching", says_how_long=True) as update:
+        for done in range(1, 5):
+            clock[0] += 1
+            update(done, 4, f"calibrating, layer {done}")
+        update(0, 4, "layer 0, qcqa-ac")
+        clock[0] += 1000
+        update(1, 4, "layer 0 is done")
+    said = capsys.readouterr().err
+    assert "50 min left after layer 0 is done" in said and "calibrating" not in said
+
+
+def test_work_that_was_estimated_says_nothing_more(clock, capsys):
+    with bars.bar("training") as update:
+        update(0, 4, "")
+        clock[0] += 500
+        update(1, 4, "loss 4")
+    assert "left" not in capsys.readouterr().err

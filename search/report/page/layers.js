@@ -67,8 +67,8 @@ function searches(run) {
   }));
 }
 
-/** Whether any search became better after its first generation: else there is nothing to see. */
-const hasProgress = (run) => searches(run).some(({ share }) => share.some((value) => value < 0.999));
+/** Whether any search became better by 1% after its first generation: else there is nothing to see. */
+const hasProgress = (run) => searches(run).some(({ share }) => share.some((value) => value <= 0.99));
 
 function drawProgress(row) {
   const found = searches(row.run), methods = [...new Set(found.map(({ method }) => method))], { unit } = row.run;

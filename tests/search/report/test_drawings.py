@@ -70,10 +70,11 @@ def test_progress_is_relative_to_each_layers_first_generation():
     [
         ([], True), ([{"method": ["a", "b"], "scored": [1, 2], "error": [4.0, 3.0]}], True),
         ([{"method": ["a", "a"], "scored": [1, 2], "error": [4.0, 4.0]}], True),
+        ([{"method": ["a", "a"], "scored": [1, 2], "error": [4.0, 3.97]}], True),
         ([{"method": [], "scored": [], "error": []}, {"method": ["a", "a"], "scored": [1, 2], "error": [4.0, 3.9]}],
          False),
     ],
-    ids=["none", "one generation", "no better", "better"],
+    ids=["none", "one generation", "no better", "hardly better", "better"],
 )  # fmt: skip
 def test_progress_is_shown_where_a_search_came_on(progress, hidden):
     script = "showSections(state.rows[1]); return $('progress-section').hidden;"

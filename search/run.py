@@ -122,7 +122,7 @@ def write_front(
             write_text(path, text)
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
         front.write(folder.path / "pareto.csv")
-        folder.forget_refined()  # its layouts' numbers mean others now
+        folder.forget_measured()  # its layouts' numbers mean others now
     front = folder.front()
     draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")
     return front

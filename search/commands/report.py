@@ -9,7 +9,7 @@ from search.commands.options import Run, command
 from search.commands.saying import tell
 
 
-@command("report", first="output format layout dark similar")
+@command("report", first="output format layout dark similar beside")
 def run(
     run: Run,
     output: Annotated[
@@ -22,12 +22,13 @@ def run(
     layout: Annotated[int | None, Option("Layout that pictures show; an export's at half.")] = None,
     dark: Annotated[bool, Option("Pictures on a dark ground.")] = False,
     similar: Annotated[bool, Option("Compare heads, for which the model's weights are read.")] = True,
+    beside: Annotated[Path | None, Option("A second run, whose layouts the page shows as well.", metavar="RUN")] = None,
     overwrite: Annotated[bool, Option("An earlier report is replaced anyway.")] = False,
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search.commands.bars import bar
     from search.report import write_pictures, write_report
-    from search.report.facts import facts_of
+    from search.report.facts import common_to, facts_of
     from search.report.page import check_page
     from search.report.pictures import check_pictures, parsed_formats
     from search.runs.folder import RunFolder
@@ -38,21 +39,27 @@ def run(
     formats = parsed_formats(format) if format else ()
     if not formats and (layout is not None or dark):
         raise GrouperError("--layout and --dark are for pictures: give --format, too")
+    if formats and beside:
+        raise GrouperError("--beside is for the page: drop it, or --format")
     if layout is not None:
         folder.layout(layout)
     if formats:
         check_pictures(output, formats, dark, folder.settings.model_folder)
     else:
         check_page(output, folder.settings.model_folder)
+    folders = [folder, *([RunFolder.open(beside)] if beside else [])]
+    if beside:
+        common_to(folders)
     with bar("comparing heads", says_how_long=True) as progress:
-        facts = facts_of(folder, similar, progress)
-    if facts.missing:
-        tell(facts.missing)
+        found = [facts_of(one, similar, progress) for one in folders]
+    for facts in found:
+        if facts.missing:
+            tell(facts.missing)
     if formats:
-        shown = int(representative(facts.front)["layout"]) if layout is None else layout
-        written = write_pictures(facts, output, formats, shown, dark)
+        shown = int(representative(found[0].front)["layout"]) if layout is None else layout
+        written = write_pictures(found[0], output, formats, shown, dark)
     else:
-        write_report(facts, output)
+        write_report(found[0], output, *found[1:])
         written = [output]
     for path in written:
         print(path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
-from rich.console import Console
 
 from grouper.errors import GrouperError, is_disk_full, is_memory_short
 from grouper.export.options import ExportOptions
@@ -20,6 +19,7 @@ from grouper.ranks import FirstFailed
 from grouper.uptraining.options import UptrainOptions
 from search.commands.choices import CHOICES, choices_of, completing, listed
 from search.commands.config_file import read_options
+from search.commands.console import Terminal
 from search.commands.limits import usable_device, within_limits
 from search.commands.notes import print_notes
 from search.options import COMPUTING, DEMO_FOLDER, MEASURED, SearchOptions
@@ -43,7 +43,7 @@ app = typer.Typer(
     "whole traceback of a failure.",
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
 )  # fmt: skip
-say = Console(stderr=True, highlight=False, markup=False, emoji=False)
+say = Terminal(stderr=True)
 
 
 def _from_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -574,7 +574,7 @@ def report(
         write_report(facts, output)
         written = [output]
     for path in written:
-        print(path)
+        print(printable(str(path)))
 
 
 @app.command()
@@ -621,7 +621,7 @@ def _print_front(front: "ParetoFront", as_json: bool, folder: Path) -> None:
     if as_json:
         print(front.front().to_json(orient="records"))
     else:
-        print(folder / "pareto.csv")
+        print(printable(str(folder / "pareto.csv")))
 
 
 def _print_json(data: Any) -> None:
@@ -676,6 +676,10 @@ def main() -> None:
     try:
         if strange := [a for a in sys.argv if a != a.encode(errors="replace").decode()]:
             raise GrouperError(f"{strange[0]!r} is not UTF-8: rename it")
+        if strange := [
+            a for a in sys.argv if a.startswith("-") and a.partition("=")[0] != printable(a.partition("=")[0])
+        ]:
+            raise GrouperError(f"no option {strange[0].partition('=')[0]!r}: see --help")
         app()
     except Stopped as stop:
         _fail("stopped; the same command goes on from here", stop.code)

@@ -23,6 +23,7 @@ from grouper.export.hf.padded import padded_order
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.names import printable
 from grouper.progress import Progress
 
 FILE = "model.gguf"
@@ -148,7 +149,7 @@ def write_gguf(job: Job, path: Path, dtype: str, progress: Progress) -> None:
 def _add_settings(writer, checkpoint: Checkpoint, a: Architecture, layout: HeadLayout) -> None:
     config, parameters = checkpoint.config, rope(checkpoint.config)
     kv_heads = [layer.k.kv_heads for layer in layout.layers]
-    writer.add_name(f"{checkpoint.title} regrouped")
+    writer.add_name(printable(f"{checkpoint.title} regrouped"))
     writer.add_context_length(a.context)
     writer.add_embedding_length(a.hidden_size)
     writer.add_block_count(a.layers)

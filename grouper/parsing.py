@@ -9,6 +9,7 @@ from grouper.names import printable, shortened
 
 LARGEST = 8 * 2**20  # bytes of a configuration
 DEEPEST = 100  # lists and objects within one another
+DEEPEST_YAML = 20  # in lists and mappings, which are built more slowly
 MOST = 250_000  # values of a configuration: a name for each of 22,000 classes, twice, and room
 
 
@@ -42,6 +43,22 @@ def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST)
             raise GrouperError(f"{what} has more than {limit}: is it what its name says?")
         waiting += [(one, depth + 1) for one in inner if isinstance(one, dict | list)]
     return data
+
+
+def yaml_value(text: str, what: str, loader: str = "SafeLoader") -> Any:
+    """The value of a text in YAML. loader: of PyYAML, one that builds plain values only. what: names it in the
+    GrouperError that is raised where it is no YAML or too deep: that is known before anything is built."""
+    import yaml
+
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise GrouperError(f"{what} has more than {DEEPEST_YAML} lists or mappings within one another: refused")
+        return yaml.load(text, Loader=getattr(yaml, loader))
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise GrouperError(f"{what} is not YAML of plain values ({type(error).__name__})") from error
 
 
 def shown(value: object) -> str:

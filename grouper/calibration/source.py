@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class TextSource:
     def _lines_of_pairs(self) -> Iterator[dict[str, Any]]:
         if is_demo(f"{self.text}"):
             raise GrouperError("the text in the box has no pairs of source and target: give a file of pairs")
-        path = Path(f"{self.text}").expanduser()
+        path = Path(os.path.expanduser(f"{self.text}"))
         for number, line in enumerate(content_of(path).split("\n"), 1):
             if not line.strip():
                 continue
@@ -125,7 +126,7 @@ class TextSource:
         """The file, where it is one."""
         if self.text is None or is_named(self.text):
             return None
-        return DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
+        return DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(os.path.expanduser(self.text))
 
     def chats(self) -> list[list[dict]] | None:
         """The conversations, where there is nothing else."""

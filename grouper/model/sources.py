@@ -216,7 +216,7 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 def open_source(model: str | os.PathLike, revision: str | None = None) -> Source:
     """A folder if there is one of that name, else the Hub (its cache alone where HF_HUB_OFFLINE is set)."""
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if folder.is_dir():
         return LocalSource(folder)
     name = os.fspath(model)

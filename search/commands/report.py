@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from grouper.errors import GrouperError
+from grouper.names import printable
 from grouper.option_fields import Option
 from search.commands.options import Run, command
 from search.commands.saying import tell
@@ -62,4 +63,4 @@ def run(
         write_report(found[0], output, *found[1:])
         written = [output]
     for path in written:
-        print(path)
+        print(printable(str(path)))

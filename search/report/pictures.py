@@ -19,7 +19,7 @@ from grouper.errors import GrouperError
 from grouper.names import expected
 from grouper.outputs import locked, refuse_foreign, refuse_inside, temporary_folder
 from search.report.facts import Facts
-from search.runs.picture import COLOURS, front_picture, is_picture, save
+from search.runs.picture import COLOURS, front_picture, is_picture, legend, save
 
 FORMATS = ("png", "svg", "pdf")
 STYLE: dict[Any, Any] = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
@@ -154,7 +154,7 @@ def refinement(facts: Facts, layout: int) -> Figure | None:
 def tidy(figure: Figure, axes: Axes) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes, fontsize=8)
     return figure
 
 

@@ -1,6 +1,7 @@
 """`grouper compare`: several runs side by side, what each gives for the cache it takes."""
 
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +96,15 @@ def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) 
     from matplotlib import pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
-    from search.runs.picture import save
+    from search.runs.picture import legend, save
 
     with locked(path), plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-        for i, one in enumerate(compared):
+        lines = []
+        for one, colour in zip(compared, cycle(COLOURS)):
             rows = points[one.run].groupby("kv_ratio")["value"].min()
             rows = rows[rows > 0] if one.column == "over" else rows
-            axes.plot(rows.index, rows.to_numpy(), "o-", ms=3.5, lw=1.4, color=COLOURS[i % len(COLOURS)], label=one.run)
+            lines += axes.plot(rows.index, rows.to_numpy(), "o-", ms=3.5, lw=1.4, color=colour)
         over = compared[0].column == "over"
         logarithmic = over and any((p["value"] > 0).any() for p in points.values())
         axes.set(xlabel="KV cache, of the original's", xlim=(0, 1.04), yscale="log" if logarithmic else "linear")
@@ -110,6 +112,6 @@ def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) 
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8.5)
+        legend(axes, lines, [one.run for one in compared], fontsize=8.5)
         save(figure, path)
         plt.close(figure)

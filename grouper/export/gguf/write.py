@@ -25,6 +25,7 @@ from grouper.export.hf.padded import padded_order
 from grouper.layout import HeadLayout
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
+from grouper.names import printable
 from grouper.progress import Progress
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def write_gguf(job: Job, path: Path, dtype: str, progress: Progress) -> None:
 def _add_settings(writer: "GGUFWriter", checkpoint: Checkpoint, a: Architecture, layout: HeadLayout) -> None:
     config, parameters = checkpoint.config, rope(checkpoint.config)
     kv_heads = [layer.k.kv_heads for layer in layout.layers]
-    writer.add_name(f"{checkpoint.title} regrouped")
+    writer.add_name(printable(f"{checkpoint.title} regrouped"))
     writer.add_context_length(a.context)
     writer.add_embedding_length(a.hidden_size)
     writer.add_block_count(a.layers)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from hostile_names import HOSTILE, has_controls
 from made_up_runs import made_up_run, scored
 
 from fitness.similarity import Similarity
@@ -177,6 +178,16 @@ def test_names_are_text_and_not_markup(measured_run, tmp_path, browser):
     browser.get(f"file://{tmp_path / 'report.html'}")
     wait(lambda: browser.execute_script("return document.documentElement.dataset.ready") == "yes")
     assert not browser.execute_script("return document.querySelectorAll('img').length")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_title_of_a_page_is_text(measured_run, monkeypatch, name, tmp_path):
+    settings = replace(measured_run.settings, model=f"models/{name.replace('/', '-')}")
+    monkeypatch.setattr(type(measured_run), "settings", settings)
+    write_report(facts_of(measured_run, similar=False), tmp_path / "report.html")
+    head = (tmp_path / "report.html").read_text()[:2000]
+    title = re.search(r"<title>(.*?)</title>", head, re.DOTALL)[1]
+    assert "<" not in title and title.endswith("fewer KV heads") and not has_controls(title)
 
 
 def test_models_with_an_encoder_have_attentions_with_names(measured_run, tmp_path, browser):

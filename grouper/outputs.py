@@ -5,18 +5,22 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, is_disk_full
 from grouper.names import without_secrets
 
 STALE = 3600  # seconds since the last byte after which nobody is writing a file any more
+WORK = (".refine", ".uptrain", ".logs")  # endings of the folders beside an output that hold work in progress
+KEY = re.compile("[0-9a-f]{16}")  # a name that `work_key` gave
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,23 +46,63 @@ def _without_off(value: object) -> object:
     return {name: inner for name, inner in pairs if inner or (isinstance(inner, int | float) and inner is not False)}
 
 
-def sweep_files(folder: Path) -> None:
-    """Remove what killed processes left of files that `write_file` was writing there: what nobody has written to for an
-    hour, for others may be writing."""
-    for path in folder.glob(".*.partial"):
+def sweep_files(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of files that `write_file` was writing there: what a process of this machine
+    wrote that is no more, or what nobody has written to for an hour, for others may be writing. name: of one file."""
+    for path in folder.glob(f".{glob.escape(name) if name else '*'}.*.partial"):
         with suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_mtime > STALE:
+            if path.is_file() and (_is_dead(path) or time.time() - path.stat().st_mtime > STALE):
                 path.unlink()
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a name beside `path`, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Call `write` with a name beside `path`, then rename. A library that says of a full disk no more than that is
+    given the file's name."""
+    sweep_files(path.parent, path.name)
+    beside = path.with_name(f".{path.name}.{_writer()}.partial")
     try:
         write(beside)
         os.replace(beside, path)
+    except Exception as error:
+        if isinstance(error, OSError | GrouperError) or not is_disk_full(error):
+            raise
+        raise GrouperError(f"cannot write {path} ({error})") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    return f"{os.getpid()}-{zlib.crc32(socket.gethostname().encode()):08x}"  # short: names have 255 bytes
+
+
+def _is_dead(partial: Path) -> bool:
+    """Whether the process that wrote it was one of this machine and is no more."""
+    process, _, machine = partial.suffixes[-2][1:].partition("-")
+    if not process.isdecimal() or _writer() != f"{os.getpid()}-{machine}":
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
+
+
+def refuse_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raise GrouperError where the file `path` cannot be written: it is a folder, or is there and not ours."""
+    if path.is_dir():
+        raise GrouperError(f"{path} is a folder: give the name of a file")
+    if (path.exists() or path.is_symlink()) and not (path.is_file() and not path.is_symlink() and is_ours(path)):
+        raise GrouperError(f"{path} exists and was not written by Grouper: choose another output")
+
+
+def bears(path: Path, *marks: bytes) -> bool:
+    """Whether the head or the tail of a file holds one of these marks."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        file.seek(-min(4096, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return any(mark in part for part in (head, file.read()) for mark in marks)
 
 
 def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
@@ -78,14 +122,36 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
         )
 
 
-def refuse_inside(output: Path, model: Path | None) -> None:
-    """Raise GrouperError where an output would lie in the model's folder, be it, or hold it. model: None where there is
-    no such folder."""
-    if model is None:
-        return
-    place, home = Path(os.path.realpath(output)), Path(os.path.realpath(model))
-    if place == home or home in place.parents or place in home.parents:
-        raise GrouperError(f"{output} is, holds or lies in the model's own folder: choose another output folder")
+def refuse_inside(output: Path, *models: Path | None) -> None:
+    """Raise GrouperError where an output, or the work in progress beside it, would lie in a model's folder, be it, or
+    hold it. models: those that the command reads; None where there is no such folder. Folders of other models are
+    known by their files."""
+    for ending in ("", *WORK):
+        place = Path(os.path.realpath(f"{str(output).rstrip('/') or '/'}{ending}"))
+        for model in (m for m in models if m is not None):
+            home = Path(os.path.realpath(model))
+            if place == home or home in place.parents or place in home.parents:
+                raise GrouperError(
+                    f"{output} is, holds or lies in the model's own folder: choose another output folder"
+                )
+        if strange := next((home for home in place.parents if _is_model(home)), None):
+            raise GrouperError(f"{output} lies in {strange}, a model's folder: choose another output folder")
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    except OSError:
+        return False
+
+
+def forget_work(folder: Path) -> None:
+    """Remove a folder of work in progress (OUTPUT.refine, OUTPUT.uptrain), now that the output is whole: what was begun
+    with other options, too, and nothing else."""
+    for work in [p for p in folder.glob("*") if KEY.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]:
+        shutil.rmtree(work)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager

@@ -1,9 +1,15 @@
 """JSON from files that anybody may have written."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from grouper.errors import GrouperError
+from grouper.names import printable, shortened
+
+LARGEST = 8 * 2**20  # bytes of a configuration
+DEEPEST = 100  # lists and objects within one another
+MOST = 250_000  # values of a configuration: a name for each of 22,000 classes, twice, and room
 
 
 def json_object(text: str, what: str) -> dict[str, Any]:
@@ -15,3 +21,31 @@ def json_object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise GrouperError(f"{what} is not JSON (no object in it)")
     return data
+
+
+def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST) -> dict[str, Any]:
+    """The object in a file of at most `largest` bytes and `most` values. what: names it in the GrouperError that is
+    raised where there is none, or a larger or deeper one."""
+    with open(path, "rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise GrouperError(f"{what} is larger than {largest / 2**20:g} MiB: is it what its name says?")
+    data = json_object(content.decode("utf-8", errors="replace"), what)
+    count, waiting = 0, [(data, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value
+        count += len(inner)
+        if depth > DEEPEST or count > most:
+            limit = f"{DEEPEST} lists or objects within one another" if depth > DEEPEST else f"{most:,} values"
+            raise GrouperError(f"{what} has more than {limit}: is it what its name says?")
+        waiting += [(one, depth + 1) for one in inner if isinstance(one, dict | list)]
+    return data
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message: short, on one line, whatever it is."""
+    try:
+        return shortened(printable(repr(value)), 60)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists a thousand deep
+        return f"of type {type(value).__name__}"

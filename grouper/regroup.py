@@ -1,6 +1,5 @@
 """From a layout to weights: calibrate once, merge layers, refine them. What export and evaluation share."""
 
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
+from grouper.outputs import refuse_inside
 from grouper.progress import Progress, untold
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.options import AskedRefinement, RefineOptions
@@ -32,6 +32,7 @@ from grouper.refinement.store import LayerStore
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 from grouper.running.opening import open_model
+from grouper.scratch import ScratchFolder
 
 
 class Regrouper:
@@ -55,7 +56,9 @@ class Regrouper:
         self._kept: dict[tuple, MergedLayer] = {}
         self._texts: dict[int, WindowedText] = {}
         self._moments: KeptMoments | None = None
-        self._temporary: tempfile.TemporaryDirectory | None = None
+        self._temporary: ScratchFolder | None = None
+        if calibration and calibration.keep:
+            refuse_inside(calibration.keep, checkpoint.local_folder)
 
     @cached_property
     def model(self) -> Layers:
@@ -157,8 +160,8 @@ class Regrouper:
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
             folder = self.calibration.keep
             if folder is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="grouper-moments-")
-                folder = Path(self._temporary.name)
+                self._temporary = ScratchFolder()
+                folder = self._temporary.path
             moments = KeptMoments(folder / name, self.architecture.layers)
             if not self.ranks.first_does(lambda: moments.complete):
                 collected = collect_moments(self.model, tokens, progress, self.ranks)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ from grouper.calibration.source import PAIR, TextSource
 from grouper.errors import GrouperError
 from grouper.export import Exported
 from grouper.export.write import MARKER
+from grouper.machine import Machine
 from grouper.model.loading import load
 from grouper.outputs import new_folder
 from grouper.progress import Progress, untold
 from grouper.refinement.options import RefineOptions
+from grouper.scratch import ScratchFolder
 from search.export_run import export_from_run
 from search.options import SearchOptions
 from search.run import search
@@ -32,7 +33,7 @@ class Regrouped:
     model: Any
     front: ParetoFront
     exported: Exported
-    _folder: tempfile.TemporaryDirectory
+    _folder: ScratchFolder
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """The regrouped model, with its tokenizer, card and layout, as a folder that `grouper uptrain` takes, too."""
@@ -53,7 +54,7 @@ def regroup(
     tokens: int = TOKENS,
     refine_tokens: int | None = None,
     window: int = WINDOW,
-    device: str = "cpu",
+    device: str = "auto",
     options: SearchOptions | None = None,
     progress: Progress = untold,
 ) -> Regrouped:
@@ -71,8 +72,9 @@ def regroup(
     >>> small.model.config.num_key_value_heads
     8
     """
-    holder = tempfile.TemporaryDirectory(prefix="grouper-regrouped-")
-    place = Path(holder.name)
+    machine = Machine(device, progress=progress)
+    holder = ScratchFolder()
+    place = holder.path
     source = (
         str(model) if isinstance(model, str | Path) else _saved(model, tokenizer, text or images, place / "original")
     )
@@ -85,13 +87,13 @@ def regroup(
     elif images is not None:
         calibration = Calibration(TextSource(images=str(images)), tokens, window)
         options = SearchOptions(**{**vars(options or SearchOptions()), "images": str(images), "tokens": tokens})
-    front = search(source, place / "run", options, device=device, progress=progress)
+    front = search(source, place / "run", options, machine=machine)
     exported = export_from_run(
         place / "run", place / "out", Selection(kv_ratio=str(kv_ratio), deploy=deploy), calibration,
-        RefineOptions(tokens=refine_tokens) if calibration and refine else None, device=device, progress=progress,
+        RefineOptions(tokens=refine_tokens) if calibration and refine else None, machine=machine,
     )  # fmt: skip
     own_code = exported.export_class == "ragged"  # our own modelling file, written a moment ago
-    loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").to(device).eval()
+    loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").to(machine.device).eval()
     return Regrouped(loaded, front, exported, holder)
 
 

@@ -1,6 +1,7 @@
 """The command line as people use it, each command in a process of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -100,7 +101,7 @@ def test_report_and_its_pictures(models, tmp_path):
         assert (done.returncode, done.stdout.strip()) == (0, str(run / "report.html")), done.stderr
     (tmp_path / "mine.html").write_text("<html>mine</html>")
     refused = {
-        ("-o", tmp_path / "mine.html"): "no report",
+        ("-o", tmp_path / "mine.html"): "not written by Grouper",
         ("-o", tmp_path / "no" / "page.html"): "a folder that is there",
         ("--layout", 0): "--format, too",
         ("--format", "png", "--layout", 999): "no layout 999",
@@ -119,11 +120,52 @@ def test_report_and_its_pictures(models, tmp_path):
     assert done.returncode == 0 and str(run / "pictures" / "front.svg") in done.stdout.splitlines()
 
 
+def test_pages_and_pictures_stay_out_of_models_and_replace_nothing_of_others(models, tmp_path):
+    model, run, mine = shutil.copytree(models("llama"), tmp_path / "model"), tmp_path / "run", tmp_path / "pictures"
+    small = ("--generations", 3, "--population", 16, "--fitness", "weight")
+    assert grouper("search", model, "-o", run, *small).returncode == 0
+    shutil.copytree(run, tmp_path / "run2")
+    mine.mkdir()
+    for name in ("heads.svg", "both.svg", "page.html"):
+        (mine / name).write_text("mine")
+    before = {p: p.read_bytes() for folder in (model, mine) for p in folder.rglob("*")}
+    refused = {
+        ("report", run, "-o", model / "page.html"): "own folder",
+        ("report", run, "-o", model / "config.json", "--overwrite"): "own folder",
+        ("report", run, "-o", mine / "page.html", "--overwrite"): "not written by Grouper",
+        ("report", run, "--format", "png", "-o", model): "own folder",
+        ("report", run, "--format", "png", "-o", model / "pictures"): "own folder",
+        ("report", run, "--format", "png,svg", "-o", mine): "heads.svg exists and was not written",
+        ("compare", run, tmp_path / "run2", "-o", model / "both.svg"): "own folder",
+        ("compare", run, tmp_path / "run2", "-o", mine / "both.svg"): "not written by Grouper",
+        ("compare", run, tmp_path / "run2", "-o", mine / "both.gif"): "ends in .svg",
+        (
+            "search",
+            model,
+            "-o",
+            tmp_path / "other",
+            "--text",
+            "demo",
+            "--keep-calibration",
+            model / "kept",
+        ): "own folder",
+    }
+    for arguments, message in refused.items():
+        done = grouper(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1) and message in done.stderr, done.stderr
+    assert {p: p.read_bytes() for folder in (model, mine) for p in folder.rglob("*")} == before
+    (mine / "heads.svg").unlink(), (mine / "both.svg").unlink()
+    for _ in range(2):  # ours are replaced
+        assert grouper("report", run, "--format", "png,svg,pdf", "-o", mine, "--no-similar").returncode == 0
+        assert grouper("compare", run, tmp_path / "run2", "-o", mine / "both.svg").returncode == 0
+    assert not list(tmp_path.rglob(".*")), "nothing is left beside them"
+
+
 def test_commands_guide(models, tmp_path):
     """Options in groups; the next command with its values; nothing but results when asked to be quiet."""
     helped = grouper("search", "--help").stdout
-    places = [helped.index(f"─ {panel} ─") for panel in ("Output", "What", "Text", "Search", "Machine")]
-    assert len(set(places)) == 5 and helped.index("--population") > helped.index("─ Search ─") > 0
+    places = [helped.index(f"─ {panel} ─") for panel in ("Options", "Text", "Search", "Machine", "Output")]
+    assert len(set(places)) == 5 and helped.index("--output") < min(places[1:]) < helped.index("--population")
     run = tmp_path / "a run"
     options = ["--fitness", "weight", "--generations", 2, "--population", 8]
     done = grouper("search", models("llama"), "-o", run, *options)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny_models import ROOT
 
 import cli
@@ -95,6 +96,8 @@ def test_names_that_are_no_utf8_are_refused(monkeypatch, capsys):
 def test_a_full_disk_is_said_with_what_to_do(monkeypatch, capsys):
     code, said = failing(monkeypatch, capsys, OSError(errno.ENOSPC, "No space left on device", "out/model.safetensors"))
     assert code == 1 and "out/model.safetensors" in said and "make room, and the same command goes on" in said
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "make room" in failing(monkeypatch, capsys, full)[1]
     assert "make room" not in failing(monkeypatch, capsys, PermissionError(errno.EACCES, "Permission denied"))[1]
 
 

@@ -38,7 +38,9 @@ def text_of(
 
 
 def check_known(checkpoint: Checkpoint, tokens: Tensor) -> None:
-    """Raise GrouperError for ids that the model has no embedding for."""
+    """Raise GrouperError for ids that the model has no embedding for, and where there are none at all."""
+    if not tokens.numel():
+        raise GrouperError(f"the text gives no tokens for {checkpoint.name}: are its sources or targets empty?")
     known = setting(decoder_config(checkpoint.config), "vocab_size", None)
     if known is not None and int(tokens.max()) >= known:
         raise GrouperError(

@@ -4,7 +4,6 @@ Logits or answers, greedy tokens, and what every layer adds are compared in floa
 amplify rounding itself beyond the tolerance.
 """
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from grouper.model.loadable import auto_of_export
 from grouper.model.loading import load
 from grouper.model.made_up import answer, random_inputs
 from grouper.model.one_layer import cut
+from grouper.outputs import temporary_folder
 from grouper.running.in_memory import in_double
 
 PROMPT, GENERATED = 48, 16  # tokens
@@ -48,9 +48,9 @@ def layers_as_models(job: Job, exported: Path) -> SelfTest:
     results, before = [], job.architecture
     after = written_as(before)
     for layer, layer_layout in enumerate(job.layout.layers):
-        with tempfile.TemporaryDirectory(dir=exported.parent, prefix=".self-test-") as temporary:
-            ours = cut(Checkpoint.open(exported), after, layer, Path(temporary) / "ours")
-            theirs = cut(job.checkpoint, before, layer, Path(temporary) / "theirs")
+        with temporary_folder(exported.parent, exported.name.lstrip(".")) as temporary:
+            ours = cut(Checkpoint.open(exported), after, layer, temporary / "ours")
+            theirs = cut(job.checkpoint, before, layer, temporary / "theirs")
             layout = replace(job.layout, layers=(layer_layout,))
             one = Job(theirs, layout, lambda _, layer=layer: job.merged(layer), job.options)
             found = run_whole_test(one, ours.folder)

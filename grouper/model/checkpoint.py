@@ -15,13 +15,14 @@ from grouper.errors import GrouperError
 from grouper.model.door import check_configuration
 from grouper.model.safetensors_header import TensorInfo, read_header
 from grouper.model.sources import LocalSource, Source, open_source
-from grouper.parsing import json_object
+from grouper.parsing import read_object
 
 if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper inspect` answers at once
     import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+INDEX_LIMITS = 2**27, 10**6  # bytes and entries
 ADAPTER = "adapter_config.json"
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 EXPECTED = "expected the folder or Hub id of a Hugging Face model"
@@ -88,9 +89,8 @@ class Checkpoint:
         if file not in present:
             why = next((why for sign, why in OTHER_FOLDERS.items() if any(f.endswith(sign) for f in present)), EXPECTED)
             raise GrouperError(f"{self.name} has no {file}: {why}")
-        return json_object(
-            self.source.path(file).read_text(encoding="utf-8", errors="replace"), f"{file} of {self.name}"
-        )
+        limits = INDEX_LIMITS if file == INDEX else ()
+        return read_object(self.source.path(file), f"{file} of {self.name}", *limits)
 
     @cached_property
     def weight_files(self) -> list[str]:

@@ -170,6 +170,15 @@ def unrotated_layers(config: dict, layers: int) -> frozenset[int]:
     return frozenset(i for i, rotated in enumerate(has) if not rotated)
 
 
+def check_complete(config: dict) -> None:
+    """Raise GrouperError for a decoder's configuration that lacks what transformers needs when it runs."""
+    if config["model_type"] in ("t5", "mt5"):
+        setting(config, "decoder_start_token_id")
+    slides = config["model_type"] in WINDOWED and "sliding_attention" in (config.get("layer_types") or ())
+    if slides and (not setting(config, "sliding_window", None) or config.get("use_sliding_window") is False):
+        raise GrouperError("config.json has layers of sliding_attention and no sliding_window: is it right?")
+
+
 def sliding_windows(config: dict, layers: int) -> tuple[int | None, ...]:
     """Per layer, the tokens that its window keeps."""
     window = setting(config, "sliding_window", None) if config["model_type"] in WINDOWED else None

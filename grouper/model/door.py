@@ -9,6 +9,7 @@ from typing import Any
 
 from grouper.errors import GrouperError
 from grouper.model.configuration import ALIASES, is_known
+from grouper.parsing import shown
 
 FACTS = "grouper"  # where an export says how it was made
 DEEPEST = 20  # objects within objects
@@ -24,12 +25,15 @@ WHOLE = {  # least and most
     "decoder_ffn_dim": (1, 10**8), "d_ff": (1, 10**8), "hidden_dim": (1, 10**8), "type_vocab_size": (0, 10**8),
     "patch_size": (1, 10_000), "num_channels": (1, 10_000), "num_mel_bins": (1, 10_000),
     "max_source_positions": (1, 10**9), "relative_attention_num_buckets": (1, 10**6),
-    "decoder_attention_heads": (1, 4096),
+    "decoder_attention_heads": (1, 4096), "decoder_start_token_id": (0, 10**8), "chunk_size_feed_forward": (0, 1),
 }  # fmt: skip
 NUMBERS = {
     "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "layer_norm_epsilon": (0, 1), "norm_epsilon": (0, 1),
     "norm_eps": (0, 1), "rope_theta": (1e-6, 1e15), "attention_dropout": (0, 1), "hidden_dropout": (0, 1),
     "partial_rotary_factor": (0, 1), "rotary_pct": (0, 1), "factor": (1e-6, 1e6), "initializer_range": (0, 1e3),
+    **dict.fromkeys(("residual_multiplier", "attention_multiplier", "embedding_multiplier"), (-1e6, 1e6)),
+    **dict.fromkeys(("logits_scaling", "logit_scale", "query_pre_attn_scalar"), (1e-6, 1e9)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (1e-6, 1e9)),
 }  # fmt: skip
 FLAGS = (
     "attention_bias", "mlp_bias", "use_sliding_window", "tie_word_embeddings", "alibi", "multi_query", "parallel_attn",
@@ -45,8 +49,7 @@ def check_configuration(config: dict, name: str) -> None:
     field, its value, and what was expected. name: of the model."""
 
     def wrong(field: str, value: Any, expected: str) -> GrouperError:
-        shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}..."
-        return GrouperError(f"config.json of {name} has {field} {shown}: expected {expected}")
+        return GrouperError(f"config.json of {name} has {field} {shown(value)}: expected {expected}")
 
     names = {alias: field for field, aliases in ALIASES.items() for alias in aliases}
     known = is_known(config)
@@ -73,6 +76,8 @@ def check_configuration(config: dict, name: str) -> None:
             raise wrong(path, value, "true or false")
         elif field in NAMES and not isinstance(value, str):
             raise wrong(path, value, "a name")
+        elif field == "id2label" and not _are_labels(value):
+            raise wrong(path, value, 'an object with a name for each number, like {"0": "no", "1": "yes"}')
         elif _public(field) in KERNELS and "/" in json.dumps(value):  # code of a repository on the Hub
             raise wrong(path, value, "the name of one that transformers has itself")
         if field in ("dtype", "torch_dtype") and value not in DTYPES:
@@ -89,15 +94,25 @@ def _of_another_part(path: str) -> bool:
     return parts[0] == FACTS or any(part.endswith("_config") and part != "text_config" for part in parts)
 
 
-def _fields(value: dict, name: str, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(where, value) of every field, those of objects within included."""
+def _fields(value: dict | list, name: str, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """(where, value) of every field and entry, those of objects and lists within included."""
     if depth > DEEPEST:
         raise GrouperError(f"config.json of {name} has objects within objects, more than {DEEPEST} deep: refused")
-    for key, inner in value.items():
-        where = f"{path}.{key}" if path else str(key)
+    if isinstance(value, dict):
+        pairs = [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
+    else:
+        pairs = [(f"{path}[{place}]", inner) for place, inner in enumerate(value)]
+    for where, inner in pairs:
         yield where, inner
-        if isinstance(inner, dict):
+        if isinstance(inner, dict | list):
             yield from _fields(inner, name, where, depth + 1)
+
+
+def _are_labels(value: Any) -> bool:
+    """Whether these are names of classes by their numbers, which JSON writes as text."""
+    return isinstance(value, dict) and all(
+        isinstance(label, str) and str(number).isdecimal() and len(str(number)) < 10 for number, label in value.items()
+    )
 
 
 def _public(field: str) -> str:

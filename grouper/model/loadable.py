@@ -16,7 +16,7 @@ from grouper.errors import GrouperError, as_one_line
 from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class, check_transformers
 from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import configured
+from grouper.model.configuration import check_complete, configured, decoder_config
 from grouper.model.header_check import check_tensors, unread_files
 from grouper.model.loading import load, refusing_code
 
@@ -45,6 +45,7 @@ def check_model(checkpoint: Checkpoint) -> None:
     installed transformers has its class, and finds every tensor. Notes for the user go to the log `grouper`, once for
     each checkpoint. Raises GrouperError."""
     architecture = Architecture.of(checkpoint.config)
+    check_complete(decoder_config(checkpoint.config))
     check_tensors(checkpoint, architecture)
     check_transformers(architecture.family)
     if not checkpoint.judged:

@@ -14,6 +14,7 @@ T = TypeVar("T")
 TRIES, WAIT = 4, 1.0  # seconds before the second one
 BUSY = (408, 429, 500, 502, 503, 504)
 BROKEN = ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ConnectTimeout", "IncompleteRead")
+LARGEST = 2**28  # bytes of a JSON file that libraries read
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken")  # what libraries may look into
 
 
@@ -43,6 +44,8 @@ class LocalSource:
         for path in sorted(folder.iterdir()):
             if path.suffix in READ and not path.is_dir() and not is_own_file(path, folder):
                 raise GrouperError(f"{path} is a link out of the model's folder, or no file: put a copy in its place")
+            if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST:
+                raise GrouperError(f"{path} has more than {LARGEST >> 20} MiB: is it what its name says?")
 
     def files(self) -> list[str]:
         return sorted(p.name for p in self.folder.iterdir() if is_own_file(p, self.folder))
@@ -65,7 +68,10 @@ class LocalSource:
 def is_own_file(path: Path, folder: Path) -> bool:
     """Whether it is a regular file that lies in the folder, or in the Hub's cache where the folder is a snapshot there:
     links to elsewhere, devices and pipes are neither read nor copied."""
-    real, home = path.resolve(), folder.resolve()
+    try:
+        real, home = path.resolve(strict=True), folder.resolve()
+    except (OSError, RuntimeError):  # nothing, or a link to itself
+        return False
     in_cache = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
     return real.is_file() and (home in real.parents or in_cache)
 

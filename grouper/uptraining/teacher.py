@@ -149,7 +149,13 @@ def open_teacher(
 
 
 def check_teacher(teacher: Checkpoint, base: Checkpoint) -> None:
-    """Raise GrouperError where the teacher speaks of other tokens than the model."""
+    """Raise GrouperError where the teacher reads something else than the model, or speaks of other tokens."""
+    kinds = [Architecture.of(checkpoint.config).family for checkpoint in (teacher, base)]
+    if kinds[0].reads != kinds[1].reads:
+        raise GrouperError(
+            f"{teacher.name} is a {kinds[0].model_type}, the exported model a {kinds[1].model_type}: a teacher needs "
+            "to take the same inputs"
+        )
     known = [_vocabulary(checkpoint) for checkpoint in (teacher, base)]
     if known[0] != known[1]:
         raise GrouperError(

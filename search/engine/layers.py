@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,12 +167,16 @@ class _SideBySide:
         self.moments: dict[int, Path] = {}
         self._running: dict[Future, int] = {}
         self._begun: set[int] = set()
+        self._killed: BrokenProcessPool | None = None
 
     def begin(self, layer: int, moments: Path | None) -> None:
         """Before all can: this one, if it is ours. Keeps what is done already, quietly: calibration is told of."""
         if self.pool is not None and layer in self.layers and layer not in self._begun:
             self._begun.add(layer)
-            self._running[self.pool.submit(self.work, layer, moments)] = layer
+            try:
+                self._running[self.pool.submit(self.work, layer, moments)] = layer
+            except BrokenProcessPool as error:
+                self._killed = error
         self._keep_those((done for done in list(self._running) if done.done()), quietly=True)
 
     def finish(self, found: dict[int, Found], progress: Progress) -> None:
@@ -184,8 +189,15 @@ class _SideBySide:
         self._keep_those(as_completed(list(self._running)))
 
     def _keep_those(self, done: Iterable[Future], quietly: bool = False) -> None:
+        """Raises BrokenProcessPool where a process was killed, once all that is done is kept."""
         for future in done:
-            self.keep(self._running.pop(future), future.result(), quietly)
+            layer = self._running.pop(future)
+            try:
+                self.keep(layer, future.result(), quietly)
+            except BrokenProcessPool as error:
+                self._killed = error
+        if self._killed:
+            raise self._killed
 
 
 def _judged_in_turn(

@@ -1,6 +1,7 @@
 """How many layers are searched at a time, and with how many threads each."""
 
 import os
+import re
 
 from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
@@ -17,8 +18,8 @@ def parsed_jobs(text: str, architecture: Architecture, device: str) -> int:
     """ "auto", or a number from 1 on. auto: one process a core, as many as memory holds; on a GPU, as many as keep it
     busy; one where the model is small. Raises GrouperError."""
     if text != "auto":
-        if not text.isdecimal() or int(text) < 1:
-            raise GrouperError(f"--jobs {text}: expected auto, or a number from 1 on")
+        if not re.fullmatch("0*[1-9][0-9]{0,3}", text, re.ASCII):
+            raise GrouperError(f"--jobs {text}: expected auto, or a number from 1 to 9999")
         return int(text)
     a = architecture
     q = a.query_heads * a.head_dim * a.hidden_size

@@ -5,9 +5,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 
+from grouper.errors import GrouperError
 from search.stopping import stop_workers
 
 SAFE = "PYTHONSAFEPATH"  # what lies in the current folder, a model's files perhaps, is not imported
@@ -15,7 +17,8 @@ SAFE = "PYTHONSAFEPATH"  # what lies in the current folder, a model's files perh
 
 @contextmanager
 def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
-    """So many processes, started at once, for starting takes seconds; None for one."""
+    """So many processes, started at once, for starting takes seconds; None for one. Raises GrouperError where one of
+    them is killed."""
     if count < 2:
         yield None
         return
@@ -27,6 +30,10 @@ def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
                 for _ in range(count):
                     pool.submit(_get_ready, device)
             yield pool
+        except BrokenProcessPool as error:
+            stop_workers()
+            why = "a process that searched layers was killed, perhaps because memory is short: give --jobs 1, or fewer"
+            raise GrouperError(f"{why}; layers that are done are kept, and the same command goes on") from error
         except BaseException:
             stop_workers()
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from grouper.errors import GrouperError
-from grouper.outputs import write_text
+from grouper.outputs import bears, locked, refuse_foreign, refuse_inside, write_text
 from search.report.facts import Facts, data_of, titles_of
 
 SCRIPTS = (
@@ -44,25 +44,23 @@ def write_report(facts: Facts, path: Path, beside: Facts | None = None) -> None:
         data=packed(json.dumps(data_of(facts, beside), allow_nan=False)),
         scripts=scripts,
     )
-    write_text(path, page)
+    with locked(path):
+        write_text(path, page)
 
 
-def check_page(path: Path, overwrite: bool) -> None:
-    """Raise GrouperError where no page can be written: something else stands there, its folder is missing, or plotly
-    is."""
-    if path.exists() and not overwrite and not is_page(path):
-        raise GrouperError(f"{path} is there and no report: choose another place, or --overwrite")
-    if path.is_dir() or not path.absolute().parent.is_dir():
+def check_page(path: Path, model: Path | None) -> None:
+    """Raise GrouperError where no page can be written: something else stands there, its folder is missing or the
+    model's, or plotly is missing."""
+    refuse_inside(path, model)
+    refuse_foreign(path, is_page)
+    if not path.absolute().parent.is_dir():
         raise GrouperError(f"{path} cannot be written: expected a file's name in a folder that is there")
     plotting_library()
 
 
 def is_page(path: Path) -> bool:
     """Whether it is an earlier report."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return b"fewer KV heads</title>" in file.read(4096)
+    return bears(path, b"fewer KV heads</title>")
 
 
 def plotting_library() -> str:

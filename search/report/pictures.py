@@ -1,7 +1,7 @@
 """What a report shows, as single pictures for papers."""
 
+import os
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from grouper.errors import GrouperError
 from grouper.names import expected
-from grouper.outputs import write_file
+from grouper.outputs import locked, refuse_foreign, refuse_inside, temporary_folder
 from search.report.facts import Facts
-from search.runs.picture import COLOURS, front_picture
+from search.runs.picture import COLOURS, front_picture, is_picture, save
 
 FORMATS = ("png", "svg", "pdf")
 STYLE: dict[Any, Any] = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
@@ -39,22 +39,36 @@ def parsed_formats(text: str) -> tuple[str, ...]:
     return names
 
 
+def check_pictures(folder: Path, formats: tuple[str, ...], dark: bool, model: Path | None) -> None:
+    """Raise GrouperError where pictures cannot be written to `folder`: it is a file, or in, around or the model's
+    folder, or holds something else under a picture's name."""
+    if folder.exists() and not folder.is_dir():
+        raise GrouperError(f"{folder} is a file: pictures go to a folder")
+    refuse_inside(folder, model)
+    for name in PICTURES:
+        for kind in formats:
+            refuse_foreign(folder / file_name(name, kind, dark), is_picture)
+
+
+def file_name(picture: str, kind: str, dark: bool) -> str:
+    return f"{picture}{'-dark' if dark else ''}.{kind}"
+
+
 def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout: int, dark: bool = False) -> list[Path]:
-    """FOLDER/front.png and so on, front-dark.png if they are to be dark, as far as the run has what they show. layout:
-    the one that heads and refinement are of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    with plt.rc_context(STYLE | (DARK if dark else {})):
-        for (name, draw), kind in product(PICTURES.items(), formats):
-            figure = draw(facts, layout)  # anew for each: saving one moves what is laid out
-            if figure:
-                path, dated = folder / f"{name}{'-dark' if dark else ''}.{kind}", {"pdf": "CreationDate", "svg": "Date"}
-                metadata = {dated[kind]: None} if kind in dated else None
-                save = partial(figure.savefig, format=kind, dpi=200, metadata=metadata)
-                write_file(path, save)
-                written.append(path)
-                plt.close(figure)
-    return written
+    """FOLDER/front.png and so on, front-dark.png if they are to be dark, as far as the run has what they show: all of
+    them or none. layout: the one that heads and refinement are of."""
+    with locked(folder / "pictures"), temporary_folder(folder, "pictures") as beside:
+        drawn = []
+        with plt.rc_context(STYLE | (DARK if dark else {})):
+            for (name, draw), kind in product(PICTURES.items(), formats):
+                figure = draw(facts, layout)  # anew for each: saving one moves what is laid out
+                if figure:
+                    drawn.append(file_name(name, kind, dark))
+                    save(figure, beside / drawn[-1], dpi=200)
+                    plt.close(figure)
+        for name in drawn:
+            os.replace(beside / name, folder / name)
+    return [folder / name for name in drawn]
 
 
 def front(facts: Facts, layout: int) -> Figure:

@@ -6,7 +6,7 @@ front into a line.
 
 from itertools import cycle
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import matplotlib
 import numpy as np
@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from grouper.names import printable
-from grouper.outputs import write_file
+from grouper.outputs import bears, write_file
 from search.methods.registry import ORIGINAL, baselines, not_found
 from search.runs.columns import TRADED
 
 COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444"]
 GREY = "#9a9a9a"
 MARKERS = {"stock": "s", "padded": "^", "ragged": "o", "none": "x"}  # by export class
+MADE_BY = "Grouper, with Matplotlib"
 LEAST = 1e-4  # nats over the original; less is not told apart
 SHARES = {0.5: "half", 0.25: "quarter"}
 
@@ -51,6 +52,20 @@ def draw(front: Front, path: Path, title: str) -> None:
         figure = front_picture(front, title)
         write_file(path, lambda beside: figure.savefig(beside, format="svg", metadata={"Date": None}))
         plt.close(figure)
+
+
+def save(figure: Figure, path: Path, dpi: float | Literal["figure"] = "figure") -> None:
+    """Write a picture for somebody, in the format of its name, that is known again as ours; the same bytes each
+    time."""
+    kind = path.suffix[1:]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    metadata = {"Software" if kind == "png" else "Creator": MADE_BY, **undated}
+    write_file(path, lambda beside: figure.savefig(beside, format=kind, dpi=dpi, metadata=metadata))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether `save` wrote it."""
+    return bears(path, MADE_BY.encode())
 
 
 def ink() -> str:

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from grouper.calibration.calibration import Calibration
@@ -63,6 +64,11 @@ class RunSettings:
         """The names of what differs and must not."""
         mine, theirs = (json.loads(settings.to_json()) for settings in (self, other))
         return sorted(k for k in mine if k not in FREE and mine[k] != theirs[k])
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's folder, where it is one of this disk."""
+        return Path(self.model) if Path(self.model).is_dir() else None
 
     def open_checkpoint(self, local: bool = True) -> Checkpoint:
         """The model that was searched; local: on this disk, whole. Raises GrouperError where its files are others

@@ -3,11 +3,24 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from grouper.errors import GrouperError
-from grouper.outputs import locked, refuse_existing, refuse_inside, work_key
+from grouper import outputs
+from grouper.errors import GrouperError, is_disk_full
+from grouper.outputs import (
+    bears,
+    forget_work,
+    locked,
+    refuse_existing,
+    refuse_foreign,
+    refuse_inside,
+    work_key,
+    write_file,
+    write_text,
+)  # fmt: skip
 
 HOLD = """
 import sys, time
@@ -77,6 +90,74 @@ def test_no_output_in_around_or_in_place_of_the_model(tmp_path):
     refuse_inside(tmp_path / "models" / "mine-regrouped", model)
     refuse_inside(model / "run", None)
     assert os.listdir(model) == []
+
+
+@pytest.mark.parametrize("ending", ["refine", "uptrain", "logs"])
+def test_no_work_in_progress_in_the_models_folder(tmp_path, ending):
+    (tmp_path / f"out.{ending}").mkdir()
+    with pytest.raises(GrouperError, match="own folder"):
+        refuse_inside(tmp_path / "out", None, tmp_path / f"out.{ending}")
+
+
+def test_no_output_in_the_folder_of_another_model(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        refuse_inside(tmp_path / "run", None)
+        (tmp_path / name).write_text("{}")
+    for output in (tmp_path / "run", tmp_path / "a" / "b" / "page.html"):
+        with pytest.raises(GrouperError, match="a model's folder"):
+            refuse_inside(output, None)
+
+
+def test_a_file_that_is_not_ours_is_never_replaced(tmp_path):
+    page, ours = tmp_path / "page.html", lambda path: bears(path, b"by Grouper")
+    refuse_foreign(page, ours)
+    page.write_text("<!-- by Grouper -->")
+    refuse_foreign(page, ours)
+    page.write_text("x" * 9000 + "by Grouper")
+    refuse_foreign(page, ours)
+    page.write_text("x" * 9000 + "by Grouper" + "x" * 9000)
+    (tmp_path / "link.html").symlink_to(page)
+    (tmp_path / "dangling.html").symlink_to(tmp_path / "nowhere")
+    for name in ("page.html", "link.html", "dangling.html"):
+        with pytest.raises(GrouperError, match="not written by Grouper"):
+            refuse_foreign(tmp_path / name, ours)
+    with pytest.raises(GrouperError, match="is a folder"):
+        refuse_foreign(tmp_path, ours)
+
+
+def test_the_next_write_of_a_file_removes_what_a_killed_one_left_of_it(tmp_path):
+    path, done = tmp_path / "a.json", subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    machine = outputs._writer().partition("-")[2]
+    dead = tmp_path / f".a.json.{done.pid}-{machine}.partial"
+    others = [f".a.json.{os.getppid()}-{machine}.partial", f".a.json.{done.pid}-elsewhere.partial", ".b.json.1.partial"]
+    for name in (dead.name, *others):
+        (tmp_path / name).write_text("half")
+    write_text(path, "{}")
+    assert not dead.exists() and sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "a.json"])
+
+
+def test_when_an_output_is_whole_all_work_on_it_goes_and_nothing_else(tmp_path):
+    kept = tmp_path / "out.refine"
+    for name in (work_key(a=1), work_key(a=2)):
+        (kept / name).mkdir(parents=True)
+        (kept / name / "layer-000.safetensors").write_text("weights")
+    forget_work(kept)
+    assert not kept.exists()
+    forget_work(kept)
+    (kept / work_key(a=1)).mkdir(parents=True)
+    (kept / "mine.txt").write_text("mine")
+    forget_work(kept)
+    assert [p.name for p in kept.iterdir()] == ["mine.txt"]
+
+
+def test_a_full_disk_is_said_with_the_files_name(tmp_path):
+    def fill(_: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(GrouperError, match=r"cannot write .*best.safetensors.* No space left") as full:
+        write_file(tmp_path / "best.safetensors", fill)
+    assert is_disk_full(full.value) and list(tmp_path.iterdir()) == []
 
 
 def test_work_in_progress_has_the_same_name_when_options_that_are_off_are_added():

@@ -190,3 +190,8 @@ def test_the_same_text_in_longer_windows_is_not_tokenised_again(monkeypatch):
     assert long.spread(2)[:, 0].tolist() == [0, 20] and short.spread().shape == (7, 4) and len(asked) == 1
     with pytest.raises(GrouperError, match="at least 2 tokens"):
         short.resized(1)
+
+
+def test_a_text_without_tokens_is_refused(reader):
+    with pytest.raises(GrouperError, match="gives no tokens"):
+        reading.check_known(Checkpoint.open(reader), torch.empty(0, 4, dtype=torch.long))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from grouper.calibration.source import DATA
 from grouper.export.format import Job
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.tokenizer import LLAMA3, SPLITS, pre_tokenizer
+from grouper.export.gguf.tokenizer import add_tokenizer as add_tokenizer_to
 from grouper.export.gguf.write import FILE, llama3_factors
 from grouper.export.reference import gathered_reference
 from grouper.merging import MERGES
@@ -181,8 +183,37 @@ def test_an_unknown_tokenizer_is_refused(reader, tmp_path):
     with pytest.raises(GrouperError, match="splits text by a rule"):
         export(tmp_path / "in", ragged(8, 8), tmp_path / "out", options=ExportOptions(format="gguf"))
     (tmp_path / "in" / "tokenizer.json").write_text("{broken")
-    with pytest.raises(GrouperError, match="no tokenizer that can be read"):
+    with pytest.raises(GrouperError, match=r"tokenizer\.json is not JSON"):
         export(tmp_path / "in", ragged(8, 8), tmp_path / "out", options=ExportOptions(format="gguf"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model", [], "has model"), ("model.type", ["BPE"], "of type"), ("model.vocab", [["a"]], "has model.vocab"),
+        ("model.vocab", None, "has model.vocab None"), ("model.vocab", {"a": "0"}, "has model.vocab"),
+        ("model.vocab", {"a": -1}, "has model.vocab"), ("model.vocab", {"a": 10**30}, "has model.vocab"),
+        ("model.vocab", {"a": 10**6}, "do they go together"), ("model.merges", None, "has model.merges None"),
+        ("model.merges", [5], "has model.merges"), ("model.merges", [["a", "b", "c"]], "has model.merges"),
+        ("added_tokens", None, "has added_tokens None"), ("added_tokens", [None], "has added_tokens"),
+        ("added_tokens", [{"content": "x"}], "has added_tokens"), ("added_tokens", [{"id": 0}], "has added_tokens"),
+        ("pre_tokenizer", [5], "splits text by a rule"), ("pre_tokenizer", {"pretokenizers": 5}, "splits text by"),
+        ("pre_tokenizer", {"pretokenizers": [{"type": "Split", "pattern": {"Regex": []}},
+                                             {"type": "ByteLevel", "use_regex": False}]}, "splits text by a rule"),
+        ("post_processor", [5], "special tokens"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_tokenizers_are_refused_in_one_line(reader, tmp_path, field, value, said):
+    tokenizer = json.loads((Path(reader) / "tokenizer.json").read_text())
+    parent, _, name = field.rpartition(".")
+    (tokenizer[parent] if parent else tokenizer)[name] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    from gguf import GGUFWriter
+
+    with pytest.raises(GrouperError, match=said) as refusal:
+        add_tokenizer_to(GGUFWriter(tmp_path / "out.gguf", "deci"), tmp_path, 4096)
+    assert len(str(refusal.value)) < 500
 
 
 def test_llama3s_scaling_is_transformers():

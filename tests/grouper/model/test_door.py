@@ -24,6 +24,7 @@ GOOD = {
 def test_a_right_configuration_passes():
     check_configuration(GOOD, "it")
     check_configuration({**GOOD, "grouper": {"crc32": {"layers.0.k_proj.bias": 7}, "dtype": 3}}, "it")
+    check_configuration({**GOOD, "id2label": {"0": "no", "1": "yes"}, "residual_multiplier": 0.22}, "it")
     check_configuration({**GOOD, "vision_config": {"patch_size": [14, 14], "hidden_size": "any"}}, "it")
     check_configuration(
         {**GOOD, "quantization_config": None, "sliding_window": None, "rope_scaling": None, "rms_norm_eps": 1e-6}, "it"
@@ -51,6 +52,17 @@ def test_a_right_configuration_passes():
         ({"layer_types": "full"}, "a list of names, one for each layer"),
         ({"text_config": [1]}, "text_config [1]: expected an object"),
         ({"text_config": {"hidden_size": -1}}, "text_config.hidden_size -1"),
+        ({"anything": [1, [10**30]]}, "anything[1][0] 1000000000000000000000000000000: expected an integer below"),
+        ({"anything": [{"at": [float("inf")]}]}, "anything[0].at[0] inf: expected a finite number"),
+        ({"residual_multiplier": "x"}, "residual_multiplier 'x': expected a number"),
+        ({"logits_scaling": 0}, "logits_scaling 0: expected a number from 1e-06"),
+        ({"chunk_size_feed_forward": 7}, "chunk_size_feed_forward 7: expected a whole number from 0 to 1"),
+        ({"decoder_start_token_id": -1}, "decoder_start_token_id -1: expected a whole number"),
+        ({"id2label": 1.5}, "id2label 1.5: expected an object with a name for each number"),
+        ({"id2label": [1]}, "id2label [1]: expected an object"),
+        ({"id2label": {"a": "b"}}, "id2label {'a': 'b'}: expected an object"),
+        ({"id2label": {"0": {"b": 1}}}, "id2label {'0': {'b': 1}}: expected an object"),
+        ({"id2label": {"9" * 30: "a"}}, "expected an object"),
     ],
 )
 def test_wrong_fields_are_named_with_what_was_expected(change, said):

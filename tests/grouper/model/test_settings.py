@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from grouper import Architecture
+from grouper import Architecture, GrouperError
 from grouper.layout import LayerLayout
-from grouper.model.configuration import rotary_dim, sliding_windows, unrotated_layers
+from grouper.model.configuration import check_complete, rotary_dim, sliding_windows, unrotated_layers
 from grouper.model.families import FAMILIES
 from grouper.model.family import Family
 from grouper.model.inspection import savings
@@ -198,3 +198,26 @@ def test_a_layer_as_it_came_and_layouts_of_a_model():
     a = Architecture.of({**LLAMA, "num_key_value_heads": 2})
     assert a.whole_layer == LayerLayout.from_labels([0, 1], 4) and a.ungrouped.kv_ratio == 1
     assert a.layout([a.whole_layer] * 4) == a.ungrouped and Architecture.of(T5).ungrouped.caches[0] == "none"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "t5"}, "no decoder_start_token_id"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"], "sliding_window": None}, "no sliding_window"),
+        (
+            {"model_type": "qwen2", "layer_types": ["sliding_attention"], "sliding_window": 4,
+             "use_sliding_window": False},
+            "no sliding_window",
+        ),
+    ],
+)  # fmt: skip
+def test_a_configuration_lacks_what_its_class_needs_to_run(config, said):
+    with pytest.raises(GrouperError, match=said):
+        check_complete(config)
+
+
+def test_a_complete_configuration():
+    check_complete({"model_type": "t5", "decoder_start_token_id": 0})
+    check_complete({"model_type": "qwen2", "layer_types": ["full_attention"], "sliding_window": None})
+    check_complete({"model_type": "mistral", "layer_types": ["sliding_attention"]})

@@ -1,13 +1,15 @@
 """A Hub that is busy, breaks off or sends the wrong bytes."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from hub_server import serve
 
-from grouper import Checkpoint
+from grouper import Checkpoint, GrouperError
+from grouper.model.sources import LocalSource, is_own_file
 
 NAME = "model.layers.1.self_attn.k_proj.weight"
 PROGRAM = f"""
@@ -51,3 +53,22 @@ def test_what_passes_is_tried_again_and_the_bytes_are_right(hub, models, tmp_pat
 def test_what_does_not_pass_is_said(hub, tmp_path):
     assert "cannot reach the Hub for someone/tiny (HTTP 503)" in read(hub, tmp_path, [], ["503"] * 4)
     assert "sent 4 bytes of model.safetensors, not 8" in read(hub, tmp_path, [], ["short"] * 4)
+
+
+def test_a_link_to_itself_is_no_file_of_the_model(reader, tmp_path):
+    folder = shutil.copytree(reader, tmp_path / "model")
+    for name in ("LICENSE", "model.safetensors.index.json"):
+        (folder / name).symlink_to(folder / name)
+        assert not is_own_file(folder / name, folder)
+    with pytest.raises(GrouperError, match=r"index\.json is a link out of the model's folder, or no file"):
+        LocalSource(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    assert "LICENSE" not in LocalSource(folder).files()
+
+
+def test_no_library_is_given_a_huge_json_file(reader, tmp_path):
+    folder = shutil.copytree(reader, tmp_path / "model")
+    with open(folder / "generation_config.json", "wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(GrouperError, match=r"generation_config\.json has more than 256 MiB"):
+        LocalSource(folder)

@@ -64,3 +64,8 @@ def test_a_teacher_speaks_of_the_same_tokens(reader, tmp_path):
     (same / "tokenizer.json").write_text(text.replace('"vocab"', '"vocab": {"another": 0}, "old"', 1))
     with pytest.raises(GrouperError, match="has another tokenizer"):
         check_teacher(Checkpoint.open(same), Checkpoint.open(reader))
+
+
+def test_a_teacher_takes_the_same_inputs(reader, encoders):
+    with pytest.raises(GrouperError, match="is a vit, the exported model a llama"):
+        check_teacher(Checkpoint.open(encoders("vit")), Checkpoint.open(reader))

@@ -1,6 +1,7 @@
 """Layers, each with chance and tables of its own."""
 
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +100,36 @@ def test_layers_that_began_early_are_searched_once_and_all_are_kept(tmp_path, pr
         side.finish({}, print)
     assert sorted(asked) == [(1, tmp_path / "1"), (2, tmp_path / "2")]
     assert kept == {1: {"of": 1}, 2: {"of": 2}} and quiet == ([2] if processes else [])
+
+
+def test_layers_that_are_done_are_kept_when_a_process_is_killed():
+    def done(layer: int, _moments: Path | None) -> dict:
+        if layer == 1:
+            raise BrokenProcessPool("a process was terminated abruptly")
+        return {"of": layer}
+
+    done.architecture, done.options = Architecture.of({**LLAMA, "num_hidden_layers": 3}), SearchOptions()
+    kept: dict[int, dict] = {}
+    with ThreadPoolExecutor(1) as pool:
+        side = layers._SideBySide(
+            done, [0, 1, 2], pool, lambda layer, found, quietly=False: kept.update({layer: found})
+        )
+        with pytest.raises(BrokenProcessPool):
+            side.finish({}, print)
+    assert kept == {0: {"of": 0}, 2: {"of": 2}}
+
+
+def test_layers_are_kept_when_no_more_can_be_begun():
+    class Broken:
+        def submit(self, work, layer: int, moments: Path | None) -> Future:
+            if layer == 1:
+                raise BrokenProcessPool("a process was terminated abruptly")
+            future: Future = Future()
+            future.set_result({"of": layer})
+            return future
+
+    kept: dict[int, dict] = {}
+    side = layers._SideBySide(None, [0, 1], Broken(), lambda layer, found, quietly=False: kept.update({layer: found}))
+    with pytest.raises(BrokenProcessPool):
+        side.finish({}, print)
+    assert kept == {0: {"of": 0}}

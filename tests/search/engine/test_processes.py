@@ -11,6 +11,7 @@ import psutil
 import pytest
 from tiny_models import ROOT
 
+from grouper.errors import GrouperError
 from search.engine.processes import workers
 
 COMMAND = """
@@ -32,6 +33,13 @@ def test_one_worker_is_the_command_itself():
 def test_workers_are_processes_of_their_own():
     with workers(2, "cpu") as pool:
         assert pool.submit(os.getpid).result() != os.getpid()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal on Windows")
+def test_a_worker_that_is_killed_is_one_line_with_what_to_do():
+    with pytest.raises(GrouperError, match=r"--jobs 1.*the same command goes on"), workers(2, "cpu") as pool:
+        pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL)
+        pool.submit(time.sleep, 30).result()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no such signal on Windows")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from grouper.errors import GrouperError
-from grouper.outputs import write_file
+from grouper.outputs import locked, refuse_foreign, refuse_inside
 from search.methods.registry import baselines
 from search.runs.folder import RunFolder
 from search.runs.record import compared_by
@@ -76,6 +76,17 @@ def to_data(compared: list[Compared]) -> list[dict]:
     return [asdict(one) for one in compared]
 
 
+def check_picture(path: Path, runs: list[str | Path]) -> None:
+    """Raise GrouperError where no picture can be written: in no format that there is, over something else, or in the
+    folder of a run's model."""
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise GrouperError(f"{path}: expected a picture that ends in .svg, .png or .pdf")
+    from search.runs.picture import is_picture
+
+    refuse_inside(path, *(RunFolder.open(Path(run)).settings.model_folder for run in runs))
+    refuse_foreign(path, is_picture)
+
+
 def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) -> None:
     """The best of each run at each KV ratio, on a logarithmic axis where all losses are above nothing."""
     import matplotlib
@@ -84,7 +95,9 @@ def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) 
     from matplotlib import pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
-    with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
+    from search.runs.picture import save
+
+    with locked(path), plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
         for i, one in enumerate(compared):
             rows = points[one.run].groupby("kv_ratio")["value"].min()
@@ -98,7 +111,5 @@ def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) 
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8.5)
-        kind = path.suffix[1:] or "svg"
-        undated = {"Date": None} if kind == "svg" else {}
-        write_file(path, lambda beside: figure.savefig(beside, format=kind, metadata=undated))
+        save(figure, path)
         plt.close(figure)

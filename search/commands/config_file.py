@@ -1,0 +1,56 @@
+"""The file that --config names: YAML with a command's options."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grouper.errors import GrouperError
+from grouper.parsing import shown
+
+LARGEST, DEEPEST = 2**16, 20  # bytes; lists and mappings within one another
+EXPECTED = "expected a word, a number, true or false, or a list of these"
+
+
+def read_options(path: Path, command: str, known: Collection[str], several: Collection[str]) -> dict[str, Any]:
+    """Values by parameter. known: parameters of the command; several: those that take a list, others get the list's
+    entries with commas. Raises GrouperError for anything but plain values of options that there are."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise GrouperError(f"{path} is larger than {LARGEST >> 10} KiB: expected YAML with the command's options")
+        text = content.decode("utf-8")
+        _check_depth(path, text)
+        options = yaml.safe_load(text) or {}
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise GrouperError(
+            f"cannot read {path} ({type(error).__name__}): expected YAML with the command's options"
+        ) from error
+    if not isinstance(options, dict):
+        raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
+    found = {}
+    for option, value in options.items():
+        name = str(option).replace("-", "_") if isinstance(option, str) else ""
+        if name not in known:
+            raise GrouperError(f"{path} has the option {shown(option)}, which `grouper {command}` does not know")
+        for one in value if isinstance(value, list) else [value]:
+            if not (one is None or isinstance(one, str | bool | int | float)) or is_huge(one):
+                raise GrouperError(f"{path} has {option}: {shown(value)}: {EXPECTED}")
+        found[name] = ",".join(map(str, value)) if isinstance(value, list) and name not in several else value
+    return found
+
+
+def _check_depth(path: Path, text: str) -> None:
+    """Raise GrouperError for lists and mappings within one another, beyond any use, before they are built."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise GrouperError(f"{path} has more than {DEEPEST} lists or mappings within one another: {EXPECTED}")
+
+
+def is_huge(value: object) -> bool:
+    """Whether it is an integer of more digits than Python writes down."""
+    return isinstance(value, int) and abs(value) > 10**100

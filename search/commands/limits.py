@@ -1,0 +1,32 @@
+"""Numbers and devices on the command line: those that their users do not take are usage errors."""
+
+import typer
+
+from grouper.uptraining.options import LARGEST_SEED
+from search.options import MOST_GENERATIONS, MOST_ROWS
+
+LARGEST = {"seed": LARGEST_SEED, "population": MOST_ROWS, "generations": MOST_GENERATIONS, "lora_rank": 65_536}
+OTHERS = 10**15  # tokens, bytes, windows, layouts
+
+
+def within_limits(parameter: typer.CallbackParam, value: int | None) -> int | None:
+    """The value of an option that takes a whole number. Raises BadParameter where it is too large."""
+    most = LARGEST.get(parameter.name or "", OTHERS)
+    if value is not None and abs(value) > most:
+        raise typer.BadParameter(f"expected at most {most:,}")
+    return value
+
+
+def usable_device(name: str | None) -> str | None:
+    """The name of a device that computes here, or "auto". Raises BadParameter for any other."""
+    if name in (None, "auto", "cpu"):
+        return name
+    import torch
+
+    try:
+        works = float(torch.ones(1, device=name).sum()) == 1.0  # which the device `meta` cannot say
+    except Exception as error:  # each backend has errors of its own, of imports, too
+        raise typer.BadParameter(f"device {name!r} is not usable here: expected auto, cpu or cuda") from error
+    if not works:
+        raise typer.BadParameter(f"device {name!r} does not compute: expected auto, cpu or cuda")
+    return name

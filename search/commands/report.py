@@ -35,19 +35,16 @@ def run(
     from search.runs.folder import RunFolder
     from search.runs.picking import representative
 
+    check_options(format, layout, dark, beside)
     folder = RunFolder.open(run)
     output = output or run / ("pictures" if format else "report.html")
     formats = parsed_formats(format) if format else ()
-    if not formats and (layout is not None or dark):
-        raise GrouperError("--layout and --dark are for pictures: give --format, too")
-    if formats and beside:
-        raise GrouperError("--beside is for the page: drop it, or --format")
-    if layout is not None:
-        folder.layout(layout)
     if formats:
         check_pictures(output, formats, dark, folder.settings.model_folder)
     else:
         check_page(output, folder.settings.model_folder)
+    if layout is not None:
+        folder.layout(layout)
     folders = [folder, *([RunFolder.open(beside)] if beside else [])]
     if beside:
         common_to(folders)
@@ -64,3 +61,11 @@ def run(
         written = [output]
     for path in written:
         print(printable(str(path)))
+
+
+def check_options(format: str | None, layout: int | None, dark: bool, beside: Path | None) -> None:
+    """Raise GrouperError for options of the page with pictures, or of pictures with the page."""
+    if not format and (layout is not None or dark):
+        raise GrouperError("--layout and --dark are for pictures: give --format, too")
+    if format and beside:
+        raise GrouperError("--beside is for the page: drop it, or --format")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ class Meter:
         windows = Batch.of(next(iter(self.texts.values()))).windows if self.texts else None
         if windows is None or a.family.reads != "windows" or not isinstance(model, InMemoryModel):
             return None
-        prompt = windows[0, :PROMPT]  # [T]
-        return prompt if a.context >= len(prompt) + ADDED and model.model.can_generate() else None
+        prompt, decoder = windows[0, :PROMPT], cast(Any, model.model)  # [T]
+        return prompt if a.context >= len(prompt) + ADDED and decoder.can_generate() else None
 
     def sample(self, regrouped: tuple[HeadLayout, Merged] | None = None) -> dict[str, str]:
         """The prompt and the text that the model adds to it, the original unless regrouped; {} without a prompt."""

@@ -9,20 +9,20 @@ from rank_threads import side_by_side
 
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
 from grouper.calibration.moments import collect_moments
+from grouper.compress import Regrouper
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.export import export_model
+from grouper.families.encoders import ENCODERS
+from grouper.families.inspection import inspect
 from grouper.layout import groups_of
 from grouper.merging import MERGES
 from grouper.merging.folding import augmented
 from grouper.model.auto import auto_class
-from grouper.model.encoder_families import ENCODERS
-from grouper.model.inspection import inspect
-from grouper.model.made_up import answer, random_inputs
+from grouper.model.dummy_inputs import answer, random_inputs
 from grouper.ranks import Ranks
 from grouper.refinement.layer import LayerWorker
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
-from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.streamed import StreamedModel

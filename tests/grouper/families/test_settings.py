@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from grouper import Architecture, GrouperError
+from grouper.families.configuration import check_complete, rotary_dim, sliding_windows, unrotated_layers
+from grouper.families.decoders import FAMILIES
+from grouper.families.family import Family
+from grouper.families.inspection import savings
+from grouper.families.storage import Fused, Separate
 from grouper.layout import LayerLayout
-from grouper.model.configuration import check_complete, rotary_dim, sliding_windows, unrotated_layers
-from grouper.model.families import FAMILIES
-from grouper.model.family import Family
-from grouper.model.inspection import savings
 from grouper.model.one_layer import of_layer
-from grouper.model.storage import Fused, Separate
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 4}
 

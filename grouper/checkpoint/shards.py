@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grouper.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_into
+from grouper.checkpoint.header import DTYPES, TensorInfo, read_header
 from grouper.errors import GrouperError
-from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint, read_into
-from grouper.model.safetensors_header import DTYPES, TensorInfo, read_header
 from grouper.threads import in_background
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}

@@ -4,7 +4,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.families import FAMILIES, REFUSED, Family
+from grouper.families.decoders import FAMILIES, REFUSED, Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -17,10 +17,10 @@ from family_samples import (
 from grouper import Architecture, Checkpoint
 from grouper.calibration.moments import collect_moments
 from grouper.export.classes import CLASSES
+from grouper.families.decoders import FAMILIES
+from grouper.families.encoders import ENCODERS
+from grouper.families.inspection import inspect
 from grouper.merging.folding import augmented
-from grouper.model.encoder_families import ENCODERS
-from grouper.model.families import FAMILIES
-from grouper.model.inspection import inspect
 from grouper.running.in_memory import InMemoryModel
 
 

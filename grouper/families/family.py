@@ -1,8 +1,8 @@
-"""How one family of models stores attention: an entry of families.py or encoder_families.py."""
+"""How one family of models stores attention: an entry of decoders.py or encoders.py."""
 
 from dataclasses import dataclass, field, replace
 
-from grouper.model.storage import Separate, Storage
+from grouper.families.storage import Separate, Storage
 
 OWN, DIVIDES = "own", "own, if they divide hidden_size"
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

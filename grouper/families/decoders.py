@@ -1,13 +1,13 @@
 """The model families that can be regrouped, and the reasons for those that cannot.
 
-A new family is one entry here, or in encoder_families.py, and one line in tests/family_samples.py.
+A new family is one entry here, or in encoders.py, and one line in tests/family_samples.py.
 """
 
 from functools import partial
 
-from grouper.model.encoder_families import ENCODERS
-from grouper.model.family import DIVIDES, OWN, Family
-from grouper.model.storage import Fused, Separate
+from grouper.families.encoders import ENCODERS
+from grouper.families.family import DIVIDES, OWN, Family
+from grouper.families.storage import Fused, Separate
 
 QKV = Fused("self_attention.query_key_value", "self_attention.dense", per_group=True)
 # A norm before attention and one behind it.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from grouper.model.family import Family
+from grouper.families.family import Family
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from family_samples import SAMPLES
 
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.moments import collect_moments
+from grouper.compress import Regrouper
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.evaluation.perplexity import nll
 from grouper.merging import MEAN
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.opening import open_model
 from grouper.running.streamed import StreamedModel

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from grouper.families.decoders import DIVIDES, FAMILIES, REFUSED, Family
 from grouper.merging import MERGES
-from grouper.model.families import DIVIDES, FAMILIES, REFUSED, Family
 
 
 class Exactness(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from grouper.errors import GrouperError
-from grouper.model.configuration import ALIASES, is_known
+from grouper.families.configuration import ALIASES, is_known
 from grouper.parsing import shown
 
 FACTS = "grouper"  # where an export says how it was made

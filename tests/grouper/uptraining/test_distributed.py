@@ -5,7 +5,7 @@ import torch
 from toy_training import Toy
 
 from grouper.uptraining.adapters import add_adapters, fold_adapters
-from grouper.uptraining.launched import Sharding
+from grouper.uptraining.distributed import Sharding
 
 
 def test_a_sharded_training_takes_the_steps_that_were_asked_for(monkeypatch):

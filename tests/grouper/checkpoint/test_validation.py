@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from grouper import Architecture, Checkpoint, GrouperError
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
-from grouper.model.door import check_configuration
-from grouper.model.header_check import check_tensors
+from grouper.checkpoint.header_check import check_tensors
+from grouper.checkpoint.validation import check_configuration
 from grouper.running.in_memory import InMemoryModel
 
 GOOD = {

@@ -17,14 +17,14 @@ from grouper.calibration.moments import KeptMoments, collect_moments
 from grouper.calibration.reading import CalibrationExamples
 from grouper.calibration.seen import Seen, SeenExamples
 from grouper.calibration.text import WindowedText, digest, spread
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.merging import Merge
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.options import AskedRefinement, RefineOptions
 from grouper.refinement.refine import estimate_seconds, refine_layers
@@ -153,7 +153,7 @@ class Regrouper:
         return self.kept_moments()[layer]
 
     def kept_moments(
-        self, progress: Progress = untold, tell: Callable[[int, Path], None] = lambda layer, path: None
+        self, progress: Progress = no_progress, tell: Callable[[int, Path], None] = lambda layer, path: None
     ) -> KeptMoments:
         """Of the calibration text, collected unless they are there: in the folder where they are to be kept, or in a
         temporary one. Of several ranks all have to ask at the same time, the first time. tell: called with each layer
@@ -179,7 +179,7 @@ class Regrouper:
     # Weights
 
     def merged(self, layout: HeadLayout, merge: Merge, folder: Path | None = None) -> Merged:
-        """Layer by layer when asked for. folder: where layers that are dear to merge are kept instead of in memory; the
+        """Layer by layer when asked for. folder: where layers that are expensive to merge are kept instead of in memory; the
         others are merged again."""
 
         made = self._made(layout, merge)
@@ -194,7 +194,7 @@ class Regrouper:
 
         if folder is None:
             return kept
-        return LayerStore(folder, made) if merge.dear else made
+        return LayerStore(folder, made) if merge.expensive else made
 
     def _made(self, layout: HeadLayout, merge: Merge) -> Merged:
         def made(layer: int) -> MergedLayer:
@@ -214,7 +214,7 @@ class Regrouper:
         merge: Merge,
         options: AskedRefinement | None = None,
         folder: Path | None = None,
-        progress: Progress = untold,
+        progress: Progress = no_progress,
         ranks: Ranks = ALONE,
     ) -> LayerStore:
         """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""

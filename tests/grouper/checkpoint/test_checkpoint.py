@@ -7,9 +7,9 @@ import torch
 from tiny_models import edit_weights, make_model
 
 from grouper import Architecture, Checkpoint, GrouperError
-from grouper.model.architecture import Family
-from grouper.model.shards import write_shards
-from grouper.model.storage import Fused
+from grouper.checkpoint.shards import write_shards
+from grouper.families.architecture import Family
+from grouper.families.storage import Fused
 
 
 def test_tensors_and_headers_of_one_file_and_of_shards(models, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from grouper.attention import PARTS, Projection
 from grouper.errors import GrouperError
-from grouper.model.storage import Fused, Separate
+from grouper.families.storage import Fused, Separate
 
 SEPARATE, STACKED, PER_GROUP = Separate("a.q", "a.k", "a.v", "a.o"), Fused("a.qkv", "a.o"), Fused("a.qkv", "a.o", True)
 H, G, D_HEAD, D = 6, 3, 2, 5

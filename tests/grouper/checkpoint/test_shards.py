@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grouper import Checkpoint, GrouperError
+from grouper.checkpoint import shards
+from grouper.checkpoint.shards import same_bytes, stored, write_shards
 from grouper.export.format import Job, SelfTestFailed
 from grouper.export.written import compare
-from grouper.model import shards
-from grouper.model.shards import same_bytes, stored, write_shards
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def mixed(tmp_path):
 @pytest.mark.parametrize("buffer", [2**20, 8])
 def test_the_library_reads_what_we_write(mixed, tmp_path, monkeypatch, buffer):
     """Loaded tensors and such that are copied from their file, side by side."""
-    monkeypatch.setattr("grouper.model.shards.BUFFER", buffer)
+    monkeypatch.setattr("grouper.checkpoint.shards.BUFFER", buffer)
     checkpoint, tensors = mixed
     entries = [(n, t if i % 2 else stored(checkpoint, n)) for i, (n, t) in enumerate(tensors.items())]
     (tmp_path / "out").mkdir()
@@ -60,7 +60,7 @@ def test_a_file_that_ends_early_is_said(mixed, tmp_path):
 
 
 def test_bytes_are_compared_to_the_last_one(mixed, tmp_path, monkeypatch):
-    monkeypatch.setattr("grouper.model.shards.BUFFER", 16)
+    monkeypatch.setattr("grouper.checkpoint.shards.BUFFER", 16)
     checkpoint, tensors = mixed
     changed = {n: t.clone() for n, t in tensors.items()}
     changed["d.float"].view(-1)[-1] += 1

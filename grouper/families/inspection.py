@@ -4,11 +4,11 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.header_check import check_tensors, unread_files
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.kv_cache import Saving, bytes_of, largest_batch
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.header_check import check_tensors, unread_files
 
 CONTEXT = 512  # tokens, where a model has no longest
 

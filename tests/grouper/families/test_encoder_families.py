@@ -4,8 +4,8 @@ import pytest
 import torch
 from encoder_samples import SAMPLES, architecture_of, load
 
-from grouper.model.encoder_families import ENCODERS
-from grouper.model.made_up import random_inputs
+from grouper.families.encoders import ENCODERS
+from grouper.model.dummy_inputs import random_inputs
 
 
 def passed_on(model, inputs) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""One model's attention: a family of families.py applied to a configuration.
+"""One model's attention: a family applied to a configuration.
 
 Sizes, and how its tensors are read, named and written.
 """
@@ -11,10 +11,9 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import (
+from grouper.families.configuration import (
     decoder_config,
     family_of,
     rotary_dim,
@@ -22,9 +21,10 @@ from grouper.model.configuration import (
     sliding_windows,
     unrotated_layers,
 )
-from grouper.model.family import Family
-from grouper.model.site import Place, Site, sites_of
-from grouper.model.storage import Storage, stored_tensors
+from grouper.families.family import Family
+from grouper.families.sites import Place, Site, sites_of
+from grouper.families.storage import Storage, stored_tensors
+from grouper.layout import HeadLayout, LayerLayout
 
 if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
     import torch

@@ -11,7 +11,7 @@ from family_samples import SAMPLES, make_heads_matter
 from tiny_models import add_tokenizer
 
 from grouper import Architecture, Checkpoint, GrouperError, TextSource
-from grouper.model.configuration import configured
+from grouper.families.configuration import configured
 from grouper.model.loadable import check_model
 from grouper.running.in_memory import InMemoryModel
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search

@@ -11,10 +11,10 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from grouper.checkpoint.header import TensorInfo, read_header
+from grouper.checkpoint.sources import LocalSource, Source, open_source
+from grouper.checkpoint.validation import check_configuration
 from grouper.errors import GrouperError
-from grouper.model.door import check_configuration
-from grouper.model.safetensors_header import TensorInfo, read_header
-from grouper.model.sources import LocalSource, Source, open_source
 from grouper.parsing import read_object
 
 if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper inspect` answers at once

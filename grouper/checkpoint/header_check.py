@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from grouper.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
 from grouper.errors import GrouperError
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import INDEX, SINGLE, Checkpoint
+from grouper.families.architecture import Architecture
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from grouper.model.family import Family
-from grouper.model.storage import Separate
+from grouper.families.family import Family
+from grouper.families.storage import Separate
 
 encoder = partial(Family, position="learned", stock=False, norm=(), cache="none", reads="text")
 bert = partial(

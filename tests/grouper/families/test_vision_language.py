@@ -8,11 +8,11 @@ from family_samples import EQUAL, RAGGED, gathered, layout_for
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
+from grouper.compress import Regrouper
 from grouper.export import export_model
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ROOT, make_model
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, export
-from grouper.model.families import FAMILIES, REFUSED
-from grouper.model.family_table import family_rows, markdown
-from grouper.model.inspection import inspect
+from grouper.families.decoders import FAMILIES, REFUSED
+from grouper.families.inspection import inspect
+from grouper.families.table import family_rows, markdown
 
 OLD = {  # family: (names as checkpoints on the Hub have them, tensors that are no parameters)
     "llama": (lambda n: n.removeprefix("model."), {"layers.0.self_attn.rotary_emb.inv_freq": (4,)}),

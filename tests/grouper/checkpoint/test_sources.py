@@ -9,12 +9,12 @@ import pytest
 from hub_server import serve
 
 from grouper import Checkpoint, GrouperError
-from grouper.model.sources import LocalSource, is_own_file
+from grouper.checkpoint.sources import LocalSource, is_own_file
 
 NAME = "model.layers.1.self_attn.k_proj.weight"
 PROGRAM = f"""
 from grouper import Checkpoint, GrouperError
-from grouper.model import sources
+from grouper.checkpoint import sources
 sources.WAIT = 0.01
 checkpoint = Checkpoint.open("someone/tiny")
 print("open", flush=True)

@@ -179,9 +179,8 @@ class Regrouper:
     # Weights
 
     def merged(self, layout: HeadLayout, merge: Merge, folder: Path | None = None) -> Merged:
-        """Layer by layer when asked for. folder: where layers that are expensive to merge are kept instead of in memory; the
-        others are merged again."""
-
+        """Layer by layer when asked for. folder: where layers that are expensive to merge are kept instead of in
+        memory; the others are merged again."""
         made = self._made(layout, merge)
 
         def kept(layer: int) -> MergedLayer:

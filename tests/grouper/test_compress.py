@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grouper import Checkpoint, HeadLayout, regroup
+from grouper import Checkpoint, HeadLayout, compress
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import WindowedText
@@ -18,7 +18,7 @@ LAYOUT = HeadLayout.from_labels([np.arange(8) % 4] * 3, 8, 16)
 
 
 def test_a_merged_layer_is_kept_until_another_merge_is_asked_for(reader):
-    regrouper = regroup.Regrouper(Checkpoint.open(reader))
+    regrouper = compress.Regrouper(Checkpoint.open(reader))
     mean, first = (regrouper.merged(LAYOUT, MERGES[name])(0) for name in ("mean", "first"))
     assert not torch.equal(mean.attention.k, first.attention.k)
     assert regrouper.merged(LAYOUT, MERGES["first"])(0) is first
@@ -27,17 +27,17 @@ def test_a_merged_layer_is_kept_until_another_merge_is_asked_for(reader):
 
 
 def test_refinement_starts_from_the_merge_without_rescaling_and_keeps_none(reader, monkeypatch):
-    monkeypatch.setattr(regroup, "refine_layers", lambda model, layout, start, *_args, **_more: start)
-    regrouper = regroup.Regrouper(Checkpoint.open(reader), Calibration(TextSource("demo"), 2048, 128))
+    monkeypatch.setattr(compress, "refine_layers", lambda model, layout, start, *_args, **_more: start)
+    regrouper = compress.Regrouper(Checkpoint.open(reader), Calibration(TextSource("demo"), 2048, 128))
     q = regrouper.refined(LAYOUT, MERGES["spectral"])(0).attention.q
     assert not regrouper._kept
     assert torch.equal(q, regrouper.merged(LAYOUT, Spectral(rescale=False))(0).attention.q)
     assert not torch.equal(q, regrouper.merged(LAYOUT, Spectral())(0).attention.q)
 
 
-def numbered(tokens: int, context: int = 1000) -> regroup.Regrouper:
+def numbered(tokens: int, context: int = 1000) -> compress.Regrouper:
     """On a text of the tokens 0, 1, 2, ..., calibrated on windows of 4."""
-    regrouper = regroup.Regrouper.__new__(regroup.Regrouper)
+    regrouper = compress.Regrouper.__new__(compress.Regrouper)
     regrouper.calibration, regrouper.device = Calibration(TextSource("demo"), 8, 4), "cpu"
     regrouper.architecture = SimpleNamespace(family=SimpleNamespace(reads="windows"), context=context)
 

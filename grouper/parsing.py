@@ -32,7 +32,8 @@ def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST)
     if len(content) > largest:
         raise GrouperError(f"{what} is larger than {largest / 2**20:g} MiB: is it what its name says?")
     data = json_object(content.decode("utf-8", errors="replace"), what)
-    count, waiting = 0, [(data, 1)]
+    waiting: list[tuple[dict | list, int]] = [(data, 1)]
+    count = 0
     while waiting:
         value, depth = waiting.pop()
         inner = list(value.values()) if isinstance(value, dict) else value

@@ -73,12 +73,17 @@ class Regrouper:
 
     # Text
 
+    @property
+    def calibrated_on(self) -> Calibration:
+        """`calibration`. Raises GrouperError where there is none."""
+        if self.calibration is None:
+            raise GrouperError("this needs calibration text: give --text or --dataset")
+        return self.calibration
+
     @cached_property
     def text(self) -> WindowedText:
         """The calibration text of a decoder. Raises GrouperError where there is none."""
-        if self.calibration is None:
-            raise GrouperError("this needs calibration text: give --text or --dataset")
-        return WindowedText.of(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
+        return WindowedText.of(self.checkpoint, self.calibrated_on.source, self.calibrated_on.window, self.kept)
 
     def on_whole_text(self) -> "Regrouper":
         """The same on all of the calibration text, of which nothing is set aside."""
@@ -93,9 +98,7 @@ class Regrouper:
     @cached_property
     def examples(self) -> CalibrationExamples:
         """Calibration text, pictures or sounds of a model with an encoder. Raises GrouperError where there are none."""
-        if self.calibration is None:
-            raise GrouperError("this needs calibration text: give --text or --dataset")
-        return CalibrationExamples(self.checkpoint, self.calibration.source, self.calibration.window, self.kept)
+        return CalibrationExamples(self.checkpoint, self.calibrated_on.source, self.calibrated_on.window, self.kept)
 
     @property
     def reads_windows(self) -> bool:
@@ -123,21 +126,21 @@ class Regrouper:
 
     def seen(self, options: AskedRefinement) -> Seen | SeenExamples:
         """What `refined` sees of the calibration text, for training that follows."""
-        texts = self.texts(options)
+        texts = [Batch.of(text) for text in self.texts(options)]
         if not self.reads_windows:
             return SeenExamples.of(texts[0])
-        return Seen.of(torch.cat([text.view(-1, self.text.window) for text in texts]))
+        return Seen.of(torch.cat([text.ids.view(-1, self.text.window) for text in texts]))
 
     def held_out(self, tokens: int) -> Tensor:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
         GrouperError where there is none, and for encoders."""
         if not self.reads_windows:
             raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
-        used, limit = self.windows(self.calibration.tokens), max(1, tokens // self.calibration.window)
+        used, limit = Batch.of(self.windows(self.calibrated_on.tokens)).ids, max(1, tokens // self.calibrated_on.window)
         around = self.text.around(len(used), limit)
         rest = around[~Seen.of(used).touches(around)]
         if not len(rest):
-            name = self.calibration.source.name
+            name = self.calibrated_on.source.name
             raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer --tokens")
         return spread(rest, limit)
 
@@ -156,9 +159,9 @@ class Regrouper:
         temporary one. Of several ranks all have to ask at the same time, the first time. tell: called with each layer
         that this process has just kept, and the file that holds it, while the others are on their way."""
         if self._moments is None:
-            tokens = self.windows(self.calibration.tokens)
+            tokens = self.windows(self.calibrated_on.tokens)
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
-            folder = self.calibration.keep
+            folder = self.calibrated_on.keep
             if folder is None:
                 self._temporary = ScratchFolder()
                 folder = self._temporary.path

@@ -70,7 +70,7 @@ def read_examples(
     if kind == "windows":
         return Batch.of(text_of(checkpoint, source, window, limit, kept))
     if kind == "pictures":
-        return read_images(checkpoint, source.images, limit)
+        return read_images(checkpoint, source.name, limit)
     window = min(window, positions(architecture) or window)
     if kind == "text":
         every = _windows(checkpoint, source, window, limit, kept)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from grouper.attention import MergedLayer
 from grouper.errors import GrouperError
 from grouper.export.classes import CLASSES
 from grouper.export.format import Job, SelfTest, SelfTestFailed
@@ -25,9 +26,9 @@ def check_folder(folder: str | Path, base: str | None = None, options: ExportOpt
     model = ExportedModel.open(folder, base)
     check_checksums(model)
     check_modelling_file(model)
-    layers = {}
+    layers: dict[int, MergedLayer] = {}
 
-    def layer(number: int):
+    def layer(number: int) -> MergedLayer:
         if number not in layers:
             layers.clear()  # one is held at a time
             layers[number] = model.layer(number)

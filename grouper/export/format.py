@@ -45,13 +45,11 @@ class Job:
 
     def outside(self, name: str) -> Tensor | Stored:
         """A tensor outside the layers, in the type that it is stored in: as it became, or where it lies."""
-        became = changed(self.checkpoint, self.around, name)
-        return stored(self.checkpoint, name) if became is None else became
+        return self.changed(name) if name in self.around else stored(self.checkpoint, name)
 
-
-def changed(checkpoint: Checkpoint, around: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """What the tensor of this name became, rounded as it is stored; None where it is as it was."""
-    return around[name].to(checkpoint.tensors[name].torch_dtype) if name in around else None
+    def changed(self, name: str) -> Tensor:
+        """A tensor of `around`, rounded as it is stored."""
+        return self.around[name].to(self.checkpoint.tensors[name].torch_dtype)
 
 
 @dataclass(frozen=True)

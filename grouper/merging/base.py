@@ -26,10 +26,10 @@ class Merge(Entry, ABC):
     behind_norms: ClassVar[dict[str, str]] = {}
 
     @abstractmethod
-    def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None) -> Attention:
+    def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments) -> Attention:
         """The layer with the layout's KV heads in its order, in the dtype that came in.
 
-        inputs: what is known of the layer's inputs; None where nothing is. q and o may change, too: a free change of
+        inputs: what is known of the layer's inputs; some merges do without. q and o may change, too: a free change of
         basis folds into them. Raises GrouperError for layouts that it cannot follow.
         """
 

@@ -5,7 +5,7 @@ Sizes, and how its tensors are read, named and written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -24,12 +24,13 @@ from grouper.model.configuration import (
 )
 from grouper.model.family import Family
 from grouper.model.site import Place, Site, sites_of
+from grouper.model.storage import Storage, stored_tensors
 
 if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
     import torch
     from torch import Tensor
 
-    from grouper.attention import Attention
+    from grouper.attention import Attention, Part, Projection
     from grouper.calibration.input_moments import InputMoments
 
 
@@ -115,7 +116,7 @@ class Architecture:
 
     def family_of(self, layer: int) -> Family:
         """How this attention is stored."""
-        return self.sites[layer].storage
+        return self.sites[layer].family
 
     def name_of(self, layer: int) -> str:
         """For people: "layer 3", or "encoder 3", "decoder 3", "decoder 3 across"."""
@@ -181,13 +182,12 @@ class Architecture:
         """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`,
         `language_model.model.` or nothing."""
         site = self.sites[layer]
-        name = site.storage.layer
+        name = site.family.layer
         return checkpoint.before(name.format(layer=0)) + name.format(layer=site.layer)
 
     def projections(self, layer: int = 0) -> list[str]:
         """The modules that hold attention weights, within a layer."""
-        f = self.family_of(layer)
-        return [f.q, f.o] if f.fused else [f.q, f.k, f.v, f.o]
+        return list(self.family_of(layer).storage.modules)
 
     @property
     def norm_modules(self) -> tuple[str, ...]:
@@ -221,28 +221,37 @@ class Architecture:
             name = f"{prefix}{module}.bias"
             return checkpoint.finite(name) if name in checkpoint else None
 
-        if f.fused:
-            rows, bias_rows = weight(f.q), bias(f.q)
-            q, k, v = self.split(rows)
-            q_bias, k_bias, v_bias = (
-                (None,) * 3 if bias_rows is None else (b[..., 0] for b in self.split(bias_rows[:, None]))
-            )
-        else:
-            q, k, v = (self.by_head(weight(m), m) for m in (f.q, f.k, f.v))
-            q_bias, k_bias, v_bias = (
-                None if b is None else b.view(-1, self.head_dim) for b in map(bias, (f.q, f.k, f.v))
-            )
-        expected = (query_projections or self.query_heads, self.kv_heads, self.kv_heads)
-        if (q.shape[0], k.shape[0], v.shape[0]) != expected:
-            counts = f"{q.shape[0]}/{k.shape[0]}/{v.shape[0]} q/k/v heads"
-            raise GrouperError(f"{self.name_of(layer)} has {counts}, config.json says otherwise")
-        o = weight(f.o)
+        parts: dict[Part, Projection] = {}
+        *holders, output = f.storage.modules
+        for module in holders:
+            parts |= self._split(f.storage, module, weight(module), bias(module))
+        q, k, v = parts["q"], parts["k"], parts["v"]
+        found = len(q.weight), len(k.weight), len(v.weight)
+        if found != (query_projections or self.query_heads, self.kv_heads, self.kv_heads):
+            counts = "/".join(map(str, found))
+            raise GrouperError(f"{self.name_of(layer)} has {counts} q/k/v heads, config.json says otherwise")
+        o = weight(output)
         o = o.reshape(o.shape[0], self.query_heads, self.head_dim)
         planes = self.planes if self.rotary_dim and layer not in self.unrotated else None
         norms = self._qk_norms(checkpoint, prefix)
         sinks = None if f.sinks is None else checkpoint.finite(f"{prefix}{f.sinks}")
-        biases = q_bias, k_bias, v_bias, bias(f.o)
-        return Attention(q, k, v, o, *biases, *norms, sinks=sinks, planes=planes, qk_norm=f.qk_norm)
+        weights, biases = (q.weight, k.weight, v.weight, o), (q.bias, k.bias, v.bias, bias(output))
+        return Attention(*weights, *biases, *norms, sinks=sinks, planes=planes, qk_norm=f.qk_norm)
+
+    def _split(self, storage: Storage, module: str, rows: Tensor, bias: Tensor | None = None) -> dict[Part, Projection]:
+        """The projections in a module's rows [heads * d, D], with its bias [heads * d]."""
+        from grouper.attention import Projection
+
+        held = Projection(self._by_head(rows, module), None if bias is None else self._by_head(bias, module))
+        return storage.split(module, held, self.query_heads, self.kv_heads)
+
+    def _by_head(self, rows: Tensor, module: str) -> Tensor:
+        """[heads * d, ...] -> [heads, d, ...]"""
+        if rows.shape[0] % self.head_dim:
+            raise GrouperError(
+                f"{module} has {rows.shape[0]} rows, no multiple of head_dim {self.head_dim}: is config.json right?"
+            )
+        return rows.reshape(-1, self.head_dim, *rows.shape[1:])
 
     def _qk_norms(self, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor | None, Tensor | None]:
         """Gains of the norms on q [H, d] and k [G, d]; where all heads have the same, each gets its copy."""
@@ -256,33 +265,11 @@ class Architecture:
         q, k = (g.expand(heads, -1) for g, heads in zip(per_head, (self.query_heads, self.kv_heads)))
         return q, k
 
-    def by_head(self, rows: Tensor, module: str = "") -> Tensor:
-        """[heads * d, D] -> [heads, d, D]"""
-        if rows.shape[0] % self.head_dim:
-            raise GrouperError(
-                f"{module} has {rows.shape[0]} rows, no multiple of head_dim {self.head_dim}: is config.json right?"
-            )
-        return rows.reshape(-1, self.head_dim, rows.shape[-1])
-
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fused rows [(H + 2 G) d, D] -> q [H, d, D], k [G, d, D], v [G, d, D]."""
-        parts = self.by_head(rows, self.family.q)
-        if len(parts) != self.query_heads + 2 * self.kv_heads:
-            raise GrouperError(
-                f"{self.family.q} holds {len(parts)} heads of {self.head_dim}, config.json says otherwise"
-            )
-        if self.family.fused == "stacked":
-            q, k, v = parts.split([self.query_heads, self.kv_heads, self.kv_heads])
-            return q, k, v
-        grouped = parts.unflatten(0, (self.kv_heads, self.queries_per_kv_head + 2))  # [G, queries + k + v, d, D]
-        return grouped[:, :-2].flatten(0, 1), grouped[:, -2], grouped[:, -1]
-
     def key_outputs(self, output: Tensor) -> Tensor:
         """What the module that gives k gave [windows, tokens, rows] -> keys before any norm and RoPE [windows, G, d,
         tokens]."""
-        if not self.family.fused:
-            return output.unflatten(-1, (self.kv_heads, self.head_dim)).permute(0, 2, 3, 1)
-        keys = self.split(output.flatten(0, 1).T)[1]  # [G, d, windows tokens]
+        storage = self.family.storage
+        keys = self._split(storage, storage.k, output.flatten(0, 1).T)["k"].weight  # [G, d, windows tokens]
         return keys.unflatten(-1, output.shape[:2]).permute(2, 0, 1, 3)
 
     def norm(self, checkpoint: Checkpoint, layer: int) -> tuple[Tensor | None, Tensor | None]:
@@ -313,45 +300,17 @@ class Architecture:
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
         """What the layer's projections are kept in."""
-        return checkpoint.tensors[f"{self.prefix(checkpoint, layer)}{self.family_of(layer).q}.weight"].torch_dtype
+        queries = self.prefix(checkpoint, layer) + self.family_of(layer).storage.q
+        return checkpoint.tensors[f"{queries}.weight"].torch_dtype
 
     # Writing
 
     def tensors(self, prefix: str, attention: Attention, layer: int = 0) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the projections as checkpoints of the family have them, heads in the order given. A fused
-        "per-group" projection takes equal groups, query heads in their order."""
+        """(name, tensor) of an attention as checkpoints of the family have them, heads in the order given."""
         f = self.family_of(layer)
-        turn: Callable[[Tensor], Tensor] = (lambda w: w.T) if f.transposed else (lambda w: w)
-        if f.fused:
-            yield f"{prefix}{f.q}.weight", turn(self._fuse(attention.q, attention.k, attention.v).flatten(0, 1))
-            if attention.q_bias is not None:
-                yield f"{prefix}{f.q}.bias", self._fuse(attention.q_bias, attention.k_bias, attention.v_bias).flatten()
-            yield f"{prefix}{f.o}.weight", turn(attention.o.flatten(1))
-            if attention.o_bias is not None:
-                yield f"{prefix}{f.o}.bias", attention.o_bias
-            return
-        yield from separate_tensors(prefix, (f.q, f.k, f.v, f.o), attention)
-        for module, gain in zip(self.norm_modules, (attention.q_norm, attention.k_norm)):
+        yield from stored_tensors(prefix, f.storage, attention, f.transposed)
+        gains = attention.gains
+        for module, gain in zip(self.norm_modules, (gains.q, gains.k) if gains else ()):
             yield f"{prefix}{module}.weight", (gain - f.norm_offset).flatten()
         if attention.sinks is not None:
             yield f"{prefix}{f.sinks}", attention.sinks
-
-    def _fuse(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Heads of one fused projection in its order: [heads, d, ...]."""
-        import torch
-
-        if self.family.fused == "stacked":
-            return torch.cat([q, k, v])
-        grouped = q.unflatten(0, (len(k), len(q) // len(k)))
-        return torch.cat([grouped, k[:, None], v[:, None]], dim=1).flatten(0, 1)
-
-
-def separate_tensors(prefix: str, modules: tuple[str, ...], attention: Attention) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of four projections. modules: q, k, v and o, within a layer."""
-    for module, one in zip(modules, [attention.projection("q"), attention.projection("k"), attention.projection("v")]):
-        yield f"{prefix}{module}.weight", one.weight.flatten(0, 1)
-        if one.bias is not None:
-            yield f"{prefix}{module}.bias", one.bias.flatten()
-    yield f"{prefix}{modules[3]}.weight", attention.o.flatten(1)
-    if attention.o_bias is not None:
-        yield f"{prefix}{modules[3]}.bias", attention.o_bias

@@ -86,11 +86,12 @@ class Checkpoint:
 
     def _json(self, file: str) -> dict:
         present = self.source.files()
-        if file not in present:
+        path = self.source.path(file) if file in present else None
+        if path is None:
             why = next((why for sign, why in OTHER_FOLDERS.items() if any(f.endswith(sign) for f in present)), EXPECTED)
             raise GrouperError(f"{self.name} has no {file}: {why}")
         limits = INDEX_LIMITS if file == INDEX else ()
-        return read_object(self.source.path(file), f"{file} of {self.name}", *limits)
+        return read_object(path, f"{file} of {self.name}", *limits)
 
     @cached_property
     def weight_files(self) -> list[str]:

@@ -132,11 +132,10 @@ def _default(config: dict, key: str) -> Any:
     declared = getattr(cls, key, NOTHING)
     if declared is not NOTHING and not isinstance(declared, property):
         return declared
-    sizes = {
-        key: next((config[n] for n in (key, *ALIASES[key]) if config.get(n) is not None), None)
-        for key in ("num_attention_heads", "hidden_size", "head_dim")
-    }
-    sizes = {key: value for key, value in sizes.items() if value is not None}
+    sizes: dict[str, Any] = {}
+    for known in ("num_attention_heads", "hidden_size", "head_dim"):
+        said = [config[name] for name in (known, *ALIASES[known]) if config.get(name) is not None]
+        sizes |= {known: said[0]} if said else {}
     try:
         return getattr(cls(**sizes), key, None)
     except (ValueError, StrictDataclassError):  # sizes that go together with others alone

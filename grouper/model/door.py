@@ -4,7 +4,7 @@ header_check.py holds tensors against it.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from grouper.errors import GrouperError
@@ -69,9 +69,9 @@ def check_configuration(config: dict, name: str) -> None:
             if type(value) is not int or not least <= value <= most:
                 raise wrong(path, value, f"a whole number from {least} to {most:,}")
         elif field in NUMBERS:
-            least, most = NUMBERS[field]
-            if type(value) not in (int, float) or not least <= value <= most:
-                raise wrong(path, value, f"a number from {least:g} to {most:g}")
+            lowest, highest = NUMBERS[field]
+            if type(value) not in (int, float) or not lowest <= value <= highest:
+                raise wrong(path, value, f"a number from {lowest:g} to {highest:g}")
         elif field in FLAGS and type(value) is not bool:
             raise wrong(path, value, "true or false")
         elif field in NAMES and not isinstance(value, str):
@@ -119,7 +119,7 @@ def _public(field: str) -> str:
     return field.removeprefix("_").removesuffix("_internal")
 
 
-def _check_lists(config: dict, wrong) -> None:
+def _check_lists(config: dict, wrong: Callable[[str, Any, str], GrouperError]) -> None:
     """Lists with an entry for each layer, and the objects that positions are described by."""
     counts = [config.get(key) for key in ("num_hidden_layers", *ALIASES["num_hidden_layers"])]
     layers = next((count for count in counts if isinstance(count, int)), None)
@@ -132,6 +132,6 @@ def _check_lists(config: dict, wrong) -> None:
         if layers is not None and len(value) != layers:
             raise wrong(key, value, f"{layers} entries, one for each layer; it has {len(value)}")
     for key in ("rope_parameters", "rope_scaling", "text_config", "architectures"):
-        kind = list if key == "architectures" else dict
-        if config.get(key) is not None and not isinstance(config[key], kind):
-            raise wrong(key, config[key], "a list of names" if kind is list else "an object")
+        listed = key == "architectures"
+        if config.get(key) is not None and not isinstance(config[key], list if listed else dict):
+            raise wrong(key, config[key], "a list of names" if listed else "an object")

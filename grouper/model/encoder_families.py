@@ -1,32 +1,32 @@
 """Encoders, and encoders with a decoder. None of their classes knows fewer KV heads than query heads."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from grouper.model.family import Family
+from grouper.model.storage import Separate
 
-ENCODER = {"position": "learned", "stock": False, "norm": (), "cache": "none", "reads": "text"}
-BERT = {
-    **ENCODER, "layer": "encoder.layer.{layer}.", "q": "attention.self.query", "k": "attention.self.key",
-    "v": "attention.self.value", "o": "attention.output.dense", "behind": "attention.output.LayerNorm",
-}  # fmt: skip
-VIT = {
-    **ENCODER, "layer": "encoder.layer.{layer}.", "q": "attention.attention.query", "k": "attention.attention.key",
-    "v": "attention.attention.value", "o": "attention.output.dense", "norm": ("layernorm_before",),
-    "behind": "layernorm_after", "reads": "pictures", "since": "5.12",
-    "renamed": (
+encoder = partial(Family, position="learned", stock=False, norm=(), cache="none", reads="text")
+bert = partial(
+    encoder, layer="encoder.layer.{layer}.", behind="attention.output.LayerNorm",
+    storage=Separate("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+)  # fmt: skip
+vit = partial(
+    encoder, layer="encoder.layer.{layer}.", norm=("layernorm_before",), behind="layernorm_after", reads="pictures",
+    since="5.12",
+    storage=Separate(
+        "attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense",
+    ),
+    renamed=(
         ("encoder.layer.", "layers."), ("attention.attention.query", "attention.q_proj"),
         ("attention.attention.key", "attention.k_proj"), ("attention.attention.value", "attention.v_proj"),
         ("attention.output.dense", "attention.o_proj"), ("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2"),
     ),
-}  # fmt: skip
+)  # fmt: skip
 
 
-def projections(module: str, output: str = "out_proj") -> dict[str, str]:
-    """The names of q, k, v and o in a module."""
-    return {**{n: f"{module}.{n}_proj" for n in ("q", "k", "v")}, "o": f"{module}.{output}"}
-
-
-def encoder_decoder(model_type: str, models: str, classes: str, parts: tuple[dict, dict, dict], **more) -> Family:
+def encoder_decoder(model_type: str, models: str, classes: str, parts: tuple[dict, dict, dict], **more: Any) -> Family:
     """parts: what the encoder's attention, the decoder's own and that from decoder to encoder have of their own."""
     family = Family(model_type, models, classes, stock=False, **{"reads": "pairs", **more})
     caches = ("none", "token", "source")
@@ -43,7 +43,12 @@ def bart(norm_first: bool) -> tuple[dict, dict, dict]:
         ("decoder.layers.{layer}.", "encoder_attn"),
     )  # fmt: skip
     first, second, third = (
-        {"layer": layer, **projections(module), "norm": (norm,) if norm else (), "behind": behind}
+        {
+            "layer": layer,
+            "storage": Separate.within(module, "out_proj"),
+            "norm": (norm,) if norm else (),
+            "behind": behind,
+        }
         for (layer, module), (norm, behind) in zip(places, norms)
     )
     return first, second, {**third, "source_norm": source_norm}
@@ -51,23 +56,23 @@ def bart(norm_first: bool) -> tuple[dict, dict, dict]:
 
 def t5() -> tuple[dict, dict, dict]:
     def part(stack: str, place: int, module: str) -> dict:
-        names = {n: f"layer.{place}.{module}.{n}" for n in "qkvo"}
+        storage = Separate(*(f"layer.{place}.{module}.{n}" for n in "qkvo"))
         norm, behind = f"layer.{place}.layer_norm", f"layer.{place + 1}.layer_norm"
-        return {"layer": stack + ".block.{layer}.", **names, "norm": (norm,), "behind": behind}
+        return {"layer": stack + ".block.{layer}.", "storage": storage, "norm": (norm,), "behind": behind}
 
     across = {**part("decoder", 1, "EncDecAttention"), "source_norm": "encoder.final_layer_norm"}
     return part("encoder", 0, "SelfAttention"), part("decoder", 0, "SelfAttention"), across
 
 
 ENCODERS = (
-    Family("bert", "BERT, MiniLM, BGE, E5, GTE", "Bert", **BERT),
-    Family("roberta", "RoBERTa, CodeBERT", "Roberta", **BERT),
-    Family(
-        "distilbert", "DistilBERT", "DistilBert", **ENCODER, layer="transformer.layer.{layer}.", q="attention.q_lin",
-        k="attention.k_lin", v="attention.v_lin", o="attention.out_lin", behind="sa_layer_norm",
+    bert("bert", "BERT, MiniLM, BGE, E5, GTE", "Bert"),
+    bert("roberta", "RoBERTa, CodeBERT", "Roberta"),
+    encoder(
+        "distilbert", "DistilBERT", "DistilBert", layer="transformer.layer.{layer}.",
+        storage=Separate(*(f"attention.{n}_lin" for n in ("q", "k", "v", "out"))), behind="sa_layer_norm",
     ),
-    Family("vit", "ViT", "ViT", **VIT),
-    Family("deit", "DeiT", "DeiT", **VIT),
+    vit("vit", "ViT", "ViT"),
+    vit("deit", "DeiT", "DeiT"),
     encoder_decoder("t5", "T5, Flan-T5", "T5", t5(), position="relative", since="5.15"),
     encoder_decoder("mt5", "mT5", "MT5", t5(), position="relative", since="5.15"),
     encoder_decoder("bart", "BART", "Bart", bart(norm_first=False), position="learned"),

@@ -3,12 +3,15 @@
 A new family is one entry here, or in encoder_families.py, and one line in tests/family_samples.py.
 """
 
+from functools import partial
+
 from grouper.model.encoder_families import ENCODERS
 from grouper.model.family import DIVIDES, OWN, Family
+from grouper.model.storage import Fused, Separate
 
-FUSED = {"q": "self_attention.query_key_value", "k": "", "v": "", "o": "self_attention.dense"}
+QKV = Fused("self_attention.query_key_value", "self_attention.dense", per_group=True)
 # A norm before attention and one behind it.
-SANDWICH = {"adds": "post_attention_layernorm", "norm_offset": 1.0, "head_dim": 256}
+sandwich = partial(Family, adds="post_attention_layernorm", norm_offset=1.0, head_dim=256)
 
 FAMILIES = {
     family.model_type: family
@@ -23,9 +26,9 @@ FAMILIES = {
         Family("qwen3", "Qwen3", "Qwen3", qk_norm="head", head_dim=128, padded=OWN),
         Family("qwen3_moe", "Qwen3-MoE", "Qwen3Moe", qk_norm="head", padded=OWN),
         Family("gemma", "Gemma 1", "Gemma", norm_offset=1.0, head_dim=256, padded=OWN),
-        Family("gemma2", "Gemma 2", "Gemma2", **SANDWICH, padded=DIVIDES),
-        Family(
-            "gemma3_text", "Gemma 3", "Gemma3", **SANDWICH, qk_norm="head", padded=DIVIDES,
+        sandwich("gemma2", "Gemma 2", "Gemma2", padded=DIVIDES),
+        sandwich(
+            "gemma3_text", "Gemma 3", "Gemma3", qk_norm="head", padded=DIVIDES,
             model_class="Gemma3TextModel", config_class="Gemma3TextConfig",
         ),
         Family("olmo", "OLMo 1", "Olmo", padded=OWN, approximate="clip_qkv"),
@@ -38,42 +41,45 @@ FAMILIES = {
         Family("granite", "Granite 3", "Granite", padded=OWN),
         Family("smollm3", "SmolLM3", "SmolLM3", padded=OWN),
         Family("cohere", "Command R, Aya 23", "Cohere", rope="interleaved", padded=OWN),
-        Family("phi", "Phi-1, Phi-1.5, Phi-2", "Phi", o="self_attn.dense", rotary="partial_rotary_factor", padded=OWN),
         Family(
-            "phi3", "Phi-3, Phi-3.5, Phi-4", "Phi3", q="self_attn.qkv_proj", fused="stacked",
+            "phi", "Phi-1, Phi-1.5, Phi-2", "Phi", storage=Separate(o="self_attn.dense"),
+            rotary="partial_rotary_factor", padded=OWN,
+        ),
+        Family(
+            "phi3", "Phi-3, Phi-3.5, Phi-4", "Phi3", storage=Fused("self_attn.qkv_proj", "self_attn.o_proj"),
             rotary="partial_rotary_factor", padded=OWN,
         ),
         Family(
             "gpt_neox", "GPT-NeoX, Pythia, Dolly 2, RedPajama", "GPTNeoX",
-            q="attention.query_key_value", k="", v="", o="attention.dense",
-            fused="per-group", rotary="rotary_pct", stock=False, as_phi="use_parallel_residual",
+            storage=Fused("attention.query_key_value", "attention.dense", per_group=True),
+            rotary="rotary_pct", stock=False, as_phi="use_parallel_residual",
         ),
         Family(
             "gptj", "GPT-J", "GPTJ", layer="h.{layer}.",
-            q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.out_proj", norm=("ln_1",),
-            rope="interleaved", rotary="rotary_dim", stock=False, as_phi="always",
+            storage=Separate.within("attn", "out_proj"), norm=("ln_1",), rope="interleaved",
+            rotary="rotary_dim", stock=False, as_phi="always",
         ),
         Family(
-            "falcon", "Falcon 1-2, Falcon RW", "Falcon", layer="h.{layer}.", **FUSED, fused="per-group",
+            "falcon", "Falcon 1-2, Falcon RW", "Falcon", layer="h.{layer}.", storage=QKV,
             norm=("input_layernorm", "ln_attn"), stock=False, as_phi="parallel_attn",
         ),
         Family(
             "gpt2", "GPT-2, DialoGPT, Cerebras-GPT", "GPT2", layer="h.{layer}.",
-            q="attn.c_attn", k="", v="", o="attn.c_proj", norm=("ln_1",),
-            fused="stacked", transposed=True, position="learned", stock=False, head_class="GPT2LMHeadModel",
+            storage=Fused("attn.c_attn", "attn.c_proj"), norm=("ln_1",), transposed=True,
+            position="learned", stock=False, head_class="GPT2LMHeadModel",
         ),
         Family(
-            "opt", "OPT, Galactica", "OPT", o="self_attn.out_proj", norm=("self_attn_layer_norm",), position="learned",
-            stock=False,
+            "opt", "OPT, Galactica", "OPT", storage=Separate.within("self_attn", "out_proj"),
+            norm=("self_attn_layer_norm",), position="learned", stock=False,
         ),
         Family(
-            "bloom", "BLOOM, BLOOMZ", "Bloom", layer="h.{layer}.", **FUSED, fused="per-group", position="alibi",
+            "bloom", "BLOOM, BLOOMZ", "Bloom", layer="h.{layer}.", storage=QKV, position="alibi",
             stock=False,
         ),
         Family(
             "mpt", "MPT", "Mpt", layer="blocks.{layer}.",
-            q="attn.Wqkv", k="", v="", o="attn.out_proj", norm=("norm_1",),
-            fused="stacked", position="alibi", stock=False, approximate="clip_qkv",
+            storage=Fused("attn.Wqkv", "attn.out_proj"), norm=("norm_1",),
+            position="alibi", stock=False, approximate="clip_qkv",
         ),
         *ENCODERS,
     )

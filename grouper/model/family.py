@@ -1,6 +1,8 @@
 """How one family of models stores attention: an entry of families.py or encoder_families.py."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from grouper.model.storage import Separate, Storage
 
 OWN, DIVIDES = "own", "own, if they divide hidden_size"
 
@@ -11,9 +13,7 @@ class Family:
     them in a checkpoint.
 
     models: names that people know it by.
-    fused: None, or how the rows of `q` (then the only projection) are ordered: "stacked" (all q, all k, all v) or
-        "per-group" (the queries of KV head 0, its k, its v, then KV head 1, ...; in a multi-head model q, k, v of head
-        0, of head 1, ...).
+    storage: the modules of q, k, v and o.
     transposed: weights are [in, out] (GPT-2's Conv1D).
     norm: what stands before the projections, the first of the names that the checkpoint has; norm_offset is added to
         its weight, and to those of norms on q and k (Gemma's g = 1 + w).
@@ -49,14 +49,10 @@ class Family:
     models: str
     classes: str
     layer: str = "layers.{layer}."
-    q: str = "self_attn.q_proj"
-    k: str = "self_attn.k_proj"
-    v: str = "self_attn.v_proj"
-    o: str = "self_attn.o_proj"
+    storage: Storage = field(default_factory=Separate)
     norm: tuple[str, ...] = ("input_layernorm",)
     norm_offset: float = 0.0
     adds: str | None = None
-    fused: str | None = None
     transposed: bool = False
     qk_norm: str | None = None
     sinks: str | None = None
@@ -83,7 +79,7 @@ class Family:
     def attention(self) -> str:
         """The module that holds the projections, within a layer."""
         shared = []
-        for one, other in zip(self.q.split(".")[:-1], self.o.split(".")[:-1]):
+        for one, other in zip(self.storage.q.split(".")[:-1], self.storage.o.split(".")[:-1]):
             if one != other:
                 break
             shared.append(one)
@@ -99,8 +95,8 @@ class Family:
         """The same with the names that the class of transformers has."""
         if not self.renamed:
             return self
-        names = {n: self.class_name(getattr(self, n)) for n in ("q", "k", "v", "o", "layer")}
-        return replace(self, **names, renamed=())
+        storage, layer = self.storage.renamed(self.class_name), self.class_name(self.layer)
+        return replace(self, storage=storage, layer=layer, renamed=())
 
     def class_name(self, name: str) -> str:
         """How the class calls what checkpoints call `name`, which begins with `layer` or is within a layer."""

@@ -72,7 +72,7 @@ def classes(family: Family) -> list[str]:
         when = "" if family.as_phi == "always" else f", with {family.as_phi}"
         return [f"{name} (as Phi{when})" if name == "stock" else name for name in found]
     carriers = {"mistral": "as Mistral", "llama": "as Llama", DIVIDES: "if heads divide"}
-    carrier = carriers.get(family.padded)
+    carrier = carriers.get(family.padded or "")
     return [f"{name} ({carrier})" if name == "padded" and carrier else name for name in found]
 
 

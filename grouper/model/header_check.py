@@ -35,12 +35,11 @@ def _implied(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[tup
     q, kv, hidden = a.query_heads * a.head_dim, a.kv_heads * a.head_dim, a.hidden_size
     for layer in range(a.layers):
         prefix, f = a.prefix(checkpoint, layer), a.family_of(layer)
-        rows = {f.q: q + 2 * kv} if f.fused else {f.q: q, f.k: kv, f.v: kv}
-        for module, count in rows.items():
+        for module, count in f.storage.rows(q, kv, kv).items():
             yield f"{prefix}{module}.weight", (hidden, count) if f.transposed else (count, hidden), True
             yield f"{prefix}{module}.bias", (count,), False
-        yield f"{prefix}{f.o}.weight", (q, hidden) if f.transposed else (hidden, q), True
-        yield f"{prefix}{f.o}.bias", (hidden,), False
+        yield f"{prefix}{f.storage.o}.weight", (q, hidden) if f.transposed else (hidden, q), True
+        yield f"{prefix}{f.storage.o}.bias", (hidden,), False
         for norm in f.norm if a.family.parts else a.norms:
             yield f"{prefix}{norm}.weight", (hidden,), False
             yield f"{prefix}{norm}.bias", (hidden,), False

@@ -81,7 +81,7 @@ def inspect(
         parameters=checkpoint.parameters,
         dtype=checkpoint.dtype, layers=a.layers, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
         hidden_size=a.hidden_size, rope=rope, sliding_layers=sum(w is not None for w in a.windows),
-        biases=f"{a.prefix(checkpoint, 0)}{a.family_of(0).q}.bias" in checkpoint,
+        biases=f"{a.prefix(checkpoint, 0)}{a.family_of(0).storage.q}.bias" in checkpoint,
         kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context,
         kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
         uniform_kv_heads=a.uniform_counts(), export_classes=classes,

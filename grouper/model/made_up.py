@@ -1,18 +1,24 @@
 """What a model can be run on without text, pictures or sound of anybody's, and what it answers."""
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import Tensor, nn
 
 from grouper.model.architecture import Architecture
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
+
 EXAMPLES = 2
 
 
-def random_inputs(model: nn.Module, architecture: Architecture, tokens: int) -> dict[str, Tensor]:
+def random_inputs(model: "PreTrainedModel", architecture: Architecture, tokens: int) -> dict[str, Tensor]:
     """Two examples of what the model takes: ids, pixels, or the features of sounds, and ids for a decoder beside an
     encoder; always the same."""
     generator = torch.Generator().manual_seed(0)
-    embedding, config = model.get_input_embeddings(), model.config
+    embedding, config = cast(nn.Embedding, model.get_input_embeddings()), model.config
     tokens = min(tokens, architecture.context - 4) if architecture.context else tokens
 
     def ids() -> Tensor:
@@ -34,7 +40,7 @@ def random_inputs(model: nn.Module, architecture: Architecture, tokens: int) -> 
     return {"input_ids": ids(), **({"decoder_input_ids": begun()} if architecture.family.parts else {})}
 
 
-def answer(outputs) -> Tensor:
+def answer(outputs: "ModelOutput") -> Tensor:
     """Logits, or what stands behind the last layer where a model has no head."""
     for name in ("logits", "start_logits", "last_hidden_state"):
         if outputs.get(name) is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from grouper.model.safetensors_header import DTYPES, TensorInfo, read_header
 from grouper.threads import in_background
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
-INFINITY = {  # the bits of infinity, as an integer of the same size
+INFINITY: dict[str, tuple[type[np.unsignedinteger], int]] = {  # the bits of infinity, as an integer of the same size
     "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F80_0000),
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
 }  # fmt: skip
@@ -69,7 +69,8 @@ def same_bytes(one: Stored, other: Stored, between: Callable[[], None] = nothing
             parts = [memoryview(b)[: min(BUFFER, size)] for b in buffers]
             for file, part in zip((first, second), parts):
                 read_into(file, part)
-            if not np.array_equal(*(np.frombuffer(part, np.uint8) for part in parts)):
+            here, there = (np.frombuffer(part, np.uint8) for part in parts)
+            if not np.array_equal(here, there):
                 return False
             size -= len(parts[0])
     return True
@@ -157,7 +158,8 @@ def _between(file: BinaryIO, start: int, stop: int) -> bytes:
 def _write_shard(path: Path, shard: dict[str, Entry], checksums: dict[str, int], between: Callable[[], None]) -> None:
     kinds = {name: _kind(entry) for name, entry in shard.items()}
     order = sorted(shard, key=lambda name: (-DTYPES[kinds[name][0]][1], name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in order:
         dtype, shape = kinds[name]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + shard[name].nbytes]}
@@ -172,7 +174,7 @@ def _write_shard(path: Path, shard: dict[str, Entry], checksums: dict[str, int],
             if isinstance(entry, Stored):
                 checksums[name] = _copy(name, entry, file, between)
             else:
-                numbers = entry.contiguous().flatten().view(torch.uint8).numpy()
+                numbers = entry.contiguous().flatten().view(torch.uint8).numpy().data
                 file.write(numbers)
                 checksums[name] = zlib.crc32(numbers)
 

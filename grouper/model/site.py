@@ -10,19 +10,20 @@ class Site:
     """One attention.
 
     index: among all of the model's. name: for people. stack: 0, or 1 in the decoder of a model that has an encoder,
-    too. layer: the number of its layer within the stack. storage: how its projections are stored.
+    too. layer: the number of its layer within the stack. family: how its
+    projections are stored: the model's family, or its part for this kind of attention.
     """
 
     index: int
     name: str
     stack: int
     layer: int
-    storage: Family
+    family: Family
 
     @property
     def cache(self) -> str:
         """What K and V are kept of: each "token", each "source" token, or "none"."""
-        return self.storage.cache
+        return self.family.cache
 
 
 Place = tuple[Site, ...]  # the attentions of one layer: one, or a decoder's own and the one across to the encoder

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from grouper.errors import GrouperError
 
@@ -21,7 +21,8 @@ READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken")
 class Source(Protocol):
     """Files by name, readable in part. commit: of the Hub's repository that they came from, if any."""
 
-    commit: str | None
+    @property
+    def commit(self) -> str | None: ...
 
     def files(self) -> list[str]: ...
 
@@ -84,7 +85,7 @@ class HubSource:
         self.info  # noqa: B018  one request: fails here, not in the middle
 
     @cached_property
-    def info(self):
+    def info(self) -> Any:
         from huggingface_hub import HfApi
 
         with hub_errors(self.repo_id, self.asked_revision):

@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +77,7 @@ def refine_layers(
             worker, advanced = LayerWorker(here[0].own, device, plan, ranks), False
             for site in place:
                 worker.take_up(site, layout.layers[site.index])
-                if ranks.first_does(lambda site=site: site.index in store):
+                if ranks.first_does(partial(store.__contains__, site.index)):
                     worker.set(store(site.index))
                     continue
 
@@ -175,13 +177,14 @@ def deterministic() -> Iterator[None]:
     """The same gradients every time, where an operation has such a form."""
     before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module whose one attribute is put there while it is imported
+    fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding mistakes: a twentieth of the time
+    settings.fill_uninitialized_memory = False  # for finding mistakes: a twentieth of the time
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such form
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        settings.fill_uninitialized_memory = fills
         torch.backends.cuda.enable_cudnn_sdp(cudnn)

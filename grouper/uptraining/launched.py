@@ -5,9 +5,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from grouper.errors import GrouperError, as_one_line
@@ -15,13 +16,18 @@ from grouper.ranks import own_gpu, started_ranks
 from grouper.uptraining.options import UptrainPlan
 from grouper.uptraining.saved import SavedTraining
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.distributed.fsdp import FSDPModule
+    from transformers import PreTrainedModel
+
 
 def sharded() -> bool:
     """Whether each process is to hold a part of the model."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not started_ranks().alone
 
 
-def accelerator_for(device: str, options: UptrainPlan, saved: SavedTraining):
+def accelerator_for(device: str, options: UptrainPlan, saved: SavedTraining) -> "Accelerator | Sharding":
     """accelerate's Accelerator, or what stands in its place where parameters are sharded: bfloat16 autocast on a GPU,
     weights in float32."""
     if sharded():
@@ -49,7 +55,7 @@ class Sharding:
     def __init__(self, device: str):
         self.device = torch.device(own_gpu() if "cuda" in device else "cpu")
 
-    def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    def prepare(self, model: "PreTrainedModel", optimizer: Optimizer) -> tuple["PreTrainedModel", Optimizer]:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -61,7 +67,7 @@ class Sharding:
         if self.device.type == "cuda":
             forward = model.forward
 
-            def autocast(*inputs, **named):
+            def autocast(*inputs: Any, **named: Any) -> Any:
                 with torch.autocast("cuda", torch.bfloat16):
                     return forward(*inputs, **named)
 
@@ -73,7 +79,7 @@ class Sharding:
         loss.backward()
 
     @contextmanager
-    def no_sync(self, model: nn.Module) -> Iterator[None]:
+    def no_sync(self, model: "FSDPModule") -> Iterator[None]:
         model.set_requires_gradient_sync(False)
         try:
             yield

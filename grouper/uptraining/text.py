@@ -1,6 +1,7 @@
 """Training text: examples, and which of their answers count."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def places_of(checkpoint: Checkpoint, batch: Batch) -> int:
     return batch.inputs[IDS].shape[1] if by_token else 2 if auto == "AutoModelForQuestionAnswering" else 1
 
 
-def of_chat(tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]]:
+def of_chat(tokenizer: Any, messages: list[dict]) -> tuple[list[int], list[bool]]:
     """(ids, whether each is of an answer): what the template adds for an assistant's message beyond the prompt for it.
     Where a template writes earlier messages otherwise once there are later ones, all tokens count."""
     text = tokenizer.apply_chat_template(messages, tokenize=False)

@@ -1,5 +1,5 @@
-"""Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, sensitivity.csv,
-proxies.csv, tokens/."""
+"""Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, samples.json,
+sensitivity.csv, proxies.csv, tokens/."""
 
 import csv
 import io
@@ -20,8 +20,8 @@ from search.runs.settings import RunSettings
 
 MARKER = "run.json"
 WRITTEN = (  # by searches and evaluations of a run
-    "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "sensitivity.csv",
-    "proxies.csv", "tokens/*.npy", MARKER,
+    "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
+    "sensitivity.csv", "proxies.csv", "tokens/*.npy", MARKER,
 )  # fmt: skip
 REFINED = ["layout", "merge", "layer", "before", "after"]  # columns of refined.csv
 
@@ -153,8 +153,10 @@ class RunFolder:
         table = pd.concat([known, new]) if len(known) else new
         write_text(self.path / "refined.csv", table.to_csv(index=False, lineterminator="\n"))
 
-    def forget_refined(self) -> None:
-        (self.path / "refined.csv").unlink(missing_ok=True)
+    def forget_measured(self) -> None:
+        """Remove what evaluations wrote beside the columns of pareto.csv."""
+        for name in ("refined.csv", "samples.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def read_refined(self) -> pd.DataFrame:
         return _table(self.path / "refined.csv", REFINED)

@@ -56,7 +56,7 @@ class Padded(ExportClass):
         slots = filled_slots(layout.layers[layer], largest_group(layout))
         attention = head_order(attention, layout.layers[layer], slots)
         a = Architecture.of(original.config)
-        has_bias = f"{a.prefix(original, layer)}{a.family.o}.bias" in original
+        has_bias = f"{a.prefix(original, layer)}{a.family.storage.o}.bias" in original
         return attention if has_bias else replace(attention, o_bias=None)
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:

@@ -14,7 +14,9 @@ from grouper.model.checkpoint import Checkpoint
 class Stock(ExportClass):
     name = "stock"
 
-    def refusal(self, checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> str | None:
+    def refusal(
+        self, checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
+    ) -> str | None:
         if architecture.needs_own_attention:
             return f"no class of transformers holds {architecture.family.model_type} models with fewer KV heads"
         return None

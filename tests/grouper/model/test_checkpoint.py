@@ -9,6 +9,7 @@ from tiny_models import edit_weights, make_model
 from grouper import Architecture, Checkpoint, GrouperError
 from grouper.model.architecture import Family
 from grouper.model.shards import write_shards
+from grouper.model.storage import Fused
 
 
 def test_tensors_and_headers_of_one_file_and_of_shards(models, tmp_path):
@@ -114,7 +115,7 @@ def test_fused_projections_are_split_in_every_usual_order(fused, transposed, tmp
         torch.cat([q[i * (heads // kv) : (i + 1) * (heads // kv)], k[i : i + 1], v[i : i + 1]]) for i in range(kv)
     ])  # fmt: skip
     weight = rows.flatten(0, 1)
-    family = Family("x", "", "X", q="qkv", o="o", fused=fused.removeprefix("multi-head "), transposed=transposed)
+    family = Family("x", "", "X", storage=Fused("qkv", "o", fused != "stacked"), transposed=transposed)
     architecture = Architecture(family, 1, heads, kv, d, hidden, d, 0)
     tensors = {
         "model.layers.0.qkv.weight": weight,

@@ -35,11 +35,11 @@ def test_norms_are_those_that_the_streams_go_through(encoders, name):
     norms = [n for n in entered if not isinstance(model.get_submodule(n), torch.nn.Linear)]
     own_behind = {part.behind for part in (a.family.parts or (a.family,))}
     for layer in range(a.layers):
-        family = a.sites[layer].storage.in_class
+        family = a.sites[layer].family.in_class
         inside = family.layer.format(layer=a.sites[layer].layer)
-        q = next(n for n in entered if f".{n}".endswith(f".{inside}{family.q}"))
-        stem = q.removesuffix(family.q)
-        k, o = stem + family.k, stem + family.o
+        q = next(n for n in entered if f".{n}".endswith(f".{inside}{family.storage.q}"))
+        stem = q.removesuffix(family.storage.q)
+        k, o = stem + family.storage.k, stem + family.storage.o
 
         def gives(tensor: torch.Tensor) -> list[str]:
             return [n for n in norms if left[n].shape == tensor.shape and torch.equal(left[n], tensor)]

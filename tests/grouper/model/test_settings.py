@@ -12,6 +12,7 @@ from grouper.model.families import FAMILIES
 from grouper.model.family import Family
 from grouper.model.inspection import savings
 from grouper.model.one_layer import of_layer
+from grouper.model.storage import Fused, Separate
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 4}
 
@@ -94,7 +95,7 @@ def test_an_encoders_attentions_come_first_then_two_of_each_layer_of_the_decoder
     assert [site.layer for site in a.sites] == [0, 1, 0, 0, 1, 1, 2, 2]
     assert [site.stack for site in a.sites] == [0, 0, 1, 1, 1, 1, 1, 1] and [s.index for s in a.sites] == list(range(8))
     assert [[site.index for site in place] for place in a.places] == [[0], [1], [2, 3], [4, 5], [6, 7]]
-    assert [site.storage for site in a.sites[1:4]] == list(a.family.parts)
+    assert [site.family for site in a.sites[1:4]] == list(a.family.parts)
     assert a.caches == ("none", "none", *("token", "source") * 3)
     assert [a.name_of(i) for i in (1, 2, 3, 7)] == ["encoder 1", "decoder 0", "decoder 0 across", "decoder 2 across"]
     assert Architecture.of({**T5, "num_decoder_layers": None}).layers == 6
@@ -180,7 +181,7 @@ def test_which_layers_have_experts_is_what_transformers_builds(config, sparse):
 @pytest.mark.parametrize("fused", [None, "stacked", "per-group"])
 def test_keys_of_each_window_and_token_by_head(fused):
     """[windows, G, d, tokens], from what the module gives [windows, tokens, rows]; all sizes differ."""
-    family = Family("x", "", "X", q="a.q", k="a.k", o="a.o", fused=fused)
+    family = Family("x", "", "X", storage=Fused("a.q", "a.o", fused == "per-group") if fused else Separate())
     windows, tokens, heads, kv, d = 2, 5, 6, 3, 4
     a = Architecture(family, 1, heads, kv, d, 8, d, 0)
     keys = torch.randn(windows, kv, d, tokens)

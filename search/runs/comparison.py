@@ -9,9 +9,9 @@ import pandas as pd
 
 from grouper.errors import GrouperError
 from grouper.outputs import locked, refuse_foreign, refuse_inside
-from grouper.parsing import json_object
 from search.methods.registry import baselines
 from search.runs.folder import RunFolder
+from search.runs.record import compared_by
 
 RATIOS = (0.5, 0.25, 0.125)
 LOSSES = (0.02, 0.05, 0.2)  # nats over the original, for the cache that is saved at equal loss
@@ -41,31 +41,10 @@ def compare(runs: list[str | Path]) -> tuple[list[Compared], dict[str, pd.DataFr
     if len(runs) < 2 or len({str(Path(r).resolve()) for r in runs}) < len(runs):
         raise GrouperError("give at least two runs, each once")
     folders = {str(run): RunFolder.open(Path(run)) for run in runs}
-    column = _column(folders)
+    column = compared_by(list(folders.values()))[0]
     points = {name: _points(folder, column) for name, folder in folders.items()}
     largest = max(float(p["value"].max()) for p in points.values())
     return [_compared(name, folders[name], points[name], column, largest) for name in folders], points
-
-
-def _column(folders: dict[str, RunFolder]) -> str:
-    one_model = len({folder.settings.fingerprint for folder in folders.values()}) == 1
-    texts, measured = set(), []
-    for folder in folders.values():
-        path = folder.path / "evaluation.json"
-        made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
-        # Other models have other tokens of the same text: there its name has to do.
-        texts.add(str(made.get("digest" if one_model else "text")))
-        measured.append(folder.front().over.notna().sum() > 1)
-    if all(measured) and len(texts) == 1:
-        return "over"
-    alike = {(f.settings.fingerprint, f.settings.options.fitness, f.settings.options.sensitivity)
-             for f in folders.values()}  # fmt: skip
-    if len(alike) == 1:
-        return "error"
-    raise GrouperError(
-        "these runs have neither nats on one text nor one model and fitness: run `grouper evaluate` on each with the "
-        "same --text, its original included"
-    )
 
 
 def _points(folder: RunFolder, column: str) -> pd.DataFrame:

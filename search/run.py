@@ -120,7 +120,7 @@ def write_front(
     front = ParetoFront.of(layouts, options.kv_dtype, partial(weight_bytes, checkpoint))
     for number, scored in enumerate(layouts):
         path, text = folder.layout_path(number), scored.layout.to_json()
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
         front.write(folder.path / "pareto.csv")

@@ -4,7 +4,8 @@ proxies.csv, tokens/."""
 import csv
 import io
 import json
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pandas as pd
 
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.errors import GrouperError
-from grouper.layout import HeadLayout, LayerLayout
+from grouper.layout import Grouping, HeadLayout, LayerLayout
 from grouper.outputs import refuse_existing, write_text
+from grouper.parsing import shown
+from grouper.schema import Row, damage_said, document, rows, text_of
 from search.methods.candidate import Candidate
-from search.runs.pareto import EXACT, ParetoFront
+from search.runs.pareto import ParetoFront
 from search.runs.settings import RunSettings
 
 MARKER = "run.json"
@@ -23,7 +26,6 @@ WRITTEN = (  # by searches and evaluations of a run
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "sensitivity.csv",
     "proxies.csv", "tokens/*.npy", MARKER,
 )  # fmt: skip
-REFINED = ["layout", "merge", "layer", "before", "after"]  # columns of refined.csv
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,9 @@ class RunFolder:
 
     @property
     def settings(self) -> RunSettings:
-        try:
-            return RunSettings.from_json((self.path / MARKER).read_text())
-        except (OSError, ValueError, GrouperError) as error:
-            raise GrouperError(f"cannot read {self.path / MARKER} ({error})") from error
+        path = self.path / MARKER
+        with damage_said(path, "search again, into another folder or with --overwrite"):
+            return RunSettings.from_json(text_of(path))
 
     @property
     def sets_aside(self) -> bool:
@@ -100,8 +101,8 @@ class RunFolder:
         """Stage 1 of one layer: method, KV heads, error, the groups of KV heads as "0 3|1 2", the whole layout as JSON
         where groups do not say it, and K's part of the error."""
         text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["method", "kv_heads", "error", "groups", "layout", "k_error"])
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["method", "kv_heads", "error", "groups", "layout", "k_error"])
         for method, candidates in found.items():
             for c in candidates:
                 k = c.layout.k
@@ -109,28 +110,21 @@ class RunFolder:
                 plain = LayerLayout.from_labels(k.labels.tolist(), sum(k.sizes) // len(k.labels)) == c.layout
                 layout = "" if plain else json.dumps(c.layout.to_data())
                 k_error = "" if c.k_error is None else repr(c.k_error)
-                rows.writerow([method, c.layout.kv_heads, repr(c.error), groups, layout, k_error])
+                table.writerow([method, c.layout.kv_heads, repr(c.error), groups, layout, k_error])
         write_text(self.layer_path(layer), text.getvalue())
 
-    def read_layer(self, layer: int, queries_per_kv_head: int) -> dict[str, list[Candidate]] | None:
-        """What write_layer wrote, or None if that layer is not done."""
+    def read_layer(self, layer: int, query_heads: int, kv_heads: int) -> dict[str, list[Candidate]] | None:
+        """Candidates of a layer with so many heads, as write_layer wrote them; None if that layer is not done. Raises
+        GrouperError where the file is damaged."""
         if not self.layer_path(layer).is_file():
             return None
-        found: dict[str, list[Candidate]] = {}
-        try:
-            with open(self.layer_path(layer), newline="") as stream:
-                for row in csv.DictReader(stream):
-                    layout = _layout_of(row, queries_per_kv_head)
-                    k_error = float(row["k_error"]) if row.get("k_error") else None  # older runs have none
-                    found.setdefault(row["method"], []).append(Candidate(layout, float(row["error"]), k_error))
-        except (KeyError, ValueError, IndexError, AttributeError, TypeError, RecursionError, GrouperError) as error:
-            raise self._damaged(layer) from error
-        if not found:
-            raise self._damaged(layer)
+        path, found = self.layer_path(layer), dict[str, list[Candidate]]()
+        with damage_said(path, "delete it, and that layer is searched again"):
+            for row in rows(path, _CandidateRow):
+                found.setdefault(row.method, []).append(row.candidate(query_heads, kv_heads))
+            if not found:
+                raise GrouperError("it has no rows")
         return found
-
-    def _damaged(self, layer: int) -> GrouperError:
-        return GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")
 
     # layers/00.progress.csv and refined.csv, for people to look at
 
@@ -142,14 +136,13 @@ class RunFolder:
 
     def read_progress(self, layer: int) -> pd.DataFrame:
         """What write_progress wrote; empty where there is nothing."""
-        return _table(self.layer_path(layer).with_suffix(".progress.csv"), ["method", "scored", "error"])
+        return _table(self.layer_path(layer).with_suffix(".progress.csv"), _ProgressRow)
 
     def note_refined(self, layout: int, merge: str, errors: list[tuple[float, float]]) -> None:
         """errors: of each layer, before and after its refinement; the last time counts."""
         known = self.read_refined()
         known = known[(known["layout"] != layout) | (known["merge"] != merge)]
-        rows = [(layout, merge, layer, *pair) for layer, pair in enumerate(errors)]
-        new = pd.DataFrame(rows, columns=REFINED)
+        new = pd.DataFrame([(layout, merge, layer, *pair) for layer, pair in enumerate(errors)], columns=list(known))
         table = pd.concat([known, new]) if len(known) else new
         write_text(self.path / "refined.csv", table.to_csv(index=False, lineterminator="\n"))
 
@@ -157,7 +150,7 @@ class RunFolder:
         (self.path / "refined.csv").unlink(missing_ok=True)
 
     def read_refined(self) -> pd.DataFrame:
-        return _table(self.path / "refined.csv", REFINED)
+        return _table(self.path / "refined.csv", _RefinedRow)
 
     # layouts and front
 
@@ -168,33 +161,68 @@ class RunFolder:
         path = self.layout_path(number)
         if not path.is_file():
             raise GrouperError(f"{self.path} has no layout {number}: the numbers are in the first column of pareto.csv")
-        try:
-            return HeadLayout.from_json(path.read_text(errors="replace"))
-        except GrouperError as error:
-            raise GrouperError(f"{path} is damaged ({error}): delete it, and run the search again") from error
+        with damage_said(path, "run the same search again, which writes it anew"):
+            return HeadLayout.from_json(text_of(path))
 
     def front(self) -> ParetoFront:
         return ParetoFront.read(self.path / "pareto.csv")
 
 
-def _table(path: Path, columns: list[str]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _CandidateRow(Row):
+    """A row of layers/00.csv. Older runs say nothing of K's part of the error."""
+
+    method: str
+    kv_heads: str
+    error: float
+    groups: str
+    layout: str = ""
+    k_error: float | None = None
+
+    def candidate(self, query_heads: int, kv_heads: int) -> Candidate:
+        """Raises GrouperError where it is none of a layer with so many heads."""
+        layout = LayerLayout.from_data(document(self.layout)) if self.layout else self._plain(query_heads // kv_heads)
+        layout.check("it", query_heads, kv_heads)
+        if layout.kv_heads != self.kv_heads:
+            raise GrouperError(
+                f"groups {shown(self.groups)} are {layout.kv_heads} KV heads, kv_heads is {self.kv_heads}"
+            )
+        return Candidate(layout, self.error, self.k_error)
+
+    def _plain(self, queries_per_kv_head: int) -> LayerLayout:
+        """Query heads go with the KV heads that they read."""
+        try:
+            sources = tuple(tuple(map(int, group.split())) for group in self.groups.split("|"))
+        except ValueError as error:
+            raise GrouperError(f"groups is {shown(self.groups)}: expected numbers of heads, like 0 3|1 2") from error
+        queries = range(queries_per_kv_head)
+        readers = tuple(tuple(h * queries_per_kv_head + q for h in group for q in queries) for group in sources)
+        return LayerLayout.shared(Grouping(readers, sources))
+
+
+@dataclass(frozen=True)
+class _ProgressRow(Row):
+    """A row of layers/00.progress.csv."""
+
+    method: str
+    scored: int
+    error: float
+
+
+@dataclass(frozen=True)
+class _RefinedRow(Row):
+    """A row of refined.csv."""
+
+    layout: int
+    merge: str
+    layer: int
+    before: float
+    after: float
+
+
+def _table(path: Path, kind: type[Row]) -> pd.DataFrame:
     """A table that nothing depends on: what is missing or damaged is empty."""
-    try:
-        table = pd.read_csv(path, **EXACT)[columns]
-        for column in table.columns.difference(["method", "merge"]):
-            table[column] = pd.to_numeric(table[column])
-        if table.isna().to_numpy().any():
-            raise ValueError("cells are empty")
-        return table
-    except (OSError, ValueError, KeyError, TypeError):
-        return pd.DataFrame(columns=columns)
-
-
-def _layout_of(row: dict[str, str], queries_per_kv_head: int) -> LayerLayout:
-    if row["layout"]:
-        return LayerLayout.from_data(json.loads(row["layout"]))
-    groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
-    labels = np.empty(sum(map(len, groups)), np.int16)
-    for g, members in enumerate(groups):
-        labels[members] = g
-    return LayerLayout.from_labels(labels.tolist(), queries_per_kv_head)
+    found: list[Row] = []
+    with suppress(OSError, GrouperError):
+        found = rows(path, kind)
+    return pd.DataFrame([vars(row) for row in found], columns=[f.name for f in fields(kind)])

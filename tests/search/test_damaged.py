@@ -1,6 +1,9 @@
 """Files of a run as anybody may have left them: read, or refused as a GrouperError."""
 
+import csv
+import io
 import json
+import shutil
 from contextlib import suppress
 
 import pytest
@@ -67,4 +70,143 @@ def test_any_damage_to_a_layers_file_is_read_or_refused(run, tmp_path, data):
     (tmp_path / "layers").mkdir(exist_ok=True)
     RunFolder(tmp_path).layer_path(0).write_bytes((text[:begin] + instead + text[end:]).encode(errors="replace"))
     with suppress(GrouperError):
-        RunFolder(tmp_path).read_layer(0, 1)
+        RunFolder(tmp_path).read_layer(0, 4, 4)
+
+
+JSON = ("", "[]", "null", "\x00", '{"a": 1', "{}", "[" * 1000, '{"a":' * 1000, "," * 300_000, '{"seed": NaN}')
+FIELDS = (None, [], {}, [[0]], "\ud800", -1, 0.5, True, "x", 10**30, float("inf"), float("nan"), {"a": {"b": []}})
+CELLS = ("", "x", "nan", "inf", "1e999", "-1", "9" * 30, "[[0]]", "0 0|1", "\x00", "x" * 200_000)
+
+
+def change(path, field, value):
+    """One field of a file of JSON replaced."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+
+
+def change_cell(path, column, value, row=2):
+    """One cell of a CSV replaced."""
+    table = list(csv.reader(io.StringIO(path.read_text())))
+    table[row][table[0].index(column)] = value
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    path.write_text(text.getvalue())
+
+
+def refused(path, read) -> str:
+    """What a reader says of a damaged file: one line with its name."""
+    with pytest.raises(GrouperError) as error:
+        read()
+    line = str(error.value)
+    assert line.startswith(f"{path} ") and "\n" not in line and len(line) < 600
+    return line
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("text", JSON, ids=lambda text: text[:9])
+def test_what_is_no_json_of_ours_is_one_line(copy, text):
+    for path, read in (
+        (copy.path / "run.json", lambda: copy.settings), (copy.layout_path(1), lambda: copy.layout(1)),
+    ):  # fmt: skip
+        path.write_text(text)
+        assert " is damaged (" in refused(path, read)
+
+
+@pytest.mark.parametrize(
+    "field, fine",
+    {
+        "method": ([],), "fitness": ("x",), "stage2": (), "paper": (None,), "kv_heads_multiple_of": (-1,),
+        "kv_dtype": (), "population": (), "generations": (), "seed": (), "text": (None, "x"), "dataset": (None, "x"),
+        "tokens": (), "window": (), "acceptance": (), "set": ([],), "sensitivity": (True,), "images": (None, "x"),
+        "blocks": (), "model": ("x",), "revision": (None, "x"), "fingerprint": ("x",), "set_aside": (True,),
+        "text_digest": (None, "x"), "versions": ({},), "jobs": (-1,), "device": ("x",), "command": (None, "x"),
+        "timings": ({},),
+    }.items(),
+    ids=str,
+)  # fmt: skip
+def test_a_field_of_run_json_of_another_kind_is_one_line(copy, field, fine):
+    path = copy.path / "run.json"
+    assert field in json.loads(path.read_text())
+    for value in (value for value in FIELDS if (value, type(value)) not in [(one, type(one)) for one in fine]):
+        change(path, field, value)
+        refused(path, lambda: copy.settings)
+    for value in fine:
+        change(path, field, value)
+        assert copy.settings
+
+
+@pytest.mark.parametrize("field", ["format", "query_heads", "original_kv_heads", "head_dim", "layers"])
+def test_a_field_of_a_layout_of_another_kind_is_one_line(copy, field):
+    path = copy.layout_path(1)
+    text = path.read_text()
+    for value in FIELDS:
+        path.write_text(text)
+        change(path, field, value)
+        assert "run the same search again" in refused(path, lambda: copy.layout(1))
+
+
+@pytest.mark.parametrize(
+    "layer, told",
+    [
+        ({}, "expected kv, or k and v"), ({"k": {"readers": [[0]], "sources": [[0]]}}, "expected kv, or k and v"),
+        ({"kv": {"readers": [[0, 0]], "sources": [[0]]}}, "exactly once"), ({"kv": [[0]]}, "layers.0.kv is"),
+        ({"kv": {"readers": [[0, 1]], "sources": [[0, 1]]}}, "groups 2 query heads"),
+        ({"kv": {"readers": [list(range(8))], "sources": [[0, 99]]}}, "beyond the model's"),
+        ({"kv": {"readers": [list(range(8))], "sources": [[-1]]}}, "beyond the model's"),
+        ({"kv": {"readers": [list(range(8))], "sources": [[]]}}, "without readers or without sources"),
+        ({"kv": {"readers": [["0"]], "sources": [[0]]}}, "layers.0.kv.readers.0.0 is '0': expected a valid integer"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_layer_of_a_layout_that_groups_no_heads_is_one_line(copy, layer, told):
+    change(copy.layout_path(1), "layers", [layer])
+    assert told in refused(copy.layout_path(1), lambda: copy.layout(1))
+
+
+@pytest.mark.parametrize(
+    "column, fine",
+    {
+        "layout": ("-1",), "method": ("x",), "merge": ("x",), "on_front": ("-1",), "kv_ratio": ("-1", "9" * 30),
+        "kv_bytes_per_token": ("-1",), "kv_heads": ("x",), "error": ("-1", "9" * 30), "deploy": (),
+        "nll": ("", "-1", "9" * 30), "on_nll_front": ("", "-1"), "weights_bytes": ("", "-1"),
+        "perplexity": ("", "nan", "inf", "1e999", "-1", "9" * 30),
+    }.items(),
+    ids=str,
+)  # fmt: skip
+def test_a_cell_of_a_front_of_another_kind_is_one_line(copy, column, fine):
+    path = copy.path / "pareto.csv"
+    text = path.read_text()
+    names = ("nan", "inf", "1e999", "-1", "9" * 30, "[[0]]", "0 0|1", "\x00") if "x" in fine else ()
+    for value in CELLS:
+        path.write_text(text)
+        change_cell(path, column, value)
+        if value in (*fine, *names):
+            assert len(copy.front().table) > 2
+        else:
+            assert "delete it and run the search again" in refused(path, copy.front)
+
+
+@pytest.mark.parametrize("column", ["kv_heads", "error", "groups", "layout"])
+def test_a_cell_of_a_layer_of_another_kind_is_one_line(copy, column):
+    path = copy.layer_path(1)
+    text = path.read_text()
+    for value in set(CELLS) - ({"-1", "9" * 30} if column == "error" else {""} if column == "layout" else set()):
+        path.write_text(text)
+        change_cell(path, column, value)
+        assert "that layer is searched again" in refused(path, lambda: copy.read_layer(1, 8, 8))
+
+
+def test_a_layer_of_a_model_with_other_heads_is_one_line(copy):
+    for heads in ((4, 4), (8, 4), (8, 2)):
+        refused(copy.layer_path(1), lambda heads=heads: copy.read_layer(1, *heads))
+
+
+def test_a_run_that_went_on_gets_a_damaged_layout_back(copy, models):
+    """Whatever its bytes are."""
+    before = copy.layout_path(1).read_bytes()
+    copy.layout_path(1).write_bytes(b"\xff")
+    search(models("llama"), copy.path, SearchOptions(fitness="weight", generations=2, population=8))
+    assert copy.layout_path(1).read_bytes() == before

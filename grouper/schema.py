@@ -60,7 +60,7 @@ def fitted(data: object, kind: type[T]) -> T:
         raise GrouperError(_told(error)) from error
 
 
-def rows(path: Path, kind: type[T]) -> list[T]:
+def read_rows(path: Path, kind: type[T]) -> list[T]:
     """A CSV with a header. An empty cell is a field that is missing. Raises GrouperError."""
     return rows_in(text_of(path, LARGEST_TABLE), kind)
 

@@ -13,9 +13,10 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
+from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
-from grouper.export.write import MARKER, already_written, check_exportable
+from grouper.export.write import already_written, check_exportable
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, temporary_folder, work_key

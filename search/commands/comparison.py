@@ -8,9 +8,9 @@ import pandas as pd
 
 from grouper.errors import GrouperError
 from grouper.outputs import locked, refuse_foreign, refuse_inside
-from grouper.parsing import json_object
 from search.methods.registry import baselines
 from search.runs.folder import RunFolder
+from search.runs.record import noted
 
 RATIOS = (0.5, 0.25, 0.125)
 LOSSES = (0.02, 0.05, 0.2)  # nats over the original, for the cache that is saved at equal loss
@@ -50,8 +50,7 @@ def _column(folders: dict[str, RunFolder]) -> str:
     one_model = len({folder.settings.fingerprint for folder in folders.values()}) == 1
     texts, measured = set(), []
     for folder in folders.values():
-        path = folder.path / "evaluation.json"
-        made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
+        made = noted(folder)
         # Other models have other tokens of the same text: there its name has to do.
         texts.add(str(made.get("digest" if one_model else "text")))
         measured.append(folder.front().over.notna().sum() > 1)

@@ -11,7 +11,7 @@ from grouper.calibration.text import load_tokenizer
 from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
-from grouper.export.write import MARKER
+from grouper.export.facts import MARKER
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.running.opening import open_model

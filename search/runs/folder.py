@@ -16,7 +16,7 @@ from grouper.errors import GrouperError
 from grouper.layout import Grouping, HeadLayout, LayerLayout
 from grouper.outputs import refuse_existing, write_text
 from grouper.parsing import shown
-from grouper.schema import Row, damage_said, document, rows, text_of
+from grouper.schema import Row, damage_said, document, read_rows, text_of
 from search.methods.candidate import Candidate
 from search.runs.pareto import ParetoFront
 from search.runs.settings import RunSettings
@@ -120,7 +120,7 @@ class RunFolder:
             return None
         path, found = self.layer_path(layer), dict[str, list[Candidate]]()
         with damage_said(path, "delete it, and that layer is searched again"):
-            for row in rows(path, _CandidateRow):
+            for row in read_rows(path, _CandidateRow):
                 found.setdefault(row.method, []).append(row.candidate(query_heads, kv_heads))
             if not found:
                 raise GrouperError("it has no rows")
@@ -224,5 +224,5 @@ def _table(path: Path, kind: type[Row]) -> pd.DataFrame:
     """A table that nothing depends on: what is missing or damaged is empty."""
     found: list[Row] = []
     with suppress(OSError, GrouperError):
-        found = rows(path, kind)
+        found = read_rows(path, kind)
     return pd.DataFrame([vars(row) for row in found], columns=[f.name for f in fields(kind)])

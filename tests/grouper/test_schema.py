@@ -7,7 +7,7 @@ import pytest
 
 from grouper import GrouperError
 from grouper.parsing import LARGEST, MOST
-from grouper.schema import LONGEST_LINE, Row, damage_said, document, fitted, rows, text_of
+from grouper.schema import LONGEST_LINE, Row, damage_said, document, fitted, read_rows, text_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def test_rows_become_their_type(tmp_path):
     """An empty cell is a field that is missing, columns stand in any order, empty lines are none."""
     path = tmp_path / "a.csv"
     path.write_text('error,layer,name,more\n0.1,1,"a,b\nc",x\n\n1e-30,2,,\n')
-    assert rows(path, Measured) == [Measured(1, 0.1, "a,b\nc"), Measured(2, 1e-30)]
+    assert read_rows(path, Measured) == [Measured(1, 0.1, "a,b\nc"), Measured(2, 1e-30)]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_rows_of_another_kind_are_one_line(tmp_path, text, told):
     path.write_text(text)
     began = time.process_time()
     with pytest.raises(GrouperError) as refused:
-        rows(path, Measured)
+        read_rows(path, Measured)
     assert told in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 300
     assert time.process_time() - began < 1
 
@@ -123,7 +123,7 @@ def test_rows_of_another_kind_are_one_line(tmp_path, text, told):
 def test_bytes_that_are_no_text_and_files_that_cannot_be_read(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"layer,error\n1,\xff\n")
     with pytest.raises(GrouperError, match="it is not UTF-8 at byte 14"):
-        rows(tmp_path / "a.csv", Measured)
+        read_rows(tmp_path / "a.csv", Measured)
     with (
         pytest.raises(GrouperError, match=r"cannot be read \(Is a directory\): do this"),
         damage_said(tmp_path, "do this"),

@@ -56,9 +56,17 @@ def check_extent(data: dict[str, Any], what: str, most: int = MOST) -> None:
         waiting += [(one, depth + 1) for one in inner if isinstance(one, dict | list)]
 
 
-def loads_strictly(text: str) -> Any:
-    """JSON as we write it: each key once, integers below 2**64, finite numbers. Raises ValueError for other."""
-    return json.loads(text, object_pairs_hook=_each_once, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+def finite(text: str) -> float:
+    """Raises ValueError for a number that is infinite or none."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{shortened(text, 40)} stands where a finite number is expected")
+    return number
+
+
+def loads_strictly(text: str, number: Callable[[str], float] = finite) -> Any:
+    """JSON as we write it: each key once, integers below 2**64. number: reads the others. Raises ValueError for all
+    else."""
+    return json.loads(text, object_pairs_hook=_each_once, parse_int=_whole, parse_float=number, parse_constant=number)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -73,12 +81,6 @@ def _whole(text: str) -> int:
     number = int(text) if len(text) <= LONGEST + 1 else 2**64
     if abs(number) >= 2**64:
         raise ValueError(f"{shortened(text, 40)} is too large: expected integers below 2**64")
-    return number
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{shortened(text, 40)} stands where a finite number is expected")
     return number
 
 

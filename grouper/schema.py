@@ -12,9 +12,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors import SafetensorError
 
 from grouper.errors import GrouperError
 from grouper.parsing import MOST, check_extent, content_of, json_object, loads_strictly, shown
@@ -40,12 +42,12 @@ class Row:
             raise GrouperError(f"{large[0]} is {shown(getattr(self, large[0]))}: expected an integer below 2**62")
 
 
-def document(text: str) -> dict[str, Any]:
-    """The object in a text of JSON as we write it. Raises GrouperError where there is none, or one that is larger or
-    deeper than any of ours."""
+def document(text: str, finite: bool = True) -> dict[str, Any]:
+    """The object in a text of JSON as we write it. finite: no number is infinite or none. Raises GrouperError where
+    there is no object, or one that is larger or deeper than any of ours."""
     if max(text.count(","), text.count("[")) > MOST:  # before room is made for them
         raise GrouperError(f"it has more than {MOST:,} values: is it what its name says?")
-    data = json_object(text, "it", loads_strictly)
+    data = json_object(text, "it", loads_strictly if finite else partial(loads_strictly, number=float))
     check_extent(data, "it")
     return data
 
@@ -57,6 +59,16 @@ def fitted(data: object, kind: type[T]) -> T:
     try:
         return _adapter(kind).validate_json(json.dumps(data), strict=True)
     except (ValidationError, RecursionError) as error:
+        raise GrouperError(_told(error)) from error
+
+
+def fitted_texts(texts: dict[str, str], kind: type[T]) -> T:
+    """The same of values that are written as text."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_strings(texts)
+    except ValidationError as error:
         raise GrouperError(_told(error)) from error
 
 
@@ -75,7 +87,7 @@ def damage_said(path: Path, cure: str) -> Iterator[None]:
     """Errors in the block with the file's name in front and what to do about it behind."""
     try:
         yield
-    except (GrouperError, ValueError) as error:
+    except (GrouperError, ValueError, SafetensorError) as error:
         raise GrouperError(f"{path} is damaged ({error}): {cure}") from error
     except OSError as error:
         raise GrouperError(f"{path} cannot be read ({error.strerror or error}): {cure}") from error
@@ -105,14 +117,10 @@ def _rows(text: str, kind: type[T]) -> Iterator[T]:
 
 
 def _row(number: int, header: list[str], cells: list[str], kind: type[T]) -> T:
-    from pydantic import ValidationError
-
     if len(cells) != len(header):
         raise GrouperError(f"row {number} has {len(cells)} cells: expected {len(header)}, one for each column")
     try:
-        return _adapter(kind).validate_strings({name: cell for name, cell in zip(header, cells) if cell != ""})
-    except ValidationError as error:
-        raise GrouperError(f"row {number}: {_told(error)}") from error
+        return fitted_texts({name: cell for name, cell in zip(header, cells) if cell != ""}, kind)
     except GrouperError as error:
         raise GrouperError(f"row {number}: {error}") from error
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from grouper.errors import GrouperError
 from grouper.kv_cache import bytes_of
+from grouper.parsing import shown
 from grouper.schema import document, fitted
 
 Groups = tuple[tuple[int, ...], ...]
@@ -75,7 +76,7 @@ class Grouping:
         )
         read = sorted(chain.from_iterable(r for r, _ in pairs))
         if read != list(range(len(read))):
-            raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {read}")
+            raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {shown(read)}")
         object.__setattr__(self, "readers", tuple(r for r, _ in pairs))
         object.__setattr__(self, "sources", tuple(s for _, s in pairs))
 

@@ -6,7 +6,7 @@ Facts stand in one field of the header. Several would be written in any order, o
 
 import json
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from grouper.schema import damage_said, document, fitted, fitted_texts
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
 FIELD = "grouper"
+OLDER = "reached"  # where older versions kept a training's facts; others stood side by side, as text
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def _read_header(path: Path, kind: type[T]) -> tuple[_Header, T]:
         if header.file != name_of(path):
             raise GrouperError(f"it was written as {shown(header.file)}")
         return header, fitted(header.facts, kind)
-    if len(metadata) == 1 and (alone := next(iter(metadata.values()))).startswith("{"):  # an older version's training
-        return _Header({}, "", None), fitted(document(alone, finite=False), kind)
+    if OLDER in metadata:
+        return _Header({}, "", None), fitted(document(metadata[OLDER], finite=False), kind)
+    if not metadata.keys() & {f.name for f in fields(kind)}:  # type: ignore[arg-type]
+        raise GrouperError("its header holds none of our facts")
     return _Header({}, "", None), fitted_texts(metadata, kind)

@@ -11,7 +11,7 @@ from grouper.errors import GrouperError
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
-from grouper.outputs import refuse_inside, write_text
+from grouper.outputs import refuse_inside
 from grouper.progress import Progress, untold
 from grouper.ranks import Ranks, locked_by_first, started_ranks
 from grouper.regroup import Regrouper
@@ -118,10 +118,7 @@ def write_front(
 ) -> ParetoFront:
     """Layouts, table and picture of a run; one that was evaluated stays so."""
     front = ParetoFront.of(layouts, options.kv_dtype, partial(weight_bytes, checkpoint))
-    for number, scored in enumerate(layouts):
-        path, text = folder.layout_path(number), scored.layout.to_json()
-        if not path.is_file() or path.read_bytes() != text.encode():
-            write_text(path, text)
+    folder.write_layouts([scored.layout for scored in layouts])
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
         front.write(folder.path / "pareto.csv")
         folder.forget_refined()  # its layouts' numbers mean others now

@@ -13,8 +13,8 @@ MARKER = "grouper.json"
 
 @dataclass(frozen=True)
 class _Report:
-    format: str
-    deploy: str
+    format: str = ""
+    deploy: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class ExportedModel:
         there or another one."""
         folder = Path(folder)
         facts = read_facts(folder)
-        if facts["report"]["format"] != "hf" or facts["report"]["deploy"] not in CLASSES:
+        if facts["report"].get("format") != "hf" or facts["report"].get("deploy") not in CLASSES:
             raise GrouperError(f"{folder} is no model for transformers: export with --format hf, and train that")
         exported = Checkpoint.open(folder)
         base = source = _original(folder, facts, original, otherwise).local()

@@ -1,30 +1,29 @@
 """Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, sensitivity.csv,
-proxies.csv, tokens/."""
+proxies.csv, tokens/, digests/."""
 
-import csv
-import io
-import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.errors import GrouperError
-from grouper.layout import Grouping, HeadLayout, LayerLayout
+from grouper.layout import HeadLayout
 from grouper.outputs import refuse_existing, write_text
-from grouper.parsing import shown
-from grouper.schema import Row, damage_said, document, read_rows, text_of
+from grouper.schema import Row, damage_said, read_rows, text_of
 from search.methods.candidate import Candidate
+from search.runs.digests import LAYOUTS, Digests
+from search.runs.layer_table import candidates_in, text_of_layer
 from search.runs.pareto import ParetoFront
 from search.runs.settings import RunSettings
 
 MARKER = "run.json"
+ROUNDING = 1e-9
 WRITTEN = (  # by searches and evaluations of a run
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "sensitivity.csv",
-    "proxies.csv", "tokens/*.npy", MARKER,
+    "proxies.csv", "tokens/*.npy", "digests/*.json", MARKER,
 )  # fmt: skip
 
 
@@ -70,6 +69,10 @@ class RunFolder:
             for file in self.path.glob(pattern):
                 file.unlink()
 
+    @property
+    def digests(self) -> Digests:
+        return Digests(self.path)
+
     # tokens/
 
     def kept_tokens(self) -> KeptTokens:
@@ -98,32 +101,20 @@ class RunFolder:
         return self.path / "layers" / f"{layer:02}.csv"
 
     def write_layer(self, layer: int, found: dict[str, list[Candidate]]) -> None:
-        """Stage 1 of one layer: method, KV heads, error, the groups of KV heads as "0 3|1 2", the whole layout as JSON
-        where groups do not say it, and K's part of the error."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["method", "kv_heads", "error", "groups", "layout", "k_error"])
-        for method, candidates in found.items():
-            for c in candidates:
-                k = c.layout.k
-                groups = "|".join(" ".join(map(str, np.flatnonzero(k.labels == g))) for g in range(k.kv_heads))
-                plain = LayerLayout.from_labels(k.labels.tolist(), sum(k.sizes) // len(k.labels)) == c.layout
-                layout = "" if plain else json.dumps(c.layout.to_data())
-                k_error = "" if c.k_error is None else repr(c.k_error)
-                table.writerow([method, c.layout.kv_heads, repr(c.error), groups, layout, k_error])
-        write_text(self.layer_path(layer), text.getvalue())
+        """Stage 1 of one layer."""
+        path, text = self.layer_path(layer), text_of_layer(found)
+        self.digests.note(path.stem, {path: text})
+        write_text(path, text)
 
     def read_layer(self, layer: int, query_heads: int, kv_heads: int) -> dict[str, list[Candidate]] | None:
         """Candidates of a layer with so many heads, as write_layer wrote them; None if that layer is not done. Raises
         GrouperError where the file is damaged."""
         if not self.layer_path(layer).is_file():
             return None
-        path, found = self.layer_path(layer), dict[str, list[Candidate]]()
+        path = self.layer_path(layer)
         with damage_said(path, "delete it, and that layer is searched again"):
-            for row in read_rows(path, _CandidateRow):
-                found.setdefault(row.method, []).append(row.candidate(query_heads, kv_heads))
-            if not found:
-                raise GrouperError("it has no rows")
+            found = candidates_in(path, query_heads, kv_heads)
+            self.digests.check(path.stem, path)
         return found
 
     # layers/00.progress.csv and refined.csv, for people to look at
@@ -162,42 +153,29 @@ class RunFolder:
         if not path.is_file():
             raise GrouperError(f"{self.path} has no layout {number}: the numbers are in the first column of pareto.csv")
         with damage_said(path, "run the same search again, which writes it anew"):
-            return HeadLayout.from_json(text_of(path))
+            layout = HeadLayout.from_json(text_of(path))
+            self.digests.check(LAYOUTS, path)
+        return layout
+
+    def layout_of(self, row: pd.Series) -> HeadLayout:
+        """Layout of a row of pareto.csv. Raises GrouperError where the file is of another one."""
+        layout = self.layout(int(row["layout"]))
+        if ";".join(layout.kv_heads) != row["kv_heads"] or abs(layout.kv_ratio - row["kv_ratio"]) > ROUNDING:
+            which = f"{self.layout_path(int(row['layout']))} and its row of pareto.csv"
+            sizes = f"{layout.kv_ratio:.1%} and {row['kv_ratio']:.1%} of the KV cache"
+            raise GrouperError(f"{which} are of two layouts ({sizes}): delete both and run the same search again")
+        return layout
+
+    def write_layouts(self, layouts: Sequence[HeadLayout]) -> None:
+        """Layouts by their numbers; a file that is as it should be is left alone."""
+        texts = {self.layout_path(number): layout.to_json() for number, layout in enumerate(layouts)}
+        self.digests.note(LAYOUTS, texts)
+        for path, text in texts.items():
+            if not path.is_file() or path.read_bytes() != text.encode():
+                write_text(path, text)
 
     def front(self) -> ParetoFront:
         return ParetoFront.read(self.path / "pareto.csv")
-
-
-@dataclass(frozen=True)
-class _CandidateRow(Row):
-    """A row of layers/00.csv. Older runs say nothing of K's part of the error."""
-
-    method: str
-    kv_heads: str
-    error: float
-    groups: str
-    layout: str = ""
-    k_error: float | None = None
-
-    def candidate(self, query_heads: int, kv_heads: int) -> Candidate:
-        """Raises GrouperError where it is none of a layer with so many heads."""
-        layout = LayerLayout.from_data(document(self.layout)) if self.layout else self._plain(query_heads // kv_heads)
-        layout.check("it", query_heads, kv_heads)
-        if layout.kv_heads != self.kv_heads:
-            raise GrouperError(
-                f"groups {shown(self.groups)} are {layout.kv_heads} KV heads, kv_heads is {self.kv_heads}"
-            )
-        return Candidate(layout, self.error, self.k_error)
-
-    def _plain(self, queries_per_kv_head: int) -> LayerLayout:
-        """Query heads go with the KV heads that they read."""
-        try:
-            sources = tuple(tuple(map(int, group.split())) for group in self.groups.split("|"))
-        except ValueError as error:
-            raise GrouperError(f"groups is {shown(self.groups)}: expected numbers of heads, like 0 3|1 2") from error
-        queries = range(queries_per_kv_head)
-        readers = tuple(tuple(h * queries_per_kv_head + q for h in group for q in queries) for group in sources)
-        return LayerLayout.shared(Grouping(readers, sources))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from grouper import GrouperError, HeadLayout
 from search import RunFolder, SearchOptions, search
+from search.export_run import export_from_run
+from search.report.facts import facts_of
 from search.runs.pareto import ParetoFront
+from search.runs.picking import Selection
 
 CALM = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ANYTHING = st.recursive(
@@ -210,3 +213,84 @@ def test_a_run_that_went_on_gets_a_damaged_layout_back(copy, models):
     copy.layout_path(1).write_bytes(b"\xff")
     search(models("llama"), copy.path, SearchOptions(fitness="weight", generations=2, population=8))
     assert copy.layout_path(1).read_bytes() == before
+
+
+# Files that are well-formed, and not what the search wrote
+
+
+def again(copy, models):
+    """The same search, which goes on."""
+    return search(models("llama"), copy.path, SearchOptions(fitness="weight", generations=2, population=8))
+
+
+def bytes_of(copy):
+    return {
+        p.relative_to(copy.path): p.read_bytes() for p in copy.path.rglob("*.*") if p.name != "run.json" and p.is_file()
+    }
+
+
+def test_layouts_that_were_swapped_or_edited_are_refused_and_come_back(copy, models):
+    before = bytes_of(copy)
+    first, second = copy.layout_path(1), copy.layout_path(2)
+    assert first.read_bytes() != second.read_bytes()
+    shutil.copyfile(second, first)
+    line = refused(first, lambda: copy.layout(1))
+    assert line.endswith("(it is not what the search wrote): run the same search again, which writes it anew")
+    assert copy.layout(2)
+    again(copy, models)
+    assert bytes_of(copy) == before
+    second.write_text(second.read_text().rstrip())
+    refused(second, lambda: copy.layout(2))
+
+
+def test_layers_that_were_swapped_or_edited_are_refused_and_searched_again(copy, models):
+    """Where a search goes on, and in a report."""
+    before = bytes_of(copy)
+    for text in (copy.layer_path(1).read_text(), "\n".join(copy.layer_path(0).read_text().split("\n")[:-2]) + "\n"):
+        copy.layer_path(0).write_text(text)
+        line = refused(copy.layer_path(0), lambda: again(copy, models))
+        assert line.endswith("(it is not what the search wrote): delete it, and that layer is searched again")
+        refused(copy.layer_path(0), lambda: facts_of(copy, similar=False))
+        copy.layer_path(0).unlink()
+        again(copy, models)
+        assert bytes_of(copy) == before
+
+
+@pytest.mark.parametrize(
+    "lost", [("digests/00.json",), ("layers/00.csv",), ("layouts/*", "pareto.csv"), ("digests/*",)]
+)
+def test_a_search_that_was_killed_between_two_files_goes_on_to_the_same(copy, models, lost):
+    """A digest comes first; without one a file is that of an older version."""
+    before = bytes_of(copy)
+    for pattern in lost:
+        for path in copy.path.glob(pattern):
+            path.unlink()
+    again(copy, models)
+    given_up = {name for name in before if lost[0].startswith("digests") and name.match("digests/0*.json")}
+    assert bytes_of(copy) == {name: content for name, content in before.items() if name not in given_up}
+
+
+@pytest.mark.parametrize("text", JSON, ids=lambda text: text[:9])
+def test_damaged_digests_are_one_line(copy, text):
+    path = copy.path / "digests" / "layouts.json"
+    path.write_text(text)
+    line = refused(copy.layout_path(1), lambda: copy.layout(1))
+    assert f"{path} is damaged" in line and "delete it, and nothing is compared with it" in line
+
+
+def test_a_layout_of_an_older_run_that_was_swapped_is_not_its_rows(copy):
+    """Such a run has no digests: what a row announces is compared."""
+    shutil.rmtree(copy.path / "digests")
+    table = copy.front().table
+    other = int(table.index[table["kv_ratio"] < table["kv_ratio"].iloc[1]][0])
+    shutil.copyfile(copy.layout_path(other), copy.layout_path(1))
+    assert copy.layout(1) == copy.layout(other)
+    with pytest.raises(
+        GrouperError, match=r"pareto.csv are of two layouts \(\S+% and \S+% of the KV cache\): delete both"
+    ):
+        copy.layout_of(table.loc[1])
+    assert copy.layout_of(table.loc[other]) == copy.layout(other)
+    change_cell(copy.path / "pareto.csv", "kv_ratio", "0.125", other + 1)
+    with pytest.raises(GrouperError, match="are of two layouts"):
+        export_from_run(copy.path, copy.path.parent / "out", Selection(layout=other))
+    assert not (copy.path.parent / "out").exists()

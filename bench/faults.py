@@ -140,7 +140,7 @@ def imported() -> None:
     from grouper import export
     from grouper.running.in_memory import InMemoryModel
     from grouper.running.streamed import StreamedModel
-    from search.commands import demo  # noqa: F401
+    from search import demo  # noqa: F401
 
     _ = (search.search, search.evaluate, search.export_from_run, export, InMemoryModel, StreamedModel)
 

@@ -28,6 +28,7 @@ from grouper.calibration.source import DEMO_TEXTS, TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.evaluation.perplexity import nll
 from grouper.export import export_model
+from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.ranks import ALONE
 from grouper.refinement.options import RefineOptions
@@ -104,7 +105,13 @@ class Bench:
         """The start's best layout with `count` KV heads in every layer, and that layout's method."""
         options = searches(self.heads, self.text)[start.run]
         device = self.device if options.text else "cpu"
-        front = search(self.args.model, self.folder / start.run, options, device=device, keep_calibration=self.keep)
+        front = search(
+            self.args.model,
+            self.folder / start.run,
+            options,
+            machine=Machine(device=device),
+            keep_calibration=self.keep,
+        )
         rows = front.found_by(*start.methods)
         rows = rows[(rows["kv_ratio"] - count / self.heads).abs() < 1e-6]
         rows = rows[rows["deploy"].isin(["stock"] if start.equal else ["stock", "padded"])]

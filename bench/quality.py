@@ -23,6 +23,7 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.evaluation.perplexity import nll
+from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
@@ -170,7 +171,7 @@ def main() -> None:
             began = time.time()
             device = args.device if options.text else "cpu"
             fronts[name] = search(
-                args.model, Path(temporary) / name, options, device=device, keep_calibration=calibration.keep
+                args.model, Path(temporary) / name, options, machine=Machine(device), keep_calibration=calibration.keep
             )
             print(f"  searched by {name} ({time.time() - began:.0f} s)", flush=True)
         for row in ROWS:

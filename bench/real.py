@@ -33,6 +33,7 @@ from grouper.calibration.text import load_tokenizer, text_of
 from grouper.evaluation.closeness import Columns, Original, closeness_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.export import export_model
+from grouper.machine import Machine
 from grouper.merging import MERGES, merge_for
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
@@ -105,7 +106,13 @@ class Bench:
             }[run]
             device = self.device if options.text else "cpu"
             with self.timed(f"search by {run}"):
-                search(self.args.model, place, options, device=device, keep_calibration=self.calibration.keep)
+                search(
+                    self.args.model,
+                    place,
+                    options,
+                    machine=Machine(device=device),
+                    keep_calibration=self.calibration.keep,
+                )
         return RunFolder.open(place).front()
 
     def layout(self, row: Row, kv_ratio: float) -> HeadLayout | None:
@@ -167,7 +174,7 @@ class Bench:
         options = UptrainOptions(tokens=self.args.train_tokens, window=self.args.train_window, seed=seed)
         uptrain_model(
             self.place("refined", kv_ratio, seed), out, TextSource(self.args.train_text or self.args.text), options,
-            base=self.args.model, device=self.device, tell=lambda line: print(f"  {line}", flush=True),
+            base=self.args.model, machine=Machine(self.device, tell=lambda line: print(f"  {line}", flush=True)),
         )  # fmt: skip
         return ExportedModel.open(out, self.args.model)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.export import export_model
+from grouper.machine import Machine
 from grouper.refinement.options import RefineOptions
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
@@ -192,7 +193,7 @@ def exported(
     calibration = Calibration(source, tokens, run.settings.options.window)
     refine = RefineOptions("block", tokens=tokens, seed=seed) if conversion.refined else None
     selection = Selection(layout=int(table.iloc[0]["layout"]), merge=conversion.merge)
-    export_from_run(run.path, folder, selection, calibration, refine, device=DEVICE)
+    export_from_run(run.path, folder, selection, calibration, refine, machine=Machine(device=DEVICE))
     return ExportedModel.open(folder, run.settings.model)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from grouper.layout import Grouping as Grouping
     from grouper.layout import HeadLayout as HeadLayout
     from grouper.layout import LayerLayout as LayerLayout
+    from grouper.machine import Machine as Machine
     from grouper.model.architecture import Architecture as Architecture
     from grouper.model.checkpoint import Checkpoint as Checkpoint
     from grouper.model.inspection import inspect as inspect
@@ -43,6 +44,7 @@ MODULES = {
     "Grouping": "grouper.layout",
     "HeadLayout": "grouper.layout",
     "LayerLayout": "grouper.layout",
+    "Machine": "grouper.machine",
     "RefineOptions": "grouper.refinement.options",
     "TextSource": "grouper.calibration.source",
     "UptrainOptions": "grouper.uptraining.options",

@@ -16,8 +16,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError
-
 from grouper.errors import GrouperError
 from grouper.parsing import MOST, check_extent, content_of, json_object, loads_strictly, shown
 
@@ -87,7 +85,7 @@ def damage_said(path: Path, cure: str) -> Iterator[None]:
     """Errors in the block with the file's name in front and what to do about it behind."""
     try:
         yield
-    except (GrouperError, ValueError, SafetensorError) as error:
+    except (GrouperError, ValueError) as error:
         raise GrouperError(f"{path} is damaged ({error}): {cure}") from error
     except OSError as error:
         raise GrouperError(f"{path} cannot be read ({error.strerror or error}): {cure}") from error

@@ -6,11 +6,13 @@ Facts stand in one field of the header. Several would be written in any order, o
 
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, uint8
 
@@ -44,7 +46,7 @@ def save(path: Path, tensors: Tensors, facts: Any) -> None:
 def load(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
     """Tensors and facts as `save` wrote them, to the bit, or an older version. Raises GrouperError where the file is
     damaged, was changed, or is another one. cure: what to do then."""
-    with damage_said(path, cure):
+    with damage_said(path, cure), _as_ours():
         header, facts = _read_header(path, kind)
         tensors = load_file(path)
         if header.digest is not None and header.digest != _digest(tensors, header.facts):
@@ -54,8 +56,16 @@ def load(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
 
 def facts_of(path: Path, kind: type[T], cure: str) -> T:
     """Facts alone, without a look at the digest."""
-    with damage_said(path, cure):
+    with damage_said(path, cure), _as_ours():
         return _read_header(path, kind)[1]
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise GrouperError(str(error)) from error
 
 
 def name_of(path: Path) -> str:

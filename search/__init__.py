@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from search.run import search as search
     from search.runs.folder import RunFolder as RunFolder
     from search.runs.pareto import ParetoFront as ParetoFront
-    from search.runs.picking import Selection as Selection
     from search.runs.picking import pick as pick
+    from search.runs.selection import Selection as Selection
 
 MODULES = {
     "ParetoFront": "search.runs.pareto",
     "RunFolder": "search.runs.folder",
     "SearchOptions": "search.options",
-    "Selection": "search.runs.picking",
+    "Selection": "search.runs.selection",
     "evaluate": "search.evaluation.layouts",
     "export_from_run": "search.export_run",
     "pick": "search.runs.picking",

@@ -18,10 +18,10 @@ from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
 from grouper.export.write import already_written, check_exportable
 from grouper.layout import HeadLayout
+from grouper.machine import Machine, Tell, no_message
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, temporary_folder, work_key
-from grouper.progress import Progress, untold
-from grouper.ranks import locked_by_first, started_ranks
+from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.store import LayerStore
 from grouper.registry import check_assignments
@@ -34,12 +34,6 @@ from search.runs.pareto import ParetoFront
 from search.runs.picking import Picked, Selection, pick
 from search.runs.record import REFINED, comparable
 from search.runs.settings import RunSettings
-
-Tell = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +56,10 @@ def export_from_run(
     options: ExportOptions | None = None,
     destination: Destination | None = None,
     *,
-    device: str = "cpu",
-    memory: int | None = None,
+    machine: Machine | None = None,
     keep_calibration: str | Path | None = None,
     set: tuple[str, ...] = (),
     command: str | None = None,
-    tell: Tell = silent,
-    progress: Progress = untold,
 ) -> Exported:
     """Write the selected layout of `run` to the folder `output`.
 
@@ -76,17 +67,17 @@ def export_from_run(
     while it gives the tokens that were searched on; else `not_refined` of the result says why not. Layers are kept in
     the folder OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the
     Hub the folder goes, too; one that the same command wrote before is pushed as it is. set: parameters of merges, over
-    the run's. memory: bytes that the model may take while it is calibrated or refined; a larger one is streamed.
-    command: what was typed, for the record. `tell` gets a line or two. Where several ranks run this, they calibrate and
-    refine together, and the first one writes. Raises GrouperError.
+    the run's. command: what was typed, for the record. The machine is told a line or two. Where several ranks run this,
+    they calibrate and refine together, and the first one writes. Raises GrouperError.
     """
-    ranks = started_ranks()
+    machine = machine or Machine()
+    ranks, tell = machine.ranks, machine.tell
     options, output = options or ExportOptions(), Path(output)
     if destination:
         destination.check()
     folder = RunFolder.open(Path(run))
     settings = folder.settings
-    plan = replace(refine, seed=settings.options.seed).plan(device) if refine else None
+    plan = replace(refine, seed=settings.options.seed).plan(machine.device) if refine else None
     chosen = choose_layout(folder, selection, plan, set, tell)
     written = ranks.first_does(lambda: already_written(output, chosen.layout, command))
     if destination and not options.overwrite and written:
@@ -99,19 +90,19 @@ def export_from_run(
     kept, not_refined = folder.kept_tokens(), None
     ranks.first_does(kept.begin)
     text = calibration or settings.calibration(keep_calibration)
-    regrouper = Regrouper(checkpoint, text, device, memory, ranks, kept)
+    regrouper = Regrouper(checkpoint, text, machine.device, machine.memory, ranks, kept)
     if plan and not calibration:
         readable, not_refined = ranks.first_does(lambda: own_text(regrouper, settings))
-        regrouper = regrouper if readable else Regrouper(checkpoint, None, device, memory, ranks)
+        regrouper = regrouper if readable else Regrouper(checkpoint, None, machine.device, machine.memory, ranks)
     if not_refined:
-        plan, chosen = None, choose_layout(folder, selection, None, set, silent)
+        plan, chosen = None, choose_layout(folder, selection, None, set, no_message)
     announce(chosen, tell)
     if regrouper.calibration and not ranks.alone:
-        regrouper.kept_moments(progress)  # which all ranks collect together
+        regrouper.kept_moments(machine.progress)  # which all ranks collect together
     origin = origin_of(folder, chosen, command)
     with locked_by_first(ranks, output):
         note = partial(folder.note_refined, chosen.picked.layout, chosen.label)
-        done = carry_out(regrouper, chosen, output, plan, options, origin, destination, note, tell, progress)
+        done = carry_out(regrouper, chosen, output, plan, options, origin, destination, note, machine)
     return replace(done, not_refined=not_refined)
 
 
@@ -137,18 +128,17 @@ def carry_out(
     origin: dict,
     destination: Destination | None,
     note: Callable[[list[tuple[float, float]]], None],
-    tell: Tell,
-    progress: Progress,
+    machine: Machine,
 ) -> Exported:
     """Acts two to four. What is refined is kept until the export is whole. note(errors): of layers, before and after
     their refinement."""
     if refine:
-        regrouper, refine = as_begun(regrouper, chosen, refine, output, tell)
+        regrouper, refine = as_begun(regrouper, chosen, refine, output, machine.tell)
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
     merged: Merged
     with temporary_folder(output.absolute().parent, output.name) as temporary:
         if refine and kept:
-            merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, tell, progress)
+            merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, machine)
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
 
@@ -156,7 +146,7 @@ def carry_out(
             with told_where(kept):
                 exported = export_model(
                     regrouper.checkpoint, chosen.layout, output, merge=chosen.label, merged=merged, options=options,
-                    origin=origin, progress=progress,
+                    origin=origin, progress=machine.progress,
                 )  # fmt: skip
             if kept:
                 with suppress(OSError):  # a run that cannot be written to: its report lacks this
@@ -254,18 +244,18 @@ def as_begun(
 
 
 def merge_and_refine(
-    regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, kept: Path, tell: Tell, progress: Progress
+    regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, kept: Path, machine: Machine
 ) -> tuple[LayerStore, dict]:
     """Act two, with an estimate of the time: the layers' weights, and what was done for the record."""
     texts = regrouper.texts(refine)
     tokens = sum(text.numel() for text in texts)
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
     seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
-    tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
-    merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, progress, regrouper.ranks)
+    machine.tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
+    merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, machine.progress, regrouper.ranks)
     errors = [merged.errors(layer) for layer in layers]
     for layer, (before, after) in enumerate(errors):
-        tell(f"{regrouper.architecture.name_of(layer)}: error {before:.4f} -> {after:.4f}")
+        machine.tell(f"{regrouper.architecture.name_of(layer)}: error {before:.4f} -> {after:.4f}")
     facts = {"tokens": tokens, "steps": steps, "scope": refine.scope, "errors": errors}
     if len(texts) > 1:
         facts |= {"long_windows": texts[1].shape[1], "tokens_in_long_windows": texts[1].numel()}

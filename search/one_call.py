@@ -12,6 +12,7 @@ from grouper.calibration.source import PAIR, TextSource
 from grouper.errors import GrouperError
 from grouper.export import Exported
 from grouper.export.write import MARKER
+from grouper.machine import Machine
 from grouper.model.loading import load
 from grouper.outputs import new_folder
 from grouper.progress import Progress, untold
@@ -53,7 +54,7 @@ def regroup(
     tokens: int = TOKENS,
     refine_tokens: int | None = None,
     window: int = WINDOW,
-    device: str = "cpu",
+    device: str = "auto",
     options: SearchOptions | None = None,
     progress: Progress = untold,
 ) -> Regrouped:
@@ -71,6 +72,7 @@ def regroup(
     >>> small.model.config.num_key_value_heads
     8
     """
+    machine = Machine(device, progress=progress)
     holder = ScratchFolder()
     place = holder.path
     source = (
@@ -85,13 +87,13 @@ def regroup(
     elif images is not None:
         calibration = Calibration(TextSource(images=str(images)), tokens, window)
         options = SearchOptions(**{**vars(options or SearchOptions()), "images": str(images), "tokens": tokens})
-    front = search(source, place / "run", options, device=device, progress=progress)
+    front = search(source, place / "run", options, machine=machine)
     exported = export_from_run(
         place / "run", place / "out", Selection(kv_ratio=str(kv_ratio), deploy=deploy), calibration,
-        RefineOptions(tokens=refine_tokens) if calibration and refine else None, device=device, progress=progress,
+        RefineOptions(tokens=refine_tokens) if calibration and refine else None, machine=machine,
     )  # fmt: skip
     own_code = exported.export_class == "ragged"  # our own modelling file, written a moment ago
-    loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").to(device).eval()
+    loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").to(machine.device).eval()
     return Regrouped(loaded, front, exported, holder)
 
 

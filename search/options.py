@@ -5,12 +5,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
+from fitness import FITNESSES
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource, is_file_name
 from grouper.errors import GrouperError
-from grouper.kv_cache import bytes_of
+from grouper.kv_cache import BYTES, bytes_of
 from grouper.layout import CACHES
 from grouper.names import expected
+from grouper.option_fields import option, same
 from grouper.uptraining.options import LARGEST_SEED
 
 if TYPE_CHECKING:
@@ -48,39 +50,52 @@ class GeneticOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """The same words as on the command line.
+    """The same words as on the command line; each field says what it is for. More of some:
 
-    method: names in search.methods.METHODS. fitness: a name in fitness.FITNESSES. stage2: budgets over layers,
-    "knapsack" (exact), "nsga2" (QCQA's) or "none": one count for all layers. paper: a name in RECIPES. "qcqa" is plain
-    NSGA-II without local improvement, errors not normalised by layer, binary stage 2; "asymgqa" walks guided by
-    activation distances and judged by the merged model's loss, Ward clustering, uniform counts, mean merge. acceptance:
-    what judges a step of the asymgqa walks, "fitness" (fast) or "loss", the merged model's on held-out calibration
-    text. text or dataset: what to calibrate on, `tokens` of it in windows of `window`; without either, inputs are taken
-    to be what the norms' weights say. set: parameters of methods, fitnesses and merges, as "NAME.FIELD=VALUE".
-    sensitivity: errors become nats, by what merging each layer alone does to the loss on held-out calibration text.
-    images: for models that look at pictures, a folder of them in place of text. blocks: which attentions of a model
-    with an encoder are grouped: "cached" (what a KV cache is kept of; all where there is none), "all", or the
-    "encoder"'s, the "decoder"'s own, the decoder's "across" to the encoder.
+    stage2: "knapsack" is exact, with "none" all layers have one count. paper: "qcqa" is plain NSGA-II without local
+    improvement, errors not normalised by layer, binary stage 2; "asymgqa" walks guided by activation distances and
+    judged by the merged model's loss, Ward clustering, uniform counts, mean merge. acceptance: "loss" is the merged
+    model's on held-out calibration text. text, dataset, images: without any, inputs are taken to be what the norms'
+    weights say. sensitivity: errors become nats, by what merging each layer alone does to the loss on held-out
+    calibration text. blocks: "cached" is all where nothing is cached; "across" is from the decoder to the encoder.
     """
 
-    method: tuple[str, ...] = ("qcqa-ac", "qcqa-ec")
-    fitness: str = "spectral"
-    stage2: str = "knapsack"
-    paper: str | None = None
-    kv_heads_multiple_of: int = 1
-    kv_dtype: str = "bfloat16"
-    population: int = GeneticOptions.population
-    generations: int = GeneticOptions.generations
-    seed: int = 0
-    text: str | None = None
-    dataset: str | None = None
-    tokens: int = TOKENS
-    window: int = WINDOW
-    acceptance: str = "fitness"
-    set: tuple[str, ...] = ()
-    sensitivity: bool = False
-    images: str | None = None
-    blocks: str = "cached"
+    method: tuple[str, ...] = option(
+        ("qcqa-ac", "qcqa-ec"),
+        "Ways to find groupings, several with commas; qcqa-ec joins where none finds equal groups.",
+        panel="Search",
+        words="search.methods.registry.SEARCHED",
+    )
+    fitness: str = option("spectral", "What a grouping costs.", panel="Search", words=FITNESSES)
+    stage2: str = option(
+        "knapsack", "Budgets over layers: knapsack, nsga2 (QCQA's) or none.", panel="Search", words=STAGES_2
+    )
+    paper: str | None = option(None, "A published recipe: qcqa or asymgqa.", panel="Search", words=RECIPES)
+    kv_heads_multiple_of: int = option(1, "Only such KV-head counts, for tensor parallelism.", panel="Search")
+    kv_dtype: str = option("bfloat16", "Type of numbers in the KV cache.", panel="Search", words=BYTES)
+    population: int = option(GeneticOptions.population, "Rows of the genetic search.", panel="Search")
+    generations: int = option(GeneticOptions.generations, "Generations of the genetic search, at most.", panel="Search")
+    seed: int = option(0, "Of all chance.", panel="Search")
+    text: str | None = same(TextSource, "text")
+    dataset: str | None = same(TextSource, "dataset")
+    tokens: int = same(Calibration, "tokens")
+    window: int = same(Calibration, "window")
+    acceptance: str = option(
+        "fitness", "What judges asymgqa's steps: fitness, or (slow) loss.", panel="Search", words=ACCEPTANCES
+    )
+    set: tuple[str, ...] = option(
+        (), "A parameter of a method, fitness or merge.", panel="Search", metavar="NAME.FIELD=VALUE", several=True
+    )
+    sensitivity: bool = option(
+        False, "Budgets add what each layer costs alone, measured on held-out text.", panel="Search"
+    )
+    images: str | None = same(TextSource, "images")
+    blocks: str = option(
+        "cached",
+        "With an encoder: cached (what a KV cache is of), all, encoder, decoder, across.",
+        panel="Search",
+        words=BLOCKS,
+    )
 
     @property
     def genetic(self) -> GeneticOptions:
@@ -138,9 +153,8 @@ class SearchOptions:
     def resolved(self) -> "SearchOptions":
         """With the paper's recipe applied and the text's whole path. Raises GrouperError for values that make no sense;
         names of methods are for the registry to check."""
-        from fitness import FITNESSES  # needs torch, which the options themselves do not
-
-        FITNESSES.named(self.fitness)
+        if self.fitness not in FITNESSES:
+            raise GrouperError(f"unknown fitness {self.fitness!r}: {expected(self.fitness, FITNESSES)}")
         self.check()
         recipe = {} if self.paper is None else RECIPES[self.paper]
         self._check_not_the_recipes(recipe)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from grouper.calibration.text import digest
 from grouper.errors import GrouperError
+from grouper.machine import Machine
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside
-from grouper.progress import Progress, untold
-from grouper.ranks import Ranks, locked_by_first, started_ranks
+from grouper.ranks import Ranks, locked_by_first
 from grouper.regroup import Regrouper
 from grouper.weight_size import weight_bytes
 from search.engine.assemble import assemble_layouts
@@ -35,23 +35,21 @@ def search(
     *,
     revision: str | None = None,
     jobs: str | int = "auto",
-    device: str = "cpu",
-    memory: int | None = None,
+    machine: Machine | None = None,
     keep_calibration: str | PathLike | None = None,
     overwrite: bool = False,
-    progress: Progress = untold,
     command: str | None = None,
 ) -> ParetoFront:
     """Search groupings of `model`'s KV heads and write the run to the folder `output`.
 
     Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
-    layouts. jobs: layers searched at a time, or "auto". memory: bytes that the model may take while it is calibrated; a
-    larger one is streamed, and so is any on a GPU unless this is given. keep_calibration: a folder where what was
-    calibrated is kept, and looked for, for this model, text and tokens. command: what was typed, for the record. Raises
-    GrouperError for what cannot be searched, before anything is written. Where several ranks run this, layers and text
-    are shared out among them.
+    layouts. jobs: layers searched at a time, or "auto". machine: with a GPU, any model is streamed while it is
+    calibrated unless its memory is given. keep_calibration: a folder where what was calibrated is kept, and looked for,
+    for this model, text and tokens. command: what was typed, for the record. Raises GrouperError for what cannot be
+    searched, before anything is written. Where several ranks run this, layers and text are shared out among them.
     """
-    ranks = started_ranks()
+    machine = machine or Machine()
+    device, memory, ranks = machine.device, machine.memory, machine.ranks
     options = with_equal_groups((options or SearchOptions()).resolved())
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
@@ -75,11 +73,11 @@ def search(
         seen_by_all(folder, ranks)
         ranks.first_does(kept.begin)
         started = time.perf_counter()
-        found = search_layers(folder, regrouper, options, methods, jobs, progress)
+        found = search_layers(folder, regrouper, options, methods, jobs, machine.progress)
         of_layers = time.perf_counter() - started
 
         def finish() -> ParetoFront:
-            candidates = scaled(found, folder, regrouper, progress) if options.sensitivity else found
+            candidates = scaled(found, folder, regrouper, machine.progress) if options.sensitivity else found
             layouts = assemble_layouts(candidates, architecture, options, methods)
             front = write_front(folder, layouts, options, checkpoint)
             timings = {"stage1_s": round(of_layers, 2), "total_s": round(time.perf_counter() - started, 2)}

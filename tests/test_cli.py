@@ -161,8 +161,8 @@ def test_pages_and_pictures_stay_out_of_models_and_replace_nothing_of_others(mod
 def test_commands_guide(models, tmp_path):
     """Options in groups; the next command with its values; nothing but results when asked to be quiet."""
     helped = grouper("search", "--help").stdout
-    places = [helped.index(f"─ {panel} ─") for panel in ("Output", "What", "Text", "Search", "Machine")]
-    assert len(set(places)) == 5 and helped.index("--population") > helped.index("─ Search ─") > 0
+    places = [helped.index(f"─ {panel} ─") for panel in ("Options", "Text", "Search", "Machine", "Output")]
+    assert len(set(places)) == 5 and helped.index("--output") < min(places[1:]) < helped.index("--population")
     run = tmp_path / "a run"
     options = ["--fitness", "weight", "--generations", 2, "--population", 8]
     done = grouper("search", models("llama"), "-o", run, *options)

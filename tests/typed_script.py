@@ -9,7 +9,7 @@ from fitness import FITNESSES
 
 def smaller(model: str, text: str) -> Path:
     options = search.SearchOptions(method=("qcqa-ac",), text=text, seed=1)
-    front = search.search(model, Path("run"), options, device="cpu")
+    front = search.search(model, Path("run"), options, machine=grouper.Machine("cpu"))
     best: int = int(front.front()["layout"].iloc[0])
     layout: grouper.HeadLayout = search.RunFolder(Path("run")).layout(best)
     ratio: float = layout.kv_ratio

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from grouper.calibration.source import TextSource
 from grouper.errors import GrouperError
+from grouper.option_fields import option
 
 TOKENS = 32_768
 WINDOW = 512
@@ -19,9 +20,15 @@ class Calibration:
     """
 
     source: TextSource
-    tokens: int = TOKENS
-    window: int = WINDOW
-    keep: Path | None = None
+    tokens: int = option(TOKENS, "Tokens of text to calibrate on.", panel="Text")
+    window: int = option(WINDOW, "Tokens of a window.", panel="Text")
+    keep: Path | None = option(
+        None,
+        "Folder where what was calibrated is kept and looked for.",
+        panel="Text",
+        name="keep_calibration",
+        metavar="FOLDER",
+    )
 
     def __post_init__(self) -> None:
         if self.keep is not None and Path(self.keep).exists() and not Path(self.keep).is_dir():

@@ -12,6 +12,7 @@ from grouper.calibration.documents import DatasetRows, JsonLines, PlainText
 from grouper.calibration.encoding import content_of, opened
 from grouper.calibration.parts import Part, PartOfText, spans_of
 from grouper.errors import GrouperError
+from grouper.option_fields import option
 
 DATA = Path(__file__).parent.parent / "data"
 DATASETS = {  # texts by a short name: dataset, and its split for each purpose
@@ -37,10 +38,25 @@ class TextSource:
     training is "judged" by, or the "whole" (for evaluation); pairs and pictures are read whole.
     """
 
-    text: str | None = None
-    dataset: str | None = None
+    text: str | None = option(
+        None,
+        "Plain text, JSONL with `text` or chat `messages`; demo, wikitext, ultrachat. Encoders read other files too.",
+        panel="Text",
+        metavar="FILE",
+    )
+    dataset: str | None = option(
+        None,
+        "NAME[:split] or NAME:config:split of a dataset (needs kv-grouper[datasets]).",
+        panel="Text",
+        metavar="NAME",
+    )
     purpose: str = "calibration"
-    images: str | None = None
+    images: str | None = option(
+        None,
+        "Pictures in folders of classes, FOLDER/CLASS/*.png, for models that look at them.",
+        panel="Text",
+        metavar="FOLDER",
+    )
     part: Part | None = None
 
     def __post_init__(self) -> None:

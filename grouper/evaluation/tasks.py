@@ -10,14 +10,13 @@ import logging
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from grouper.errors import GrouperError
+from grouper.evaluation.options import TaskOptions
 from grouper.model.memory import free_memory
 
 if TYPE_CHECKING:
@@ -29,25 +28,6 @@ LONGEST = 2048  # tokens of context and continuation
 MOST_AT_ONCE = 64  # requests
 RESAMPLES = 1000  # for standard errors that have no formula
 SEED = 1234  # of few-shot examples, the harness's own
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """names: as the harness calls them. folder: of further tasks (YAML), which win over its own of the same name.
-    limit: items of each task. few_shot: examples in the context; the task's own number unless given."""
-
-    names: tuple[str, ...]
-    folder: Path | None = None
-    limit: int | None = None
-    few_shot: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.names or not all(self.names):
-            raise GrouperError("--tasks is empty: give names like hellaswag,arc_easy,piqa")
-        if (self.limit is not None and self.limit < 1) or (self.few_shot is not None and self.few_shot < 0):
-            raise GrouperError(f"--limit {self.limit}, --num-fewshot {self.few_shot}: expected at least 1, and 0")
-        if self.folder is not None and not self.folder.is_dir():
-            raise GrouperError(f"--task-path {self.folder} is no folder: expected one with the tasks' YAML files")
 
 
 class Tasks:

@@ -11,7 +11,6 @@ from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
 
 CLASSES: dict[str, ExportClass] = {c.name: c for c in (Stock(), Padded(), Ragged())}
-ASKED = (*CLASSES, "any")  # what --deploy takes
 
 
 def class_for(

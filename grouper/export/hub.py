@@ -5,18 +5,18 @@ from pathlib import Path
 
 from grouper.errors import GrouperError
 from grouper.model.sources import hub_errors
+from grouper.option_fields import MISSING, option
 
 
 @dataclass(frozen=True)
 class Destination:
-    """repo_id: USER/NAME. revision: a branch, made where it is missing. create_pr: open a pull request instead of
-    committing."""
+    """A repository on the Hub, and how to push there."""
 
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    commit_message: str | None = None
+    repo_id: str = option(MISSING, "Push the folder to the Hub.", panel="Hub", name="push_to_hub", metavar="USER/NAME")
+    private: bool = option(False, "If the repository is made, make it private.", panel="Hub")
+    revision: str | None = option(None, "Branch to push to, made if missing.", panel="Hub")
+    create_pr: bool = option(False, "Open a pull request instead of committing.", panel="Hub")
+    commit_message: str | None = option(None, "Of the push.", panel="Hub")
 
     def check(self) -> None:
         """Raise GrouperError where a push would fail for want of a name or a login: before any work is done."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from grouper.errors import GrouperError
+from grouper.option_fields import option
 
 SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's step by default: bench/refine_rates.py prints what is best
 TOKENS = {"cpu": 16_384, "cuda": 393_216}
@@ -15,19 +16,32 @@ class RefineOptions:
     """Options of a refinement. Fields left None get device-dependent defaults: on a GPU more tokens, the whole block
     and larger steps.
 
-    scope: "attention" or "block". steps: of Adam per layer; from the number of tokens unless given. lr: Adam's step as
+    steps: of Adam per layer; from the number of tokens unless given. lr: Adam's step as
     a share of each tensor's root mean square, falling linearly to 0, so that the scale of a tensor does not matter; by
     scope unless given, since the best one hardly depends on the number of tokens. batch_tokens: tokens of a step.
-    tokens: of calibration text, at most; `long_share` of them in windows as long as a step or the model's context.
     """
 
-    scope: str | None = None
+    scope: str | None = option(
+        None,
+        "What refinement trains: attention (default on a CPU) or block (on a GPU).",
+        panel="Refinement",
+        words=SCOPES,
+    )
     steps: int | None = None
     lr: float | None = None
     batch_tokens: int | None = None
     seed: int = 0
-    tokens: int | None = None
-    long_share: float | None = None
+    tokens: int | None = option(
+        None,
+        "Tokens to refine on: 393,216 on a GPU, 16,384 on a CPU, if there are as many.",
+        panel="Refinement",
+        name="refine_tokens",
+    )
+    long_share: float | None = option(
+        None,
+        "Share of these in windows as long as a step or the model's context; half of them by default.",
+        panel="Refinement",
+    )
 
     def __post_init__(self) -> None:
         if self.long_share is not None and not 0 <= self.long_share < 1:

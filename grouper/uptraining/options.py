@@ -3,11 +3,13 @@
 from dataclasses import dataclass, fields
 
 from grouper.errors import GrouperError
+from grouper.option_fields import option
 
 PASSES = 12  # over a short text: more of them teach it by heart
 TOKENS = {"cpu": 262_144, "cuda": 5_505_024}
 STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
 NEW_WEIGHTS = ("full", "lora")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 LARGEST_SEED = 2**64 - 1  # that torch's generators take
 
 
@@ -47,25 +49,34 @@ class UptrainOptions:
     tensorboard, wandb or trackio.
     """
 
-    method: str = "distill"
-    tokens: int | None = None
-    step_tokens: int | None = None
-    micro_tokens: int | None = None
-    window: int = 512
-    lr: float | None = None
+    method: str = option(
+        "distill",
+        "Way to train; all but distill as published.",
+        panel="Training",
+        words="grouper.uptraining.methods.METHODS",
+    )
+    tokens: int | None = option(
+        None, "Tokens to train on in all; 5.5M on a GPU, 262,144 on a CPU, 12 passes at most.", panel="Training"
+    )
+    step_tokens: int | None = option(None, "Tokens of a step; 8,192 on a GPU, 2,048 on a CPU.", panel="Training")
+    micro_tokens: int | None = option(None, "Tokens of a pass, where a step does not fit at once.", panel="Machine")
+    window: int = option(512, "Tokens of a window.", panel="Text")
+    lr: float | None = option(None, "Highest learning rate; short trainings find it unless given.", panel="Training")
     warm_up: float = 0.08
     weight_decay: float = 0.0
     clip: float = 1.0
     losses: Losses | None = None
-    train: str = "full"
-    lora_rank: int = 32
+    train: str = option("full", "full weights, or lora (needs kv-grouper[lora]).", panel="Training", words=NEW_WEIGHTS)
+    lora_rank: int = option(32, "Rank of the adapters.", panel="Training")
     validate: int = 20
     held_out: float = 0.02
-    patience: int = 6
-    checkpointing: bool = False
-    seed: int = 0
-    tracker: str | None = None
-    set: tuple[str, ...] = ()
+    patience: int = option(6, "Validations without a better one before it stops; 0: never.", panel="Training")
+    checkpointing: bool = option(False, "Less memory, a third more time.", panel="Machine")
+    seed: int = option(0, "Of all chance.", panel="Training")
+    tracker: str | None = option(None, "Log to this, too.", panel="Output", words=TRACKERS)
+    set: tuple[str, ...] = option(
+        (), "A parameter of the way to train.", panel="Training", metavar="NAME.FIELD=VALUE", several=True
+    )
 
     def __post_init__(self) -> None:
         numbers = {"tokens": self.tokens, "step-tokens": self.step_tokens, "micro-tokens": self.micro_tokens}

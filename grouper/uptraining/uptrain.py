@@ -1,7 +1,6 @@
 """`grouper uptrain`: an exported model in, the same class and layout out, nearer to its original."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
 from grouper.layout import HeadLayout
+from grouper.machine import Machine
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
 from grouper.originals import remember
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, work_key
-from grouper.progress import Progress, untold
-from grouper.ranks import Ranks, locked_by_first, started_ranks
+from grouper.progress import Progress
+from grouper.ranks import Ranks, locked_by_first
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
 from grouper.uptraining.division import Division, divisions
@@ -39,10 +39,6 @@ LOG = "uptraining.jsonl"  # beside the weights
 OLD = ("layout", "report", "deploy", "measured", "crc32")  # facts of the export that are made anew
 
 
-def silent(line: str) -> None:
-    """Tell nobody."""
-
-
 def uptrain_model(
     exported: str | Path,
     output: str | Path,
@@ -53,12 +49,9 @@ def uptrain_model(
     teacher: str | None = None,
     teacher_device: str | None = None,
     teacher_dtype: str | None = None,
-    device: str = "cpu",
-    memory: int | None = None,
+    machine: Machine | None = None,
     overwrite: bool = False,
     command: str | None = None,
-    tell: Callable[[str], None] = silent,
-    progress: Progress = untold,
 ) -> Exported:
     """Train the folder `exported`, which `grouper export` wrote, on text, and write the folder `output`: of the same
     class and layout, tested as an export is.
@@ -69,7 +62,8 @@ def uptrain_model(
     whole, so that a killed one goes on, on CPU to the same result; what a tracker writes is in OUTPUT.logs and stays.
     Several ranks train together. Raises GrouperError.
     """
-    ranks, options, output = started_ranks(), options or UptrainOptions(), Path(output)
+    machine = machine or Machine()
+    ranks, options, output = machine.ranks, options or UptrainOptions(), Path(output)
     ranks.first_does(lambda: refuse_existing(output, MARKER, overwrite))
     model = ExportedModel.open(exported, base, teacher)
     refuse_inside(output, model.folder.folder, model.base.local_folder)
@@ -77,26 +71,26 @@ def uptrain_model(
     method = METHODS.configured(options.set).named(options.method)
     method.check(model)
     options = replace(options, losses=options.losses or method.losses)
-    check_memory(model.folder, options, device, ranks.size if sharded() else 1)
+    check_memory(model.folder, options, machine.device, ranks.size if sharded() else 1)
     taught_by = teacher_of(model, teacher) if options.losses.needs_teacher else None
     work = Path(f"{str(output).rstrip('/')}.uptrain")
-    text, saved = as_begun(model, taught_by, source, options, device, work)
+    text, saved = as_begun(model, taught_by, source, options, machine.device, work)
     plan = text.plan
     check_text(text.learnt, plan, source.name, ranks)
     with locked_by_first(ranks, output), deterministic():
         opened = None
         if taught_by is not None:
-            opened = _teacher(taught_by, teacher_device or device, teacher_dtype, memory, plan)
-        student = new_student(model, plan, device)
+            opened = _teacher(taught_by, teacher_device or machine.device, teacher_dtype, machine.memory, plan)
+        student = new_student(model, plan, machine.device)
         texts = (text.learnt, text.judged)
-        training = Training(accelerator_for(device, plan, saved), student, opened, texts, plan, saved, ranks)
+        training = Training(accelerator_for(machine.device, plan, saved), student, opened, texts, plan, saved, ranks)
         training.keep_last = text.flattered
-        tell(announced(training))
-        score = training.run(progress)
-        tell(told(score, training.reached.best_step))
+        machine.tell(announced(training))
+        score = training.run(machine.progress)
+        machine.tell(told(score, training.reached.best_step))
         facts = facts_of(model, training, score, taught_by, command)
         del student, training, opened  # several ranks may hold them in parts: the best weights are read from the disk
-        return ranks.first_does(lambda: write(model, plan, output, facts, saved, overwrite, progress))
+        return ranks.first_does(lambda: write(model, plan, output, facts, saved, overwrite, machine.progress))
 
 
 def teacher_of(model: ExportedModel, teacher: str | None) -> Checkpoint:

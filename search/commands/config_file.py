@@ -10,7 +10,6 @@ from grouper.errors import GrouperError
 from grouper.parsing import shown
 
 LARGEST, DEEPEST = 2**16, 20  # bytes; lists and mappings within one another
-OPTION = {"json": "json_", "format": "format_", "set": "set_"}  # words of Python under other names
 EXPECTED = "expected a word, a number, true or false, or a list of these"
 
 
@@ -34,7 +33,6 @@ def read_options(path: Path, command: str, known: Collection[str], several: Coll
     found = {}
     for option, value in options.items():
         name = str(option).replace("-", "_") if isinstance(option, str) else ""
-        name = OPTION.get(name, name)
         if name not in known:
             raise GrouperError(f"{path} has the option {shown(option)}, which `grouper {command}` does not know")
         for one in value if isinstance(value, list) else [value]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
 
     from grouper.export import Exported
     from grouper.model.inspection import Inspection
-    from search.commands.comparison import Compared
+    from search.runs.comparison import Compared
     from search.runs.pareto import ParetoFront
 
 _console = partial(Console, highlight=False, markup=False, emoji=False)  # names are text
@@ -82,7 +82,7 @@ def sizes(table: pd.DataFrame, row: pd.Series | None = None, narrow: bool = Fals
 
 def layouts_table(rows: pd.DataFrame) -> None:
     """On stdout: layouts of a run, as many columns as were measured."""
-    from search.commands.layouts_table import counts
+    from search.runs.view import counts
 
     view = Table(box=None, pad_edge=False, header_style="bold")
     measured = rows["nll"].notna().any()

@@ -17,11 +17,12 @@ from grouper.calibration.text import digest
 from grouper.errors import GrouperError
 from grouper.evaluation.tasks import TaskOptions
 from grouper.layout import HeadLayout
+from grouper.machine import Machine
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
-from grouper.progress import Progress, untold
-from grouper.ranks import locked_by_first, started_ranks
+from grouper.progress import Progress
+from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
 from grouper.regroup import Regrouper
@@ -54,13 +55,11 @@ def evaluate(
     layouts: str = MEASURED,
     window: int = WINDOW,
     limit: int | None = None,
-    device: str = "cpu",
+    machine: Machine | None = None,
     dtype: str = COMPUTING,
-    memory: int | None = None,
     keep_calibration: str | Path | None = None,
     set: tuple[str, ...] = (),
     overwrite: bool = False,
-    progress: Progress = untold,
 ) -> ParetoFront:
     """Fill in what layouts of a run lose, the original and the baselines among them, and write pareto.csv after each.
 
@@ -73,10 +72,11 @@ def evaluate(
     along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
     that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
     the run's. What is measured already is not measured again. Raises GrouperError where the run was measured on other
-    text, or refined otherwise. memory: bytes that the model may take; a larger one is streamed, in float32. Where
-    several ranks run this, layouts are shared out among them.
+    text, or refined otherwise. A model that is streamed computes in float32. Where several ranks run this, layouts are
+    shared out among them.
     """
-    ranks = started_ranks()
+    machine = machine or Machine()
+    ranks = machine.ranks
     folder = RunFolder.open(Path(run))
     with locked_by_first(ranks, folder.path):
         front, settings = folder.front(), folder.settings
@@ -93,15 +93,15 @@ def evaluate(
         ranks.first_does(kept.begin)
         texts = texts_of(checkpoint, source, tasks, window, limit, kept)
         numbers = choose(front, layouts)
-        plan = refine.plan(device) if refine else None
+        plan = refine.plan(machine.device) if refine else None
         measuring = measuring_of(source, texts, tasks, dtype, set)
         front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")
-        regrouper = Regrouper(checkpoint, calibration, device, memory, ranks, kept)
+        regrouper = Regrouper(checkpoint, calibration, machine.device, machine.memory, ranks, kept)
         meter = Meter(regrouper, texts, tasks, dtype)
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
-        fill_in(folder, front, todo, meter, fitting, plan, progress)
+        fill_in(folder, front, todo, meter, fitting, plan, machine.progress)
         if todo or not (folder.path / PROXIES).is_file():  # else they are as they were
             proxies = judge_proxies(folder, front, regrouper, assignments)
             ranks.first_does(lambda: write_proxies(folder, proxies))

@@ -12,6 +12,7 @@ from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.export.facts import MARKER
+from grouper.machine import Machine
 from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.running.opening import open_model
@@ -61,19 +62,19 @@ def evaluate_model(
     base: str | None = None,
     window: int = WINDOW,
     limit: int | None = None,
-    device: str = "cpu",
-    memory: int | None = None,
+    machine: Machine | None = None,
 ) -> EvaluatedModel:
     """model: a folder that `grouper export` or `grouper uptrain` wrote, or any model of a known family. base: an
     export's original, where grouper.json does not lead to it. Raises GrouperError."""
+    machine = machine or Machine()
     if (Path(model) / MARKER).is_file():
         exported = ExportedModel.open(model, base)
         if exported.base is not exported.folder:  # else it was folded into another class, which is measured alone
-            return _of_export(exported, source, tasks, window, limit, device, memory)
+            return _of_export(exported, source, tasks, window, limit, machine)
     checkpoint = Checkpoint.open(model).local()
     check_model(checkpoint)
     texts = texts_of(checkpoint, source, tasks, window, limit)
-    opened = open_model(checkpoint, device, memory)
+    opened = open_model(checkpoint, machine.device, machine.memory)
     values = own(on_texts({name: Original.of(opened, one).columns for name, one in texts.items()}))
     if tasks:
         values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
@@ -86,12 +87,11 @@ def _of_export(
     tasks: TaskOptions | None,
     window: int,
     limit: int | None,
-    device: str,
-    memory: int | None,
+    machine: Machine,
 ) -> EvaluatedModel:
     """The original is measured, and another one of its class with the export's weights in the place of its own."""
     texts = texts_of(exported.original, source, tasks, window, limit)
-    original, healed = (open_model(exported.base, device, memory) for _ in range(2))
+    original, healed = (open_model(exported.base, machine.device, machine.memory) for _ in range(2))
     healed.replace_around(exported.around())
     layout, merged = exported.layout, exported.layer
     originals = {name: Original.of(original, one) for name, one in texts.items()}

@@ -15,6 +15,10 @@ from search.options import SearchOptions
 if TYPE_CHECKING:
     from search.methods.method import Method
 
+BASELINES = (
+    Named("neighbour", "search.methods.baselines.Neighbour"),
+    Named("random", "search.methods.baselines.Random"),
+)  # which every run has
 METHODS: "Registry[Method]" = Registry(
     "method",
     Named("qcqa-ac", "search.methods.qcqa.QCQA"),
@@ -24,9 +28,9 @@ METHODS: "Registry[Method]" = Registry(
     Named("asymgqa-sym", "search.methods.asymgqa.AsymGQA", equal_groups=True),
     Named("ward", "search.methods.ward.Ward"),
     *PUBLISHED,
-    Named("neighbour", "search.methods.baselines.Neighbour"),
-    Named("random", "search.methods.baselines.Random"),
+    *BASELINES,
 )
+SEARCHED = [name for name in METHODS if name not in [one.name for one in BASELINES]]  # what one may ask for
 ORIGINAL = "original"  # what the CSV calls the model as it came
 
 

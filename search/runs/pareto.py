@@ -82,6 +82,13 @@ class ParetoFront:
         an encoder, which has no cache, was grouped."""
         return "weight_ratio" if "weight_ratio" in self.table else "kv_ratio"
 
+    @property
+    def bounded(self) -> str:
+        """The column of sizes that a KV ratio bounds: of the cache, or, where an encoder alone was grouped and the
+        cache stays as it is, of the weights of K and V."""
+        stays = self.size == "weight_ratio" and (self.table["kv_ratio"] == 1).all()
+        return "weight_ratio" if stays else "kv_ratio"
+
     def mark(self) -> None:
         """Set on_front by size and error, and on_nll_front by size and measured nats per token."""
         t = self.table

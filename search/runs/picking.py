@@ -6,28 +6,16 @@ from typing import Any
 import pandas as pd
 
 from grouper.errors import GrouperError
-from grouper.export.classes import ASKED
+from grouper.export.options import ASKED
 from grouper.names import expected
+from grouper.shares import parsed_share, rounding_of
 from search.methods.registry import not_found
 from search.runs.columns import JUDGES, called
 from search.runs.pareto import ParetoFront
 from search.runs.record import REFINED
-from search.runs.shares import parsed_share, rounding_of
+from search.runs.selection import Selection
 
 SAME = 1e-9  # by which two ratios of one size may differ
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What is asked for: one of layout (its number), kv_ratio (a number, a fraction or a percentage, as text) and
-    kv_bytes_per_token; the latter two are budgets. deploy: the class of the export, stock, padded, ragged or any; stock
-    where one fits unless given. merge: how heads become one; the run's own unless given."""
-
-    layout: int | None = None
-    kv_ratio: str | None = None
-    kv_bytes_per_token: int | None = None
-    deploy: str | None = None
-    merge: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,17 +83,10 @@ def representative(front: ParetoFront) -> pd.Series:
     """The row that stands for a run: the one that an export at half of the cache takes; where nothing is that small,
     the smallest that can be written; where nothing can, the first row."""
     table = front.table
-    sizes = table.loc[~table["method"].isin(not_found()) & (table["deploy"] != "none"), ratio_column(front)]
+    sizes = table.loc[~table["method"].isin(not_found()) & (table["deploy"] != "none"), front.bounded]
     if sizes.empty:
         return table.iloc[0]
     return best_within(front, repr(max(0.5, float(sizes.min())))).row
-
-
-def ratio_column(front: ParetoFront) -> str:
-    """The column of sizes that a KV ratio bounds: of the cache, or, where an encoder alone was grouped and the cache
-    stays as it is, of the weights of K and V."""
-    table = front.table
-    return "weight_ratio" if "weight_ratio" in table and (table["kv_ratio"] == 1).all() else "kv_ratio"
 
 
 def parse_ratio(text: str) -> float:
@@ -120,7 +101,7 @@ def _budget(front: ParetoFront, asked: Selection) -> Budget:
             raise GrouperError("all layouts of this run take as many KV bytes per token: choose by --kv-ratio")
         return Budget("kv_bytes_per_token", asked.kv_bytes_per_token, f"{asked.kv_bytes_per_token} KV bytes per token")
     assert asked.kv_ratio is not None  # `pick` has seen that one of the two is given
-    ratio, size = parse_ratio(asked.kv_ratio), ratio_column(front)
+    ratio, size = parse_ratio(asked.kv_ratio), front.bounded
     # 0.33 is meant for a third of the heads: of such counts alone, for other sizes lie anywhere between them.
     uniform = table.loc[table["method"].isin(not_found()) | (table["deploy"] == "stock"), size]
     meant = uniform[(uniform - ratio).abs() <= rounding_of(asked.kv_ratio)]

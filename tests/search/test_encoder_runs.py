@@ -19,8 +19,8 @@ from grouper.calibration.source import TextSource
 from grouper.refinement.options import RefineOptions
 from grouper.running.batch import NOT_ASKED
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, pick, search
-from search.commands.layouts_table import View, viewed
 from search.evaluation.models import evaluate_model
+from search.runs.view import View, viewed
 
 QUICK = {"generations": 3, "population": 16, "tokens": 512, "window": 24}
 KINDS = {

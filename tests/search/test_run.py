@@ -17,6 +17,7 @@ from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, windows
 from grouper.evaluation.perplexity import nll
+from grouper.machine import Machine
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
 from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
@@ -89,7 +90,7 @@ def test_a_killed_run_resumes_to_the_same_files(run, models, tmp_path, stop):
             raise Killed
 
     try:
-        search(models("llama"), tmp_path / "a", QUICK, progress=progress)
+        search(models("llama"), tmp_path / "a", QUICK, machine=Machine(progress=progress))
     except Killed:
         assert sorted(p.name for p in (tmp_path / "a" / "layers").glob("??.csv")) == ["00.csv"]
     if stop != "in layer 1":
@@ -113,7 +114,7 @@ def test_a_damaged_run_is_refused_in_one_line(run, models, tmp_path, file, text)
 
 def test_resuming_does_not_search_again(run, models, tmp_path):
     shutil.copytree(run, tmp_path / "a")
-    search(models("llama"), tmp_path / "a", QUICK, progress=lambda *_: pytest.fail("searched again"))
+    search(models("llama"), tmp_path / "a", QUICK, machine=Machine(progress=lambda *_: pytest.fail("searched again")))
 
 
 def test_another_search_into_the_same_folder_is_refused(run, models, tmp_path):
@@ -289,7 +290,7 @@ def test_a_run_of_an_older_version_goes_on(run, models, tmp_path):
     table = pd.read_csv(tmp_path / "a" / "pareto.csv").drop(columns="also_found_by")
     table.to_csv(tmp_path / "a" / "pareto.csv", index=False)
     assert RunFolder(tmp_path / "a").front().table["also_found_by"].eq("").all()
-    search(models("llama"), tmp_path / "a", QUICK, progress=lambda *_: pytest.fail("searched again"))
+    search(models("llama"), tmp_path / "a", QUICK, machine=Machine(progress=lambda *_: pytest.fail("searched again")))
     assert contents(tmp_path / "a")[0] == contents(run)[0]
 
 
@@ -310,7 +311,7 @@ def test_measuring_a_real_model(demo_run, tmp_path):
         layouts=numbers,
         limit=4,
         window=128,
-        progress=lambda *_: pytest.fail("measured again"),
+        machine=Machine(progress=lambda *_: pytest.fail("measured again")),
     )
     assert (tmp_path / "run" / "pareto.csv").read_bytes() == before
     with pytest.raises(GrouperError, match="other text, windows"):

@@ -13,6 +13,7 @@ from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.evaluation.perplexity import nll
+from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.regroup import Regrouper
@@ -100,7 +101,9 @@ def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, promp
     lines = []
     calibration, quarter = Calibration(TextSource("demo"), **FEW), Selection(kv_ratio="1/4")
     refine = replace(REFINE, scope=scope)
-    done = export_from_run(small_run, tmp_path / "out", quarter, calibration, refine, tell=lines.append)
+    done = export_from_run(
+        small_run, tmp_path / "out", quarter, calibration, refine, machine=Machine(tell=lines.append)
+    )
     assert done.self_test.passed and any("refining 3 layers" in line and "about" in line for line in lines)
     facts = json.loads((tmp_path / "out" / "grouper.json").read_text())
     assert facts["merge"] == "spectral+refine" and facts["refined"]["scope"] == scope

@@ -14,6 +14,7 @@ from uptrained_files import files_of
 
 from grouper import Checkpoint, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
 from grouper.calibration.source import TextSource
+from grouper.machine import Machine
 from grouper.uptraining.division import divisions
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
@@ -66,7 +67,9 @@ def trained(exported, tmp_path_factory):
     def get(name: str) -> SimpleNamespace:
         if name not in made:
             has, out, told = exported(name), tmp_path_factory.mktemp(name) / "out", []
-            done = uptrain_model(has.folder, out, has.source, QUICK, command="grouper uptrain", tell=told.append)
+            done = uptrain_model(
+                has.folder, out, has.source, QUICK, command="grouper uptrain", machine=Machine(tell=told.append)
+            )
             made[name] = SimpleNamespace(folder=out, told=told, done=done)
         return made[name]
 
@@ -139,11 +142,11 @@ def test_a_killed_training_goes_on_to_the_same_files(exported, trained, tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        uptrain_model(has.folder, out, has.source, QUICK, command="grouper uptrain", progress=killed)
+        uptrain_model(has.folder, out, has.source, QUICK, command="grouper uptrain", machine=Machine(progress=killed))
     assert not out.exists() and list(tmp_path.rglob("state.safetensors"))
     steps = []
     told = lambda done, _total, note: steps.append(done) if "loss" in note else None  # noqa: E731
-    uptrain_model(has.folder, out, has.source, QUICK, command="grouper uptrain", progress=told)
+    uptrain_model(has.folder, out, has.source, QUICK, command="grouper uptrain", machine=Machine(progress=told))
     assert min(steps) == 10, "it went on after the sixth step, where it was judged first"
     assert files_of(trained(name).folder) == files_of(out)
 
@@ -152,7 +155,7 @@ def test_a_teacher_streamed_from_disk_teaches_the_same(exported, tmp_path):
     has, short = exported("t5"), replace(QUICK, tokens=960, validate=1)
     folders = [tmp_path / "held", tmp_path / "streamed"]
     for folder, memory in zip(folders, (None, 4096)):
-        uptrain_model(has.folder, folder, has.source, short, memory=memory)
+        uptrain_model(has.folder, folder, has.source, short, machine=Machine(memory=memory))
     held, streamed, before = (load_file(f / "model.safetensors") for f in (*folders, has.folder))
     for name, tensor in held.items():
         assert (tensor - streamed[name]).norm() < 0.02 * (tensor - before[name]).norm() + 1e-6, name

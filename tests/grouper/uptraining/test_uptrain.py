@@ -15,6 +15,7 @@ from grouper import Checkpoint, ExportOptions, GrouperError, HeadLayout, Uptrain
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
+from grouper.machine import Machine
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.shared_attention import SharedAttention
@@ -51,7 +52,9 @@ def source(text):
 @pytest.mark.parametrize("kind", LABELS)
 def test_a_trained_model_is_nearer_to_its_original_and_of_the_same_class(folders, reader, source, tmp_path, kind):
     told = []
-    done = uptrain_model(folders[kind], tmp_path / "out", source, QUICK, command="grouper uptrain", tell=told.append)
+    done = uptrain_model(
+        folders[kind], tmp_path / "out", source, QUICK, command="grouper uptrain", machine=Machine(tell=told.append)
+    )
     assert done.export_class == kind and done.self_test.passed
     other = {"source": TextSource("demo", purpose="evaluation"), "base": str(reader), "window": 64, "limit": 32}
     before, after = (evaluate_model(f, **other).values for f in (folders[kind], tmp_path / "out"))
@@ -82,11 +85,11 @@ def test_a_killed_training_goes_on_to_the_same_files(folders, source, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        uptrain_model(folders["stock"], out[1], source, QUICK, progress=killed)
+        uptrain_model(folders["stock"], out[1], source, QUICK, machine=Machine(progress=killed))
     assert not out[1].exists() and list(out[1].parent.rglob("state.safetensors"))
     steps = []
     told = lambda done, _total, note: steps.append(done) if "loss" in note else None  # noqa: E731
-    uptrain_model(folders["stock"], out[1], source, QUICK, progress=told)
+    uptrain_model(folders["stock"], out[1], source, QUICK, machine=Machine(progress=told))
     assert min(steps) > 8, "it went on after the last validation"
     assert files_of(out[0]) == files_of(out[1])
 
@@ -117,7 +120,7 @@ def test_the_best_weights_are_kept_and_patience_ends_it(folders, source, tmp_pat
 
 def test_a_training_that_betters_nothing_changes_nothing(folders, source, tmp_path):
     told, rough = [], UptrainOptions(**{**vars(QUICK), "lr": 0.5, "clip": 1e6})
-    uptrain_model(folders["stock"], tmp_path / "out", source, rough, tell=told.append)
+    uptrain_model(folders["stock"], tmp_path / "out", source, rough, machine=Machine(tell=told.append))
     before, after = (load_file(f / "model.safetensors") for f in (folders["stock"], tmp_path / "out"))
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert "made nothing better" in told[1]
@@ -132,7 +135,7 @@ def test_a_start_refined_on_all_of_the_text_is_not_preferred_for_it(folders, rea
     refined = {"tokens": 0, "steps": 0, "scope": "block", "seen": seen.to_data()}
     (tmp_path / "in" / "grouper.json").write_text(json.dumps({**facts, "refined": refined}))
     told, rough = [], UptrainOptions(**{**vars(QUICK), "lr": 0.5, "clip": 1e6})
-    uptrain_model(tmp_path / "in", tmp_path / "out", source, rough, base=str(reader), tell=told.append)
+    uptrain_model(tmp_path / "in", tmp_path / "out", source, rough, base=str(reader), machine=Machine(tell=told.append))
     assert "has seen nearly all" in told[0]
     done = json.loads((tmp_path / "out" / "grouper.json").read_text())["uptrained"]
     assert done["best_step"] == done["steps"] == 16
@@ -195,7 +198,7 @@ def test_a_damaged_state_is_said_in_one_line(folders, source, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        uptrain_model(folders["stock"], tmp_path / "out", source, QUICK, progress=killed)
+        uptrain_model(folders["stock"], tmp_path / "out", source, QUICK, machine=Machine(progress=killed))
     (state,) = tmp_path.rglob("state.safetensors")
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(GrouperError, match=r"is damaged \(.*\): delete the folder it is in, and training begins anew"):
@@ -223,7 +226,7 @@ def test_a_full_disk_loses_nothing(folders, source, tmp_path, monkeypatch):
 
 def test_a_teacher_streamed_from_disk_teaches_the_same(folders, source, tmp_path):
     for name, memory in (("held", None), ("streamed", 4096)):
-        uptrain_model(folders["stock"], tmp_path / name, source, QUICK, memory=memory)
+        uptrain_model(folders["stock"], tmp_path / name, source, QUICK, machine=Machine(memory=memory))
     held, streamed = (load_file(tmp_path / n / "model.safetensors") for n in ("held", "streamed"))
     before = load_file(folders["stock"] / "model.safetensors")
     for name, tensor in held.items():

@@ -7,7 +7,7 @@ import pytest
 from grouper.errors import GrouperError
 from search.commands.config_file import LARGEST, read_options
 
-KNOWN, SEVERAL = ("seed", "method", "set_", "json_", "kl", "text"), ("set_",)
+KNOWN, SEVERAL = ("seed", "method", "set", "json", "kl", "text"), ("set",)
 
 
 def read(path, content: str | bytes) -> dict:
@@ -18,7 +18,7 @@ def read(path, content: str | bytes) -> dict:
 def test_options_by_their_parameters(tmp_path):
     content = "seed: 3\nmethod: [exact, ward]\nset: [a.b=1, c.d=2]\njson: true\nkl: 0.5\ntext:\n"
     assert read(tmp_path / "o.yaml", content) == {
-        "seed": 3, "method": "exact,ward", "set_": ["a.b=1", "c.d=2"], "json_": True, "kl": 0.5, "text": None,
+        "seed": 3, "method": "exact,ward", "set": ["a.b=1", "c.d=2"], "json": True, "kl": 0.5, "text": None,
     }  # fmt: skip
     assert read(tmp_path / "o.yaml", "") == {}
 

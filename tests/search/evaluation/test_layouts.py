@@ -12,6 +12,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.source import TextSource, named_sources
+from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.ranks import Ranks
 from grouper.refinement.options import RefineOptions
@@ -102,10 +103,24 @@ def test_a_run_measured_before_closeness_was_known_is_measured_again(run, text):
     table = pd.read_csv(run / "pareto.csv").drop(columns=ADDED)
     table.to_csv(run / "pareto.csv", index=False)
     told = []
-    front = evaluate(run, TextSource(str(text)), window=64, limit=4, layouts="0,3", progress=lambda *a: told.append(a))
+    front = evaluate(
+        run,
+        TextSource(str(text)),
+        window=64,
+        limit=4,
+        layouts="0,3",
+        machine=Machine(progress=lambda *a: told.append(a)),
+    )
     assert len(told) == 2 and front.table.loc[front.table["layout"] == 3, "kl"].notna().all()
     told.clear()
-    evaluate(run, TextSource(str(text)), window=64, limit=4, layouts="0,3", progress=lambda *a: told.append(a))
+    evaluate(
+        run,
+        TextSource(str(text)),
+        window=64,
+        limit=4,
+        layouts="0,3",
+        machine=Machine(progress=lambda *a: told.append(a)),
+    )
     assert not told
 
 

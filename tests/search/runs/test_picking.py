@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 
 from grouper import GrouperError, HeadLayout
+from grouper.shares import parsed_share
 from search import RunFolder, SearchOptions, pick, search
 from search.runs.pareto import ParetoFront, Scored
 from search.runs.picking import best_within, parse_ratio, representative
-from search.runs.shares import parsed_share
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from made_up_runs import OTHER, SEARCHED, made_up_run, scored
 from grouper import GrouperError
 from grouper.calibration.source import TextSource
 from search import RunFolder, SearchOptions, evaluate, search
-from search.commands.comparison import compare, draw
+from search.runs.comparison import compare, draw
 
 QUICK = {"fitness": "weight", "generations": 3, "population": 16}
 

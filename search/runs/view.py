@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from grouper.errors import GrouperError
-from grouper.export.classes import ASKED
+from grouper.export.options import ASKED
 from grouper.names import expected
 from search.runs.pareto import ParetoFront
 from search.runs.picking import best_within

@@ -4,8 +4,8 @@ import pytest
 
 from grouper import GrouperError, HeadLayout
 from search import pick
-from search.commands.layouts_table import View, counts, viewed
 from search.runs.pareto import ParetoFront, Scored
+from search.runs.view import View, counts, viewed
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""What of lm-evaluation-harness is run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grouper.errors import GrouperError
+from grouper.option_fields import MISSING, option, words_of
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """limit: items of each task."""
+
+    names: tuple[str, ...] = option(
+        MISSING,
+        "Tasks of lm-evaluation-harness, like hellaswag,piqa (needs kv-grouper[eval]).",
+        panel="Tasks",
+        name="tasks",
+        metavar="NAMES",
+        read=words_of,
+    )
+    folder: Path | None = option(
+        None,
+        "Folder of further tasks, as YAML, which win over those of the same name.",
+        panel="Tasks",
+        name="task_path",
+        metavar="FOLDER",
+    )
+    limit: int | None = None
+    few_shot: int | None = option(
+        None, "Examples in a task's context; the task's own number unless given.", panel="Tasks", name="num_fewshot"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.names or not all(self.names):
+            raise GrouperError("--tasks is empty: give names like hellaswag,arc_easy,piqa")
+        if (self.limit is not None and self.limit < 1) or (self.few_shot is not None and self.few_shot < 0):
+            raise GrouperError(f"--limit {self.limit}, --num-fewshot {self.few_shot}: expected at least 1, and 0")
+        if self.folder is not None and not self.folder.is_dir():
+            raise GrouperError(f"--task-path {self.folder} is no folder: expected one with the tasks' YAML files")

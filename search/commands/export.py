@@ -1,0 +1,56 @@
+"""`grouper export`: one layout of a run as a model, refined, tested, on the Hub if asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from grouper.calibration.calibration import Calibration
+from grouper.export.hub import Destination
+from grouper.export.options import ExportOptions
+from grouper.machine import Machine
+from grouper.option_fields import Option
+from grouper.refinement.options import RefineOptions
+from search.commands.options import Assignments, Config, Json, Run, command
+from search.commands.saying import other_text, print_json, tell, tell_next, typed_command
+from search.runs.selection import Selection
+
+
+@command("export", first="output kv_ratio layout text refine format push_to_hub device")
+def run(
+    run: Run,
+    output: Annotated[Path, Option("Folder for the model.", short="-o", metavar="DIR")],
+    selection: Selection,
+    calibration: Calibration | None,
+    refinement: RefineOptions,
+    options: ExportOptions,
+    destination: Destination | None,
+    machine: Machine,
+    set: Assignments = None,
+    refine: Annotated[bool, Option("Refine layer by layer, on --text or the run's own text.", "Refinement")] = True,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Write a regrouped model that transformers loads, and test it."""
+    from search.commands.bars import bar
+    from search.commands.console import exported_summary
+    from search.evaluation.models import can_be_measured
+    from search.export_run import export_from_run
+    from search.runs.folder import RunFolder
+
+    with bar("writing") as progress:
+        exported = export_from_run(
+            run, output, selection, calibration, refinement if refine else None, options, destination,
+            machine=replace(machine, tell=tell, progress=progress), set=tuple(set or ()), command=typed_command(),
+        )  # fmt: skip
+    if json:
+        print_json(exported.to_data())
+    else:
+        exported_summary(exported)
+        if can_be_measured(output):
+            given = calibration and calibration.source.images
+            pictures = given or RunFolder.open(Path(run)).settings.options.images
+            tell_next("evaluate", output, *other_text(pictures))
+            learnt = ("--images", "training") if pictures else ("--text", "training.txt")
+            tell_next("uptrain", output, "-o", f"{output}-healed", *learnt)
+    if exported.not_refined:
+        tell(f"not refined: {exported.not_refined}")

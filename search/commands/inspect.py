@@ -1,0 +1,47 @@
+"""`grouper inspect`: what a model is, and what fewer KV heads would save."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from grouper.kv_cache import BYTES
+from grouper.option_fields import Option
+from search.commands.options import Config, Json, command
+from search.commands.saying import print_json, tell_next
+
+NEXT = {"pictures": ("--images", "pictures"), "pairs": ("--text", "pairs.tsv"), "sounds": ("--text", "sounds.tsv")}
+
+
+@command("inspect", first="families revision context batch card kv_dtype json config")
+def run(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`.")] = None,
+    families: Annotated[bool, Option("What can be regrouped at all, as a table in Markdown.")] = False,
+    revision: Annotated[str | None, Option("Branch, tag or commit of a Hub model.")] = None,
+    context: Annotated[int | None, Option("Tokens of context to size the cache for.")] = None,
+    batch: Annotated[int, Option("Sequences to size the cache for.")] = 1,
+    card: Annotated[str | None, Option("Memory of a card, like 80GB: how many sequences fit?", metavar="SIZE")] = None,
+    kv_dtype: Annotated[str, Option("Type of numbers in the KV cache.", words=BYTES)] = "bfloat16",
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Heads, KV bytes and what can be done, from configuration and headers alone."""
+    if families:
+        from fitness import FITNESSES
+        from grouper.model.family_table import family_rows, markdown
+
+        rows = family_rows(FITNESSES)
+        return print_json([asdict(row) for row in rows]) if json else print(markdown(rows))
+    if model is None:
+        raise typer.BadParameter("give a MODEL, or --families")
+    from grouper.model.checkpoint import Checkpoint
+    from grouper.model.inspection import inspect
+    from grouper.model.memory import parsed_bytes
+    from search.commands.console import inspection
+
+    memory = None if card is None else parsed_bytes(card, "--card")
+    found = inspect(Checkpoint.open(model, revision), kv_dtype, context, batch, memory)
+    if json:
+        return print_json(found.to_data())
+    inspection(found)
+    tell_next("search", model, "-o", "run", *NEXT.get(found.reads, ("--text", "calibration.txt")))

@@ -1,0 +1,31 @@
+"""`grouper layouts`: a run's front as a table."""
+
+from typing import Annotated
+
+from grouper.export.options import ASKED
+from grouper.option_fields import Option
+from search.commands.options import Json, Run, command
+from search.commands.saying import tell
+
+
+@command("layouts", first="sort deploy best_under all json")
+def run(
+    run: Run,
+    sort: Annotated[str, Option("A column of pareto.csv, or over; -COLUMN falls.", metavar="COLUMN")] = "-kv_ratio",
+    deploy: Annotated[str | None, Option("Only those that go out as stock, padded or ragged.", words=ASKED)] = None,
+    best_under: Annotated[
+        str | None, Option("Only the layout that an export of this KV ratio takes.", metavar="RATIO")
+    ] = None,
+    all: Annotated[bool, Option("All rows, not the front alone.")] = False,
+    json: Json = False,
+) -> None:
+    """A run's front as a table: sizes, errors, what was measured."""
+    from search.commands.console import layouts_table
+    from search.runs.folder import RunFolder
+    from search.runs.view import View, viewed
+
+    rows = viewed(RunFolder.open(run).front(), View(sort, deploy, best_under, all), tell)
+    if json:
+        print(rows.to_json(orient="records"))
+    else:
+        layouts_table(rows)

@@ -1,0 +1,167 @@
+"""Commands out of functions: each field of a parameter that is a dataclass becomes an option of the command line."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from grouper.option_fields import KEY, Option, words_of
+from search.commands.config_file import read_options
+from search.commands.limits import usable_device, within_limits
+
+
+def from_config(context: typer.Context, path: Path | None) -> Path | None:
+    """--config: the file's options become the command's defaults, so that what is typed wins."""
+    if path is not None:
+        parameters = context.command.params
+        several = {p.name for p in parameters if p.multiple}
+        options = read_options(path, str(context.command.name), {p.name for p in parameters}, several)
+        context.default_map = {**(context.default_map or {}), **options}
+    return path
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`, the model that comes with Grouper.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `grouper search` wrote.")]
+Json = Annotated[bool, Option("Print JSON on stdout.", panel="Output")]
+Overwrite = Annotated[bool, Option("Replace what is there.", panel="Output")]
+Assignments = Annotated[
+    list[str] | None,
+    Option("A parameter of a merge, like weighted.steps=50.", panel="Layout", metavar="NAME.FIELD=VALUE"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", callback=from_config, is_eager=True, metavar="FILE", rich_help_panel="Output",
+        help="YAML file with any options of this command.",
+    ),
+]  # fmt: skip
+
+
+METAVARS = ((int, "N"), (float, "X"), (str, "WORD"), (Path, "PATH"), (list[str], "WORD"))
+
+
+class Command(TyperCommand):
+    """A command whose help has nothing behind a flag."""
+
+    def get_params(self, ctx: Any) -> list:
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+def command(name: str, first: str) -> Callable[[Callable], Callable]:
+    """A decorator: the function as a command of this name. first: the options that most people need, which --help shows
+    before its groups."""
+
+    def decorate(function: Callable) -> Callable:
+        hints = get_type_hints(function, include_extras=True)
+        given = signature(function).parameters
+        parameters = [p for n in given for p in parameters_of(n, hints[n], given[n].default, first.split())]
+
+        @wraps(function)
+        def called(**values: Any) -> Any:
+            return function(**{n: made(hints[n], values) if dataclass_of(hints[n]) else values[n] for n in given})
+
+        called.__signature__ = signature(called).replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        called.__name__ = name
+        return called
+
+    return decorate
+
+
+def dataclass_of(hint: Any) -> Any:
+    """The dataclass that a parameter asks for, or asks for if something of it is given; None for another parameter."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((kind for kind in kinds if is_dataclass(kind)), None)
+
+
+def parameters_of(name: str, hint: Any, default: Any, first: list[str], optional: bool = False) -> list[Parameter]:
+    """Parameters of a command line, for one of a function. optional: whether what it belongs to may be left away."""
+    if kind := dataclass_of(hint):
+        hints, found, optional = get_type_hints(kind), [], optional or hint is not kind
+        for f in fields(kind):
+            if dataclass_of(hints[f.name]):
+                found += parameters_of(f.name, hints[f.name], None, first, optional)
+            elif KEY in f.metadata:
+                found.append(parameter(f.name, hints[f.name], f.default, f.metadata[KEY], first, optional))
+        return found
+    told = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Option)), None)
+    if told is None:
+        return [Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)]
+    return [parameter(name, get_args(hint)[0], MISSING if default is Parameter.empty else default, told, first)]
+
+
+def parameter(name: str, hint: Any, default: Any, told: Option, first: list[str], optional: bool = False) -> Parameter:
+    """One option for typer. optional: whether what it belongs to may be left away as a whole."""
+    name = told.name or name
+    if optional and default is MISSING:
+        hint, default = hint | None, None
+    if told.read or get_origin(hint) is tuple:
+        several = told.several and (list[str] | None)
+        default = None if default is None or told.several else shown(told, default)
+        hint = several or (str | None if default is None else str)
+    metavar = told.metavar or next((word for kind, word in METAVARS if kind in (hint, *get_args(hint))), None)
+    flag = f"--{name.replace('_', '-')}"
+    flags = [f"{flag}/--no-{flag[2:]}" if hint is bool and default is True else flag]
+    words = told.known_words()
+    listed = f" One of {', '.join(words)}." if any(word not in told.help for word in words) else ""
+    checks = {int: within_limits, int | None: within_limits}
+    check = usable_device if name.endswith("device") else checks.get(hint)
+    info = typer.Option(
+        *([told.short] if told.short else []), *flags, help=told.help + listed, metavar=metavar,
+        rich_help_panel=None if name in first else told.panel or None,
+        autocompletion=completing(words) if words else None, callback=check,
+    )  # fmt: skip
+    given = Parameter.empty if default is MISSING else default
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=given, annotation=Annotated[hint, info])
+
+
+def shown(told: Option, default: Any) -> str:
+    return ",".join(default) if isinstance(default, tuple) else told.shown(default)
+
+
+def made(hint: Any, values: dict[str, Any]) -> Any:
+    """The dataclass with the values that were typed; None where it may be None, and nothing of it was given: what it
+    cannot be without, or, where there is no such field, anything."""
+    kind = dataclass_of(hint)
+    hints, given, asked = get_type_hints(kind), {}, []
+    needed = any(f.default is MISSING and f.default_factory is MISSING for f in fields(kind))
+    for f in fields(kind):
+        if dataclass_of(hints[f.name]):
+            given[f.name] = made(hints[f.name] if f.default is not MISSING else hints[f.name] | None, values)
+        elif KEY in f.metadata:
+            given[f.name] = value_of(f.metadata[KEY], hints[f.name], values[f.metadata[KEY].name or f.name])
+        if f.name in given and (f.default is MISSING or not needed):
+            asked.append(given[f.name] != (None if f.default is MISSING else f.default))
+    return kind(**given) if hint is kind or any(asked) else None
+
+
+def value_of(told: Option, hint: Any, typed: Any) -> Any:
+    if told.read:
+        return None if typed is None else told.read(typed)
+    if get_origin(hint) is tuple:
+        return tuple(typed or ()) if told.several else words_of(typed)
+    return typed
+
+
+def completing(words: Iterable[str]) -> Callable[[str], list[str]]:
+    """For shells: of several words with commas, the last."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{word}" for word in words if word.startswith(last)]
+
+    return complete

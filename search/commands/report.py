@@ -1,0 +1,58 @@
+"""`grouper report`: a run as one page, or its pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+from grouper.errors import GrouperError
+from grouper.option_fields import Option
+from search.commands.options import Run, command
+from search.commands.saying import tell
+
+
+@command("report", first="output format layout dark similar")
+def run(
+    run: Run,
+    output: Annotated[
+        Path | None, Option("RUN/report.html unless given; a folder with --format.", short="-o", metavar="FILE")
+    ] = None,
+    format: Annotated[
+        str | None,
+        Option("Single pictures instead of the page: png, svg, pdf, or several.", words=("png", "svg", "pdf")),
+    ] = None,
+    layout: Annotated[int | None, Option("Layout that pictures show; an export's at half.")] = None,
+    dark: Annotated[bool, Option("Pictures on a dark ground.")] = False,
+    similar: Annotated[bool, Option("Compare heads, for which the model's weights are read.")] = True,
+    overwrite: Annotated[bool, Option("An earlier report is replaced anyway.")] = False,
+) -> None:
+    """A run as one page to look at, that needs no network; or its pictures, for papers."""
+    from search.commands.bars import bar
+    from search.report import write_pictures, write_report
+    from search.report.facts import facts_of
+    from search.report.page import check_page
+    from search.report.pictures import check_pictures, parsed_formats
+    from search.runs.folder import RunFolder
+    from search.runs.picking import representative
+
+    folder = RunFolder.open(run)
+    output = output or run / ("pictures" if format else "report.html")
+    formats = parsed_formats(format) if format else ()
+    if not formats and (layout is not None or dark):
+        raise GrouperError("--layout and --dark are for pictures: give --format, too")
+    if layout is not None:
+        folder.layout(layout)
+    if formats:
+        check_pictures(output, formats, dark, folder.settings.model_folder)
+    else:
+        check_page(output, folder.settings.model_folder)
+    with bar("comparing heads", says_how_long=True) as progress:
+        facts = facts_of(folder, similar, progress)
+    if facts.missing:
+        tell(facts.missing)
+    if formats:
+        shown = int(representative(facts.front)["layout"]) if layout is None else layout
+        written = write_pictures(facts, output, formats, shown, dark)
+    else:
+        write_report(facts, output)
+        written = [output]
+    for path in written:
+        print(path)

@@ -1,0 +1,44 @@
+"""What commands say when they are done: data on stdout, the command that follows on stderr."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grouper.names import printable, without_secrets
+from search.commands.console import ERR
+
+if TYPE_CHECKING:
+    from search.runs.pareto import ParetoFront
+
+
+def tell(line: str) -> None:
+    """A line for people."""
+    ERR.print(printable(line), soft_wrap=True)
+
+
+def tell_next(*words: object) -> None:
+    """The command that follows, with this one's values filled in."""
+    tell(f"next: {shlex.join(['grouper', *map(str, words)])}")
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def print_front(front: "ParetoFront", as_json: bool, folder: Path) -> None:
+    if as_json:
+        print(front.front().to_json(orient="records"))
+    else:
+        print(folder / "pareto.csv")
+
+
+def typed_command() -> str:
+    """What was typed, for the record, less secrets."""
+    return without_secrets(shlex.join(["grouper", *sys.argv[1:]]))
+
+
+def other_text(images: object) -> tuple[str, str]:
+    """Options that name what to measure on."""
+    return ("--images", "others") if images else ("--text", "other.txt")

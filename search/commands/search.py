@@ -1,0 +1,50 @@
+"""`grouper search`: a model in, a run out."""
+
+from pathlib import Path
+from typing import Annotated
+
+from grouper.calibration.calibration import Calibration
+from grouper.machine import Machine
+from grouper.option_fields import KEY, Option
+from search.commands.options import Config, Json, Model, Overwrite, command
+from search.commands.saying import other_text, print_front, tell, tell_next, typed_command
+from search.options import SearchOptions
+
+WITHOUT_TEXT = (
+    "searched without text: what enters attention was guessed from the norms' weights. On a real model that costs much "
+    "(SmolLM2-135M, docs/results.md: +4.79 nats per token instead of +0.56): search again with --text FILE, of text "
+    "like what it will serve, or --text wikitext (needs kv-grouper[datasets])."
+)
+Keep = Annotated[Path | None, Calibration.__dataclass_fields__["keep"].metadata[KEY]]
+
+
+@command("search", first="output text dataset images method device overwrite json")
+def run(
+    model: Model,
+    output: Annotated[Path, Option("Folder for the run; the same command goes on there.", short="-o", metavar="RUN")],
+    options: SearchOptions,
+    machine: Machine,
+    jobs: Annotated[str, Option("Layers searched at a time; auto: what cores and memory hold.", "Machine")] = "auto",
+    keep_calibration: Keep = None,
+    revision: Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Find which heads can share: writes the Pareto front of KV bytes against error, resumable."""
+    from dataclasses import replace
+
+    from search.commands.bars import bar
+    from search.commands.console import closing_table
+    from search.run import search
+
+    with bar("searching", says_how_long=True) as progress:
+        front = search(
+            model, output, options, revision=revision, jobs=jobs, machine=replace(machine, progress=progress),
+            keep_calibration=keep_calibration, overwrite=overwrite, command=typed_command(),
+        )  # fmt: skip
+    closing_table(front, str(output))
+    if options.calibration() is None and options.fitness != "weight":
+        tell(WITHOUT_TEXT)
+    tell_next("evaluate", output, *other_text(options.images))
+    print_front(front, json, output)

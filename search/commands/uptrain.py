@@ -1,0 +1,62 @@
+"""`grouper uptrain`: an exported model in, the same nearer to its original out."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grouper.calibration.source import TextSource
+from grouper.machine import Machine
+from grouper.option_fields import Option
+from grouper.uptraining.methods import METHODS
+from grouper.uptraining.options import UptrainOptions
+from search.commands.evaluate import DTYPES, check_dtype
+from search.commands.options import Config, Json, Overwrite, command
+from search.commands.saying import other_text, print_json, tell, tell_next, typed_command
+
+Weight = float | None
+
+
+@command("uptrain", first="output text dataset images tokens lr train device")
+def run(
+    exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` wrote.")],
+    output: Annotated[Path, Option("Folder for the healed model, of the same class.", short="-o", metavar="DIR")],
+    source: TextSource,
+    options: UptrainOptions,
+    machine: Machine,
+    teacher: Annotated[
+        str | None, Option("Whom to learn from; the original unless given.", "Teacher", metavar="MODEL")
+    ] = None,
+    base: Annotated[
+        str | None, Option("The original, where grouper.json does not lead to it.", "Teacher", metavar="MODEL")
+    ] = None,
+    teacher_device: Annotated[str | None, Option("Where the teacher is; where the model is.", "Teacher")] = None,
+    teacher_dtype: Annotated[
+        str | None, Option("Its type of numbers; bfloat16 on a GPU, else float32.", "Teacher", words=DTYPES)
+    ] = None,
+    kl: Annotated[Weight, Option("Weight of KL to the teacher's distribution.", "Training")] = None,
+    hidden: Annotated[Weight, Option("Weight of the cosine distance of hidden states.", "Training")] = None,
+    causal: Annotated[Weight, Option("Weight of the text's own next tokens.", "Training")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Heal an exported model by training: it learns from its original; resumable."""
+    from grouper.uptraining.uptrain import uptrain_model
+    from search.commands.bars import bar
+    from search.commands.console import exported_summary
+
+    check_dtype(teacher_dtype)
+    given = {"kl": kl, "hidden": hidden, "causal": causal}
+    losses = replace(METHODS.named(options.method).losses, **{n: w for n, w in given.items() if w is not None})
+    with bar("training") as progress:
+        done = uptrain_model(
+            exported, output, source, replace(options, losses=losses), base=base, teacher=teacher,
+            teacher_device=teacher_device, teacher_dtype=teacher_dtype, overwrite=overwrite,
+            machine=replace(machine, tell=tell, progress=progress), command=typed_command(),
+        )  # fmt: skip
+    if json:
+        return print_json(done.to_data())
+    exported_summary(done)
+    tell_next("evaluate", output, *other_text(source.images))

@@ -1,13 +1,30 @@
 """Door of files: what is of its type comes in, all else is one line."""
 
+import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from grouper import GrouperError
 from grouper.parsing import LARGEST, MOST
 from grouper.schema import LONGEST_LINE, Row, damage_said, document, fitted, read_rows, text_of
+
+CALM = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PIECES = st.sampled_from(
+    ["{", "}", "[", "]", ",", ":", '"', "\n", "\r", "\\", "\x00", "\ud800", "null", "true", "1", "-1", "0.1", "1e999",
+     "NaN", '"count"', '"inner"', '"name"', "layer", "error", "9" * 30, "\u2028", " ", "\ufeff"]
+)  # fmt: skip
+TEXTS = st.lists(PIECES | st.text(max_size=4), max_size=30).map("".join)
+KEYS = st.text(max_size=4) | st.sampled_from(["count", "inner", "name", "shares"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @dataclass(frozen=True)
@@ -129,3 +146,34 @@ def test_bytes_that_are_no_text_and_files_that_cannot_be_read(tmp_path):
         damage_said(tmp_path, "do this"),
     ):
         text_of(tmp_path)
+
+
+@CALM
+@given(TEXTS)
+def test_any_text_is_of_its_type_or_one_line(text):
+    try:
+        found = fitted(document(text), Outer)
+    except GrouperError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300
+    else:
+        assert type(found.count) is int and all(type(one.name) is str for one in found.inner)
+
+
+@CALM
+@given(ANYTHING)
+def test_any_json_is_of_its_type_or_one_line(data):
+    with suppress(GrouperError):
+        found = fitted(document(json.dumps(data)), Outer)
+        assert type(found.count) is int and type(found.whole) is bool
+
+
+@CALM
+@given(st.binary(max_size=60) | TEXTS.map(lambda text: f"layer,error\n{text}".encode(errors="surrogatepass")))
+def test_any_bytes_are_rows_or_one_line(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    try:
+        found = read_rows(tmp_path / "a.csv", Measured)
+    except GrouperError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300
+    else:
+        assert all(type(row.layer) is int and abs(row.error) < float("inf") for row in found)

@@ -23,7 +23,7 @@ MARKER = "run.json"
 ROUNDING = 1e-9
 WRITTEN = (  # by searches and evaluations of a run
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "sensitivity.csv",
-    "proxies.csv", "tokens/*.npy", "digests/*.json", MARKER,
+    "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "digests/*.json", MARKER,
 )  # fmt: skip
 
 

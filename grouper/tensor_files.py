@@ -36,16 +36,16 @@ class _Header:
     digest: int | None
 
 
-def save(path: Path, tensors: Tensors, facts: Any) -> None:
+def save_tensors(path: Path, tensors: Tensors, facts: Any) -> None:
     """Write in one step, so that a full disk or a kill leaves what was there. facts: a dataclass."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = _Header(asdict(facts), name_of(path), _digest(tensors, asdict(facts)))
     write_file(path, lambda beside: save_file(tensors, beside, metadata={FIELD: json.dumps(asdict(header))}))
 
 
-def load(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
-    """Tensors and facts as `save` wrote them, to the bit, or an older version. Raises GrouperError where the file is
-    damaged, was changed, or is another one. cure: what to do then."""
+def load_tensors(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
+    """Tensors and facts as `save_tensors` wrote them, to the bit, or an older version. cure: what to do where the file
+    is damaged, was changed, or is another one, which raises GrouperError."""
     with damage_said(path, cure), _as_ours():
         header, facts = _read_header(path, kind)
         tensors = load_file(path)

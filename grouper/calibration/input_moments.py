@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouper import tensor_files
 from grouper.errors import GrouperError
+from grouper.tensor_files import load_tensors, save_tensors
 
 TINY = 1e-12  # of what a division by the constant input's own moment may not fall below
 
@@ -78,13 +78,13 @@ class MeasuredInputs(InputMoments):
             tensors["keys"] = self.keys
         if isinstance(self.queries, MeasuredInputs):
             tensors["queries"], written = self.queries.second_moment.float(), self.queries.tokens
-        tensor_files.save(path, tensors, _Tokens(self.tokens, written))
+        save_tensors(path, tensors, _Tokens(self.tokens, written))
 
     @classmethod
     def load(cls, path: Path) -> "MeasuredInputs":
         """Read a file that `save` wrote, to the bit. Raises GrouperError where the file is something else."""
         cure = "delete its folder, and it is made again"
-        tensors, facts = tensor_files.load(path, _Tokens, cure)
+        tensors, facts = load_tensors(path, _Tokens, cure)
         moments = [tensors[name] for name in ("second_moment", "queries") if name in tensors]
         if "second_moment" not in tensors or any(m.ndim != 2 or m.shape[0] != m.shape[1] for m in moments):
             raise GrouperError(f"{path} holds no kept calibration: {cure}")

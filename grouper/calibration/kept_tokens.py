@@ -10,9 +10,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
-from grouper import tensor_files
 from grouper.calibration.encoding import opened
 from grouper.errors import GrouperError
+from grouper.tensor_files import load_tensors, save_tensors
 
 MOST = 2**20  # tokens of one text that are kept
 BLOCKS, BLOCK = 64, 2**16  # parts of a file that are compared, and their bytes: files up to 4 MiB are compared whole
@@ -40,7 +40,7 @@ class KeptTokens:
         if not self._path(key).is_file():
             return None
         try:
-            tokens = tensor_files.load(self._path(key), _Nothing, "delete it")[0]["tokens"].long()
+            tokens = load_tensors(self._path(key), _Nothing, "delete it")[0]["tokens"].long()
         except (GrouperError, KeyError):
             self._damaged.add(key)
             return None
@@ -56,7 +56,7 @@ class KeptTokens:
         elif key in self._damaged or not self._path(key).is_file():
             with suppress(OSError, SafetensorError):
                 self._folder.mkdir(exist_ok=True)
-                tensor_files.save(self._path(key), {"tokens": tokens.int()}, _Nothing())
+                save_tensors(self._path(key), {"tokens": tokens.int()}, _Nothing())
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from grouper import tensor_files
 from grouper.attention import Attention, Merged, MergedLayer
 from grouper.errors import GrouperError
+from grouper.tensor_files import facts_of, load_tensors, save_tensors
 
 WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "sinks", "planes")
 CURE = "delete it, and that layer is made again"
@@ -44,7 +44,7 @@ class LayerStore:
         """Errors of a layer before and after its refinement."""
         if self.folder is None:
             return self._kept[layer].before, self._kept[layer].after
-        facts = tensor_files.facts_of(self._path(self.folder, layer), _Facts, CURE)
+        facts = facts_of(self._path(self.folder, layer), _Facts, CURE)
         return facts.before, facts.after
 
     @staticmethod
@@ -65,12 +65,12 @@ def save_layer(path: Path, done: MergedLayer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     present = {n: getattr(done.attention, n) for n in WEIGHTS if getattr(done.attention, n) is not None}
     tensors = {f"attention.{n}": t for n, t in present.items()} | {f"others.{n}": t for n, t in done.others.items()}
-    tensor_files.save(path, tensors, _Facts(done.before, done.after, done.attention.qk_norm or ""))
+    save_tensors(path, tensors, _Facts(done.before, done.after, done.attention.qk_norm or ""))
 
 
 def load_layer(path: Path) -> MergedLayer:
     """Read a layer that save_layer wrote, to the bit. Raises GrouperError where the file is something else."""
-    tensors, facts = tensor_files.load(path, _Facts, CURE)
+    tensors, facts = load_tensors(path, _Facts, CURE)
     parts = {kind: {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)} for kind in KINDS}
     if not set(WEIGHTS[:4]) <= parts["attention."].keys() <= set(WEIGHTS):
         raise GrouperError(f"{path} holds no layer: {CURE}")

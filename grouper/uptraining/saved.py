@@ -7,11 +7,10 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grouper import tensor_files
 from grouper.errors import GrouperError
 from grouper.outputs import write_file
 from grouper.schema import damage_said, document, fitted, text_of
-from grouper.tensor_files import Tensors
+from grouper.tensor_files import Tensors, facts_of, load_tensors, save_tensors
 
 CURE = "delete the folder it is in, and training begins anew"
 LARGEST_LOG = 256 * 2**20  # bytes
@@ -51,16 +50,16 @@ class SavedTraining:
 
     def reached(self) -> Reached | None:
         """Where it is, or None where it has not begun."""
-        return tensor_files.facts_of(self.state, Reached, CURE) if self.state.is_file() else None
+        return facts_of(self.state, Reached, CURE) if self.state.is_file() else None
 
     def save(self, path: Path, tensors: Tensors, reached: Reached) -> None:
         """In one step, so that a full disk or a kill leaves what was there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensor_files.save(path, tensors, reached)
+        save_tensors(path, tensors, reached)
 
     def load(self, path: Path) -> tuple[Tensors, Reached]:
         """Raises GrouperError where the file is damaged."""
-        return tensor_files.load(path, Reached, CURE)
+        return load_tensors(path, Reached, CURE)
 
     def note(self, **facts: object) -> None:
         """One line of the log."""

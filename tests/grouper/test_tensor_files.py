@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from grouper import GrouperError
-from grouper.tensor_files import FIELD, facts_of, load, save
+from grouper.tensor_files import FIELD, facts_of, load_tensors, save_tensors
 
 CALM = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -36,12 +36,12 @@ FACTS = Facts(3, 0.1 + 0.2, {"0.1": float("inf")})
 def kept(tmp_path):
     path = tmp_path / "key" / "layer-000.safetensors"
     path.parent.mkdir()
-    save(path, TENSORS, FACTS)
+    save_tensors(path, TENSORS, FACTS)
     return path
 
 
 def test_tensors_and_facts_come_back_to_the_bit(kept):
-    tensors, facts = load(kept, Facts, "delete it")
+    tensors, facts = load_tensors(kept, Facts, "delete it")
     assert facts == FACTS == facts_of(kept, Facts, "delete it") and tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
@@ -51,11 +51,11 @@ def test_another_process_writes_the_same_bytes(kept):
     before = kept.read_bytes()
     run = (
         "import sys, torch; from pathlib import Path; from dataclasses import dataclass, field\n"
-        "from grouper.tensor_files import save\n"
+        "from grouper.tensor_files import save_tensors\n"
         "@dataclass\nclass Facts:\n  tokens: int\n  error: float\n  tried: dict = field(default_factory=dict)\n"
         "t = {'a': torch.arange(6.0).view(2, 3).T, 'b': torch.tensor([1, -2], dtype=torch.bfloat16),"
         " 'c': torch.tensor(True), 'none': torch.empty(0, 3)}\n"
-        "save(Path(sys.argv[1]), t, Facts(3, 0.1 + 0.2, {'0.1': float('inf')}))\n"
+        "save_tensors(Path(sys.argv[1]), t, Facts(3, 0.1 + 0.2, {'0.1': float('inf')}))\n"
     )
     for _ in range(2):
         kept.unlink()
@@ -70,13 +70,13 @@ def test_a_file_in_the_place_of_another_is_refused(kept):
     with pytest.raises(
         GrouperError, match=r"layer-001\S* is damaged \(it was written as 'key/layer-000\S*\): delete it"
     ):
-        load(other, Facts, "delete it")
+        load_tensors(other, Facts, "delete it")
     (kept.parent.parent / "other").mkdir()
     shutil.copyfile(kept, kept.parent.parent / "other" / kept.name)
     with pytest.raises(GrouperError, match="it was written as 'key/"):
         facts_of(kept.parent.parent / "other" / kept.name, Facts, "delete it")
     moved = shutil.move(kept.parent, kept.parent.parent / "elsewhere.refine" / "key")
-    assert load(moved / kept.name, Facts, "delete it")[1] == FACTS, "with its folder it may be moved"
+    assert load_tensors(moved / kept.name, Facts, "delete it")[1] == FACTS, "with its folder it may be moved"
 
 
 def test_a_changed_tensor_or_fact_is_refused(kept):
@@ -91,9 +91,9 @@ def test_a_changed_tensor_or_fact_is_refused(kept):
     for others, facts in changed:
         save_file({n: t.clone() for n, t in others.items()}, kept, metadata=facts)
         with pytest.raises(GrouperError, match="it changed since it was written"):
-            load(kept, Facts, "delete it")
+            load_tensors(kept, Facts, "delete it")
     save_file(tensors, kept, metadata=metadata)
-    assert load(kept, Facts, "delete it")[1] == FACTS
+    assert load_tensors(kept, Facts, "delete it")[1] == FACTS
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_changed_tensor_or_fact_is_refused(kept):
 )  # fmt: skip
 def test_facts_of_another_kind_are_one_line(kept, metadata):
     save_file({"a": torch.ones(1)}, kept, metadata=metadata)
-    for read in (load, facts_of):
+    for read in (load_tensors, facts_of):
         with pytest.raises(GrouperError) as refused:
             read(kept, Facts, "delete it")
         line = str(refused.value)
@@ -114,9 +114,9 @@ def test_facts_of_another_kind_are_one_line(kept, metadata):
 def test_files_of_older_versions_open(kept):
     """Facts side by side, as text, or an object alone."""
     save_file({"a": torch.ones(1)}, kept, metadata={"tokens": "3", "error": "nan", "more": ""})
-    assert load(kept, Facts, "delete it")[1].tokens == 3
+    assert load_tensors(kept, Facts, "delete it")[1].tokens == 3
     save_file({"a": torch.ones(1)}, kept, metadata={"reached": '{"tokens": 4, "tried": {"0.1": Infinity}}'})
-    assert load(kept, Facts, "delete it")[1].tried == {"0.1": float("inf")}
+    assert load_tensors(kept, Facts, "delete it")[1].tried == {"0.1": float("inf")}
 
 
 def test_a_file_that_says_nothing_is_none_of_ours(kept):
@@ -143,7 +143,7 @@ def test_any_damage_is_read_or_refused(kept, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(whole[:begin] + data.draw(st.binary(max_size=9)) + whole[end:])
     try:
-        tensors, facts = load(path, Facts, "delete it")
+        tensors, facts = load_tensors(path, Facts, "delete it")
     except GrouperError:
         return
     assert facts == FACTS and all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())

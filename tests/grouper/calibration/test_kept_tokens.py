@@ -28,7 +28,7 @@ def test_a_text_is_not_tokenised_twice(reader, text, tmp_path, monkeypatch):
     assert len(text_of(checkpoint, source, 64, 4, KeptTokens(tmp_path / "tokens"))) == 4, "another limit"
     whole = file.read_bytes()
     changed, other = bytes([*whole[:-1], whole[-1] ^ 1]), tmp_path / "tokens" / "other.safetensors"
-    tensor_files.save(other, {"tokens": first.int() + 1}, _Nothing())
+    tensor_files.save_tensors(other, {"tokens": first.int() + 1}, _Nothing())
     for damaged in (b"", b"nonsense", whole[:200], changed, other.read_bytes()):
         file.write_bytes(damaged)
         again = KeptTokens(tmp_path / "tokens")

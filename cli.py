@@ -35,6 +35,10 @@ def main() -> None:
     try:
         if strange := [a for a in sys.argv if a != a.encode(errors="replace").decode()]:
             raise GrouperError(f"{strange[0]!r} is not UTF-8: rename it")
+        if strange := [
+            a for a in sys.argv if a.startswith("-") and a.partition("=")[0] != printable(a.partition("=")[0])
+        ]:
+            raise GrouperError(f"no option {strange[0].partition('=')[0]!r}: see --help")
         app()
     except Stopped as stop:
         _fail("stopped; the same command goes on from here", stop.code)

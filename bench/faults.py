@@ -1,6 +1,6 @@
 """Damaged and hostile input, in numbers: how often a command ends in success or one clear line, and how often not.
 
-    python bench/faults.py                    # 1,000 damaged checkpoints, and 400 runs, outputs and options
+    python bench/faults.py                    # 1,000 damaged checkpoints, and 1,200 runs, outputs, options and names
     python bench/faults.py --quick            # a few of each class, as in the tests
     python bench/faults.py --only config --seed 7 --show       # what was said, case by case
 
@@ -13,6 +13,7 @@ files left behind, memory eaten, death by signal.
 import argparse
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -24,9 +25,14 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1")
 
-from damage import CLASSES, OF_WORK, Commands, all_commands
+import damage_more
+from damage import CLASSES as FIRST
+from damage import OF_WORK, Commands, all_commands
 from measured import report
 
+CLASSES = {**FIRST, **damage_more.CLASSES}
+AROUND = (*OF_WORK, *(cases for cases, _ in damage_more.CLASSES.values()))  # which say themselves what is run
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 MEMORY = 6 * 2**30  # bytes of address space that a child may add
 SECONDS = 60
 
@@ -40,6 +46,7 @@ class Outcome:
 def attempt(work: Path, commands: Commands) -> Outcome:
     """All commands in a child of this process."""
     model, log = work / "model", work / "log"
+    log.touch()
     before = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
     child = os.fork()
     if child == 0:
@@ -57,6 +64,8 @@ def attempt(work: Path, commands: Commands) -> Outcome:
     left = [p.name for p in work.rglob(".*") if p.name.endswith((".partial", ".lock", ".replaced"))]
     hacked = [p for p in (work / "HACKED", Path("HACKED"), model / "HACKED") if p.exists()]
     after = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
+    if CONTROLS.search(said):
+        return Outcome("harm", f"control characters on the terminal: {said[-300:]!r}")
     if left or hacked or before != after:
         return Outcome("harm", f"left {left or hacked or 'the model changed'}; {said[-300:]}")
     table = work / "run" / "pareto.csv"
@@ -95,6 +104,7 @@ def in_child(work: Path, commands: Commands, log: Path) -> None:
         os.dup2(stream, 2)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        damage_more.set_limits(work)
         import cli
 
         for arguments in commands:
@@ -120,7 +130,7 @@ def small_model(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from grouper.model.checkpoint import DEMO
+    from grouper.checkpoint.checkpoint import DEMO
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -172,8 +182,8 @@ def main() -> None:
                 what, damage = next(source)
                 work = Path(place) / f"{name}-{number}"
                 shutil.copytree(good, work / "model")
-                said = damage(work if cases in OF_WORK else work / "model")
-                outcome = attempt(work, said if cases in OF_WORK else all_commands(work))
+                said = damage(work if cases in AROUND else work / "model")
+                outcome = attempt(work, said if cases in AROUND else all_commands(work))
                 found[outcome.kind] += 1
                 if args.show or outcome.kind not in ("clean", "refused"):
                     print(f"{name} {number}, {what}: {outcome.kind}. {outcome.said}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """How large the report of a 7B's run is, how long it takes to write, and until a browser shows it.
 
     python bench/report_page.py        # a search by weights on a 7B's shape; needs chromium and chromedriver
+    python bench/report_page.py --picture run/report.html docs/report.png    # only the picture of the docs, of a page
 
 The page counts as shown when its first screen and the table are drawn, for the rest is drawn when one comes there: the
 median of five openings.
@@ -12,7 +13,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from measured import report, run
 from shapes import SHAPES, make
@@ -21,7 +26,11 @@ from shapes import SHAPES, make
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="7b", choices=SHAPES)
+    parser.add_argument("--picture", nargs=2, type=Path, metavar=("PAGE", "PNG"), help="Screenshot of a page.")
     args = parser.parse_args()
+    if args.picture:
+        picture(*args.picture)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = make(SHAPES[args.shape], folder / "model")
@@ -38,23 +47,47 @@ def main() -> None:
     report("report_page", [found])
 
 
-def opening(page: Path) -> float:
-    """Seconds from asking for the page until its first screen is drawn."""
+@contextmanager
+def browser(size: str) -> Iterator[Any]:
+    """Chromium without a window. size: "WIDTH,HEIGHT", in pixels."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1400,1000"):
+    switches = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars")
+    for argument in (*switches, f"window-size={size}"):
         options.add_argument(f"--{argument}")
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:
-        began = time.perf_counter()
-        browser.get(f"file://{page}")
-        while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
-            time.sleep(0.01)
-        return time.perf_counter() - began
+        yield started
     finally:
-        browser.quit()
+        started.quit()
+
+
+def shown(started: Any, page: Path) -> None:
+    """Open a page, and wait until its first screen is drawn."""
+    started.get(f"file://{page.resolve()}")
+    while started.execute_script("return document.documentElement.dataset.ready") != "yes":
+        time.sleep(0.01)
+
+
+def opening(page: Path) -> float:
+    """Seconds from asking for the page until its first screen is drawn."""
+    with browser("1400,1000") as started:
+        began = time.perf_counter()
+        shown(started, page)
+        return time.perf_counter() - began
+
+
+def picture(page: Path, path: Path) -> None:
+    """Screenshot of a page's first screens, in 128 colours, which halves the file."""
+    from PIL import Image
+
+    with browser("1200,1500") as started:
+        shown(started, page)
+        time.sleep(1)  # what is drawn once its place is in view
+        image = Image.open(BytesIO(started.get_screenshot_as_png()))
+    image.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from fitness.pairwise import PairwiseFitness
-from grouper.attention import Attention
+from grouper.attention import Attention, Part
 from grouper.calibration.input_moments import InputMoments
 from grouper.errors import GrouperError
 from grouper.layout import LayerLayout
 from grouper.registry import Entry
 
-PARTS = {"kv": ("k", "v"), "k": ("k",), "v": ("v",), "q": ("q",)}
+PARTS: dict[str, tuple[Part, ...]] = {"kv": ("k", "v"), "k": ("k",), "v": ("v",), "q": ("q",)}
 
 
 class LayerErrors(Protocol):
@@ -84,7 +84,7 @@ class Fitness(Entry, ABC):
         return inputs
 
 
-def kinds_of(part: str, allowed: Sequence[str] = tuple(PARTS)) -> tuple[str, ...]:
+def kinds_of(part: str, allowed: Sequence[str] = tuple(PARTS)) -> tuple[Part, ...]:
     """The projections that `part` names. Raises GrouperError for one that the fitness does not know."""
     if part not in allowed:
         raise GrouperError(f"unknown part {part!r} of a layer: expected one of {', '.join(allowed)}")

@@ -32,10 +32,9 @@ def calibrated_errors(
     v_error, v_energy = _product_change((o, new_o), v, None, inputs)
     k_error = k_energy = 0.0
     d = before.head_dim
-    planes = before.planes
-    rotary = [] if planes is None else planes.flatten().tolist()
-    if planes is not None and rotary:
-        a, b = planes.T
+    rotary = before.rotated_planes.flatten().tolist()
+    if rotary:
+        a, b = before.rotated_planes.T
         weight = 0.5 if len(rotary) < d else 1.0
         q_planes, k_planes = (_on(lambda x: torch.complex(x[:, a], x[:, b])[:, :, None], pair) for pair in (q, k))
         error, energy = _product_change(q_planes, k_planes, inputs.of_queries, inputs)  # [H, P, 1, D + 1]

@@ -30,7 +30,7 @@ def key_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
     plain = k.flatten(1) @ seen.flatten(1).T
     if attention.qk_norm:
         return normalised(plain, plain)
-    pairs = torch.empty(0, 2, dtype=torch.long) if attention.planes is None else attention.planes
+    pairs = attention.rotated_planes
     rotary = set(pairs.flatten().tolist())
     unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in rotary], dtype=torch.long)
     aligned = torch.zeros_like(plain)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fitness.base import Fitness, kinds_of
 from fitness.pairwise import PairwiseFitness
-from grouper.attention import Attention
+from grouper.attention import PARTS, Attention, Part
 from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
@@ -34,11 +34,12 @@ class Weight(Fitness):
     ) -> PairwiseFitness:
         """`distance` is 1 - cosine of weights. part: "k" and "v" add up to "kv"; "q" is over q's own energy."""
         kinds = kinds_of(part)
-        grams = {kind: gram(attention, kind) for kind in {*kinds, *(() if part == "q" else ("k", "v"))}}
+        counted = kinds if part == "q" else kinds_of("kv")  # in the energy
+        grams = {kind: gram(attention, kind) for kind in counted}
         energy = float(sum(np.trace(grams[kind]) for kind in sorted(grams)))
         chosen = [grams[kind] for kind in kinds]
         scale = energy if self.normalised and energy > 0 else 1.0
-        found = PairwiseFitness.from_gram(sum(chosen), scale, cosine_distance(chosen))
+        found = PairwiseFitness.from_gram(sum(chosen[1:], chosen[0]), scale, cosine_distance(chosen))
         found.of_k = PairwiseFitness.from_gram(grams["k"], scale) if part == "kv" else None
         return found
 
@@ -55,7 +56,7 @@ class Weight(Fitness):
         return kv + changed["q"] / max(energy["q"], 1e-300)
 
 
-def gram(attention: Attention, kind: str, inputs: InputMoments | None = None) -> np.ndarray:
+def gram(attention: Attention, kind: Part, inputs: InputMoments | None = None) -> np.ndarray:
     """[G, G] float64: inner products of the q, k or v heads' weights, biases included; given `inputs`, of their
     outputs."""
     weights = augmented(attention.projection(kind))  # [G, d, D + 1]
@@ -70,7 +71,7 @@ def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
         size = np.sqrt(np.diag(table))
         size = np.where(size > 0, size, 1)
         cosines.append(table / size[:, None] / size)
-    return 1 - sum(cosines) / len(cosines)
+    return 1 - sum(cosines[1:], cosines[0]) / len(cosines)
 
 
 def changes(
@@ -81,8 +82,10 @@ def changes(
 
     Where readers stay with their heads and the merge is the mean, change over energy is the fitness.
     """
-    after, changed, energy = merged.expanded(layout), {}, {}
-    for kind in ("k", "v", "q"):
+    after = merged.expanded(layout)
+    changed: dict[str, float] = {}
+    energy: dict[str, float] = {}
+    for kind in PARTS:
         old, new = (augmented(a.projection(kind)) for a in (before, after))
         old = old if kind == "q" else old[before.head_read]
         norms = []

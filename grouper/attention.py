@@ -17,7 +17,7 @@ Symbols, here and in every other module:
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,10 +38,27 @@ class Projection:
     bias: Tensor | None = None
     gain: Tensor | None = None
 
+    @property
+    def shift(self) -> Tensor:
+        """[heads, d]: the bias, or zeros."""
+        return self.weight.new_zeros(self.weight.shape[:2]) if self.bias is None else self.bias
+
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Projection":
         """All that there is, changed along its heads: change([heads, ...]) -> [other heads, ...]."""
         bias, gain = (None if t is None else change(t) for t in (self.bias, self.gain))
         return Projection(change(self.weight), bias, gain)
+
+    def taken(self, index: Tensor | list[int]) -> "Projection":
+        """These of its heads."""
+        return self.changed(lambda heads: heads[index])
+
+
+class Gains(NamedTuple):
+    """Norms on q and k. kind: as Attention.qk_norm. q, k: gains [H, d] and [G, d]."""
+
+    kind: str
+    q: Tensor
+    k: Tensor
 
 
 @dataclass
@@ -118,11 +135,28 @@ class Attention:
 
     def with_projections(self, parts: Mapping[Part, Projection]) -> "Attention":
         """The same with these in the place of its own."""
-        changed: dict[str, Tensor | None] = {}
-        for part, one in parts.items():
-            changed |= {part: one.weight, f"{part}_bias": one.bias}
-            changed |= {} if part == "v" else {f"{part}_norm": one.gain}
-        return replace(self, **changed)
+        q, k, v = (parts.get(part, self.projection(part)) for part in PARTS)
+        return replace(
+            self, q=q.weight, k=k.weight, v=v.weight, q_bias=q.bias, k_bias=k.bias, v_bias=v.bias, q_norm=q.gain,
+            k_norm=k.gain,
+        )  # fmt: skip
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Attention":
+        """The same with these in the place of its own, by field."""
+        fields: dict[str, Any] = dict(tensors)
+        return replace(self, **fields)
+
+    @property
+    def gains(self) -> Gains | None:
+        """The norms on q and k, where there are any."""
+        if self.qk_norm is None or self.q_norm is None or self.k_norm is None:
+            return None
+        return Gains(self.qk_norm, self.q_norm, self.k_norm)
+
+    @property
+    def rotated_planes(self) -> Tensor:
+        """[P, 2]: `planes`; without RoPE P is 0."""
+        return torch.empty(0, 2, dtype=torch.long) if self.planes is None else self.planes
 
     def readers_of(self, kv_head: int) -> list[int]:
         """Before regrouping: the query heads that read this KV head."""
@@ -139,16 +173,15 @@ class Attention:
 
         Where a norm spans all K heads, that holds only before it: see grouper.running.in_memory.
         """
-        parts: dict[Part, Projection] = {}
-        for part, grouping in layout.groupings.items():
-            index = readers_index(grouping, self.o.device)
-            parts[part] = self.projection(part).changed(lambda heads, index=index: heads[index])
-        return self.with_projections(parts)
+        groupings, device = layout.groupings.items(), self.o.device
+        return self.with_projections(
+            {part: self.projection(part).taken(readers_index(grouping, device)) for part, grouping in groupings}
+        )
 
-    def to(self, *args, **kwargs) -> "Attention":
+    def to(self, *args: Any, **kwargs: Any) -> "Attention":
         """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
         tensors = {name: t for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"}
-        return replace(self, **{name: t.to(*args, **kwargs) for name, t in tensors.items()})
+        return self.with_tensors({name: t.to(*args, **kwargs) for name, t in tensors.items()})
 
 
 @lru_cache(maxsize=64)
@@ -172,12 +205,12 @@ class MergedLayer:
     before: float = float("nan")
     after: float = float("nan")
 
-    def on_cpu(self, for_a_while: bool = False) -> "MergedLayer":
-        """In main memory. for_a_while: in pages that a GPU writes to by itself, in a tenth of the time, but which the
+    def on_cpu(self, pinned: bool = False) -> "MergedLayer":
+        """In main memory. pinned: in pages that a GPU writes to by itself, in a tenth of the time, but which the
         system cannot move."""
         device = self.attention.q.device
-        attention = self.attention.to("cpu", non_blocking=for_a_while)
-        others = {n: t.to("cpu", non_blocking=for_a_while) for n, t in self.others.items()}
+        attention = self.attention.to("cpu", non_blocking=pinned)
+        others = {n: t.to("cpu", non_blocking=pinned) for n, t in self.others.items()}
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return replace(self, attention=attention, others=others)

@@ -10,7 +10,7 @@ SECRETS = (
     (re.compile(r"hf_(?:(?=[A-Za-z0-9]*[A-Z0-9])[A-Za-z0-9]{12,}|[A-Za-z0-9]{20,})"), "hf_***"),
     (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),  # user:password@ in an address
 )
-PLAIN = re.compile(r"[\w ./:@+-]*")
+PLAIN = re.compile(r"[\w ./:@+,-]*")
 
 
 def without_secrets(text: str) -> str:
@@ -50,6 +50,27 @@ def in_markdown(text: str) -> str:
     """
     text = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
     return text if PLAIN.fullmatch(text) else re.sub(r"([*_`\[\]()<>#|!~&])", r"\\\1", text)
+
+
+def in_code(text: str) -> str:
+    r"""For code within a sentence in Markdown: one line, in as many backticks as it takes.
+
+    >>> in_code("qcqa-ac"), in_code("a`b\n")
+    ('`qcqa-ac`', '``a`b\\n``')
+    """
+    text = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return f"{fence}{room}{text}{room}{fence}"
+
+
+def without_controls(text: str) -> str:
+    """A text of several lines without control characters but newlines and tabs.
+
+    >>> without_controls("a\x1b[2Jb")
+    'a[2Jb'
+    """
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def fenced(text: str, language: str = "") -> str:

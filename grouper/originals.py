@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.model.checkpoint import Checkpoint
 from grouper.outputs import write_json
 from grouper.schema import document, fitted, text_of
 

@@ -11,6 +11,7 @@ from grouper.names import printable, shortened
 
 LARGEST = 8 * 2**20  # bytes of a configuration
 DEEPEST = 100  # lists and objects within one another
+DEEPEST_YAML = 20  # in lists and mappings, which are built more slowly
 MOST = 250_000  # values of a configuration: a name for each of 22,000 classes, twice, and room
 LONGEST = 20  # digits of an integer below 2**64, as seeds are
 
@@ -45,7 +46,8 @@ def content_of(path: Path, what: str, largest: int = LARGEST) -> bytes:
 
 def check_extent(data: dict[str, Any], what: str, most: int = MOST) -> None:
     """Raise GrouperError where lists and objects lie too deep within one another, or hold more than `most` values."""
-    count, waiting = 0, [(data, 1)]
+    waiting: list[tuple[dict | list, int]] = [(data, 1)]
+    count = 0
     while waiting:
         value, depth = waiting.pop()
         inner = list(value.values()) if isinstance(value, dict) else value
@@ -82,6 +84,22 @@ def _whole(text: str) -> int:
     if abs(number) >= 2**64:
         raise ValueError(f"{shortened(text, 40)} is too large: expected integers below 2**64")
     return number
+
+
+def yaml_value(text: str, what: str, loader: str = "SafeLoader") -> Any:
+    """The value of a text in YAML. loader: of PyYAML, one that builds plain values only. what: names it in the
+    GrouperError that is raised where it is no YAML or too deep: that is known before anything is built."""
+    import yaml
+
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise GrouperError(f"{what} has more than {DEEPEST_YAML} lists or mappings within one another: refused")
+        return yaml.load(text, Loader=getattr(yaml, loader))
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise GrouperError(f"{what} is not YAML of plain values ({type(error).__name__})") from error
 
 
 def shown(value: object) -> str:

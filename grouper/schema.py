@@ -55,7 +55,7 @@ def fitted(data: object, kind: type[T]) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_json(json.dumps(data), strict=True)
+        return _adapter(kind).validate_json(json.dumps(data), strict=True)  # type: ignore[arg-type]
     except (ValidationError, RecursionError) as error:
         raise GrouperError(_told(error)) from error
 
@@ -65,7 +65,7 @@ def fitted_texts(texts: dict[str, str], kind: type[T]) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_strings(texts)
+        return _adapter(kind).validate_strings(texts)  # type: ignore[arg-type]
     except ValidationError as error:
         raise GrouperError(_told(error)) from error
 

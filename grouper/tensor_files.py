@@ -79,7 +79,7 @@ def _digest(tensors: Tensors, facts: dict[str, Any]) -> int:
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
         if tensor.numel():
-            found = zlib.crc32(tensor.reshape(-1).view(uint8).numpy(), found)
+            found = zlib.crc32(tensor.reshape(-1).view(uint8).numpy(), found)  # type: ignore[arg-type]
     return found
 
 

@@ -1,8 +1,8 @@
 """How large a model's weights are under a layout, from headers alone."""
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 
 
 def weight_bytes(checkpoint: Checkpoint, layout: HeadLayout) -> int:
@@ -13,7 +13,7 @@ def weight_bytes(checkpoint: Checkpoint, layout: HeadLayout) -> int:
     for index, layer in enumerate(layout.layers):
         here, f = a.prefix(checkpoint, index), a.family_of(index)
         q, k, v = a.query_heads - layer.query_heads, a.kv_heads - layer.k.kv_heads, a.kv_heads - layer.v.kv_heads
-        for module, heads in [(f.q, q + k + v)] if f.fused else [(f.q, q), (f.k, k), (f.v, v)]:
+        for module, heads in f.storage.rows(q, k, v).items():
             weight = checkpoint.tensors[f"{here}{module}.weight"]
             row = weight.nbytes // weight.shape[1 if f.transposed else 0]  # of one row of a head
             bias = checkpoint.tensors.get(f"{here}{module}.bias")

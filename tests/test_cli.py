@@ -106,6 +106,9 @@ def test_report_and_its_pictures(models, tmp_path):
         ("--layout", 0): "--format, too",
         ("--format", "png", "--layout", 999): "no layout 999",
         ("--format", "gif"): "unknown picture format 'gif'",
+        ("--format", "png", "--beside", run): "--beside is for the page",
+        ("--beside", tmp_path): "holds no run",
+        ("--beside", run): "is the run itself",
         ("--format", "png", "-o", tmp_path / "mine.html"): "is a file",
     }
     for arguments, message in refused.items():

@@ -8,6 +8,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,7 +98,7 @@ class Rows(ABC):
             begin, end, content = row
             if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
                 return None
-            chat = self._said(begin, lambda content=content: _chat(content))
+            chat = self._said(begin, partial(_chat, content))
             if spans is None or any(first <= begin and end <= last for first, last in spans):
                 found.append(chat)
         return found if end else None

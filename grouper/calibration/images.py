@@ -1,14 +1,15 @@
 """Pictures in folders, one folder for each class, as the datasets library's imagefolder has them."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from grouper.calibration.text import spread
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
+from grouper.families.configuration import setting
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import setting
 from grouper.model.loading import load
 from grouper.running.batch import Batch
 
@@ -20,7 +21,7 @@ def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -
     has as many classes, named alike or in the same order. Raises GrouperError."""
     from PIL import Image
 
-    files = picture_files(Path(folder).expanduser())
+    files = picture_files(Path(os.path.expanduser(folder)))
     names = sorted({file.parent.name for file in files})
     files = spread(files, limit) if limit else files
     with as_one_line(f"{checkpoint.name} has no image processor that transformers can load"):

@@ -1,18 +1,18 @@
 """The second moments of every attention's inputs: one walk over a batch, and what was found kept on disk."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from grouper.calibration.input_moments import InputMoments, MeasuredInputs
+from grouper.calibration.input_moments import MeasuredInputs
 from grouper.errors import GrouperError
-from grouper.model.site import Site
+from grouper.families.sites import Site
 from grouper.outputs import sweep_files
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
@@ -24,8 +24,8 @@ Found = dict[str, Tensor]  # of one part and one attention: products of "inputs"
 
 
 def collect_moments(
-    model: Layers, batch: Tensor | Batch, progress: Progress = untold, ranks: Ranks = ALONE
-) -> Iterator[InputMoments]:
+    model: Layers, batch: Tensor | Batch, progress: Progress = no_progress, ranks: Ranks = ALONE
+) -> Iterator[MeasuredInputs]:
     """Attention by attention E[x x^T] of what enters q, k and v (of what enters q apart, where that is something else),
     and the K heads' inner products; what only fills examples up is left out. batch: windows [n, tokens] of ids, or what
     an encoder takes.
@@ -75,13 +75,13 @@ def _hooks(model: Layers, site: Site, place: int, seen: threading.local) -> list
     def mask(stack: int) -> Tensor | None:
         return seen.part.written if stack else seen.part.read
 
-    def note_inputs(_module, inputs) -> None:
+    def note_inputs(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.found[place]["inputs"] = _product(inputs[0], mask(site.cache == "token" and site.stack))
 
-    def note_queries(_module, inputs) -> None:
+    def note_queries(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.found[place]["queries"] = _product(inputs[0], mask(site.stack))
 
-    def note_keys(_module, _inputs, output) -> None:
+    def note_keys(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         k = a.key_outputs(output.float())  # [examples, G, d, tokens]
         read = mask(site.cache == "token" and site.stack)
         k = k if read is None else k * read.to(k.device)[:, None, None]
@@ -106,7 +106,8 @@ class _Sums:
 
     def __init__(self, site: Site, model: Layers):
         size = model.architecture.hidden_size + 1
-        self.site, self.keys = site, []
+        self.site = site
+        self.keys: list[Tensor] = []
         names = ("inputs", "queries") if site.cache == "source" else ("inputs",)
         self.totals = {name: torch.zeros(size, size, dtype=torch.float64, device=model.device) for name in names}
 
@@ -115,7 +116,7 @@ class _Sums:
             total += found[name].double()
         self.keys.append(found["keys"])
 
-    def moments(self, ranks: Ranks) -> InputMoments:
+    def moments(self, ranks: Ranks) -> MeasuredInputs:
         """Moments over all ranks. The sum of the constant input is the number of tokens."""
         for total in self.totals.values():
             ranks.add_up(total)
@@ -128,7 +129,7 @@ class _Sums:
         return MeasuredInputs(means["inputs"], tokens["inputs"], keys, queries)
 
 
-class KeptMoments(Sequence[InputMoments]):
+class KeptMoments:
     """A folder with a file for each attention, read when asked for."""
 
     def __init__(self, folder: Path, layers: int):
@@ -140,7 +141,7 @@ class KeptMoments(Sequence[InputMoments]):
     def __len__(self) -> int:
         return self.layers
 
-    def __getitem__(self, layer: int) -> InputMoments:
+    def __getitem__(self, layer: int) -> MeasuredInputs:
         if not 0 <= layer < self.layers:
             raise IndexError(layer)
         return MeasuredInputs.load(self.path(layer))
@@ -149,7 +150,9 @@ class KeptMoments(Sequence[InputMoments]):
     def complete(self) -> bool:
         return all(self.path(layer).is_file() for layer in range(self.layers))
 
-    def keep(self, moments: Iterable[InputMoments], tell: Callable[[int], None] = lambda layer: None) -> "KeptMoments":
+    def keep(
+        self, moments: Iterable[MeasuredInputs], tell: Callable[[int], None] = lambda layer: None
+    ) -> "KeptMoments":
         """Write what comes, each file whole or not at all, and call `tell` with each layer that can be read. Where
         not all come, those that did stay, and the next ones are written over them."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ looks better than it is."""
 import base64
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +39,10 @@ class Seen:
         return cls(window, _as_text([int(_hashes(row[begin : begin + length].numpy())[0]) for row in windows]))
 
     @classmethod
-    def from_data(cls, data: object) -> "Seen | SeenExamples | SeenRows | None":
+    def from_data(cls, data: Any) -> "Seen | SeenExamples | SeenRows | None":
         """What to_data gave, of older versions, too; None where it is anything else."""
         keys = data if isinstance(data, dict) else {}
+        kind: type[Seen | SeenExamples | SeenRows]
         kind = SeenExamples if "hashes" in keys else cls if "anchors" in keys else SeenRows
         with suppress(GrouperError, ValueError):
             found = fitted(data, kind)
@@ -66,7 +68,7 @@ class Seen:
 
     def touches(self, given: Tensor | Batch) -> Tensor:
         """[n], bool: which of these windows [n, any length], which follow one another, hold a token that was seen."""
-        tokens = Batch.of(given).windows
+        tokens = Batch.of(given).ids
         begin, length = _anchor(self.window)
         found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._known, kind="sort")) - begin
         edges = np.zeros(tokens.numel() + 1, np.int64)  # +1 where a seen window begins, -1 after its end
@@ -94,9 +96,10 @@ class SeenExamples:
     def to_data(self) -> dict:
         return asdict(self)
 
-    def touches(self, batch: Batch) -> Tensor:
+    def touches(self, given: Tensor | Batch) -> Tensor:
         """[n], bool: which of these were seen."""
-        return torch.from_numpy(np.isin(np.array(_of_examples(batch), np.uint64), _hashes_in(self.hashes), kind="sort"))
+        hashes = np.array(_of_examples(Batch.of(given)), np.uint64)
+        return torch.from_numpy(np.isin(hashes, _hashes_in(self.hashes), kind="sort"))
 
 
 def _of_examples(batch: Batch) -> list[int]:
@@ -154,7 +157,7 @@ class SeenRows:
 
     def touches(self, given: Tensor | Batch) -> Tensor:
         """[n], bool: which of these windows [n, window] hold a token that was seen; none if it is another text."""
-        tokens = Batch.of(given).windows
+        tokens = Batch.of(given).ids
         if digest(tokens.flatten()[:HEAD]) != self.head:
             return torch.zeros(len(tokens), dtype=torch.bool)
         rows = spread(torch.arange(self.windows), self.used)

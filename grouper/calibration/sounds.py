@@ -1,14 +1,15 @@
 """Recordings with what is said in them, for Whisper."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import check_known, load_tokenizer
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import setting
+from grouper.families.configuration import setting
 from grouper.model.loading import load
 from grouper.running.batch import NOT_ASKED, Batch, padded
 
@@ -19,7 +20,7 @@ def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[st
         raise GrouperError("recordings lie beside a file that names them: give --text FILE")
     with as_one_line(f"{checkpoint.name} has no feature extractor that transformers can load"):
         extractor = load("AutoFeatureExtractor", checkpoint.local().folder)
-    tokenizer, folder = load_tokenizer(checkpoint), Path(source.text).expanduser().parent
+    tokenizer, folder = load_tokenizer(checkpoint), Path(os.path.expanduser(source.text)).parent
     sounds = [samples_of(folder, name, extractor.sampling_rate) for name, _ in pairs]
     longest = extractor.chunk_length * extractor.sampling_rate
     for sound, (name, _) in zip(sounds, pairs):

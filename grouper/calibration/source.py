@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class TextSource:
         panel="Text",
         metavar="FOLDER",
     )
-    part: Part | None = None
+    part: Part = None  # type: ignore[assignment]  # until __post_init__, which knows the purpose
 
     def __post_init__(self) -> None:
         if self.part is None:
@@ -75,15 +76,15 @@ class TextSource:
             raise GrouperError(f"{self.text} has no pairs of source and target: give a file of pairs, or --dataset")
         wanted = (set(PAIR),)
         found = _from_dataset(self.dataset, wanted) if self.dataset else list(self._lines_of_pairs())
-        pairs = [(row.get("source"), row.get("target")) for row in found]
+        pairs = [(row["source"], row["target"]) for row in found]
         if not pairs or not all(isinstance(part, str) for pair in pairs for part in pair):
             raise GrouperError(f"{self.name} has no pairs: expected `source` and `target` in every row")
         return pairs
 
-    def _lines_of_pairs(self) -> Iterator[dict]:
+    def _lines_of_pairs(self) -> Iterator[dict[str, Any]]:
         if is_demo(f"{self.text}"):
             raise GrouperError("the text in the box has no pairs of source and target: give a file of pairs")
-        path = Path(f"{self.text}").expanduser()
+        path = Path(os.path.expanduser(f"{self.text}"))
         for number, line in enumerate(content_of(path).split("\n"), 1):
             if not line.strip():
                 continue
@@ -109,23 +110,23 @@ class TextSource:
     def _documents(self, tokenizer: Callable[[], Any]) -> PlainText | JsonLines | DatasetRows:
         if self.dataset:
             return DatasetRows(self.dataset, _from_dataset(self.dataset), tokenizer)
-        if is_named(self.text):
-            name, splits = DATASETS[self.text]
-            rows = _from_dataset(f"{name}:{splits[self.purpose]}")
-            if self.text not in LINES:
-                return DatasetRows(self.text, rows, tokenizer)
-            joined = "".join(row["text"] for row in rows).encode()
-            return PlainText(self.text, lambda: io.BytesIO(joined))
-        if self.path.suffix in (".jsonl", ".json"):
-            return JsonLines(self.path, tokenizer)
-        return PlainText(str(self.path), lambda: opened(self.path))
+        path = self.path
+        if path is not None:
+            is_json = path.suffix in (".jsonl", ".json")
+            return JsonLines(path, tokenizer) if is_json else PlainText(str(path), lambda: opened(path))
+        name, splits = DATASETS[self.name]
+        rows = _from_dataset(f"{name}:{splits[self.purpose]}")
+        if self.name not in LINES:
+            return DatasetRows(self.name, rows, tokenizer)
+        joined = "".join(row["text"] for row in rows).encode()
+        return PlainText(self.name, lambda: io.BytesIO(joined))
 
     @property
     def path(self) -> Path | None:
         """The file, where it is one."""
         if self.text is None or is_named(self.text):
             return None
-        return DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(self.text).expanduser()
+        return DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(os.path.expanduser(self.text))
 
     def chats(self) -> list[list[dict]] | None:
         """The conversations, where there is nothing else."""
@@ -139,7 +140,7 @@ def named_sources(
     """What several --text NAME=FILE say; one FILE alone needs no name. Raises GrouperError."""
     if len(texts) <= 1 and not (texts and _name_of(texts[0])):
         return TextSource(texts[0] if texts else None, dataset, purpose, images)
-    names = [_name_of(text) for text in texts]
+    names = [_name_of(text) or "" for text in texts]
     if dataset or images or not all(names) or len(set(names)) < len(names):
         raise GrouperError("several texts need a name each: --text wiki=a.txt --text code=b.txt")
     return {name: TextSource(text.partition("=")[2], None, purpose) for name, text in zip(names, texts)}
@@ -165,7 +166,7 @@ def is_named(text: str) -> bool:
     return text in DATASETS and not Path(text).is_file()
 
 
-def _from_dataset(name: str, wanted: tuple[set[str], ...] = ({"text"}, {"messages"})) -> Sequence[dict]:
+def _from_dataset(name: str, wanted: tuple[set[str], ...] = ({"text"}, {"messages"})) -> Sequence[dict[str, Any]]:
     """wanted: columns, one of which sets there must be; others are not read."""
     try:
         from datasets import load_dataset

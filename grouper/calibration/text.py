@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Callable
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,18 +13,20 @@ from torch import Tensor
 from grouper.calibration.kept_tokens import KeptTokens, key_of
 from grouper.calibration.parts import PartOfText
 from grouper.calibration.source import Documents, TextSource
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import decoder_config, setting
+from grouper.families.configuration import decoder_config, setting
 from grouper.model.loading import load
 from grouper.running.batch import Batch
 
+Several = TypeVar("Several", Tensor, Batch, list)
 WHOLE = 2**22  # bytes: a text of no more is tokenised whole, in one piece
 SPARSE = 16  # bytes per token, hardly ever more
 PIECE = 2**20  # bytes of a longer text that are tokenised at a time
 
 
-def load_tokenizer(checkpoint: Checkpoint):
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The model's own, of transformers."""
     with as_one_line(f"{checkpoint.name} has no tokenizer that transformers can load"):
         return load("AutoTokenizer", checkpoint.local().folder)
 
@@ -49,7 +51,7 @@ def check_known(checkpoint: Checkpoint, tokens: Tensor) -> None:
         )
 
 
-def windows(source: TextSource, tokenizer, window: int, limit: int | None = None) -> Tensor:
+def windows(source: TextSource, tokenizer: Any, window: int, limit: int | None = None) -> Tensor:
     """[n, window] token ids: documents end to end, an end-of-text token between two, cut into windows that do not
     overlap.
 
@@ -100,7 +102,7 @@ class WindowedText:
         local = checkpoint.local()
         return cls(
             source, lambda: load_tokenizer(local), window, chained=chained,
-            reader=f"the tokenizer of {checkpoint.name}", kept=kept and (kept, local.folder),
+            reader=f"the tokenizer of {checkpoint.name}", kept=None if kept is None else (kept, local.folder),
             check=partial(check_known, checkpoint),
         )  # fmt: skip
 
@@ -109,7 +111,8 @@ class WindowedText:
         where the text is shorter than one window."""
         check_sizes(self.window, limit)
         if limit not in self._read:
-            tokens = self._found(*self._kept, limit) if self._kept and self.source.path else self._tokenised(limit)
+            path = self.source.path
+            tokens = self._found(path, *self._kept, limit) if self._kept and path else self._tokenised(limit)
             self._check(tokens)
             self._read[limit] = tokens
         return self._read[limit]
@@ -132,12 +135,12 @@ class WindowedText:
     def _documents(self) -> Documents:
         return self.source.documents(self._load)
 
-    def _found(self, kept: KeptTokens, tokenizer: Path, limit: int | None) -> Tensor:
+    def _found(self, text: Path, kept: KeptTokens, tokenizer: Path, limit: int | None) -> Tensor:
         """As `_tokenised`, unless it is kept."""
         part = (self.source.part,) if isinstance(self._documents, PartOfText) else ()
         how = (self.window, self._chained, limit, WHOLE, SPARSE, PIECE, *part)
         with as_one_line(f"{self._reader} cannot read {self.source.name}"):
-            key = key_of(self.source.path, tokenizer, *how)
+            key = key_of(text, tokenizer, *how)
         tokens = kept.find(key)
         if tokens is None:
             kept.keep(key, tokens := self._tokenised(limit))
@@ -145,9 +148,10 @@ class WindowedText:
 
     def _tokenised(self, limit: int | None) -> Tensor:
         with as_one_line(f"{self._reader} cannot read {self.source.name}"):
-            if self.is_long(limit) and (found := self._sampled(limit)) is not None:
-                return found
-            return self._every if limit is None else spread(self._every, limit)
+            if limit is None:
+                return self._every
+            found = self._sampled(limit) if self.is_long(limit) else None
+            return spread(self._every, limit) if found is None else found
 
     def resized(self, window: int) -> "WindowedText":
         """The same text in windows of another length. What was tokenised whole is not tokenised again."""
@@ -205,7 +209,7 @@ def check_sizes(window: int, limit: int | None) -> None:
         raise GrouperError(f"windows of {window} tokens, {limit} at most: expected at least 2 tokens and 1 window")
 
 
-def spread(every, limit: int):
+def spread(every: Several, limit: int) -> Several:
     """At most `limit` of the windows or examples, evenly over the text. every: whatever takes a tensor as index, or a
     list."""
     if limit >= len(every):

@@ -1,13 +1,21 @@
 """The README.md of an exported model."""
 
+import math
 import re
 from pathlib import Path
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.sources import is_own_file
+from grouper.errors import GrouperError
 from grouper.export.format import Report
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.names import fenced, in_markdown, printable
+from grouper.names import fenced, in_code, in_markdown, printable, without_controls
+from grouper.parsing import yaml_value
+
+KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")  # of the base model's front matter
+TAGS = ("grouped-query-attention", "kv-cache", "kv-grouper")
+LARGEST = 2**20  # bytes of a base model's card
 
 
 def model_card(
@@ -27,14 +35,13 @@ def model_card(
         f"| {names[i]} | {layer.kv_heads} | {', '.join(map(str, layer.k.sizes))} |"
         for i, layer in enumerate(layout.layers)
     )
-    head = [f"base_model: {name}"] if name == facts.get("base_model", checkpoint.title) and name.count("/") == 1 else []
-    head += [*own, f"library_name: {library}"]
-    head += ["tags:", "- grouped-query-attention", "- kv-cache", "- kv-grouper"]
+    on_the_hub = name == facts.get("base_model", checkpoint.title) and name.count("/") == 1
+    head = {**({"base_model": name} if on_the_hub else {}), **own, "library_name": library, "tags": list(TAGS)}
     lines = [
-        "---", *head, "---", "", f"# {name}, regrouped", "",
+        "---", *_yaml(head), "---", "", f"# {name}, regrouped", "",
         f"{name} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {_cache(layout, report)}"
         f"{report.weight_bytes[1]:,} bytes of weights instead of {report.weight_bytes[0]:,}.",
-        f"Heads were grouped by `{facts.get('method', 'hand')}` and merged by `{facts['merge']}`. "
+        f"Heads were grouped by {in_code(facts.get('method', 'hand'))} and merged by {in_code(facts['merge'])}. "
         f"Runs in {', '.join(report.engines)}.",
         "", loading, *_measured(facts), *_refined(facts), *_uptrained(facts),
         "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", *rows, "", *_commands(facts),
@@ -60,7 +67,7 @@ def _measured(facts: dict) -> list[str]:
     measured = facts.get("measured")
     if not measured:
         return []
-    rows = [f"| {what} | {_number(before)} | {_number(after)} |" for what, (before, after) in measured.items()]
+    rows = [f"| {in_markdown(what)} | {_number(old)} | {_number(new)} |" for what, (old, new) in measured.items()]
     return ["| measured | original | this model |", "| --- | --- | --- |", *rows, ""]
 
 
@@ -81,7 +88,7 @@ def _uptrained(facts: dict) -> list[str]:
     if not done:
         return []
     teacher = f" from {in_markdown(done['teacher'])}" if done.get("teacher") else ""
-    how = f"by `{done['method']}`{teacher} on {done['tokens']:,} tokens, {done['steps']} steps"
+    how = f"by {in_code(done['method'])}{teacher} on {done['tokens']:,} tokens, {done['steps']} steps"
     return [f"Then trained {how}; `uptraining.jsonl` holds what was measured on the way.", ""]
 
 
@@ -90,19 +97,29 @@ def _commands(facts: dict) -> list[str]:
     return ["To make it again:", "", fenced("\n".join(map(printable, commands)), "sh"), ""] if commands else []
 
 
-def _card_of(folder: Path) -> tuple[list[str], str]:
-    """(lines of the front matter that stay true: licence, language, pipeline; the text) of the base model's card."""
+def _card_of(folder: Path) -> tuple[dict[str, str | list[str]], str]:
+    """(fields of the front matter that stay true: licence, language, pipeline; the text) of the base model's card.
+    Fields that are no words or lists of words are left out, and so is a card that is no file of the model's."""
     path = folder / "README.md"
-    if not path.is_file():
-        return [], ""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    if not path.is_file() or not is_own_file(path, folder) or path.stat().st_size > LARGEST:
+        return {}, ""
+    text = without_controls(path.read_text(encoding="utf-8", errors="replace"))
     found = re.match(r"---\n(.*?)\n---\n?(.*)", text, re.DOTALL)
     if not found:
-        return [], text.strip()
-    kept, keeping = [], False
-    for line in found[1].split("\n"):
-        if re.match(r"\S", line) and not line.startswith("-"):
-            keeping = bool(re.match(r"(license|license_name|license_link|language|pipeline_tag)\s*:", line))
-        if keeping:
-            kept.append(line)
-    return kept, found[2].strip()
+        return {}, text.strip()
+    try:
+        fields = yaml_value(found[1], str(path), "BaseLoader")  # "no" is a language, too
+    except GrouperError:
+        fields = {}
+    kept = {name: fields[name] for name in fields if name in KEPT} if isinstance(fields, dict) else {}
+    return {name: value for name, value in kept.items() if _are_words(value)}, found[2].strip()
+
+
+def _are_words(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(word, str) for word in value))
+
+
+def _yaml(fields: dict) -> list[str]:
+    import yaml
+
+    return yaml.safe_dump(fields, sort_keys=False, width=math.inf).splitlines()

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from grouper.attention import MergedLayer
+from grouper.checkpoint.shards import checksum_of, stored
 from grouper.errors import GrouperError
 from grouper.export.classes import CLASSES
 from grouper.export.format import Job, SelfTest, SelfTestFailed
 from grouper.export.hf import ragged
 from grouper.export.options import ExportOptions
 from grouper.export.self_test import run_self_test
-from grouper.model.shards import checksum_of, stored
 from grouper.uptraining.exported import ExportedModel
 
 AGAIN = "download or export it again"
@@ -25,9 +26,9 @@ def check_folder(folder: str | Path, base: str | None = None, options: ExportOpt
     model = ExportedModel.open(folder, base)
     check_checksums(model)
     check_modelling_file(model)
-    layers = {}
+    layers: dict[int, MergedLayer] = {}
 
-    def layer(number: int):
+    def layer(number: int) -> MergedLayer:
         if number not in layers:
             layers.clear()  # one is held at a time
             layers[number] = model.layer(number)

@@ -11,12 +11,12 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from grouper.attention import Merged
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.shards import Stored, stored
 from grouper.errors import GrouperError
 from grouper.export.options import ExportOptions
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.shards import Stored, stored
 from grouper.progress import Progress
 from grouper.registry import Entry
 
@@ -45,13 +45,11 @@ class Job:
 
     def outside(self, name: str) -> Tensor | Stored:
         """A tensor outside the layers, in the type that it is stored in: as it became, or where it lies."""
-        became = changed(self.checkpoint, self.around, name)
-        return stored(self.checkpoint, name) if became is None else became
+        return self.changed(name) if name in self.around else stored(self.checkpoint, name)
 
-
-def changed(checkpoint: Checkpoint, around: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """What the tensor of this name became, rounded as it is stored; None where it is as it was."""
-    return around[name].to(checkpoint.tensors[name].torch_dtype) if name in around else None
+    def changed(self, name: str) -> Tensor:
+        """A tensor of `around`, rounded as it is stored."""
+        return self.around[name].to(self.checkpoint.tensors[name].torch_dtype)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Format(Entry, ABC):
 
     @abstractmethod
     def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
-        """Raise GrouperError where `write` would refuse: before anything dear is done."""
+        """Raise GrouperError where `write` would refuse: before anything expensive is done."""
 
     @abstractmethod
     def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from grouper.checkpoint.sources import hub_errors
 from grouper.errors import GrouperError
-from grouper.model.sources import hub_errors
+from grouper.names import printable
 from grouper.option_fields import MISSING, option
 
 
@@ -32,7 +33,7 @@ class Destination:
         the commit's, or the pull request's, address."""
         from huggingface_hub import HfApi
 
-        api, message = HfApi(), self.commit_message or "Regrouped with Grouper"
+        api, message = HfApi(), printable(self.commit_message or "Regrouped with Grouper")
         try:
             with hub_errors(self.repo_id, self.revision):
                 api.create_repo(self.repo_id, private=self.private or None, exist_ok=True)

@@ -5,16 +5,17 @@ models carry a few numbers of thousands there, beside which a fifth of attention
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from grouper.checkpoint.checkpoint import decoder_prefix
 from grouper.export.format import TOLERANCE
 from grouper.export.hf.ragged import PROJECTIONS
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import decoder_prefix
+from grouper.families.architecture import Architecture
 
 SMALL = 1e-3  # of the largest token's size: tokens that get less are measured against that
 ROUNDINGS = 4  # units in the last place of the stream that its differences may be off by
@@ -36,10 +37,10 @@ class LayerAdds:
     def layer(self, layer: int) -> nn.Module:
         """The module of the layer that this attention is in."""
         site = self.architecture.sites[layer]
-        return self.model.get_submodule(self.prefix + site.storage.in_class.layer.format(layer=site.layer).rstrip("."))
+        return self.model.get_submodule(self.prefix + site.family.in_class.layer.format(layer=site.layer).rstrip("."))
 
     @contextmanager
-    def recording(self, layers: Iterator[int] | range) -> Iterator["LayerAdds"]:
+    def recording(self, layers: Iterable[int]) -> Iterator["LayerAdds"]:
         """layers: the attentions to record, those of one layer together."""
         within: dict[nn.Module, list[int]] = {}
         for layer in layers:
@@ -60,18 +61,18 @@ class LayerAdds:
         family = self.architecture.family_of(layer).in_class
         if family.adds:
             return block.get_submodule(family.adds)
-        attention, last = block.get_submodule(family.attention), family.o.removeprefix(f"{family.attention}.")
+        attention, last = block.get_submodule(family.attention), family.storage.o.removeprefix(f"{family.attention}.")
         own = hasattr(attention, PROJECTIONS[3])  # an attention of our own modelling file
         return attention.get_submodule(PROJECTIONS[3] if own else last)
 
-    def _keep_attention(self, layer: int):
-        def hook(_module, _inputs, output) -> None:
+    def _keep_attention(self, layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self.attention[layer] = self.architecture.multiplier * output
 
         return hook
 
-    def _keep_rest(self, attentions: list[int]):
-        def hook(_module, inputs, kwargs, output) -> None:
+    def _keep_rest(self, attentions: list[int]) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Any) -> None:
             entered = inputs[0] if inputs else kwargs["hidden_states"]
             left = output[0] if isinstance(output, tuple) else output
             added = sum(self.attention[layer].view_as(entered) for layer in attentions)

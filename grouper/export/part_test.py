@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from grouper.attention import MergedLayer
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.format import Job, SelfTest
 from grouper.export.hf import ragged
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.layer_adds import LayerAdds, worst_difference
 from grouper.export.written import check_layer, check_outside
-from grouper.model.checkpoint import Checkpoint
 from grouper.running.in_memory import exchanged
 from grouper.running.streamed import Skeleton, State
 from grouper.running.stub_layers import stub_arguments
@@ -48,9 +48,7 @@ def run_part_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTe
             comparing.result()
             if layer + 1 < a.layers:
                 ahead = reader.submit(job.merged, layer + 1)
-            known = replace(
-                job, merged=lambda asked, layer=layer, done=done: done if asked == layer else job.merged(asked)
-            )
+            known = _knowing(job, layer, done)
             comparing = reader.submit(check_layer, known, written, export_class, a.prefix(job.checkpoint, layer))
             state = ours.state(layer)
             with ours.filled(layer, state):
@@ -61,6 +59,11 @@ def run_part_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTe
         comparing.result()
     told = "every layer of the folder gives what the merged layer gives"
     return SelfTest(worst[0], 0, 0, f"{told} (largest difference {worst[0]:.1g} of what it adds)", worst[1])
+
+
+def _knowing(job: Job, layer: int, done: MergedLayer) -> Job:
+    """The same job, which need not merge this layer again."""
+    return replace(job, merged=lambda asked: done if asked == layer else job.merged(asked))
 
 
 @contextmanager

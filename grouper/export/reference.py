@@ -4,25 +4,28 @@ heads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from grouper.attention import Merged, MergedLayer
-from grouper.export.format import Job, changed
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.export.format import Job
+from grouper.families.architecture import Architecture
 from grouper.model.memory import free_memory
 from grouper.running.in_memory import InMemoryModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @contextmanager
-def gathered_reference(job: Job) -> Iterator[nn.Module]:
+def gathered_reference(job: Job) -> Iterator["PreTrainedModel"]:
     """The original model with the merged weights as stored, in float64 where memory holds it twice, else in float32."""
     fits = 2 * 8 * job.checkpoint.parameters < max(job.options.self_test_memory, free_memory() / 2)
     model = InMemoryModel(job.checkpoint, dtype=torch.float64 if fits else torch.float32)
     if job.around:
-        model.replace_around({name: changed(job.checkpoint, job.around, name) for name in job.around})
+        model.replace_around({name: job.changed(name) for name in job.around})
     with model.installed(job.layout, as_stored(job.checkpoint, model.architecture, job.merged)) as reference:
         yield reference
 

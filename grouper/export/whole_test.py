@@ -6,26 +6,31 @@ amplify rounding itself beyond the tolerance.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from grouper.attention import Merged
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.format import TOLERANCE, Job, SelfTest, SelfTestFailed
 from grouper.export.hf import ragged
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.stock import grouped_order
 from grouper.export.layer_adds import LayerAdds, worst_difference
 from grouper.export.reference import gathered_reference
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
+from grouper.families.decoders import FAMILIES
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.families import FAMILIES
+from grouper.model.dummy_inputs import answer, random_inputs
 from grouper.model.loadable import auto_of_export
 from grouper.model.loading import load
-from grouper.model.made_up import answer, random_inputs
 from grouper.model.one_layer import cut
 from grouper.outputs import temporary_folder
 from grouper.running.in_memory import in_double
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROMPT, GENERATED = 48, 16  # tokens
 
@@ -52,7 +57,7 @@ def layers_as_models(job: Job, exported: Path) -> SelfTest:
             ours = cut(Checkpoint.open(exported), after, layer, temporary / "ours")
             theirs = cut(job.checkpoint, before, layer, temporary / "theirs")
             layout = replace(job.layout, layers=(layer_layout,))
-            one = Job(theirs, layout, lambda _, layer=layer: job.merged(layer), job.options)
+            one = Job(theirs, layout, _alone(job, layer), job.options)
             found = run_whole_test(one, ours.folder)
             results.append(replace(found, where=found.where.replace("layer 0", f"layer {layer}")))
     worst = max(results, key=lambda r: r.largest_difference)
@@ -63,12 +68,17 @@ def layers_as_models(job: Job, exported: Path) -> SelfTest:
     return replace(worst, same_tokens=min(r.same_tokens for r in results), told=told)
 
 
+def _alone(job: Job, layer: int) -> Merged:
+    """The layer's weights, for a model that has no other."""
+    return lambda _: job.merged(layer)
+
+
 def written_as(a: Architecture) -> Architecture:
     """How the exported class names its modules."""
     return replace(a, family=FAMILIES["phi"]) if a.as_phi else a
 
 
-def _loaded(exported: Path, dtype: torch.dtype) -> nn.Module:
+def _loaded(exported: Path, dtype: torch.dtype) -> "PreTrainedModel":
     config = Checkpoint.open(exported).config
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written or checked a moment ago
     auto = auto_of_export(config) if own_code else auto_class(config)
@@ -87,20 +97,21 @@ def _put_unrounded(ours: nn.Module, exported: Path, job: Job) -> None:
         ours.get_parameter(name).data = tensor.double()
 
 
-def _compare_logits(job: Job, ours: nn.Module, reference: nn.Module) -> SelfTest:
+def _compare_logits(job: Job, ours: "PreTrainedModel", reference: "PreTrainedModel") -> SelfTest:
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, reference.get_input_embeddings().num_embeddings, (2, PROMPT), generator=generator)
+    known = reference.get_input_embeddings().get_parameter("weight").shape[0]
+    prompt = torch.randint(0, known, (2, PROMPT), generator=generator)
     options = {"max_new_tokens": GENERATED, "min_new_tokens": GENERATED, "do_sample": False, "pad_token_id": 0}
     found = _compared(job, ours, reference, {"input_ids": prompt})
     with torch.inference_mode():
         tokens = [
-            m.generate(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:]
-            for m in (ours, reference)
+            generates(prompt[:1], attention_mask=torch.ones_like(prompt[:1]), **options)[0, PROMPT:]
+            for generates in (getattr(m, "generate") for m in (ours, reference))  # noqa: B009
         ]
     return _with_tokens(found, tokens, "logits")
 
 
-def _compare_answers(job: Job, ours: nn.Module, reference: nn.Module) -> SelfTest:
+def _compare_answers(job: Job, ours: "PreTrainedModel", reference: "PreTrainedModel") -> SelfTest:
     """Logits, or the stream behind the last layer; of a model with a decoder greedy tokens, too."""
     import transformers
 

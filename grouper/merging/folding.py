@@ -20,9 +20,7 @@ def check_readers_are_sources(attention: Attention, layout: LayerLayout, merge: 
 
 def augmented(projection: Projection) -> Tensor:
     """[heads, d, D] -> [heads, d, D + 1] in float64: the bias, or zeros, as the weight of a constant input 1."""
-    weight, bias = projection.weight, projection.bias
-    column = torch.zeros_like(weight[..., :1]) if bias is None else bias[..., None]
-    return torch.cat([weight, column], dim=-1).double()
+    return torch.cat([projection.weight, projection.shift[..., None]], dim=-1).double()
 
 
 def split(weights: Tensor, bias: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -46,11 +44,11 @@ def scored(attention: Attention, inputs: InputMoments) -> tuple[Tensor, Tensor]:
     """q [H, d, D + 1] and k [G, d, D + 1], biases included, as RoPE and the scores get them: behind norms on q and k,
     if there are some, with their gains, and divided by the mean size that text (`inputs`) gives them."""
     q, k = augmented(attention.projection("q")), augmented(attention.projection("k"))
-    kind = attention.qk_norm
-    if kind is None:
+    gains = attention.gains
+    if gains is None:
         return q, k
-    q = attention.q_norm.double()[..., None] * q / sizes(q, inputs, kind)
-    return q, attention.k_norm.double()[..., None] * k / sizes(k, inputs, kind)
+    q = gains.q.double()[..., None] * q / sizes(q, inputs, gains.kind)
+    return q, gains.k.double()[..., None] * k / sizes(k, inputs, gains.kind)
 
 
 def sizes(weights: Tensor, inputs: InputMoments, qk_norm: str) -> Tensor:

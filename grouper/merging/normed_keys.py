@@ -11,20 +11,23 @@ head within that.
     is approximate.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from grouper.attention import Attention, Gains
 from grouper.layout import LayerLayout
 from grouper.merging.folding import energy, sizes, split
 from grouper.merging.spectral_layer import SpectralLayer
 
 
-def merge_normed_keys(layer: SpectralLayer, layout: LayerLayout, rescale: bool) -> dict[str, Tensor | None]:
-    """The changed k, k_bias, k_norm and q_norm."""
-    attention, across_heads = layer.attention, layer.attention.qk_norm == "all"
-    q_norm = attention.q_norm.double().clone().to(layer.k.device)
-    gains = attention.k_norm.double().to(layer.k.device)
-    raw_size = sizes(layer.raw_k, layer.inputs, attention.qk_norm)  # [G, 1, 1]
+def merge_normed_keys(layer: SpectralLayer, norms: Gains, layout: LayerLayout, rescale: bool) -> Attention:
+    """The layer with k, k_bias, k_norm and q_norm changed."""
+    attention, across_heads = layer.attention, norms.kind == "all"
+    q_norm = norms.q.double().clone().to(layer.k.device)
+    gains = norms.k.double().to(layer.k.device)
+    raw_size = sizes(layer.raw_k, layer.inputs, norms.kind)  # [G, 1, 1]
     keys, new_gains = [], []
     for sources in map(list, layout.k.sources):
         if len(sources) == 1:
@@ -43,7 +46,7 @@ def merge_normed_keys(layer: SpectralLayer, layout: LayerLayout, rescale: bool) 
     if across_heads:
         gain = gain * sizes(k, layer.inputs, "all")[:, 0] / raw_size[0, 0]
     new_k, k_bias = split(k, attention.k_bias, attention.k)
-    return {"k": new_k, "k_bias": k_bias, "k_norm": gain.to(attention.k_norm), "q_norm": q_norm.to(attention.q_norm)}
+    return replace(attention, k=new_k, k_bias=k_bias, k_norm=gain.to(norms.k), q_norm=q_norm.to(norms.q))
 
 
 def _before_the_gain(layer: SpectralLayer, kappa: Tensor, gain: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention
+from grouper.attention import Attention, Projection
 from grouper.calibration.input_moments import AssumedInputs, InputMoments
 from grouper.layout import Grouping, LayerLayout
 from grouper.merging.base import Merge
@@ -34,7 +34,7 @@ class Procrustes(Merge):
     iterations: int = 100
     gain: float = 1e-9
     paper = "Align heads before merging, arXiv 2412.20677"
-    dear = True
+    expensive = True
     behind_norms: ClassVar[dict[str, str]] = {"head": "rotates V alone", "all": "rotates V alone"}
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
@@ -42,22 +42,22 @@ class Procrustes(Merge):
         check_readers_are_sources(attention, layout, self.name)
         inputs = AssumedInputs.from_norm(None, None, attention.q.shape[-1]) if inputs is None else inputs
         if attention.qk_norm:
-            keys = attention.with_projections({"k": averaged(attention, "k", layout.k)})
+            merged = attention.with_projections({"k": averaged(attention, "k", layout.k)})
         else:
-            keys = replace(attention, **self.keys(attention, layout.k, inputs))
-        return replace(keys, **self.values(attention, layout.v, inputs))
+            merged = self.keys(attention, layout.k, inputs)
+        v, o = self.values(attention, layout.v, inputs)
+        return replace(merged, v=v.weight, v_bias=v.bias, o=o)
 
-    def keys(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> dict[str, Tensor | None]:
-        """The shared K heads, and q turned and scaled as they were."""
+    def keys(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> Attention:
+        """The layer with the shared K heads, and q turned and scaled as they were."""
         k, q = augmented(attention.projection("k")), augmented(attention.projection("q"))
-        rotary = torch.arange(0) if attention.planes is None else attention.planes.flatten()
+        rotary, (a, b) = attention.rotated_planes.flatten(), attention.rotated_planes.T
         unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in set(rotary.tolist())], dtype=torch.long)
         merged = []
         for sources in map(list, grouping.sources):
             members = k[sources]  # [S, d, D + 1]
             shared = torch.empty_like(members[0])
             if len(rotary):
-                a, b = attention.planes.T
                 planes = torch.complex(members[:, a], members[:, b])  # [S, P, D + 1]
                 turns = self.aligned_planes(torch.einsum("ipx,jpx->ijp", inputs.times(planes), planes.conj()))
                 turned = (turns[..., None] * planes).mean(0)
@@ -77,9 +77,9 @@ class Procrustes(Merge):
             merged.append(shared)
         new_k, k_bias = split(torch.stack(merged), attention.k_bias, attention.k)
         new_q, q_bias = split(q, attention.q_bias, attention.q)
-        return {"k": new_k, "k_bias": k_bias, "q": new_q, "q_bias": q_bias}
+        return replace(attention, k=new_k, k_bias=k_bias, q=new_q, q_bias=q_bias)
 
-    def values(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> dict[str, Tensor | None]:
+    def values(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> tuple[Projection, Tensor]:
         """The shared V heads, and o turned back and scaled."""
         v, o = augmented(attention.projection("v")), attention.o.double().clone()
         merged = []
@@ -93,7 +93,7 @@ class Procrustes(Merge):
                     o[:, reader] = o[:, reader] @ rotations[i].T * scales[i]
             merged.append(shared)
         new_v, v_bias = split(torch.stack(merged), attention.v_bias, attention.v)
-        return {"v": new_v, "v_bias": v_bias, "o": o.to(attention.o)}
+        return Projection(new_v, v_bias), o.to(attention.o)
 
     def aligned(self, products: Tensor) -> Tensor:
         """products [S, S, d, d]: of heads' rows, [i, j] = W_i C W_j^T. Returns orthogonal rotations [S, d, d] that
@@ -103,7 +103,7 @@ class Procrustes(Merge):
             u, _, vh = torch.linalg.svd(toward)  # argmax over R of <R head, shared>
             rotations = u @ vh
             toward = (rotations[:, None] @ products).mean(0)
-            new = (toward * rotations).sum() / len(products)  # |mean of the rotated heads|^2
+            new = float((toward * rotations).sum() / len(products))  # |mean of the rotated heads|^2
             if new <= best * (1 + self.gain) ** 2:
                 break
             best = new
@@ -117,7 +117,7 @@ class Procrustes(Merge):
             size = toward.abs()
             turns = torch.where(size > 0, toward / size.clamp_min(1e-300), torch.ones_like(toward))
             toward = (turns[:, None] * products).mean(0)
-            new = (toward * turns.conj()).real.sum() / len(products)
+            new = float((toward * turns.conj()).real.sum() / len(products))
             if new <= best * (1 + self.gain) ** 2:
                 break
             best = new

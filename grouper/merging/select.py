@@ -34,7 +34,7 @@ class Select(Merge):
         if layout.q is not None:
             kept["q"] = self.chosen(distances(attention, "q", inputs), layout.q.sources)
         return attention.with_projections(
-            {part: attention.projection(part).changed(lambda heads, i=i: heads[i]) for part, i in kept.items()}
+            {part: attention.projection(part).taken(heads) for part, heads in kept.items()}
         )
 
     def chosen(self, distance: Tensor, sources: Groups) -> list[int]:

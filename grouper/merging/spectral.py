@@ -43,7 +43,7 @@ class Spectral(Merge):
     name: str = "spectral"
     rescale: bool = True
     paper = "ours"
-    dear = True
+    expensive = True
     behind_norms: ClassVar[dict[str, str]] = {
         "head": "takes the weighted mean behind them",
         "all": "takes real factors of K's planes",
@@ -60,15 +60,16 @@ class Spectral(Merge):
         layer = SpectralLayer(attention, inputs, device)
         v, o = merged_values(layer, layout.v.sources)
         new_v, v_bias = split(v, attention.v_bias, attention.v)
-        if attention.qk_norm is not None:
-            changed = merge_normed_keys(layer, layout, self.rescale)
+        gains = attention.gains
+        if gains is not None:
+            merged = merge_normed_keys(layer, gains, layout, self.rescale)
         else:
             k, q = merged_keys(layer, layout.k.sources, self.rescale)
             new_q, q_bias = split(q.flatten(0, 1), attention.q_bias, attention.q)
             new_k, k_bias = split(k, attention.k_bias, attention.k)
-            changed = {"q": new_q, "q_bias": q_bias, "k": new_k, "k_bias": k_bias}
+            merged = replace(attention, q=new_q, q_bias=q_bias, k=new_k, k_bias=k_bias)
         new_o = o.flatten(0, 1).permute(1, 0, 2).to(attention.o)  # [D, H, d]
-        return replace(attention, **changed, v=new_v, v_bias=v_bias, o=new_o)
+        return replace(merged, v=new_v, v_bias=v_bias, o=new_o)
 
 
 def merged_values(layer: SpectralLayer, groups: Groups) -> tuple[Tensor, Tensor]:
@@ -95,7 +96,7 @@ def merged_keys(layer: SpectralLayer, groups: Groups, rescale: bool) -> tuple[Te
         shared = torch.zeros_like(layer.k[0])
         rows = layer.q[sources]  # [S, queries, d, D + 1], a copy
         seen = layer.k.new_zeros(len(sources))  # E|k'|^2 as each head sees it
-        if layer.planes is not None:
+        if len(layer.planes):
             a, b = layer.planes.T
             kappa, c = layer.shared_planes(sources)
             shared[a], shared[b] = kappa.real, kappa.imag

@@ -44,8 +44,8 @@ class SpectralLayer:
         self.v = augmented(attention.projection("v"))
         o = attention.o.double().unflatten(1, (self.kv_heads, self.queries))  # [D, G, queries, d]
         self.o = o.permute(1, 2, 0, 3)  # [G, queries, D, d]
-        rotary = set() if attention.planes is None else set(attention.planes.flatten().tolist())
-        self.planes = attention.planes.to(device) if rotary else None
+        rotary = set(attention.rotated_planes.flatten().tolist())
+        self.planes = attention.rotated_planes.to(device)
         rows = [i for i in range(self.d) if i not in rotary]
         self.unrotated = torch.tensor(rows, dtype=torch.long, device=device)
         self._factor()
@@ -54,7 +54,7 @@ class SpectralLayer:
         factors = [torch.linalg.qr(head) for head in self.o.flatten(1, 2)]  # one by one: in a batch, a GPU takes 16 GB
         self.o_basis, r = (torch.stack(parts) for parts in zip(*factors))  # [G, queries D, d], [G, d, d]
         self.a_v = r @ self.v  # [G, d, D + 1]
-        if self.planes is not None:
+        if len(self.planes):
             a, b = self.planes.T
             self.kappa = torch.complex(self.k[:, a], self.k[:, b])  # [G, P, D + 1]
             rows = row_energy(self.q, self.inputs.of_queries).sum(1)  # [G, d]
@@ -72,11 +72,11 @@ class SpectralLayer:
 
     def tables(self) -> SpectralTables:
         planes = unrotated = None
-        if self.planes is not None:
+        if len(self.planes):
             planes = self._plane_gram(self.b.transpose(0, 1))
         if len(self.unrotated):
             unrotated = gram_of(self.a_k.flatten(0, 1), self.centred)
-        partial = self.planes is not None and len(self.unrotated) > 0
+        partial = len(self.planes) > 0 and len(self.unrotated) > 0
         fixed = self.q_energy.sqrt() if self.attention.qk_norm == "head" else None
         return SpectralTables(
             gram_of(self.a_v.flatten(0, 1), self.inputs), planes, unrotated, 0.5 if partial else 1.0, fixed
@@ -91,7 +91,7 @@ class SpectralLayer:
         """[S]: E|k_h|^2 before the merge; of unrotated rows without what is the same for all keys."""
         k = self.k[sources]
         total = k.new_zeros(len(sources))
-        if self.planes is not None:
+        if len(self.planes):
             total += energy(k[:, self.planes.flatten()], self.inputs)
         if len(self.unrotated):
             total += energy(k[:, self.unrotated], self.centred)

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.header_check import check_tensors, unread_files
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import check_complete, configured, decoder_config
 from grouper.model.auto import auto_class, check_transformers
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import check_complete, configured, decoder_config
-from grouper.model.header_check import check_tensors, unread_files
 from grouper.model.loading import load, refusing_code
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def loading_of(checkpoint: Checkpoint, own_code: bool = False, config: dict | No
             for name, info in checkpoint.tensors.items()
             if tied.get(name) not in checkpoint.tensors
         }
-        found = type(empty).from_pretrained(
+        model_class: Any = type(empty)  # its types do not tell that it gives a pair when it is asked for more
+        found = model_class.from_pretrained(
             None, config=empty.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True,
             device_map={"": "meta"}, dtype=torch.float32, trust_remote_code=False,
         )[1]  # fmt: skip

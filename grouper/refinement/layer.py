@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch.func import functional_call
 
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.text import shuffled_passes
+from grouper.families.sites import Site
 from grouper.layout import LayerLayout
-from grouper.model.site import Site
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.courses import ByPart, Course, Drawn, turns_of
 from grouper.refinement.descent import Descent
@@ -49,17 +48,17 @@ class LayerWorker:
         first = step.sites[0]
         prefix, named = self.architecture.prefix(self.checkpoint, first.index), dict(self.regrouped.named_parameters())
         stored = (name.removeprefix(prefix) for name in self.checkpoint.tensors if name.startswith(prefix))
-        self.stored = {first.storage.class_name(name): name for name in stored}
+        self.stored = {first.family.class_name(name): name for name in stored}
         # T5's biases of positions are one layer's, and all layers add them
         kept = [name for name in self.stored if "relative_attention_bias" in name]
         for site in step.sites:
-            kept += [f"{site.storage.class_name(m)}." for m in self.architecture.projections(site.index)]
+            kept += [f"{site.family.class_name(m)}." for m in self.architecture.projections(site.index)]
         self.trainable = {n for n in self.stored if n in named and not n.startswith(tuple(kept))}
         self.shares_layer = len(step.sites) > 1
 
     def take_up(self, site: Site, layout: LayerLayout) -> "LayerWorker":
         """Select the attention to fit."""
-        self.site, self.layout, self.family = site, layout, site.storage.in_class
+        self.site, self.layout, self.family = site, layout, site.family.in_class
         attention = self.regrouped.get_submodule(self.family.attention)
         room = expanded_attention(self.architecture, attention, layout, self.device, torch.float32, site.index)
         self.regrouped.set_submodule(self.family.attention, room)
@@ -79,7 +78,7 @@ class LayerWorker:
 
     def set(self, done: MergedLayer) -> None:
         """Put these weights into the fitted copy. Names in `done` are those of checkpoints."""
-        self._put(done.attention, {self.site.storage.class_name(n): tensor for n, tensor in done.others.items()})
+        self._put(done.attention, {self.site.family.class_name(n): tensor for n, tensor in done.others.items()})
 
     def _put(self, attention: Attention, others: dict[str, Tensor]) -> None:
         for name, tensor in (self.tensors(attention.to(self.device)) | others).items():
@@ -111,7 +110,7 @@ class LayerWorker:
         if self.family.behind:  # a norm, which gets this stream
             hook = module.get_submodule(self.family.behind).register_forward_pre_hook(stop)
         else:
-            hook = module.get_submodule(self.family.adds or self.family.o).register_forward_hook(stop)
+            hook = module.get_submodule(self.family.adds or self.family.storage.o).register_forward_hook(stop)
         try:
             with suppress(Enough):
                 run_layer(module, stream, arguments)
@@ -175,7 +174,7 @@ class LayerWorker:
 
     # Fitting
 
-    def fit(self, start: Attention, every: Sequence[Sides], steps: int, tell: Progress = untold) -> MergedLayer:
+    def fit(self, start: Attention, every: Sequence[Sides], steps: int, tell: Progress = no_progress) -> MergedLayer:
         """Fit the attention in `steps` steps from `start`. Returns `start` if they do not help; on the device.
         every: examples of each length, with their targets set; steps alternate between them."""
         attention = start.to(self.device, torch.float32)
@@ -186,7 +185,7 @@ class LayerWorker:
         shared, others = self.trained(attention)
         untouched = {n: t.detach().clone() for n, t in others.items()}
         self.descend(attention, shared, others, every, steps, tell)
-        fitted = replace(attention, **{n: t.detach() for n, t in shared.items()})
+        fitted = attention.with_tensors({n: t.detach() for n, t in shared.items()})
         others = {n: t.detach() for n, t in others.items()}
         self._put(fitted, others)
         after = self.error(every)
@@ -227,7 +226,7 @@ class LayerWorker:
         forward = _Forward(self)
 
         def outputs(*given: Any) -> Tensor:
-            state = {**self.tensors(replace(attention, **shared)), **others}
+            state = {**self.tensors(attention.with_tensors(shared)), **others}
             with self.autocast():
                 return functional_call(forward, {f"module.{n}": t for n, t in state.items()}, given).float()
 

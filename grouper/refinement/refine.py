@@ -17,17 +17,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from grouper.attention import Merged
 from grouper.errors import GrouperError
+from grouper.families.sites import Site
 from grouper.layout import HeadLayout
-from grouper.model.site import Site
 from grouper.names import expected
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.descent import TOLD, WARM_UP
 from grouper.refinement.layer import MEASURED, LayerWorker
@@ -51,7 +53,7 @@ def refine_layers(
     *,
     device: str | None = None,
     folder: Path | None = None,
-    progress: Progress = untold,
+    progress: Progress = no_progress,
     ranks: Ranks = ALONE,
 ) -> LayerStore:
     """Refine attention by attention; one that training does not improve stays as merged. Returns the layers' weights.
@@ -75,7 +77,7 @@ def refine_layers(
             worker, advanced = LayerWorker(here[0].own, device, plan, ranks), False
             for site in place:
                 worker.take_up(site, layout.layers[site.index])
-                if ranks.first_does(lambda site=site: site.index in store):
+                if ranks.first_does(partial(store.__contains__, site.index)):
                     worker.set(store(site.index))
                     continue
 
@@ -90,7 +92,7 @@ def refine_layers(
                 if folder is None:
                     store.keep(site.index, done.on_cpu())
                 elif ranks.first:
-                    background(store.keep, site.index, done.on_cpu(for_a_while=True))
+                    background(store.keep, site.index, done.on_cpu(pinned=True))
                 del done  # a whole layer
             for sides in here:
                 if not advanced:
@@ -139,7 +141,7 @@ def estimate_seconds(
 
     def fit(steps: int) -> None:
         tell = lambda step, _steps, _note: told.__setitem__(step, time.perf_counter())  # noqa: E731
-        worker.fit(start, [here], steps, tell).on_cpu(for_a_while=True)
+        worker.fit(start, [here], steps, tell).on_cpu(pinned=True)
 
     with deterministic():
         fit(WARM_UP + 1)
@@ -175,13 +177,14 @@ def deterministic() -> Iterator[None]:
     """The same gradients every time, where an operation has such a form."""
     before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module whose one attribute is put there while it is imported
+    fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding mistakes: a twentieth of the time
+    settings.fill_uninitialized_memory = False  # for finding mistakes: a twentieth of the time
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such form
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        settings.fill_uninitialized_memory = fills
         torch.backends.cuda.enable_cudnn_sdp(cudnn)

@@ -34,6 +34,11 @@ class Batch:
         """[n, tokens] ids, where there is nothing else."""
         return self.inputs[IDS] if set(self.inputs) == {IDS} and self.labels is None else None
 
+    @property
+    def ids(self) -> Tensor:
+        """[n, tokens] of text."""
+        return self.inputs[IDS]
+
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 

@@ -7,19 +7,23 @@ part. Never save such a model: write layouts with `export`.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from grouper.attention import Attention, Merged, MergedLayer
+from grouper.checkpoint.checkpoint import Checkpoint, decoder_prefix
 from grouper.errors import GrouperError, as_one_line
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import decoder_config
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint, decoder_prefix
-from grouper.model.configuration import decoder_config
 from grouper.model.loading import load
 from grouper.running.layers import Layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class InMemoryModel(Layers):
@@ -29,7 +33,7 @@ class InMemoryModel(Layers):
         self.checkpoint = checkpoint.local()
         self.architecture = Architecture.of(checkpoint.config)
         self.device, self.dtype = device, dtype
-        options = in_double(checkpoint.config) if dtype == torch.float64 else {}
+        options: dict[str, Any] = in_double(checkpoint.config) if dtype == torch.float64 else {}
         options |= {"device_map": {"": device}} if "cuda" in device else {}
         with as_one_line(f"transformers cannot load {checkpoint.name}"):
             self.model, loading = load(
@@ -46,7 +50,7 @@ class InMemoryModel(Layers):
         yield self.layer(layer)
 
     @contextmanager
-    def installed(self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Merged) -> Iterator[nn.Module]:
+    def installed(self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Merged) -> Iterator["PreTrainedModel"]:
         """The transformers model, computing with these weights until the block ends.
 
         layout: of the whole model, or of some layers by their numbers. merged(layer): that layer's weights. Blocks may
@@ -94,7 +98,7 @@ def expanded_attention(
     architecture: Architecture,
     attention: nn.Module,
     layout: LayerLayout,
-    device,
+    device: str | torch.device,
     dtype: torch.dtype,
     layer: int = 0,
 ) -> nn.Module:
@@ -107,7 +111,7 @@ def expanded_attention(
     new = _shallow_copy(attention)
     outputs = a.query_heads * a.head_dim
     keys = layout.k.kv_heads * a.head_dim if f.qk_norm == "all" else outputs
-    rows = {f.q: 3 * outputs, f.o: None} if f.fused else {f.q: outputs, f.k: keys, f.v: outputs, f.o: None}
+    rows = {**f.storage.rows(outputs, keys, outputs), f.storage.o: None}
     for path, out_features in rows.items():
         *within, name = path.removeprefix(f"{f.attention}.").split(".")
         owner = new
@@ -129,8 +133,9 @@ def expanded_attention(
         empty = torch.empty(a.query_heads, device=device, dtype=dtype)
         new._parameters[name] = nn.Parameter(empty, requires_grad=False)
     if f.qk_norm == "all":
-        norm = attention.k_norm.norm if isinstance(attention.k_norm, _NormThenExpand) else attention.k_norm
-        new.q_norm = _emptied(attention.q_norm, device, dtype)
+        q_norm, k_norm = attention.get_submodule("q_norm"), attention.get_submodule("k_norm")
+        norm = k_norm.norm if isinstance(k_norm, _NormThenExpand) else k_norm
+        new.q_norm = _emptied(q_norm, device, dtype)
         new.k_norm = _NormThenExpand(_emptied(norm, device, dtype), layout, a.head_dim)
     return new
 
@@ -168,7 +173,7 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
     return new
 
 
-def _emptied(module: nn.Module, device, dtype: torch.dtype) -> nn.Module:
+def _emptied(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
     """The same kind of module with uninitialised parameters of its own."""
     new = _shallow_copy(module)
     for name, parameter in module._parameters.items():

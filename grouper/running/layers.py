@@ -1,14 +1,20 @@
 """Interface of a transformers model that is walked layer by layer, in memory or streamed from disk."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Layers(ABC):
@@ -17,7 +23,7 @@ class Layers(ABC):
 
     checkpoint: Checkpoint
     architecture: Architecture
-    model: nn.Module
+    model: PreTrainedModel
     prefix: str
     device: str
     dtype: torch.dtype
@@ -30,7 +36,7 @@ class Layers(ABC):
     def layer(self, layer: int) -> nn.Module:
         """The layer that this attention is in."""
         site = self.architecture.sites[layer]
-        return self.model.get_submodule(self.prefix + site.storage.in_class.layer.format(layer=site.layer).rstrip("."))
+        return self.model.get_submodule(self.prefix + site.family.in_class.layer.format(layer=site.layer).rstrip("."))
 
     @property
     def decoder(self) -> nn.Module:
@@ -39,17 +45,16 @@ class Layers(ABC):
 
     def query_projection(self, layer: int) -> nn.Module:
         """The module whose input is what enters q, k and v."""
-        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.q)
+        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.q)
 
     def key_projection(self, layer: int) -> nn.Module:
         """The module that gives k, among others where projections are fused."""
-        family = self.architecture.family_of(layer).in_class
-        return self.layer(layer).get_submodule(family.q if family.fused else family.k)
+        return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.k)
 
     @property
     def layers_begin(self) -> tuple[str, ...]:
         """Beginnings of the names of the layers' parameters in the class."""
-        names = sorted({site.storage.in_class.layer for site in self.architecture.sites})
+        names = sorted({site.family.in_class.layer for site in self.architecture.sites})
         return tuple(self.prefix + name.partition("{")[0] for name in names)
 
     def around(self) -> dict[str, nn.Parameter]:

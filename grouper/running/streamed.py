@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
+from grouper.checkpoint.checkpoint import Checkpoint, decoder_prefix
 from grouper.errors import as_one_line
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint, decoder_prefix
+from grouper.families.architecture import Architecture
 from grouper.model.loadable import quiet, without_weights
 from grouper.model.loading import refusing_code
 from grouper.model.one_layer import of_layer
@@ -39,7 +39,7 @@ class Skeleton(Layers):
     def layer_name(self, layer: int) -> str:
         """How the class names what is in the layer of this attention."""
         site = self.architecture.sites[layer]
-        return site.storage.in_class.layer.format(layer=site.layer)
+        return site.family.in_class.layer.format(layer=site.layer)
 
     def stored(self, layer: int) -> dict[str, str]:
         """The names in the checkpoint of the layer's tensors, by those that the class has within the layer."""
@@ -85,14 +85,14 @@ class Skeleton(Layers):
         config = of_layer(checkpoint.config, layer)
         if a.nested and isinstance(config.get("text_config"), dict):
             config["text_config"] = of_layer(config["text_config"], layer)
-        config = type(self.model.config).from_dict(config)
+        described = type(self.model.config).from_dict(config)
         with (
             quiet(),
             as_one_line(f"transformers cannot load layer {layer} of {checkpoint.name}"),
             refusing_code(checkpoint.name),
         ):
             return type(self.model).from_pretrained(
-                None, config=config, state_dict=state, dtype=self.dtype, trust_remote_code=False
+                None, config=described, state_dict=state, dtype=self.dtype, trust_remote_code=False
             )
 
     def fill_positions(self) -> None:

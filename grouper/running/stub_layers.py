@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from grouper.model.site import Place
+from grouper.families.sites import Place
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 
@@ -108,7 +108,7 @@ def _gives_tuples(model: Layers) -> bool:
 
 def embedded(model: Layers, tokens: int) -> Tensor:
     """Zeros in the place of embedded tokens [1, tokens, D]."""
-    width = model.model.get_input_embeddings().embedding_dim
+    width = cast(nn.Embedding, model.model.get_input_embeddings()).embedding_dim
     return torch.zeros(1, tokens, width, dtype=model.dtype, device=model.device)
 
 

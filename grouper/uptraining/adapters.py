@@ -1,11 +1,16 @@
 """LoRA by peft: low-rank adapters on every linear module are trained instead of the weights, and folded at the end."""
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from grouper.errors import GrouperError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
+
+def add_adapters(model: "PreTrainedModel", rank: int, seed: int) -> None:
     """On all linear modules that hold weights, the head aside. Raises GrouperError where peft is not installed."""
     import torch
 

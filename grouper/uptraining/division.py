@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from grouper.calibration.seen import SeenExamples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 from grouper.errors import GrouperError
@@ -72,9 +73,9 @@ def planned(options: UptrainOptions, text: TrainingText, device: str) -> Uptrain
 def refined_on(model: ExportedModel, source: TextSource, text: TrainingText) -> Tensor:
     """True for examples of the text that refinement has seen [n]. Refinement cuts chats into other windows, so if it
     has seen any of them, all count as seen."""
-    if model.seen is None:
+    seen = model.seen
+    if seen is None:
         return torch.zeros(len(text), dtype=torch.bool)
-    if text.batch.windows is None or source.chats() is None:
-        return model.seen.touches(text.batch)
-    as_text = text_of(model.original, source, model.seen.window)
-    return model.seen.touches(as_text).any().expand(len(text))
+    if isinstance(seen, SeenExamples) or text.batch.windows is None or source.chats() is None:
+        return seen.touches(text.batch)
+    return seen.touches(text_of(model.original, source, seen.window)).any().expand(len(text))

@@ -1,6 +1,6 @@
 """Losses of uptraining: the original's distribution, its hidden states, the right answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def _right_one(ours: Tensor, wanted: Tensor) -> Tensor:
     return cross_entropy(ours.float(), wanted, ignore_index=NOT_ASKED, reduction="none")
 
 
-def _in_parts(loss, ours: Tensor, wanted: Tensor) -> Tensor:
+def _in_parts(loss: Callable[[Tensor, Tensor], Tensor], ours: Tensor, wanted: Tensor) -> Tensor:
     """loss(ours [n, vocabulary], wanted [n, ...]) -> [n], few tokens at a time where a vocabulary is large: what is
     held for the backward pass is made again then."""
     flat, other = ours.flatten(0, 1), wanted.flatten(0, 1)

@@ -120,6 +120,13 @@ class UptrainPlan(UptrainOptions):
     step_tokens: int = 0
     losses: Losses = Losses()
 
+    @property
+    def highest_rate(self) -> float:
+        """`lr`, once it is known."""
+        if self.lr is None:
+            raise ValueError("the rate has not been found yet")
+        return self.lr
+
     def held_out_windows(self, windows: int) -> int:
         """Of a text of so many: its share, as far as all validations together take no more tokens than a third of what
         is trained on, but at least 4 if there are many."""
@@ -136,7 +143,7 @@ class UptrainPlan(UptrainOptions):
 
     def has_fallen(self, step: int) -> bool:
         """Whether the rate of this step is half of the highest or less, after the warm-up."""
-        return step >= round(self.warm_up * self.steps) and self.rate(step) <= self.lr / 2
+        return step >= round(self.warm_up * self.steps) and self.rate(step) <= self.highest_rate / 2
 
     def rate(self, step: int) -> float:
         """Of step 0, 1, ...: linear warm-up, then a cosine to nothing."""
@@ -144,5 +151,5 @@ class UptrainPlan(UptrainOptions):
 
         warm = max(1, round(self.warm_up * self.steps))
         if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * (1 + cos(pi * (step - warm) / max(1, self.steps - warm))) / 2
+            return self.highest_rate * (step + 1) / warm
+        return self.highest_rate * (1 + cos(pi * (step - warm) / max(1, self.steps - warm))) / 2

@@ -13,9 +13,10 @@ def whole(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def fill(tensor: Tensor, value: Tensor) -> Tensor:
     """Put a whole value into a tensor, which may be sharded."""
-    if hasattr(tensor, "device_mesh"):
+    mesh, placements = getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)
+    if mesh is not None:
         from torch.distributed.tensor import distribute_tensor
 
-        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+        value = distribute_tensor(value.to(tensor.device), mesh, placements)
     tensor.copy_(value)
     return tensor

@@ -1,14 +1,15 @@
 """One attention layer in training: the heads of a group read one K and one V head, which are parameters once."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from grouper.attention import PARTS, Attention, Projection
+from grouper.families.architecture import Architecture
 from grouper.layout import LayerLayout
-from grouper.model.architecture import Architecture
 from grouper.running.in_memory import expanded_attention, expanded_tensors
 
 
@@ -30,7 +31,7 @@ class SharedAttention(nn.Module):
         self.family = architecture.family_of(layer).in_class
         self.q, self.k, self.v = (holder_of(attention.projection(part)) for part in PARTS)
         self.o = holder(attention.o.flatten(1), attention.o_bias)
-        self.fixed = {"planes": attention.planes, "qk_norm": attention.qk_norm}
+        self.fixed = attention.planes, attention.qk_norm
         if attention.qk_norm == "all":  # a gain of each head; one of all heads is the module's own
             for gain in ("q_norm", "k_norm"):
                 self.register_parameter(gain, nn.Parameter(getattr(attention, gain).float().clone()))
@@ -57,12 +58,12 @@ class SharedAttention(nn.Module):
 
     def weights(self) -> Attention:
         """As they are now, in the layout's order; gradients flow."""
-        parts = {part: self.heads(part) for part in ("q", "k", "v", "o")}
-        biases = {f"{part}_bias": self.bias(part) for part in ("q", "k", "v", "o")}
-        gains = {n: p for n, p in self._parameters.items() if n in ("q_norm", "k_norm", "sinks")}
-        return Attention(**parts, **biases, **gains, **self.fixed)
+        q, k, v, o = (self.heads(part) for part in ("q", "k", "v", "o"))
+        q_bias, k_bias, v_bias, o_bias = (self.bias(part) for part in ("q", "k", "v", "o"))
+        q_norm, k_norm, sinks = (self._parameters.get(name) for name in ("q_norm", "k_norm", "sinks"))
+        return Attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, q_norm, k_norm, sinks, *self.fixed)
 
-    def forward(self, *inputs, **named):
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         tensors = expanded_tensors(self.architecture, self.weights(), self.layout, self.layer)
         state = {name.removeprefix(self.inside): tensor for name, tensor in tensors.items()}
         return functional_call(self.inner, state, inputs, named)
@@ -84,7 +85,7 @@ class SharedAttention(nn.Module):
         """Called when `step` steps were taken; methods that change more than weights do it here."""
         self.step = step
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         """What a layer asks of its attention beside calling it."""
         try:
             return super().__getattr__(name)
@@ -108,9 +109,9 @@ def holder(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return made
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """Its weight; with what its adapters add, where it has some."""
-    weight = module.weight
+def weight_of(module: Any) -> Tensor:
+    """The weight of a linear module; with what its adapters add, where peft has given it some."""
+    weight: Tensor = module.weight
     for adapter in getattr(module, "active_adapters", ()):
         weight = weight + module.get_delta_weight(adapter)
     return weight
@@ -118,5 +119,4 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def key_projection(attention: SharedAttention) -> nn.Module:
     """The module whose input is what enters k."""
-    family = attention.family
-    return attention.inner.get_submodule((family.q if family.fused else family.k).removeprefix(attention.inside))
+    return attention.inner.get_submodule(attention.family.storage.k.removeprefix(attention.inside))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,14 @@ class Student:
 
     def __init__(self, exported: ExportedModel, method: TrainingMethod, device: str, lora: int = 0, seed: int = 0):
         self.exported, self.loaded = exported, InMemoryModel(exported.base, device)
-        self.model: nn.Module = self.loaded.model
+        self.model = self.loaded.model
         self.architecture = self.loaded.architecture
         self.others: list[list[str]] = []  # for each layer, names within it of what else is trained
         for index, layout in enumerate(exported.layout.layers):
             block, done, path = self.loaded.layer(index), exported.layer(index), self._path(index)
             attention = method.attention(block.get_submodule(path), exported, index, done.attention, layout).to(device)
             block.set_submodule(path, attention)
-            parameters = {**dict(block.named_parameters()), **self._inside(block, path)}
+            parameters = self._parameters(index)
             called = self.architecture.family_of(index).class_name
             self.others.append([n for n in done.others if called(n) in parameters])
             for name in self.others[-1]:
@@ -48,10 +49,15 @@ class Student:
         """Of the attention, within its layer."""
         return self.architecture.family_of(layer).in_class.attention
 
-    @staticmethod
-    def _inside(block: nn.Module, path: str) -> dict[str, nn.Parameter]:
-        """Parameters of the original's attention module that stayed, by the names that they have in a checkpoint."""
-        return {f"{path}.{n}": p for n, p in block.get_submodule(path).inner.named_parameters()}
+    def _parameters(self, layer: int) -> dict[str, nn.Parameter]:
+        """Of the attention's layer, by name within it; those of the original's attention module that stayed, too."""
+        stayed = self.attention(layer).inner.named_parameters()
+        block, path = self.loaded.layer(layer), self._path(layer)
+        return {**dict(block.named_parameters()), **{f"{path}.{name}": parameter for name, parameter in stayed}}
+
+    def attention(self, layer: int) -> SharedAttention:
+        """Shared heads in the place of the class's attention."""
+        return cast(SharedAttention, self.loaded.layer(layer).get_submodule(self._path(layer)))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By names that stay the same from run to run."""
@@ -76,7 +82,7 @@ class Student:
 
     @property
     def attentions(self) -> list[SharedAttention]:
-        return [self.loaded.layer(i).get_submodule(self._path(i)) for i in range(self.architecture.layers)]
+        return [self.attention(layer) for layer in range(self.architecture.layers)]
 
     @property
     def layout(self) -> HeadLayout:
@@ -84,8 +90,7 @@ class Student:
         return replace(self.exported.layout, layers=tuple(a.layout for a in self.attentions))
 
     def _others(self, layer: int) -> dict[str, nn.Parameter]:
-        path, block = self._path(layer), self.loaded.layer(layer)
-        parameters = {**dict(block.named_parameters()), **self._inside(block, path)}
+        parameters = self._parameters(layer)
         called = self.architecture.family_of(layer).class_name
         return {name: parameters[called(name)] for name in self.others[layer]}
 

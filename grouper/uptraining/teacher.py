@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import decoder_config, setting
-from grouper.model.site import Place
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import decoder_config, setting
+from grouper.families.sites import Place
 from grouper.running.answers import answered, logits_of, pooled
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
@@ -118,7 +118,7 @@ def streams_behind(model: Layers, wanted: bool = True) -> Iterator[list[Tensor]]
     """Collect the residual streams after the layers [n, tokens, D] during a pass in this block."""
     streams: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: tuple, output) -> None:
+    def keep(_module: nn.Module, _inputs: tuple, output: Any) -> None:
         streams.append(output[0] if isinstance(output, tuple) else output)
 
     places = model.architecture.places if wanted else ()
@@ -162,7 +162,8 @@ def check_teacher(teacher: Checkpoint, base: Checkpoint) -> None:
             f"{teacher.name} knows {known[0]:,} tokens, the exported model {known[1]:,}: a teacher needs the same "
             "vocabulary"
         )
-    files = [c.source.path(TOKENIZER) for c in (teacher, base) if TOKENIZER in c.source.files()]
+    sources = [c.source for c in (teacher, base) if TOKENIZER in c.source.files()]
+    files = [file for file in (source.path(TOKENIZER) for source in sources) if file is not None]
     if len(files) == 2 and _words(files[0]) != _words(files[1]):
         raise GrouperError(f"{teacher.name} has another tokenizer than the exported model: a teacher needs the same")
 

@@ -1,6 +1,7 @@
 """Training text: examples, and which of their answers count."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,10 +10,10 @@ from grouper.calibration.documents import check_template
 from grouper.calibration.reading import MOST_FILES, read_examples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, load_tokenizer, spread, text_of
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
 from grouper.running.answers import asked_of
 from grouper.running.batch import IDS, Batch
 
@@ -113,7 +114,7 @@ def places_of(checkpoint: Checkpoint, batch: Batch) -> int:
     return batch.inputs[IDS].shape[1] if by_token else 2 if auto == "AutoModelForQuestionAnswering" else 1
 
 
-def of_chat(tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]]:
+def of_chat(tokenizer: Any, messages: list[dict]) -> tuple[list[int], list[bool]]:
     """(ids, whether each is of an answer): what the template adds for an assistant's message beyond the prompt for it.
     Where a template writes earlier messages otherwise once there are later ones, all tokens count."""
     text = tokenizer.apply_chat_template(messages, tokenize=False)

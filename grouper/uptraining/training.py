@@ -6,13 +6,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from grouper.calibration.text import shuffled_passes
 from grouper.errors import GrouperError
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import Ranks
 from grouper.running.answers import answered, targets_of
 from grouper.running.batch import Batch
@@ -27,6 +28,11 @@ from grouper.uptraining.teacher import Answers, Teacher, masks_of, streams_behin
 from grouper.uptraining.text import TrainingText
 from grouper.uptraining.validation import Score, score_of
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from grouper.uptraining.distributed import Sharding
+
 LOOKED_AT = 10  # steps between two losses that are read back and logged
 SAVING = 0.1  # share of the time that saving may take
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,7 +45,7 @@ class Training:
 
     def __init__(
         self,
-        accelerator,
+        accelerator: "Accelerator | Sharding",
         student: Student,
         teacher: Teacher | None,
         texts: tuple[TrainingText, TrainingText],
@@ -57,6 +63,8 @@ class Training:
             parameters, lr=plan.lr or FIRST[plan.train], betas=(0.9, 0.95), weight_decay=plan.weight_decay,
             fused=accelerator.device.type == "cuda",
         )  # fmt: skip
+        self.model: Any  # the student's, or accelerate's wrapper of it
+        self.optimizer: Any
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
         self.parameters = [p for _, p in student.trained()]  # as they are now: sharding makes others of them
         self.attentions = student.attentions
@@ -96,7 +104,7 @@ class Training:
 
     # Steps
 
-    def run(self, tell: Progress = untold) -> Score:
+    def run(self, tell: Progress = no_progress) -> Score:
         """Train to the end, or until validations get no better; leaves the best weights in the student. Returns the
         score of these."""
         self.resume()
@@ -187,8 +195,10 @@ class Training:
         hidden = self.losses.hidden > 0 and self.teacher is not None
         ours = self.answers_of(some.batch, hidden)
         theirs = self.teacher.answers(some.batch, hidden, self.device) if self.teacher else None
-        streams = zip(ours.hidden, theirs.hidden, masks_of(self.student.loaded, some.batch)) if hidden else ()
-        apart = distance(list(streams), some.batch.windows is not None)
+        streams = []
+        if hidden and theirs is not None:
+            streams = list(zip(ours.hidden, theirs.hidden, masks_of(self.student.loaded, some.batch)))
+        apart = distance(streams, some.batch.windows is not None)
         right = None if right is None else right.to(self.device)
         losses = losses_of(ours.logits, theirs and theirs.logits, right, self.losses, apart)
         return losses * some.weights.to(self.device)
@@ -305,7 +315,7 @@ class Training:
         self.best.put_back(self.student, self.parameters)
         return self.score()
 
-    def log(self, step: int, **facts: object) -> None:
+    def log(self, step: int, **facts: Any) -> None:
         if self.ranks.first:
             self.saved.note(step=step, tokens=step * self.plan.step_tokens, **facts)
         flat = {k: v for k, v in facts.items() if isinstance(v, int | float)}
@@ -322,7 +332,7 @@ def micro_windows(student: Student, plan: UptrainPlan, ranks: Ranks, device: tor
         return min(mine, max(1, 1024 // plan.window))
     a = student.architecture
     head = student.model.get_output_embeddings()
-    classes = 0 if head is None else head.weight.shape[0]
+    classes = 0 if head is None else head.get_parameter("weight").shape[0]
     per_token = 20 * classes + a.layers * a.hidden_size * (8 if plan.checkpointing else 80)
     free = torch.cuda.mem_get_info(device)[0] / 3
     return max(1, min(mine, int(free / per_token / plan.window)))

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from grouper.calibration.source import TextSource
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
 from grouper.layout import HeadLayout
 from grouper.machine import Machine
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
 from grouper.originals import remember
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, work_key
@@ -21,9 +21,9 @@ from grouper.progress import Progress
 from grouper.ranks import Ranks, locked_by_first
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
+from grouper.uptraining.distributed import accelerator_for, sharded
 from grouper.uptraining.division import Division, divisions
 from grouper.uptraining.exported import ExportedModel
-from grouper.uptraining.launched import accelerator_for, sharded
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.needs import TRAINED, WEIGHT, check_memory
 from grouper.uptraining.options import UptrainOptions, UptrainPlan
@@ -70,9 +70,10 @@ def uptrain_model(
     check_assignments(options.set, METHODS)
     method = METHODS.configured(options.set).named(options.method)
     method.check(model)
-    options = replace(options, losses=options.losses or method.losses)
+    losses = options.losses or method.losses
+    options = replace(options, losses=losses)
     check_memory(model.folder, options, machine.device, ranks.size if sharded() else 1)
-    taught_by = teacher_of(model, teacher) if options.losses.needs_teacher else None
+    taught_by = teacher_of(model, teacher) if losses.needs_teacher else None
     work = Path(f"{str(output).rstrip('/')}.uptrain")
     text, saved = as_begun(model, taught_by, source, options, machine.device, work)
     plan = text.plan

@@ -57,26 +57,28 @@ def score_of(
         for name, (values, counted) in _measured(ours, theirs, some).items():
             weights = counted.to(device) * own[:, None].to(device)
             added = torch.stack([(values * weights).double().sum(), weights.double().sum()]).cpu()
-            sums[name] = sums.get(name, 0) + added
+            sums[name] = sums[name] + added if name in sums else added
     names = sorted(sums)
-    total = sum(ranks.gather(torch.stack([sums[name] for name in names])))
+    first, *others = ranks.gather(torch.stack([sums[name] for name in names]))
+    total = sum(others, first)
     return Score(**{name: (value / count).item() for name, (value, count) in zip(names, total)})
 
 
 def _measured(ours: Answers, theirs: Answers | None, some: TrainingText) -> dict[str, tuple[Tensor, Tensor]]:
     """Values and which of them count, [n, places] each."""
-    if ours.logits is None:
-        each = cosine_similarity(ours.vectors.float(), theirs.vectors.float(), dim=-1)[:, None]
-        return {"cosine": (each, torch.ones_like(each))}
-    found, right = {}, targets_of(some.batch)
-    known = None if right is None else some.weights * (right != NOT_ASKED)
-    if known is not None:
-        found["nll"] = _nll(ours.logits, right), known
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    right, wanted, vectors = targets_of(some.batch), None, None
     if theirs is not None:
-        same = ours.logits.argmax(-1) == theirs.logits.argmax(-1)
-        found |= {"kl": (kl_divergence(ours.logits, theirs.logits), some.weights), "agreement": (same, some.weights)}
-        if known is not None:
-            found["teacher_nll"] = _nll(theirs.logits, right), known
+        wanted, vectors = theirs.logits, theirs.vectors
+    if ours.vectors is not None and vectors is not None:
+        each = cosine_similarity(ours.vectors.float(), vectors.float(), dim=-1)[:, None]
+        found["cosine"] = each, torch.ones_like(each)
+    if ours.logits is not None and wanted is not None:
+        found["kl"] = kl_divergence(ours.logits, wanted), some.weights
+        found["agreement"] = ours.logits.argmax(-1) == wanted.argmax(-1), some.weights
+    for name, logits in (("nll", ours.logits), ("teacher_nll", wanted)):
+        if logits is not None and right is not None:
+            found[name] = _nll(logits, right), some.weights * (right != NOT_ASKED)
     return found
 
 

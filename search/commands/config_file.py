@@ -4,12 +4,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grouper.errors import GrouperError
-from grouper.parsing import shown
+from grouper.parsing import shown, yaml_value
 
-LARGEST, DEEPEST = 2**16, 20  # bytes; lists and mappings within one another
+LARGEST = 2**16  # bytes
+YAML = "expected YAML with the command's options"
 EXPECTED = "expected a word, a number, true or false, or a list of these"
 
 
@@ -19,15 +18,12 @@ def read_options(path: Path, command: str, known: Collection[str], several: Coll
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise GrouperError(f"{path} is larger than {LARGEST >> 10} KiB: expected YAML with the command's options")
         text = content.decode("utf-8")
-        _check_depth(path, text)
-        options = yaml.safe_load(text) or {}
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise GrouperError(
-            f"cannot read {path} ({type(error).__name__}): expected YAML with the command's options"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise GrouperError(f"cannot read {path} ({type(error).__name__}): {YAML}") from error
+    if len(content) > LARGEST:
+        raise GrouperError(f"{path} is larger than {LARGEST >> 10} KiB: {YAML}")
+    options = yaml_value(text, str(path)) or {}
     if not isinstance(options, dict):
         raise GrouperError(f"{path} holds no options: expected lines like `seed: 1`")
     found = {}
@@ -40,15 +36,6 @@ def read_options(path: Path, command: str, known: Collection[str], several: Coll
                 raise GrouperError(f"{path} has {option}: {shown(value)}: {EXPECTED}")
         found[name] = ",".join(map(str, value)) if isinstance(value, list) and name not in several else value
     return found
-
-
-def _check_depth(path: Path, text: str) -> None:
-    """Raise GrouperError for lists and mappings within one another, beyond any use, before they are built."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise GrouperError(f"{path} has more than {DEEPEST} lists or mappings within one another: {EXPECTED}")
 
 
 def is_huge(value: object) -> bool:

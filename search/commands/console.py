@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Iterable
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
 from grouper.names import printable
@@ -16,13 +17,24 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
     import pandas as pd
 
     from grouper.export import Exported
-    from grouper.model.inspection import Inspection
+    from grouper.families.inspection import Inspection
     from search.runs.comparison import Compared
     from search.runs.pareto import ParetoFront
 
-_console = partial(Console, highlight=False, markup=False, emoji=False)  # names are text
-OUT = _console()
-ERR = _console(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")))
+
+class Terminal(Console):
+    """A console to which names are text: no mark-up, and control characters as escapes, wherever they come from."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+OUT = Terminal()
+ERR = Terminal(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")))
 SHOWN = 16  # rows of the closing table
 WIDE = 110  # characters of a line that holds all columns
 LEFT = ("method", "merge", "class")  # headings of words
@@ -119,7 +131,7 @@ def comparison_table(compared: list[Compared]) -> None:
 
 def wide() -> Console:
     """stdout, lines as long as they are where nobody looks at them in a terminal."""
-    return OUT if OUT.is_terminal else _console(width=200)
+    return OUT if OUT.is_terminal else Terminal(width=200)
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:

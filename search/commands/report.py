@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 from grouper.errors import GrouperError
+from grouper.names import printable
 from grouper.option_fields import Option
 from search.commands.options import Run, command
 from search.commands.saying import tell
 
 
-@command("report", first="output format layout dark similar")
+@command("report", first="output format layout dark similar beside")
 def run(
     run: Run,
     output: Annotated[
@@ -22,37 +23,49 @@ def run(
     layout: Annotated[int | None, Option("Layout that pictures show; an export's at half.")] = None,
     dark: Annotated[bool, Option("Pictures on a dark ground.")] = False,
     similar: Annotated[bool, Option("Compare heads, for which the model's weights are read.")] = True,
+    beside: Annotated[Path | None, Option("A second run, whose layouts the page shows as well.", metavar="RUN")] = None,
     overwrite: Annotated[bool, Option("An earlier report is replaced anyway.")] = False,
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
     from search.commands.bars import bar
     from search.report import write_pictures, write_report
-    from search.report.facts import facts_of
+    from search.report.facts import common_to, facts_of
     from search.report.page import check_page
     from search.report.pictures import check_pictures, parsed_formats
     from search.runs.folder import RunFolder
     from search.runs.picking import representative
 
+    check_options(format, layout, dark, beside)
     folder = RunFolder.open(run)
     output = output or run / ("pictures" if format else "report.html")
     formats = parsed_formats(format) if format else ()
-    if not formats and (layout is not None or dark):
-        raise GrouperError("--layout and --dark are for pictures: give --format, too")
-    if layout is not None:
-        folder.layout(layout)
     if formats:
         check_pictures(output, formats, dark, folder.settings.model_folder)
     else:
         check_page(output, folder.settings.model_folder)
+    if layout is not None:
+        folder.layout(layout)
+    folders = [folder, *([RunFolder.open(beside)] if beside else [])]
+    if beside:
+        common_to(folders)
     with bar("comparing heads", says_how_long=True) as progress:
-        facts = facts_of(folder, similar, progress)
-    if facts.missing:
-        tell(facts.missing)
+        found = [facts_of(one, similar, progress) for one in folders]
+    for facts in found:
+        if facts.missing:
+            tell(facts.missing)
     if formats:
-        shown = int(representative(facts.front)["layout"]) if layout is None else layout
-        written = write_pictures(facts, output, formats, shown, dark)
+        shown = int(representative(found[0].front)["layout"]) if layout is None else layout
+        written = write_pictures(found[0], output, formats, shown, dark)
     else:
-        write_report(facts, output)
+        write_report(found[0], output, *found[1:])
         written = [output]
     for path in written:
-        print(path)
+        print(printable(str(path)))
+
+
+def check_options(format: str | None, layout: int | None, dark: bool, beside: Path | None) -> None:
+    """Raise GrouperError for options of the page with pictures, or of pictures with the page."""
+    if not format and (layout is not None or dark):
+        raise GrouperError("--layout and --dark are for pictures: give --format, too")
+    if format and beside:
+        raise GrouperError("--beside is for the page: drop it, or --format")

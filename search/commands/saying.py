@@ -31,7 +31,7 @@ def print_front(front: "ParetoFront", as_json: bool, folder: Path) -> None:
     if as_json:
         print(front.front().to_json(orient="records"))
     else:
-        print(folder / "pareto.csv")
+        print(printable(str(folder / "pareto.csv")))
 
 
 def typed_command() -> str:

@@ -14,18 +14,18 @@ from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.tasks import TaskOptions
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.machine import Machine
 from grouper.merging import MERGES, Merge, merge_for
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.progress import Progress
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
-from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.scratch import ScratchFolder
@@ -40,8 +40,10 @@ from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
 from search.runs.picture import draw
 from search.runs.record import REFINED, Measuring
+from search.runs.samples import note_sample
 
 Errors = list[tuple[float, float]]
+Measured = tuple[dict[str, float], Errors, dict[str, str]]
 Texts = Mapping[str, TextSource]  # by the names that columns get; one alone needs none, and is called ""
 
 
@@ -156,7 +158,7 @@ def fill_in(
     if todo and not ranks.alone and regrouper.calibration:
         regrouper.kept_moments(progress)  # which all ranks collect together
 
-    def measure(index: int) -> tuple[dict[str, float], Errors]:
+    def measure(index: int) -> Measured:
         row = front.table.loc[index]
         layout = folder.layout_of(row)
         return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine)
@@ -165,7 +167,7 @@ def fill_in(
         one_each = todo[begin : begin + ranks.size]
         mine = [measure(index) for index in ranks.share(one_each)]
         found = [one for of_rank in ranks.gather(mine) for one in of_rank]
-        for done, (index, (values, errors)) in enumerate(zip(one_each, found), begin + 1):
+        for done, (index, (values, errors, sample)) in enumerate(zip(one_each, found), begin + 1):
             number = front.table.loc[index, "layout"]
             if not math.isfinite(values.get("nll", 0.0)):
                 raise GrouperError(
@@ -175,6 +177,8 @@ def fill_in(
             row = front.table.loc[index]
             if errors and ranks.first:
                 folder.note_refined(int(number), row["merge"], errors)
+            if sample and ranks.first:
+                note_sample(folder.path, int(number), row["merge"], **sample)
             what = f"layout {number}, {row['method']}, {row['kv_ratio']:.0%}"
             progress(done, len(todo), f"{what}: {told(row)}" if meter.texts else what)
         front.mark()
@@ -187,18 +191,16 @@ def told(row: pd.Series) -> str:
     return f"{row[column]:.4f} {called(column)}"
 
 
-def measured(
-    meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefinePlan | None
-) -> tuple[dict[str, float], Errors]:
-    """By column, of the model as it came, or under this layout, merged and perhaps refined; and layers' errors before
-    and after refinement."""
+def measured(meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefinePlan | None) -> Measured:
+    """Values by column, of the model as it came, or under this layout, merged and perhaps refined; layers' errors
+    before and after refinement; a sample of text, where there is one."""
     if original:
-        return meter.of_original(), []
+        return meter.of_original(), [], meter.sample()
     regrouper = meter.regrouper
     with ScratchFolder() as folder:
         if refine:
             refined = regrouper.refined(layout, merge, refine, folder)
             errors = [refined.errors(layer) for layer in range(len(layout.layers))]
-            return meter.of_layout(layout, refined), errors
+            return meter.of_layout(layout, refined), errors, meter.sample((layout, refined))
         merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
-        return meter.of_layout(layout, merged), []
+        return meter.of_layout(layout, merged), [], meter.sample((layout, merged))

@@ -1,8 +1,9 @@
 """Measure layouts of one model: on texts, how near they are to the original; by tasks, scores."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,16 +11,18 @@ from torch import Tensor
 
 from grouper.attention import Merged
 from grouper.calibration.text import load_tokenizer
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Columns, Original, closeness_of, mean_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.layout import HeadLayout
-from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers
 from search.options import COMPUTING
 from search.runs.columns import COMPARED
+
+PROMPT, ADDED = 32, 48  # tokens of a sample that are given, and that the model adds
 
 
 class Meter:
@@ -60,6 +63,25 @@ class Meter:
         found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
 
+    @cached_property
+    def prompt(self) -> Tensor | None:
+        """Ids [T] of a text's beginning, for a decoder in memory that can go on with it; None for others."""
+        a, model = self.regrouper.architecture, self.regrouper.model
+        windows = Batch.of(next(iter(self.texts.values()))).windows if self.texts else None
+        if windows is None or a.family.reads != "windows" or not isinstance(model, InMemoryModel):
+            return None
+        prompt, decoder = windows[0, :PROMPT], cast(Any, model.model)  # [T]
+        return prompt if a.context >= len(prompt) + ADDED and decoder.can_generate() else None
+
+    def sample(self, regrouped: tuple[HeadLayout, Merged] | None = None) -> dict[str, str]:
+        """The prompt and the text that the model adds to it, the original unless regrouped; {} without a prompt."""
+        if self.prompt is None:
+            return {}
+        model = in_memory(self.regrouper.model)
+        with model.installed(*regrouped) if regrouped else nullcontext(model.model) as installed:
+            text = continuation(installed, self.tokenizer, self.prompt)
+        return {"prompt": self.tokenizer.decode(self.prompt), "text": text}
+
     def _of_tasks(self, regrouped: tuple[HeadLayout, Merged] | None) -> Columns:
         if self.tasks is None:
             return {}
@@ -68,6 +90,17 @@ class Meter:
             return self.tasks.scores(model.model, self.tokenizer)
         with model.installed(*regrouped) as installed:
             return self.tasks.scores(installed, self.tokenizer)
+
+
+def continuation(model: Any, tokenizer: Any, prompt: Tensor, tokens: int = ADDED) -> str:
+    """The text that a decoder of transformers adds to a prompt by greedy decoding. prompt: ids, [T]."""
+    given = prompt[None].to(model.device)
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
+    with torch.inference_mode():
+        found = model.generate(
+            given, attention_mask=torch.ones_like(given), pad_token_id=0, **options
+        )  # [1, T + tokens]
+    return tokenizer.decode(found[0, len(prompt) :])
 
 
 def in_memory(model: Layers) -> InMemoryModel:

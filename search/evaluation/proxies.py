@@ -14,10 +14,10 @@ from scipy.stats import kendalltau, spearmanr
 
 from fitness import FITNESSES, Fitness, LayerFitness
 from grouper.attention import Attention
+from grouper.compress import Regrouper
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import write_file
 from grouper.registry import Registry
-from grouper.regroup import Regrouper
 from grouper.schema import Row, damage_said, read_rows
 from search.methods.registry import ORIGINAL
 from search.runs.folder import RunFolder

@@ -5,27 +5,29 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fitness.similarity import Similarity, key_similarity, value_similarity
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export.formats import FORMATS
+from grouper.families.architecture import Architecture
 from grouper.kv_cache import USABLE, bytes_of
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.names import printable
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.registry import ORIGINAL, baselines
 from search.report.positions import losses_by_position
-from search.runs.columns import TRADED
+from search.runs.columns import SE, TRADED, error_of
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
 from search.runs.picking import representative
-from search.runs.record import refining_options
+from search.runs.record import compared_by, refining_options
+from search.runs.samples import read_samples
 
 DIGITS = 5  # of numbers in a report
 
@@ -63,7 +65,7 @@ class Facts:
         return self.folder.layout(number)
 
 
-def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untold) -> Facts:
+def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = no_progress) -> Facts:
     """Read a run. similar: compare heads, for which the model is read. Raises GrouperError where there is no run."""
     front = folder.front()
     first = folder.layout(int(front.table["layout"].iloc[0]))
@@ -113,13 +115,41 @@ def similarities(checkpoint: Checkpoint, a: Architecture, progress: Progress) ->
     return found
 
 
-def to_data(facts: Facts) -> dict[str, Any]:
-    """For the page's scripts. Groups are a character a query head (from "0" on), maps a byte a pair of heads."""
+def titles_of(facts: Facts, beside: Facts | None) -> str:
+    """Names of the models."""
+    return " and ".join(dict.fromkeys(one.title for one in (facts, beside) if one))
+
+
+def data_of(facts: Facts, beside: Facts | None = None) -> dict[str, Any]:
+    """Data of one run for the page's scripts, or of two, whose names then differ. Raises GrouperError where two have
+    nothing to be compared by."""
+    if beside is None:
+        return to_data(facts)
+    folders = [facts.folder, beside.folder]
+    names = [Path(os.path.abspath(folder.path)).name for folder in folders]
+    names = names if names[0] != names[1] else [str(folder.path) for folder in folders]
+    comparable = common_to(folders)
+    first, second = (to_data(one, printable(name)) for one, name in zip((facts, beside), names))
+    return {**first, "comparable": comparable, "beside": second}
+
+
+def common_to(folders: list[RunFolder]) -> list[str]:
+    """Columns that two runs can be compared by on one page. Raises GrouperError where there are none."""
+    if len({folder.path.resolve() for folder in folders}) < len(folders):
+        raise GrouperError(f"{folders[0].path} is the run itself: give another one to show beside it")
+    if len({folder.front().size for folder in folders}) > 1:
+        raise GrouperError("one of these runs grouped an encoder and one did not: their sizes cannot be compared")
+    return compared_by(folders)
+
+
+def to_data(facts: Facts, name: str = "") -> dict[str, Any]:
+    """Data of a run for the page's scripts. Groups are a character a query head (from "0" on), maps a byte a pair of
+    heads. name: the run's, where there are two."""
     settings, first = facts.folder.settings, facts.layout(int(facts.front.table["layout"].iloc[0]))
     table = facts.front.table.assign(over=facts.front.over).reset_index(drop=True)
     numbers = table["layout"].unique().tolist()
     return {
-        "model": facts.title, "run": printable(os.path.abspath(facts.folder.path)),
+        "name": name, "model": facts.title, "run": printable(os.path.abspath(facts.folder.path)),
         "command": printable(settings.command or ""),
         "fitness": settings.options.fitness, "text": printable(settings.options.text or settings.options.dataset or ""),
         "refining": [printable(word) for word in refining_options(facts.folder)], "merge": facts.front.own_merge,
@@ -130,6 +160,7 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "size": facts.front.size, "traded": TRADED[facts.front.size], "unit": facts.unit,
         "names": [printable(name) for name in facts.names],
         "original": ORIGINAL, "baselines": list(baselines()), "first": int(representative(ParetoFront(table)).name),
+        "errors": errors_of(list(table.columns)), "samples": read_samples(facts.folder.path),
         "columns": list(table.columns), "rows": [[plain(v) for v in row] for row in table.itertuples(index=False)],
         "layouts": {number: groups_of(facts.layout(number)) for number in numbers},
         "positions": [[plain_series(one) for one in row] for row in losses_by_position(facts.front)],
@@ -137,6 +168,12 @@ def to_data(facts: Facts) -> dict[str, Any]:
         "progress": [columns_of(one) for one in facts.progress], "refined": columns_of(facts.refined),
         "similarity": [{kind: maps_of(one) for kind, one in kinds.items()} for kinds in facts.similarity],
     }  # fmt: skip
+
+
+def errors_of(columns: list[str]) -> dict[str, str]:
+    """The columns that hold standard errors, by what they are of. That of nats is of the difference to the original."""
+    found = {column: error_of(column) for column in columns if not SE.search(column) and error_of(column) in columns}
+    return {"over" if column == "nll" else column: error for column, error in found.items()}
 
 
 def groups_of(layout: HeadLayout) -> dict[str, list[str] | None]:

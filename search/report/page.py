@@ -13,30 +13,35 @@ from string import Template
 
 from grouper.errors import GrouperError
 from grouper.outputs import bears, locked, refuse_foreign, refuse_inside, write_text
-from search.report.facts import Facts, to_data
+from search.report.facts import Facts, data_of, titles_of
 
 SCRIPTS = (
     "start.js",
+    "words.js",
     "colours.js",
+    "axis.js",
     "front.js",
     "layout.js",
+    "heads.js",
     "layers.js",
     "positions.js",
+    "samples.js",
     "cache.js",
     "table.js",
     "page.js",
 )
 
 
-def write_report(facts: Facts, path: Path) -> None:
-    """Raises GrouperError where plotly is not installed."""
+def write_report(facts: Facts, path: Path, beside: Facts | None = None) -> None:
+    """Write the page of a run, with another run's layouts beside its own. Raises GrouperError where plotly is not
+    installed, or where the runs have nothing in common to be compared by."""
     parts = files("search.report") / "page"
     scripts = "\n".join((parts / name).read_text(encoding="utf-8") for name in SCRIPTS)
     page = Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(f"{facts.title}: fewer KV heads"),
+        title=html.escape(f"{titles_of(facts, beside)}: fewer KV heads"),
         style=(parts / "page.css").read_text(encoding="utf-8"),
         library=packed(plotting_library()),
-        data=packed(json.dumps(to_data(facts), allow_nan=False)),
+        data=packed(json.dumps(data_of(facts, beside), allow_nan=False)),
         scripts=scripts,
     )
     with locked(path):

@@ -19,7 +19,7 @@ from grouper.errors import GrouperError
 from grouper.names import expected
 from grouper.outputs import locked, refuse_foreign, refuse_inside, temporary_folder
 from search.report.facts import Facts
-from search.runs.picture import COLOURS, front_picture, is_picture, save
+from search.runs.picture import COLOURS, front_picture, is_picture, legend, save
 
 FORMATS = ("png", "svg", "pdf")
 STYLE: dict[Any, Any] = {"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 9}
@@ -87,7 +87,7 @@ def heads(facts: Facts, layout: int) -> Figure:
 
 
 def similarity(facts: Facts, layout: int) -> Figure | None:
-    """The middle layer's heads, as they stand and aligned, in the order of the layout's groups."""
+    """The middle layer's heads, as they are and aligned, in the order of the layout's groups."""
     if not facts.similarity:
         return None
     layer = len(facts.similarity) // 2
@@ -97,7 +97,7 @@ def similarity(facts: Facts, layout: int) -> Figure | None:
         order = [source for sources in grouping.sources for source in sources]
         shown = getattr(facts.similarity[layer][kind], when)[order][:, order]
         image = axes[column].imshow(shown, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-        axes[column].set_title(f"{kind.upper()}, {'as they stand' if when == 'before' else 'aligned'}")
+        axes[column].set_title(f"{kind.upper()}, {'as they are' if when == 'before' else 'aligned'}")
         axes[column].set(xticks=[], yticks=[])
     figure.colorbar(image, ax=axes, shrink=0.8, label=f"cosine, {facts.unit} {layer}")
     return figure
@@ -133,7 +133,9 @@ def progress(facts: Facts, layout: int) -> Figure | None:
             rows = table[table["method"] == method]
             label = method if table is facts.progress[0] else None
             axes.plot(rows["scored"], rows["error"] / rows["error"].iloc[:1].sum(), color=colour, lw=0.8, label=label)
-    axes.set(xlabel=f"groupings scored, {facts.unit} by {facts.unit}", ylabel="least errors, of the first generation's")
+    axes.set(
+        xlabel=f"groupings scored, {facts.unit} by {facts.unit}", ylabel="best error, relative to the first generation"
+    )
     return tidy(figure, axes)
 
 
@@ -145,14 +147,14 @@ def refinement(facts: Facts, layout: int) -> Figure | None:
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     for offset, (column, label) in enumerate({"before": "merged", "after": "refined"}.items()):
         axes.bar(rows["layer"] + 0.4 * offset - 0.2, rows[column], 0.4, label=label, color=COLOURS[offset])
-    axes.set(xlabel=facts.unit, ylabel=f"error of what leaves the {facts.unit}")
+    axes.set(xlabel=facts.unit, ylabel=f"error of the {facts.unit}'s output")
     return tidy(figure, axes)
 
 
 def tidy(figure: Figure, axes: Axes) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes, fontsize=8)
     return figure
 
 

@@ -1,6 +1,7 @@
 """`grouper compare`: several runs side by side, what each gives for the cache it takes."""
 
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from grouper.errors import GrouperError
 from grouper.outputs import locked, refuse_foreign, refuse_inside
 from search.methods.registry import baselines
 from search.runs.folder import RunFolder
-from search.runs.record import noted
+from search.runs.record import compared_by
 
 RATIOS = (0.5, 0.25, 0.125)
 LOSSES = (0.02, 0.05, 0.2)  # nats over the original, for the cache that is saved at equal loss
@@ -40,30 +41,10 @@ def compare(runs: list[str | Path]) -> tuple[list[Compared], dict[str, pd.DataFr
     if len(runs) < 2 or len({str(Path(r).resolve()) for r in runs}) < len(runs):
         raise GrouperError("give at least two runs, each once")
     folders = {str(run): RunFolder.open(Path(run)) for run in runs}
-    column = _column(folders)
+    column = compared_by(list(folders.values()))[0]
     points = {name: _points(folder, column) for name, folder in folders.items()}
     largest = max(float(p["value"].max()) for p in points.values())
     return [_compared(name, folders[name], points[name], column, largest) for name in folders], points
-
-
-def _column(folders: dict[str, RunFolder]) -> str:
-    one_model = len({folder.settings.fingerprint for folder in folders.values()}) == 1
-    texts, measured = set(), []
-    for folder in folders.values():
-        made = noted(folder)
-        # Other models have other tokens of the same text: there its name has to do.
-        texts.add(str(made.get("digest" if one_model else "text")))
-        measured.append(folder.front().over.notna().sum() > 1)
-    if all(measured) and len(texts) == 1:
-        return "over"
-    alike = {(f.settings.fingerprint, f.settings.options.fitness, f.settings.options.sensitivity)
-             for f in folders.values()}  # fmt: skip
-    if len(alike) == 1:
-        return "error"
-    raise GrouperError(
-        "these runs have neither nats on one text nor one model and fitness: run `grouper evaluate` on each with the "
-        "same --text, its original included"
-    )
 
 
 def _points(folder: RunFolder, column: str) -> pd.DataFrame:
@@ -115,14 +96,15 @@ def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) 
     from matplotlib import pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
-    from search.runs.picture import save
+    from search.runs.picture import legend, save
 
     with locked(path), plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-        for i, one in enumerate(compared):
+        lines = []
+        for one, colour in zip(compared, cycle(COLOURS)):
             rows = points[one.run].groupby("kv_ratio")["value"].min()
             rows = rows[rows > 0] if one.column == "over" else rows
-            axes.plot(rows.index, rows.to_numpy(), "o-", ms=3.5, lw=1.4, color=COLOURS[i % len(COLOURS)], label=one.run)
+            lines += axes.plot(rows.index, rows.to_numpy(), "o-", ms=3.5, lw=1.4, color=colour)
         over = compared[0].column == "over"
         logarithmic = over and any((p["value"] > 0).any() for p in points.values())
         axes.set(xlabel="KV cache, of the original's", xlim=(0, 1.04), yscale="log" if logarithmic else "linear")
@@ -130,6 +112,6 @@ def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) 
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8.5)
+        legend(axes, lines, [one.run for one in compared], fontsize=8.5)
         save(figure, path)
         plt.close(figure)

@@ -1,5 +1,5 @@
-"""Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, sensitivity.csv,
-proxies.csv, tokens/, digests/."""
+"""Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, samples.json,
+sensitivity.csv, proxies.csv, tokens/, digests/."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,8 +22,8 @@ from search.runs.settings import RunSettings
 MARKER = "run.json"
 ROUNDING = 1e-9
 WRITTEN = (  # by searches and evaluations of a run
-    "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "sensitivity.csv",
-    "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "digests/*.json", MARKER,
+    "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
+    "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "digests/*.json", MARKER,
 )  # fmt: skip
 
 
@@ -137,8 +137,10 @@ class RunFolder:
         table = pd.concat([known, new]) if len(known) else new
         write_text(self.path / "refined.csv", table.to_csv(index=False, lineterminator="\n"))
 
-    def forget_refined(self) -> None:
-        (self.path / "refined.csv").unlink(missing_ok=True)
+    def forget_measured(self) -> None:
+        """Remove what evaluations wrote beside the columns of pareto.csv."""
+        for name in ("refined.csv", "samples.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def read_refined(self) -> pd.DataFrame:
         return _table(self.path / "refined.csv", _RefinedRow)

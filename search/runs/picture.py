@@ -6,7 +6,7 @@ front into a line.
 
 from itertools import cycle
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import matplotlib
 import numpy as np
@@ -68,6 +68,13 @@ def is_picture(path: Path) -> bool:
     return bears(path, MADE_BY.encode())
 
 
+def legend(axes: Axes, *given: Any, **how: Any) -> None:
+    """A legend of names as they are: no mathematics, no control characters."""
+    for text in axes.legend(*given, frameon=False, **how).get_texts():
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
+
+
 def ink() -> str:
     """Of text, as pictures are now: they may be dark."""
     return plt.rcParams["text.color"]
@@ -88,7 +95,7 @@ def front_picture(front: Front, title: str) -> Figure:
     for one in (axes, heads):
         one.grid(alpha=0.25)
         one.spines[["top", "right"]].set_visible(False)
-        one.legend(frameon=False, fontsize=8)
+        legend(one, fontsize=8)
     return figure
 
 

@@ -52,7 +52,7 @@ class Measuring:
             front.table[columns] = np.nan
             front.mark()
             front.write(folder.path / "pareto.csv")
-            folder.forget_refined()
+            folder.forget_measured()
         elif measured and before:
             self._refuse_others(folder, before, refinement)
         kept = {k: v for k, v in before.items() if k in self._of_others(before)}
@@ -126,6 +126,28 @@ def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None,
     front = ParetoFront(table)
     front.mark()
     return front
+
+
+def compared_by(folders: list[RunFolder]) -> list[str]:
+    """Columns that runs can be compared by: "over" (nats over the original) where all were measured on the same text,
+    "error" where model and fitness are the same. Raises GrouperError where it is neither."""
+    one_model = len({folder.settings.fingerprint for folder in folders}) == 1
+    texts, measured = set(), []
+    for folder in folders:
+        made = noted(folder)
+        # Other models have other tokens of the same text: there its name has to do.
+        texts.add(str(made.get("digest" if one_model else "text")))
+        measured.append(folder.front().over.notna().sum() > 1)
+    alike = {(f.settings.fingerprint, f.settings.options.fitness, f.settings.options.sensitivity) for f in folders}
+    found = [
+        column for column, fair in (("over", all(measured) and len(texts) == 1), ("error", len(alike) == 1)) if fair
+    ]
+    if not found:
+        raise GrouperError(
+            "these runs have neither nats on one text nor one model and fitness: run `grouper evaluate` on each with "
+            "the same --text, its original included"
+        )
+    return found
 
 
 def refining_options(folder: RunFolder) -> list[str]:

@@ -6,10 +6,13 @@ known here is refused: the model would run, on wrong tokens.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from grouper.errors import GrouperError, as_one_line
 from grouper.parsing import read_object, shown
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -94,7 +97,7 @@ def _is_added(token: object) -> bool:
     return isinstance(token, dict) and is_id(token.get("id")) and isinstance(token.get("content"), str)
 
 
-def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
+def add_tokenizer(writer: "GGUFWriter", folder: Path, vocab_size: int) -> None:
     """Write the tokenizer of `folder` into a gguf.GGUFWriter. vocab_size: rows of the embedding. Raises
     GrouperError."""
     tokenizer = check_tokenizer(folder)
@@ -120,7 +123,7 @@ def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
     add_special_tokens(writer, folder, vocab_size)
 
 
-def add_special_tokens(writer, folder: Path, vocab_size: int) -> None:
+def add_special_tokens(writer: "GGUFWriter", folder: Path, vocab_size: int) -> None:
     """Write which tokens begin and end a text, as gguf finds them in the files of `folder`. Raises GrouperError where
     it cannot read them."""
     from gguf import SpecialVocab

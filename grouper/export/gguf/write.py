@@ -5,25 +5,31 @@ zero; the KV cache has each layer's own heads. Quantising is llama.cpp's own job
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention
+from grouper.attention import PARTS, Attention, MergedLayer, Part
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.families import FAMILIES
 from grouper.export.gguf.tokenizer import add_tokenizer, check_tokenizer
 from grouper.export.hf.padded import padded_order
-from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
+from grouper.layout import HeadLayout
+from grouper.names import printable
 from grouper.progress import Progress
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 FILE = "model.gguf"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -127,7 +133,7 @@ def write_gguf(job: Job, path: Path, dtype: str, progress: Progress) -> None:
     def type_of(shape: tuple[int, ...]) -> GGMLQuantizationType:
         return GGMLQuantizationType.F32 if len(shape) == 1 else GGMLQuantizationType[kind]
 
-    planned = list(_tensors(job, shapes_only=True))
+    planned = list(_tensors(job))
     for name, shape, _ in planned:
         stored = type_of(shape)
         size = math.prod(shape) * (4 if stored == GGMLQuantizationType.F32 else 2)
@@ -138,17 +144,18 @@ def write_gguf(job: Job, path: Path, dtype: str, progress: Progress) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for done, (name, shape, tensor) in enumerate(_tensors(job), 1):
-        if not torch.isfinite(tensor).all():
+        numbers = tensor()
+        if not torch.isfinite(numbers).all():
             raise GrouperError(f"{name} would hold NaN or infinity: the weights are damaged")
-        writer.write_tensor_data(quants.quantize(tensor.float().numpy(), type_of(shape)))
+        writer.write_tensor_data(quants.quantize(numbers.float().numpy(), type_of(shape)))
         progress(done, len(planned), "writing tensors")
     writer.close()
 
 
-def _add_settings(writer, checkpoint: Checkpoint, a: Architecture, layout: HeadLayout) -> None:
+def _add_settings(writer: "GGUFWriter", checkpoint: Checkpoint, a: Architecture, layout: HeadLayout) -> None:
     config, parameters = checkpoint.config, rope(checkpoint.config)
     kv_heads = [layer.k.kv_heads for layer in layout.layers]
-    writer.add_name(f"{checkpoint.title} regrouped")
+    writer.add_name(printable(f"{checkpoint.title} regrouped"))
     writer.add_context_length(a.context)
     writer.add_embedding_length(a.hidden_size)
     writer.add_block_count(a.layers)
@@ -168,11 +175,11 @@ def _add_settings(writer, checkpoint: Checkpoint, a: Architecture, layout: HeadL
         writer.add_rope_scaling_factor(float(parameters["factor"]))
 
 
-Named = tuple[str, tuple[int, ...], Tensor | None]
+Named = tuple[str, tuple[int, ...], Callable[[], Tensor]]
 
 
-def _tensors(job: Job, shapes_only: bool = False) -> Iterator[Named]:
-    """(name, shape, tensor) of the file in its order."""
+def _tensors(job: Job) -> Iterator[Named]:
+    """(name, shape, what makes the tensor) of the file in its order."""
     checkpoint, a = job.checkpoint, job.architecture
     parameters = rope(checkpoint.config)
     prefix = "model." if "model.embed_tokens.weight" in checkpoint else ""
@@ -180,39 +187,47 @@ def _tensors(job: Job, shapes_only: bool = False) -> Iterator[Named]:
     if "lm_head.weight" in checkpoint and not checkpoint.config.get("tie_word_embeddings"):
         outside["lm_head.weight"] = "output.weight"
     for name, new in outside.items():
-        yield (
-            new,
-            tuple(checkpoint.tensors[name].shape),
-            None if shapes_only else job.around.get(name, checkpoint.tensor(name)),
-        )
+        read = partial(checkpoint.tensor, name) if name not in job.around else partial(job.around.__getitem__, name)
+        yield new, tuple(checkpoint.tensors[name].shape), read
     if parameters["rope_type"] == "llama3":
         factors = llama3_factors(parameters, a.head_dim)
-        yield "rope_freqs.weight", tuple(factors.shape), factors
-    for layer, layout in enumerate(job.layout.layers):
-        done = None if shapes_only else job.merged(layer)
-        here = a.prefix(checkpoint, layer)
-        for name, new in REST.items():
-            full = f"{here}{name}.weight"
-            tensor = None if shapes_only else done.others.get(f"{name}.weight", checkpoint.tensor(full))
-            yield f"blk.{layer}.{new}.weight", tuple(checkpoint.tensors[full].shape), tensor
-        biased = f"{here}{a.family.q}.bias" in checkpoint
-        padded = None if shapes_only else padded_order(done.attention, layout, max(layout.k.sizes))
-        yield from _attention(f"blk.{layer}.", a, layout, padded, biased)
+        yield "rope_freqs.weight", tuple(factors.shape), lambda: factors
+    for layer in range(a.layers):
+        yield from _layer(job, layer, cache(partial(job.merged, layer)))
 
 
-def _attention(
-    block: str, a: Architecture, layout: LayerLayout, padded: Attention | None, biased: bool
-) -> Iterator[Named]:
-    """(name, shape, tensor) of a layer's projections. padded: its weights, groups filled up with zero heads; None where
-    shapes alone are asked for."""
+def _layer(job: Job, layer: int, done: Callable[[], MergedLayer]) -> Iterator[Named]:
+    """(name, shape, what makes the tensor) of a layer. done: merges it, once."""
+    checkpoint, a, layout = job.checkpoint, job.architecture, job.layout.layers[layer]
+    here, block = a.prefix(checkpoint, layer), f"blk.{layer}."
+
+    def outside(name: str) -> Tensor:
+        return done().others.get(name, checkpoint.tensor(here + name))
+
+    @cache
+    def padded() -> Attention:
+        """Groups are filled up with zero heads."""
+        return padded_order(done().attention, layout, max(layout.k.sizes))
+
+    for name, new in REST.items():
+        shape = tuple(checkpoint.tensors[f"{here}{name}.weight"].shape)
+        yield f"{block}{new}.weight", shape, partial(outside, f"{name}.weight")
     groups, d = layout.k.kv_heads, a.head_dim
     queries = groups * max(layout.k.sizes)
-    for part, count in (("q", queries), ("k", groups), ("v", groups)):
-        one = padded and padded.projection(part)
-        yield f"{block}attn_{part}.weight", (count * d, a.hidden_size), one and _rows(one.weight, part)
+    biased = f"{here}{a.family.storage.q}.bias" in checkpoint
+    for part, count in zip(PARTS, (queries, groups, groups)):
+        yield f"{block}attn_{part}.weight", (count * d, a.hidden_size), partial(_weight, padded, part)
         if biased:
-            yield f"{block}attn_{part}.bias", (count * d,), one and _rows(one.bias, part)
-    yield f"{block}attn_output.weight", (a.hidden_size, queries * d), padded and padded.o.flatten(1)
+            yield f"{block}attn_{part}.bias", (count * d,), partial(_bias, padded, part)
+    yield f"{block}attn_output.weight", (a.hidden_size, queries * d), lambda: padded().o.flatten(1)
+
+
+def _weight(attention: Callable[[], Attention], part: Part) -> Tensor:
+    return _rows(attention().projection(part).weight, part)
+
+
+def _bias(attention: Callable[[], Attention], part: Part) -> Tensor:
+    return _rows(attention().projection(part).shift, part)
 
 
 def _rows(tensor: Tensor, part: str) -> Tensor:

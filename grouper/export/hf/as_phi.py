@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from grouper.attention import PARTS, Attention, Merged, MergedLayer, Projection
-from grouper.model.architecture import Architecture, separate_tensors
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import setting
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import setting
+from grouper.families.decoders import FAMILIES
+from grouper.families.storage import stored_tensors
 
 MLP = {
     "gpt_neox": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
@@ -27,7 +29,6 @@ OUTSIDE = {  # Phi's names: those of the families
     "model.final_layernorm": ("final_layer_norm", "ln_f"),
     "lm_head": ("embed_out", "lm_head"),
 }
-PROJECTIONS = tuple(f"self_attn.{m}" for m in ("q_proj", "k_proj", "v_proj", "dense"))
 
 
 def phi_config(config: dict, a: Architecture) -> dict:
@@ -78,7 +79,7 @@ def phi_tensors(
     written. rounded: to the dtype that the checkpoint has; else layers come in float64, for what was folded does not
     round as its factors did."""
     stem = a.prefix(checkpoint, 0).removesuffix(a.family.layer.format(layer=0))
-    outside = {}
+    outside: dict[str, str] = {}
     for new, olds in OUTSIDE.items():
         for kind in ("weight", "bias"):
             found = [n for old in olds for n in (f"{stem}{old}.{kind}", f"{old}.{kind}") if n in checkpoint]
@@ -99,42 +100,38 @@ def _layer(
 ) -> Iterator[tuple[str, Tensor]]:
     here, new = a.prefix(checkpoint, layer), f"model.layers.{layer}."
 
-    def old(name: str) -> Tensor | None:
+    def old(name: str) -> Tensor:
         """As it is after refinement."""
-        if name in done.others:
-            return done.others[name].double()
-        return checkpoint.tensor(here + name).double() if here + name in checkpoint else None
+        return (done.others[name] if name in done.others else checkpoint.tensor(here + name)).double()
+
+    def module(name: str) -> tuple[Tensor, Tensor | None]:
+        """Its weight and bias."""
+        bias = f"{name}.bias"
+        return old(f"{name}.weight"), old(bias) if here + bias in checkpoint else None
 
     first, second = MLP[a.family.model_type]
     norm = next(n for n in a.norms if f"{here}{n}.weight" in checkpoint)
-    gain, bias = old(f"{norm}.weight"), old(f"{norm}.bias")
-    fc1, fc1_bias = old(f"{first}.weight"), old(f"{first}.bias")
+    (gain, bias), (fc1, fc1_bias), (fc2, fc2_bias) = module(norm), module(first), module(second)
     own = MLP_NORM.get(a.family.model_type)
-    if own and old(f"{own}.weight") is not None:
+    if own and f"{here}{own}.weight" in checkpoint:
         attention = attention.with_projections(
             {part: _folded(attention.projection(part), gain, bias) for part in PARTS}
         )
-        fc1, fc1_bias = _fold(fc1, fc1_bias, old(f"{own}.weight"), old(f"{own}.bias"))
-        gain, bias = torch.ones_like(gain), torch.zeros_like(gain)
+        fc1, fc1_bias = _fold(fc1, fc1_bias, *module(own))
+        gain, bias = torch.ones_like(gain), None
     attention = in_half_order(attention, a) if a.family.rope == "interleaved" else attention
     o_bias = torch.zeros(a.hidden_size) if attention.o_bias is None else attention.o_bias
     attention = replace(attention, o_bias=o_bias)
-    attention = attention.with_projections({part: _with_bias(attention.projection(part)) for part in PARTS})
-    named = dict(separate_tensors(new, PROJECTIONS, attention))
-    named |= {
-        f"{new}input_layernorm.weight": gain,
-        f"{new}input_layernorm.bias": torch.zeros_like(gain) if bias is None else bias,
-    }
-    named |= {
-        f"{new}mlp.fc1.weight": fc1,
-        f"{new}mlp.fc1.bias": fc1_bias,
-        f"{new}mlp.fc2.weight": old(f"{second}.weight"),
-    }
-    named[f"{new}mlp.fc2.bias"] = old(f"{second}.bias")
-    for name, tensor in named.items():
-        if tensor is None:  # a bias that only Phi has
-            tensor = torch.zeros(named[name.replace(".bias", ".weight")].shape[0])
-        yield name, tensor
+    projections = {part: attention.projection(part) for part in PARTS}
+    attention = attention.with_projections({part: replace(one, bias=one.shift) for part, one in projections.items()})
+    yield from stored_tensors(new, FAMILIES["phi"].storage, attention)
+    for name, weight, shift in (
+        ("input_layernorm", gain, bias),
+        ("mlp.fc1", fc1, fc1_bias),
+        ("mlp.fc2", fc2, fc2_bias),
+    ):
+        yield f"{new}{name}.weight", weight
+        yield f"{new}{name}.bias", weight.new_zeros(len(weight)) if shift is None else shift  # Phi has all of them
 
 
 def _fold(weight: Tensor, weight_bias: Tensor | None, gain: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -147,14 +144,8 @@ def _folded(projection: Projection, gain: Tensor, bias: Tensor | None) -> Projec
     return Projection(*_fold(projection.weight, projection.bias, gain, bias), projection.gain)
 
 
-def _with_bias(projection: Projection) -> Projection:
-    """The same, with a bias of zeros where there was none."""
-    zeros = torch.zeros(projection.weight.shape[:2])
-    return replace(projection, bias=zeros if projection.bias is None else projection.bias)
-
-
 def in_half_order(attention: Attention, a: Architecture) -> Attention:
     """Rows of q and k from interleaved planes (2i and 2i + 1) to halves (i and i + rotary / 2)."""
     order = torch.cat([a.planes[:, 0], a.planes[:, 1], torch.arange(a.rotary_dim, a.head_dim)])
-    parts = {part: attention.projection(part).changed(lambda heads: heads[:, order]) for part in ("q", "k")}
+    parts = {part: attention.projection(part).changed(lambda heads: heads[:, order]) for part in PARTS[:2]}
     return replace(attention.with_projections(parts), planes=None)

@@ -13,15 +13,16 @@ from pathlib import Path
 from torch import Tensor
 
 from grouper.attention import Attention
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.hf.engines import NOT_IN_TRANSFORMERS_4
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.ragged_encoder import encoder_config
 from grouper.export.hf.stock import grouped_order, head_order
+from grouper.families.architecture import Architecture
+from grouper.families.decoders import FAMILIES, Family
+from grouper.families.storage import Separate
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture, separate_tensors
 from grouper.model.auto import heads
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.families import FAMILIES, Family
 
 FILE, PLAIN_FILE = "modeling_ragged.py", "modeling_ragged_plain.py"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # of our own attention
@@ -38,7 +39,7 @@ class Ragged(ExportClass):
         if architecture.nested:
             return "there is no modelling file for vision-language models: take a layout of class stock"
         if any(layer.q for layer in layout.layers) and not architecture.encodes:
-            if architecture.needs_own_attention or architecture.family.fused:
+            if architecture.needs_own_attention or not architecture.family.storage.shares_queries:
                 models = f"{architecture.family.model_type} models"
                 return f"there is no modelling file for {models} that share query projections"
             if architecture.family.qk_norm == "all":
@@ -49,24 +50,14 @@ class Ragged(ExportClass):
         return grouped_order(attention, layout.layers[layer])
 
     def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
-        one, architecture = layout.layers[layer], Architecture.of(original.config)
-        if architecture.encodes:
-            one_attention = replace(architecture, kv_heads=one.k.kv_heads).read(exported, layer, one.query_heads)
-            return head_order(one_attention, one)
-        if architecture.needs_own_attention:
-            q, k, v, o = (f"{architecture.family.attention}.{m}" for m in PROJECTIONS)
-            family = replace(architecture.family, q=q, k=k, v=v, o=o, fused=None, transposed=False)
-            architecture = replace(architecture, family=family)
+        one, architecture = layout.layers[layer], as_written(Architecture.of(original.config))
         architecture = replace(architecture, kv_heads=one.k.kv_heads)
         return head_order(architecture.read(exported, layer, one.query_heads), one)
 
     def tensors(
         self, architecture: Architecture, prefix: str, attention: Attention, layer: int
     ) -> Iterator[tuple[str, Tensor]]:
-        if not architecture.needs_own_attention or architecture.encodes:
-            return architecture.tensors(prefix, attention, layer)
-        modules = tuple(f"{architecture.family.attention}.{m}" for m in PROJECTIONS)
-        return separate_tensors(prefix, modules, attention)
+        return as_written(architecture).tensors(prefix, attention, layer)
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
         """kv_groups, and query_of_head where queries are shared, are what the modelling file reads, per_layer_config
@@ -93,11 +84,19 @@ class Ragged(ExportClass):
         shared = {}
         if any(layer.q for layer in layout.layers):
             shared["query_of_head"] = [query_of_head(layer) for layer in layout.layers]
-        counts = {"head_dim": architecture.head_dim, "num_key_value_heads": most, "per_layer_config": per_layer}
-        return {**config, **shared, **common, **counts}
+        own_counts = {"num_key_value_heads": most, "per_layer_config": per_layer}
+        return {**config, **shared, **common, "head_dim": architecture.head_dim, **own_counts}
 
     def add_files(self, folder: Path, architecture: Architecture) -> None:
         (folder / FILE).write_text(modelling_file(architecture), encoding="utf-8")
+
+
+def as_written(architecture: Architecture) -> Architecture:
+    """The same, with the projections that an attention of our own has."""
+    if not architecture.needs_own_attention or architecture.encodes:
+        return architecture
+    storage = Separate.within(architecture.family.attention)
+    return replace(architecture, family=replace(architecture.family, storage=storage, transposed=False))
 
 
 def modelling_file(architecture: Architecture) -> str:
@@ -116,7 +115,7 @@ def modelling_file(architecture: Architecture) -> str:
 def _on_classes(source: str, family: Family) -> str:
     """The modelling file with this family's projections, and a line for each of its classes."""
     if family.encodes:
-        modules = [path.rpartition(".")[2] for path in (family.q, family.k, family.v)]
+        modules = [path.rpartition(".")[2] for path in family.storage.modules[:-1]]
         source = source.replace(f"PROJECTIONS = {_strings(PROJECTIONS[:3])}", f"PROJECTIONS = {_strings(modules)}")
         classes = {f"Ragged{name}": name for _, several in heads(family.model_type) for name in several}
     else:

@@ -1,7 +1,7 @@
 """`ragged` for encoders, and encoders with a decoder: what their config.json says."""
 
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class, heads
 
 
@@ -9,8 +9,11 @@ def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout)
     """config.json: who reads which KV head, for each attention by its place in the class."""
     places = [_place(architecture, layer) for layer in range(architecture.layers)]
     readers = {place: one.k.readers for place, one in zip(places, layout.layers)}
-    shared = {place: one for place, one in zip(places, layout.layers) if one.q is not None}
-    queries = {place: one.q.group_of[one.k.reader_order].tolist() for place, one in shared.items()}
+    queries = {
+        place: one.q.group_of[one.k.reader_order].tolist()
+        for place, one in zip(places, layout.layers)
+        if one.q is not None
+    }
     auto_map, model_type = {"AutoConfig": "modeling_ragged.RaggedConfig"}, architecture.family.model_type
     for auto, classes in heads(model_type):
         auto_map[auto] = f"modeling_ragged.Ragged{classes[0]}"
@@ -29,5 +32,5 @@ def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout)
 def _place(architecture: Architecture, layer: int) -> str:
     """Of the module that calls attention's kernel, within the model without its head."""
     site = architecture.sites[layer]
-    family = site.storage.in_class
-    return family.layer.format(layer=site.layer) + family.q.rpartition(".")[0]
+    family = site.family.in_class
+    return family.layer.format(layer=site.layer) + family.storage.q.rpartition(".")[0]

@@ -5,16 +5,18 @@ from dataclasses import replace
 import torch
 
 from grouper.attention import Attention
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.hf.export_class import ExportClass
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 
 
 class Stock(ExportClass):
     name = "stock"
 
-    def refusal(self, checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float) -> str | None:
+    def refusal(
+        self, checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
+    ) -> str | None:
         if architecture.needs_own_attention:
             return f"no class of transformers holds {architecture.family.model_type} models with fewer KV heads"
         return None

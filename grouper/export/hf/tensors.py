@@ -3,17 +3,19 @@
 import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import TypeVar
 
 from torch import Tensor
 
 from grouper.attention import MergedLayer
+from grouper.checkpoint.shards import Stored, stored
 from grouper.errors import GrouperError
 from grouper.export.format import Job
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.export_class import ExportClass
-from grouper.model.shards import Stored, stored
 
 Named = tuple[str, Tensor | Stored]
+Entry = TypeVar("Entry", bound=Tensor | Stored)
 
 
 def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
@@ -77,7 +79,7 @@ def _other(job: Job, name: str, inner: str, done: Iterable[MergedLayer]) -> Tens
     return stored(job.checkpoint, name)
 
 
-def finite(named: Named) -> Named:
+def finite(named: tuple[str, Entry]) -> tuple[str, Entry]:
     tensor = named[1]
     if isinstance(tensor, Tensor) and tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
         raise GrouperError(f"the merge gave NaN or infinity in {named[0]}: please report this")

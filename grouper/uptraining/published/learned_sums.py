@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grouper.attention import Attention
+from grouper.attention import Attention, Part
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import Grouping, LayerLayout
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod
@@ -47,8 +48,8 @@ class SummedAttention(SharedAttention):
 
     def __init__(
         self,
-        module,
-        architecture,
+        module: nn.Module,
+        architecture: Architecture,
         attention: Attention,
         layout: LayerLayout,
         layer: int,
@@ -56,7 +57,8 @@ class SummedAttention(SharedAttention):
         kind: str,
     ):
         super().__init__(module, architecture, attention, layout, layer)
-        for part, grouping in (("k", layout.k), ("v", layout.v)):
+        kv: tuple[tuple[Part, Grouping], ...] = ("k", layout.k), ("v", layout.v)
+        for part, grouping in kv:
             heads = original.projection(part).weight  # [G0, d, D]
             setattr(self, part, holder_of(original.projection(part)))
             members = membership(grouping, len(heads))

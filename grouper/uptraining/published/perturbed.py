@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from grouper.attention import Attention
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import LayerLayout
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod
@@ -40,13 +41,21 @@ class Perturbed(TrainingMethod):
 
 
 class PerturbedAttention(SharedAttention):
-    def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, layer: int, scale: float):
+    def __init__(
+        self,
+        module: nn.Module,
+        architecture: Architecture,
+        attention: Attention,
+        layout: LayerLayout,
+        layer: int,
+        scale: float,
+    ):
         super().__init__(module, architecture, attention, layout, layer)
         self.scale = scale
-        o = self.inner.get_submodule(self.family.o.removeprefix(self.inside))
+        o = self.inner.get_submodule(self.family.storage.o.removeprefix(self.inside))
         o.register_forward_pre_hook(self._perturb)
 
-    def _perturb(self, _module, inputs):
+    def _perturb(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """inputs[0]: [windows, tokens, H d]"""
         if not torch.is_grad_enabled():
             return None

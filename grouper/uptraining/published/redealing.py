@@ -10,11 +10,12 @@ head gets at least one, and equal norms equal shares. The released code divides 
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grouper.allocation import allocate
 from grouper.attention import Attention
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import Grouping, LayerLayout
 from grouper.ranks import started_ranks
 from grouper.uptraining.exported import ExportedModel
@@ -56,14 +57,22 @@ class Redealing(TrainingMethod):
 
 
 class RedealtAttention(SharedAttention):
-    def __init__(self, module, architecture, attention: Attention, layout: LayerLayout, layer: int, method: Redealing):
+    def __init__(
+        self,
+        module: nn.Module,
+        architecture: Architecture,
+        attention: Attention,
+        layout: LayerLayout,
+        layer: int,
+        method: Redealing,
+    ):
         super().__init__(module, architecture, attention, layout, layer)
         self.method = [method]
         self.register_buffer("before", torch.zeros(layout.k.kv_heads))
         self.register_buffer("energy", torch.zeros(layout.k.kv_heads))  # of this step's keys
         key_projection(self).register_forward_pre_hook(self._collect)
 
-    def _collect(self, _module, inputs) -> None:
+    def _collect(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Squared norms of each shared head's keys, over the tokens that are learnt from."""
         if not torch.is_grad_enabled():
             return

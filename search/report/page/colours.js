@@ -2,6 +2,8 @@
 
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800", "#7f7f7f"];
 const SYMBOLS = { stock: "square", padded: "triangle-up", ragged: "circle", none: "x" };
+const SIGNS = { stock: "■", padded: "▲", ragged: "●", none: "✕" }; // the same in a key
+const PALE = 0.35;
 
 function shade(hex, share) {
   const mixed = [1, 3, 5].map((at) => {
@@ -21,7 +23,7 @@ function look(more = {}) {
   const { xaxis = {}, yaxis = {}, ...rest } = more;
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("ink"), family: "inherit", size: 13 },
-    margin: { l: 60, r: 20, t: 20, b: 50 }, hoverlabel: { align: "left" },
+    margin: { l: 50, r: 15, t: narrow() ? 10 : 30, b: 45 }, hoverlabel: { align: "left" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("quiet"), activecolor: css("accent") },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
   };
@@ -29,8 +31,18 @@ function look(more = {}) {
 
 const narrow = () => innerWidth < 800;
 
-/** Below a plot, clear of its axis. */
-const legend = () => ({ orientation: "h", y: narrow() ? -0.38 : -0.2 });
+/** Beside a plot, as text that wraps: entries { text, sign, colour, pale, toggle }. */
+function key(id, entries) {
+  $(id).replaceChildren(...entries.map(({ text, sign = "■", colour = css("ink"), pale, off, toggle }) => {
+    const entry = tagged(toggle ? "button" : "span", "", off ? "entry off" : "entry"), mark = tagged("span", sign, "sign");
+    mark.style.color = colour;
+    mark.style.opacity = pale ? PALE : 1;
+    if (toggle) Object.assign(entry, { type: "button", ariaPressed: String(!off), onclick: toggle });
+    entry.append(mark, tagged("span", text));
+    return entry;
+  }));
+}
 
-const SETTINGS = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
-const draw = (id, traces, layout) => Plotly.react($(id), traces, layout, SETTINGS);
+const draw = (id, traces, layout) => Plotly.react($(id), traces, { showlegend: false, ...layout }, {
+  responsive: true, displaylogo: false, displayModeBar: !narrow(), modeBarButtonsToRemove: ["lasso2d", "select2d"],
+});

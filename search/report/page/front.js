@@ -1,22 +1,12 @@
 // KV cache against what it costs: a line a method and merge, a marker an export class.
 
-const MEASURES = {
-  over: "nats over the original", nll: "nats per token", kl: "KL to the original", error: "error of the merge",
-  agreement: "same likeliest token",
-};
+const hidden = new Set(); // names of series that the reader switched off
 
-/** What was measured on one of several texts is called KIND:TEXT, what a task gave TASK,METRIC. */
-const isMeasure = (column) => column.split(":")[0] in MEASURES || (column.includes(",") && !/stderr/.test(column));
-const nameOf = (column) => MEASURES[column] || column;
-/** Whether more of it is better. */
-const isRising = (column) => column.includes(",") || column.split(":")[0] === "agreement";
-/** Whether a is better than b. */
-const isBetter = (column, a, b) => (isRising(column) ? a > b : a < b);
-
+/** What layouts can be held against one another by, of both runs where there are two. */
 function measures() {
-  const columns = state.run.columns.filter(isMeasure);
-  const known = columns.filter((c) => state.rows.some((row) => isFound(row) && row[c] !== null));
-  return ["over", ...known].filter((c, at, all) => all.indexOf(c) === at && known.includes(c));
+  const known = state.run.columns.filter((c) => isMeasure(c) && state.rows.some((row) => isFound(row) && row[c] !== null));
+  const common = state.run.comparable, fair = known.filter((c) => !common || common.includes(c === "error" ? "error" : "over"));
+  return ["over", ...fair].filter((c, at, all) => all.indexOf(c) === at && fair.includes(c));
 }
 
 function fillMeasures() {
@@ -25,58 +15,72 @@ function fillMeasures() {
 
 /** Rows of one line, the best of each size connected. */
 function series() {
-  const found = new Map();
+  const found = new Map(), merges = new Set(state.rows.map((row) => row.merge));
   for (const row of state.rows) {
-    const key = `${row.method}, ${row.merge}`;
-    if (!found.has(key)) found.set(key, []);
-    found.get(key).push(row);
+    const original = row.method === state.run.original;
+    const name = [original || merges.size === 1 ? row.method : `${row.method}, ${row.merge}`, row.run.name].filter(Boolean).join(", ");
+    if (!found.has(name)) found.set(name, []);
+    found.get(name).push(row);
   }
   return found;
 }
 
+const onFront = (row, measure) => row[measure === "error" ? "on_front" : "on_nll_front"] === 1;
+
 function drawFront() {
-  const measure = $("measure").value, rising = isRising(measure);
-  const floor = (v) => ($("log").checked && !rising ? Math.max(v, leastOf(measure)) : v);
-  const traces = [];
-  let colour = 0;
+  const measure = $("measure").value, within = span(measure), traces = [], entries = [];
+  let colours = 0;
   for (const [name, rows] of series()) {
     const shown = rows.filter((row) => row[measure] !== null);
     if (!shown.length) continue;
     const original = rows[0].method === state.run.original, found = isFound(rows[0]);
+    const colour = original ? css("ink") : found ? COLOURS[colours++ % COLOURS.length] : css("quiet");
+    const open = state.run.baselines.indexOf(rows[0].method) % 2 === 1 ? "-open" : "";
+    entries.push({
+      text: found || original ? name : `${name} (baseline)`, sign: original ? "★" : open ? "□" : "■", colour, off: hidden.has(name),
+      toggle: () => { if (!hidden.delete(name)) hidden.add(name); drawFront(); },
+    });
+    if (hidden.has(name)) continue;
     traces.push({
-      name: original ? "original" : name, mode: "markers", type: "scatter", customdata: shown.map((row) => row.at),
-      x: shown.map((row) => sizeOf(row)), y: shown.map((row) => floor(row[measure])),
+      name, mode: "markers", type: "scatter", customdata: shown.map((row) => row.at),
+      x: shown.map((row) => sizeOf(row)), y: shown.map((row) => placed(row[measure], within)),
       text: shown.map(hover), hovertemplate: "%{text}<extra></extra>",
       marker: {
-        color: original ? css("ink") : found ? COLOURS[colour++ % COLOURS.length] : css("quiet"),
-        size: original ? 15 : 8, symbol: original ? "star" : shown.map((row) => SYMBOLS[row.deploy]),
-        opacity: shown.map((row) => (onFront(row, measure) || original || !found ? 1 : 0.35)),
+        color: colour, size: original ? 15 : 8, symbol: original ? "star" : shown.map((row) => SYMBOLS[row.deploy] + open),
+        opacity: shown.map((row) => (onFront(row, measure) || original || !found ? 1 : PALE)),
       },
     });
-    if (found) traces.push(frontLine(shown, measure, floor, traces.at(-1)));
+    if (found) traces.push(frontLine(shown, measure, within, traces.at(-1)));
   }
-  const row = state.selected;
-  if (row && row[measure] !== null) {
-    traces.push({
-      name: "selected", showlegend: false, hoverinfo: "skip", mode: "markers", x: [sizeOf(row)], y: [floor(row[measure])],
-      marker: { size: 20, symbol: "circle-open", color: css("mark"), line: { width: 3 } },
-    });
-  }
+  traces.push(...marks(measure, within));
+  key("front-key", entries);
+  key("front-meanings", meanings(measure));
   draw("front", traces, look({
-    hovermode: "closest", legend: legend(),
+    hovermode: "closest", ...axisBreak(within), yaxis: heightAxis(measure, within),
     xaxis: { title: { text: state.run.traded }, tickformat: ".0%", range: [0, 1.04] },
-    yaxis: { title: { text: nameOf(measure) }, ...heightAxis(rising) },
   }));
 }
 
-const heightAxis = (rising) => ($("log").checked && !rising ? { type: "log", dtick: 1, exponentformat: "power" } : { type: "linear" });
+/** Rings around the selected row and the one that it is compared with. */
+const marks = (measure, within) => shownWith(state.selected).filter((row) => row[measure] !== null).map((row, at) => ({
+  name: "selected", hoverinfo: "skip", mode: "markers", x: [sizeOf(row)], y: [placed(row[measure], within)],
+  marker: { size: 20, symbol: "circle-open", color: css(at ? "accent" : "mark"), line: { width: 3 } },
+}));
 
-/** What stands for nothing and less on a logarithmic axis: half of the least there is. */
-const leastOf = (measure) => 0.5 * Math.min(...state.rows.map((row) => row[measure]).filter((v) => v !== null && v > 0));
+/** What markers say, of those that are there. */
+function meanings(measure) {
+  const shown = state.rows.filter((row) => isFound(row) && row[measure] !== null);
+  const classes = Object.keys(SIGNS).filter((kind) => shown.some((row) => row.deploy === kind));
+  const found = classes.map((kind) => ({ text: kind === "none" ? "no engine takes it" : kind, sign: SIGNS[kind] }));
+  if (shown.some((row) => !onFront(row, measure))) {
+    found.push({ text: "pale: another layout of the run is as small and loses less", pale: true });
+  }
+  found.push({ text: "selected", sign: "◯", colour: css("mark") });
+  if (state.kept) found.push({ text: "compared with", sign: "◯", colour: css("accent") });
+  return found;
+}
 
-const onFront = (row, measure) => row[measure === "error" ? "on_front" : "on_nll_front"] === 1;
-
-function frontLine(rows, measure, floor, trace) {
+function frontLine(rows, measure, within, trace) {
   const best = new Map();
   for (const row of rows) {
     const known = best.get(sizeOf(row));
@@ -84,18 +88,17 @@ function frontLine(rows, measure, floor, trace) {
   }
   const line = [...best.values()].sort((a, b) => sizeOf(a) - sizeOf(b));
   return {
-    x: line.map((row) => sizeOf(row)), y: line.map((row) => floor(row[measure])), mode: "lines", hoverinfo: "skip",
-    showlegend: false, line: { color: trace.marker.color, width: 1.3 },
+    x: line.map((row) => sizeOf(row)), y: line.map((row) => placed(row[measure], within)), mode: "lines", hoverinfo: "skip",
+    line: { color: trace.marker.color, width: 1.3 },
   };
 }
 
 function hover(row) {
   const lines = [
-    `<b>layout ${row.layout}</b>, ${row.method}, ${row.merge}`, `${percent(sizeOf(row))} of the original's, ${row.deploy}`,
-    `error ${number(row.error)}`,
+    `<b>${titleOf(row)}</b>, ${row.method}, ${row.merge}`, `${percent(sizeOf(row))} of the original's, ${row.deploy}`,
+    ...["error", "over", "kl"].filter((column) => row[column] !== null && row[column] !== undefined)
+      .map((column) => `${nameOf(column)} ${said(row, column)}`),
   ];
-  if (row.nll !== null) lines.push(`${number(row.nll, 5)} nats, ${number(row.over)} over the original`);
-  if (row.kl !== null && row.kl !== undefined) lines.push(`KL ${number(row.kl)}`);
   return lines.join("<br>");
 }
 

@@ -9,8 +9,9 @@ async function unpacked(id) {
   return new Response(stream).text();
 }
 
-/** run: the data. rows: of its table, as objects. selected: a row. */
-const state = { run: null, rows: [], selected: null };
+/** run: the data, which may have those of another run `beside` it. rows: of their tables, as objects, each with its
+    run. selected: a row. kept: a row that the selected one is compared with. */
+const state = { run: null, rows: [], selected: null, kept: null };
 const listeners = [];
 
 /** Called with the row whenever another one is selected. */
@@ -37,33 +38,31 @@ const watcher = new IntersectionObserver((entries) => {
 
 function select(row) {
   state.selected = row;
-  history.replaceState(null, "", `#layout=${row.layout}&merge=${encodeURIComponent(row.merge)}`);
+  const run = row.run === state.run ? "" : "&run=2";
+  history.replaceState(null, "", `#layout=${row.layout}&merge=${encodeURIComponent(row.merge)}${run}`);
   listeners.forEach((listener) => listener(row));
 }
 
-const number = (value, digits = 4) =>
-  value === null || value === undefined ? "" : typeof value !== "number" ? value
-    : Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(digits));
+/** The selected row, and the one that it is compared with. */
+const shownWith = (row) => [row, state.kept].filter((one, at, all) => one && all.indexOf(one) === at);
 
-const percent = (ratio) => `${+(100 * ratio).toFixed(1)}%`;
+const titleOf = (row) => `layout ${row.layout}${row.run.name ? ` of ${row.run.name}` : ""}`;
+/** The same, told apart from another merge of the same layout. */
+const titleBeside = (row) => `${titleOf(row)}, ${row.merge}`;
+
+function tagged(tag, text = "", name = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = name;
+  return made;
+}
 
 /** A row of a small table: a name, then numbers. */
 function tableRow(cells, tag = "td") {
-  const tr = document.createElement("tr");
-  cells.forEach((cell, at) => {
-    const td = document.createElement(tag);
-    td.textContent = cell;
-    td.className = at ? "" : "word";
-    tr.append(td);
-  });
+  const tr = tagged("tr");
+  tr.append(...cells.map((cell, at) => tagged(tag, cell, at ? "" : "word")));
   return tr;
 }
-
-/** KV heads of each layer, K and V: [[8, 8], [8, 4], ...] */
-const headsOf = (row) => row.kv_heads.split(";").map((pair) => {
-  const [k, v] = pair.split("/").map(Number);
-  return [k, v === undefined ? k : v];
-});
 
 /** Share of the original's cache, or of its weights of K and V, that a row keeps. */
 const sizeOf = (row) => row[state.run.size];

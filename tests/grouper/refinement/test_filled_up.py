@@ -127,7 +127,7 @@ def test_a_decoders_layer_has_a_target_for_each_attention_or_one_for_the_whole(e
     (here,) = sides_of(model, some, options, "cpu")
     here.at(place)
     work, found = LayerWorker(here.own, "cpu", options), []
-    norms = [work.original.get_submodule(site.storage.in_class.behind) for site in place]
+    norms = [work.original.get_submodule(site.family.in_class.behind) for site in place]
     hooks = [norm.register_forward_pre_hook(lambda _m, inputs: found.append(inputs[0])) for norm in norms]
     entered = here.walk.stream.clone()
     with torch.no_grad():

@@ -31,6 +31,7 @@ from search.evaluation.layouts import fill_in
 from search.evaluation.models import evaluate_model, names_a_model
 from search.evaluation.proxies import FILE, read_proxies
 from search.export_run import measured as measured_facts
+from search.runs.samples import read_samples
 
 QUICK = SearchOptions(fitness="weight", generations=4, population=24)
 ADDED = ["nll_se", "kl", "kl_se", "agreement", "agreement_se"]
@@ -184,8 +185,10 @@ def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
         ranks=Ranks(), calibration=None, model=None, refined=lambda layout, merge, refine, folder: refined
     )
     values = {"nll": 2.5, "kl": 0.125, "kl_se": 0.5}
+    sample = {"prompt": "Once", "text": " upon"}
     meter = SimpleNamespace(
-        regrouper=regrouper, texts={"": None}, of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0},
+        sample=lambda regrouped=None: sample if regrouped else {}, regrouper=regrouper, texts={"": None},
+        of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0},
         of_layout=lambda layout, merged: {**values, "nll": 2.5 if merged is refined else math.nan},
     )  # fmt: skip
     told = []
@@ -200,6 +203,7 @@ def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
     assert table["nll"].isna().tolist() == [False, True, True, True, False]
     assert table["on_nll_front"].fillna(-1).tolist() == [1, -1, -1, -1, 1]
     assert folder.read_refined().to_numpy().tolist() == [[1, "mean+refine", 0, 0.5, 0.25]]
+    assert read_samples(folder.path) == [{"layout": 1, "merge": "mean+refine", **sample}]
     regrouper.merged = lambda *given: None
     with pytest.raises(GrouperError, match="layout 2 gives nan nats per token"):
         fill_in(folder, front, [2], meter, fitting, None, lambda *given: None)

@@ -13,16 +13,17 @@ import torch
 from made_up_runs import ONE, OTHER, OWN, TWO, made_up_run, of_encoder, scored
 
 from fitness.similarity import key_similarity, value_similarity
-from grouper import Checkpoint, Grouping, HeadLayout, LayerLayout
+from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
 from grouper.export.hf.engines import engines_for
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from search import RunFolder, SearchOptions
 from search.methods.candidate import Candidate
-from search.report.facts import facts_of, groups_of, landscape, plain, to_data
+from search.report.facts import data_of, errors_of, facts_of, groups_of, landscape, plain, titles_of, to_data
 from search.report.page import SCRIPTS
 from search.runs.pareto import EXACT, ParetoFront, Scored
 from search.runs.picking import representative
 from search.runs.record import refining_options
+from search.runs.samples import note_sample
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +238,28 @@ def test_groups_are_a_character_a_head_also_beyond_ten():
     row = [*range(20), 0, 19]
     found = groups_of(HeadLayout.from_labels([row], 22, 8))
     assert [ord(c) - ord("0") for c in found["k"][0]] == row and found["v"] is None
+
+
+def test_standard_errors_are_found_by_what_they_are_of():
+    columns = ["nll", "nll_se", "kl", "kl:wiki", "kl_se:wiki", "piqa,acc", "piqa,acc_stderr", "error"]
+    assert errors_of(columns) == {"over": "nll_se", "kl:wiki": "kl_se:wiki", "piqa,acc": "piqa,acc_stderr"}
+
+
+def test_two_runs_have_names_that_differ_and_what_they_are_compared_by(tmp_path):
+    rows = scored(("original", 0.0, OWN), ("qcqa-ac", 0.5, TWO))
+    a, b, same, encoder = (
+        facts_of(made_up_run(tmp_path / path, made, model=f"nowhere/{path[-1]}"))
+        for path, made in (("a", rows), ("b", rows), ("x/a", rows), ("e", of_encoder((2.0, ONE, ONE, OWN))))
+    )
+    note_sample(tmp_path / "b", 1, "mean", "Once", " upon")
+    data = data_of(a, b)
+    assert (data["name"], data["beside"]["name"], data["comparable"]) == ("a", "b", ["error"])
+    assert data["samples"] == [] and data["beside"]["samples"][0]["text"] == " upon"
+    assert data["beside"]["rows"] == to_data(b)["rows"] and titles_of(a, b) == "a and b"
+    assert "beside" not in data_of(a) and data_of(a)["name"] == "" and titles_of(a, None) == titles_of(a, same) == "a"
+    assert [data_of(a, same)["name"], data_of(a, same)["beside"]["name"]] == [
+        str(tmp_path / "a"),
+        str(tmp_path / "x/a"),
+    ]
+    with pytest.raises(GrouperError, match="grouped an encoder and one did not"):
+        data_of(a, encoder)

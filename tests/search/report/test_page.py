@@ -10,10 +10,17 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
+from hostile_names import HOSTILE, has_controls
+from made_up_runs import made_up_run, scored
 
+from fitness.similarity import Similarity
+from grouper import LayerLayout
+from search.methods.candidate import Candidate
 from search.report import write_report
 from search.report.facts import facts_of
 from search.report.page import packed
+from search.runs.samples import note_sample
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -72,14 +79,15 @@ def test_it_says_nothing_on_the_console_and_asks_nobody(opened):
     sent = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
     urls = {m["params"]["request"]["url"].split(":")[0] for m in sent if m["method"] == "Network.requestWillBeSent"}
     assert urls <= {"file", "data", "blob"}
-    plots = "return [...document.querySelectorAll('.plot')].filter((p) => p.querySelector('.main-svg')).length"
-    wait(lambda: opened.execute_script(plots) >= 5)
+    plots = "return [...document.querySelectorAll('.plot')].filter((p) => p.offsetParent)"
+    drawn = f"{plots}.map((p) => Boolean(p.querySelector('.main-svg')))"
+    wait(lambda: len(found := opened.execute_script(drawn)) >= 3 and all(found))
 
 
 def test_hovering_shows_a_layout_and_a_click_selects_it(opened, measured_run):
     from selenium.webdriver import ActionChains
 
-    before = text(opened, "number")
+    before = re.search(r"\d+", text(opened, "title-of"))[0]
     points = opened.find_elements("css selector", "#front .scatterlayer .point")
     actions = ActionChains(opened)
     for point in points[1:]:
@@ -90,7 +98,7 @@ def test_hovering_shows_a_layout_and_a_click_selects_it(opened, measured_run):
     assert shown, "nothing to hover over"
     number = re.search(r"layout (\d+)", shown[0].text)[1]
     actions.click().perform()
-    wait(lambda: text(opened, "number") == number)
+    wait(lambda: text(opened, "title-of") == f"Layout {number}")
     table = measured_run.front().table.set_index("layout")
     row = table.loc[[int(number)]].iloc[0]
     assert f"{row['kv_bytes_per_token']:,} bytes" in text(opened, "facts")
@@ -153,7 +161,7 @@ def test_the_cache_is_bytes_times_tokens_times_sequences(opened, measured_run):
     typed(opened, "batch", "3")
     typed(opened, "context", "64")
     row = measured_run.front().table.iloc[0]
-    wait(lambda: f"{3 * 64 * row['kv_bytes_per_token'] / 2**30:.4g}" in text(opened, "cache").replace("e-5", "e-05"))
+    wait(lambda: f"original{3 * 64 * row['kv_bytes_per_token'] / 2**10:.3g} KiB" in text(opened, "cache"))
 
 
 def test_dark_and_light(opened):
@@ -172,12 +180,22 @@ def test_names_are_text_and_not_markup(measured_run, tmp_path, browser):
     assert not browser.execute_script("return document.querySelectorAll('img').length")
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_title_of_a_page_is_text(measured_run, monkeypatch, name, tmp_path):
+    settings = replace(measured_run.settings, model=f"models/{name.replace('/', '-')}")
+    monkeypatch.setattr(type(measured_run), "settings", settings)
+    write_report(facts_of(measured_run, similar=False), tmp_path / "report.html")
+    head = (tmp_path / "report.html").read_text()[:2000]
+    title = re.search(r"<title>(.*?)</title>", head, re.DOTALL)[1]
+    assert "<" not in title and title.endswith("fewer KV heads") and not has_controls(title)
+
+
 def test_models_with_an_encoder_have_attentions_with_names(measured_run, tmp_path, browser):
     facts = replace(facts_of(measured_run), names=["encoder 0", "decoder 0", "decoder 0 to its source"])
     write_report(facts, tmp_path / "report.html")
     browser.get(f"file://{tmp_path / 'report.html'}")
     wait(lambda: browser.execute_script("return document.documentElement.dataset.ready") == "yes")
-    assert text(browser, "about").startswith("3 attentions, ") and text(browser, "layer-number") == "encoder 0"
+    assert text(browser, "about").startswith("3 attentions, ") and text(browser, "layer-number") == "decoder 0"
     headings = [heading.text for heading in browser.find_elements("tag name", "h2")]
     assert "What each attention costs" in headings
     titles = "return [...document.querySelectorAll('.xtitle, .ytitle')].map((t) => t.textContent)"
@@ -202,3 +220,71 @@ def test_a_large_run_stays_below_five_megabytes(measured_run, tmp_path):
 def test_what_is_packed_is_whole():
     text = "Ä<script>" * 1000
     assert gzip.decompress(base64.b64decode(packed(text))).decode() == text and packed(text) == packed(text)
+
+
+OUTSIDE = """
+const at = (one) => one.getBoundingClientRect();
+const said = (one) => `${one.tagName}#${one.id}.${one.className} ${one.textContent.slice(0, 20)}`;
+const inside = '.plot, .scroll, option', all = [...document.querySelectorAll('header *, section *')];
+const beyond = (one) => at(one).right > innerWidth + 0.5 || at(one).left < -0.5;
+const cut = all.filter((one) => !one.closest(inside) && beyond(one)).map(said);
+const hit = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+for (const plot of document.querySelectorAll('.plot')) {
+  const texts = [...plot.querySelectorAll('text')].filter((one) => one.textContent && at(one).width);
+  const outer = at(plot);
+  texts.forEach((a, i) => {
+    const box = at(a);
+    if (box.right > outer.right + 1 || box.left < outer.left - 1 || box.bottom > outer.bottom + 1) cut.push(said(a));
+    for (const b of texts.slice(0, i)) {
+      if (hit(box, at(b))) cut.push(`${plot.id}: ${a.textContent} over ${b.textContent}`);
+    }
+  });
+}
+return [cut, document.documentElement.scrollWidth];
+"""
+
+
+@pytest.fixture(scope="module")
+def deep_page(tmp_path_factory):
+    """30 layers of 32 heads, measured by position, refined, with samples."""
+    folder = tmp_path_factory.mktemp("deep")
+    half, eighth = [i // 2 for i in range(32)], [i % 4 for i in range(32)]
+    rows = scored(
+        ("original", 0.0, range(32)), ("qcqa-ac", 12345678.9, half), ("ward", 45678912.3, eighth),
+        ("neighbour", 87654321.0, eighth), layers=30, query_heads=32,
+    )  # fmt: skip
+    bands = {f"nll@{band}": [3.0, 3.01, 3.1, 3.4] for band in ("0-256", "256-512", "512-1024", "1024-2048")}
+    sizes = [Candidate(LayerLayout.from_labels(half), 5e5, 1e5), Candidate(LayerLayout.from_labels(eighth), 4e6, 2e6)]
+    measured = {"nll": [3.0, 3.0123, 3.1, 3.4], "nll_se": [0, 0.001, 0.01, 0.02], **bands}
+    run = made_up_run(folder / "run", rows, found=30 * [{"qcqa-ac": sizes}], **measured)
+    for layer in range(30):
+        run.write_progress(layer, [("qcqa-ac", 100, 2.0), ("qcqa-ac", 2000, 1.0 + layer / 60)])
+    for number in (0, 1, 2):
+        note_sample(run.path, number, "mean", "Once upon a time", f" there were {number} heads")
+        run.note_refined(number, "mean+refine", [(0.5, 0.25)] * 30)
+    alike = [{kind: Similarity(torch.eye(32), torch.ones(32, 32)) for kind in "kv"}] * 30
+    write_report(replace(facts_of(run), similarity=alike, missing=None), folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("compared", [False, True], ids=["one layout", "two"])
+def test_nothing_is_cut_and_nothing_overlaps(browser, deep_page, width, compared):
+    size = {"width": width, "height": 12000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.get("about:blank")
+        browser.get(f"file://{deep_page}#layout=1")
+        wait(lambda: browser.execute_script("return document.documentElement.dataset.ready") == "yes")
+        if compared:
+            browser.find_element("id", "keep").click()
+            browser.execute_script("select(state.rows[2])")
+        drawn = "return [...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))"
+        wait(lambda: browser.execute_script(drawn))
+        assert browser.execute_script(OUTSIDE) == [[], width]
+        hidden = "return [...document.querySelectorAll('section')].filter((s) => s.hidden).length"
+        assert not browser.execute_script(hidden), "all of them have something to show"
+        lines = browser.execute_script("return document.querySelectorAll('#heads .groups').length")
+        assert lines == (60 if compared else 30)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

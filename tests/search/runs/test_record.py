@@ -8,13 +8,16 @@ from made_up_runs import SEARCHED, made_up_run, scored
 
 from grouper import GrouperError
 from grouper.refinement.options import RefineOptions
-from search.runs.record import Measuring, comparable, noted, refining_options
+from search import SearchOptions
+from search.runs.record import Measuring, comparable, compared_by, noted, refining_options
+from search.runs.samples import note_sample, read_samples
 
 
 def test_measuring_anew_forgets_all_of_it(tmp_path):
     measured = {"nll": [2.0, 3.0, 4.0, 5.0], "kl": [0.0, 1.0, 2.0, 3.0]}
     folder = made_up_run(tmp_path / "run", scored(*SEARCHED), **measured)
     folder.note_refined(1, "mean+refine", [(1.0, 0.5)])
+    note_sample(folder.path, 1, "mean", "Once", " upon")
     before = Measuring("a.txt", "a", (2, 64), "float32", ("mean.x=1",))
     (folder.path / "evaluation.json").write_text(json.dumps({**before.to_data(), "refinement": {"scope": "block"}}))
     for other in (
@@ -23,12 +26,13 @@ def test_measuring_anew_forgets_all_of_it(tmp_path):
     ):  # fmt: skip
         with pytest.raises(GrouperError, match="other text, windows or parameters"):
             other.check(folder, folder.front(), None, overwrite=False)
+    assert read_samples(folder.path), "what is refused forgets nothing"
     kept = replace(before, text="b.txt").check(folder, folder.front(), None, overwrite=False)
     assert kept.table["nll"].tolist() == measured["nll"], "the same text under another name"
     front = replace(before, digest="b").check(folder, folder.front(), None, overwrite=True)
     for table in (front.table, folder.front().table):
         assert table[["nll", "kl"]].isna().all(axis=None) and table["on_nll_front"].isna().all()
-    assert folder.read_refined().empty
+    assert folder.read_refined().empty and not read_samples(folder.path)
     assert json.loads((folder.path / "evaluation.json").read_text()) == json.loads(
         json.dumps(replace(before, digest="b").to_data())
     )
@@ -72,6 +76,26 @@ def test_what_others_measured_stays_noted(tmp_path):
         replace(tasks, tasks={"limit": 20, "few_shot": 0}).check(run, run.front(), None, overwrite=False)
     with pytest.raises(GrouperError, match=r"refined otherwise \(scope block, tokens 4096\)"):
         on_text.check(run, run.front(), RefineOptions("block", tokens=8192), overwrite=False)
+
+
+def test_runs_are_compared_by_all_that_they_have_in_common(tmp_path):
+    """Nats on one text, errors of one model and fitness; of one model the text's tokens count, of others its name."""
+
+    def run(name: str, evaluated: dict | None, **more):
+        folder = made_up_run(tmp_path / name, scored(*SEARCHED), **more, nll=[2.0, 3.0, 4.0, 5.0])
+        if evaluated:
+            (folder.path / "evaluation.json").write_text(json.dumps(evaluated))
+        return folder
+
+    wiki = {"text": "wiki", "digest": "a"}
+    one, same = run("one", wiki), run("same", wiki)
+    assert compared_by([one, same]) == ["over", "error"]
+    assert compared_by([one, run("cut", {**wiki, "digest": "b"})]) == ["error"]
+    other = SearchOptions(fitness="weight")
+    assert compared_by([one, run("fitness", wiki, options=other)]) == ["over"]
+    assert compared_by([one, run("model", {**wiki, "digest": "c"}, fingerprint="g")]) == ["over"]
+    with pytest.raises(GrouperError, match="neither nats on one text nor one model and fitness"):
+        compared_by([one, run("neither", {"text": "code", "digest": "d"}, fingerprint="h")])
 
 
 @pytest.mark.parametrize(

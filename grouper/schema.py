@@ -1,9 +1,9 @@
 """Door of files that Grouper writes and reads again: each is parsed into a type before it is used, or refused in one
 line that names the file, the field, its value and what was expected.
 
-A type is a dataclass. Its annotations are the schema: values are of just these kinds, nothing is
-converted. Fields that a type does not know are passed over, and those that are missing get their default, so that files
-of older versions open.
+A type is a dataclass. Its annotations are the schema: values are of just these kinds, nothing is converted. Fields that
+a type does not know are passed over, and those that are missing get their default, so that files of older versions
+open.
 """
 
 import csv
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from grouper.errors import GrouperError
+from grouper.names import printable, shortened
 from grouper.parsing import MOST, check_extent, content_of, json_object, loads_strictly, shown
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ T = TypeVar("T")
 LARGEST_TABLE = 64 * 2**20  # bytes of a CSV
 LONGEST_LINE = 2**20  # characters
 MOST_ROWS, MOST_COLUMNS = 200_000, 2_000
-SEVERAL = 10_000  # wrong values, of more of which none is told of, for that takes a second
+SEVERAL = 10_000  # wrong values; of more, only their number is told, for to list them takes a second
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def damage_said(path: Path, cure: str) -> Iterator[None]:
     try:
         yield
     except (GrouperError, ValueError) as error:
-        raise GrouperError(f"{path} is damaged ({error}): {cure}") from error
+        why = shortened(printable(" ".join(str(error).split())), 300)
+        raise GrouperError(f"{path} is damaged ({why}): {cure}") from error
     except OSError as error:
         raise GrouperError(f"{path} cannot be read ({error.strerror or error}): {cure}") from error
 

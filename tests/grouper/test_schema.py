@@ -177,3 +177,10 @@ def test_any_bytes_are_rows_or_one_line(tmp_path, content):
         assert "\n" not in str(error) and len(str(error)) < 300
     else:
         assert all(type(row.layer) is int and abs(row.error) < float("inf") for row in found)
+
+
+def test_what_a_file_says_of_itself_is_one_line_without_control_characters(tmp_path):
+    with pytest.raises(GrouperError) as refused, damage_said(tmp_path / "a", "delete it"):
+        raise ValueError("could not convert\n 'a\x1b[2J" + "x" * 1000)
+    assert str(refused.value).startswith(f"{tmp_path / 'a'} is damaged (could not convert 'a\\x1b[2Jxxx")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400 + len(str(tmp_path))

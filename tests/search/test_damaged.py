@@ -202,6 +202,17 @@ def test_a_cell_of_a_layer_of_another_kind_is_one_line(copy, column):
         assert "that layer is searched again" in refused(path, lambda: copy.read_layer(1, 8, 8))
 
 
+@pytest.mark.parametrize("value", ["x", "a\nb", "\x1b[2J", "1,5", "[[0]]"])
+def test_a_measurement_that_is_no_number_is_one_line(copy, value):
+    path = copy.path / "pareto.csv"
+    path.write_text(
+        "\n".join(f"{line},{'kl' if not i else 0.5}" for i, line in enumerate(path.read_text().splitlines()))
+    )
+    assert copy.front().table["kl"].tolist() == [0.5] * len(copy.front().table)
+    change_cell(path, "kl", value)
+    assert "\x1b" not in refused(path, copy.front)
+
+
 def test_a_layer_of_a_model_with_other_heads_is_one_line(copy):
     for heads in ((4, 4), (8, 4), (8, 2)):
         refused(copy.layer_path(1), lambda heads=heads: copy.read_layer(1, *heads))

@@ -80,7 +80,7 @@ def test_a_file_in_the_place_of_another_is_refused(kept):
 
 
 def test_a_changed_tensor_or_fact_is_refused(kept):
-    tensors = load_file(kept)
+    tensors = {name: tensor.clone() for name, tensor in load_file(kept).items()}  # older releases map the file
     with safe_open(kept, framework="pt") as file:
         metadata = file.metadata()
     changed = [

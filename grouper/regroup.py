@@ -19,6 +19,7 @@ from grouper.calibration.seen import Seen, SeenExamples
 from grouper.calibration.text import WindowedText, digest, spread
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
+from grouper.machine import Tell, no_message
 from grouper.merging import Merge
 from grouper.model.architecture import Architecture
 from grouper.model.checkpoint import Checkpoint
@@ -216,11 +217,12 @@ class Regrouper:
         folder: Path | None = None,
         progress: Progress = untold,
         ranks: Ranks = ALONE,
+        tell: Tell = no_message,
     ) -> LayerStore:
-        """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""
+        """Merge and refine. folder, tell: as refine_layers has them. ranks: with whom each step is shared."""
         plan = (options or RefineOptions()).plan(self.device)
         start = self._made(layout, merge.before_refinement())
         return refine_layers(
             self.model, layout, start, self.texts(plan), plan,
-            device=self.device, folder=folder, progress=progress, ranks=ranks,
+            device=self.device, folder=folder, progress=progress, ranks=ranks, tell=tell,
         )  # fmt: skip

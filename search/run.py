@@ -73,7 +73,7 @@ def search(
         seen_by_all(folder, ranks)
         ranks.first_does(kept.begin)
         started = time.perf_counter()
-        found = search_layers(folder, regrouper, options, methods, jobs, machine.progress)
+        found = search_layers(folder, regrouper, options, methods, jobs, machine.progress, machine.tell)
         of_layers = time.perf_counter() - started
 
         def finish() -> ParetoFront:

@@ -82,7 +82,8 @@ def run(
     tasks = tasks and replace(tasks, limit=limit)
     if names_a_model(run):
         of_runs.refuse(run, refinement)
-        with bar("measuring"):
+        with bar("measuring") as progress:
+            machine = replace(machine, progress=progress)
             found = evaluate_model(run, source, tasks=tasks, base=base, window=window, limit=limit, machine=machine)
         return print_json(found.to_data()) if json else evaluated_table(found)
     if base:

@@ -40,8 +40,8 @@ def run(
 
     with bar("searching", says_how_long=True) as progress:
         front = search(
-            model, output, options, revision=revision, jobs=jobs, machine=replace(machine, progress=progress),
-            keep_calibration=keep_calibration, overwrite=overwrite, command=typed_command(),
+            model, output, options, revision=revision, jobs=jobs, keep_calibration=keep_calibration,
+            machine=replace(machine, tell=tell, progress=progress), overwrite=overwrite, command=typed_command(),
         )  # fmt: skip
     closing_table(front, str(output))
     if options.calibration() is None and options.fitness != "weight":

@@ -75,7 +75,7 @@ def evaluate_model(
     check_model(checkpoint)
     texts = texts_of(checkpoint, source, tasks, window, limit)
     opened = open_model(checkpoint, machine.device, machine.memory)
-    values = own(on_texts({name: Original.of(opened, one).columns for name, one in texts.items()}))
+    values = own(on_texts({name: Original.of(opened, one, machine.progress).columns for name, one in texts.items()}))
     if tasks:
         values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
     return EvaluatedModel(checkpoint.name, values)
@@ -94,9 +94,10 @@ def _of_export(
     original, healed = (open_model(exported.base, machine.device, machine.memory) for _ in range(2))
     healed.replace_around(exported.around())
     layout, merged = exported.layout, exported.layer
-    originals = {name: Original.of(original, one) for name, one in texts.items()}
+    originals = {name: Original.of(original, one, machine.progress) for name, one in texts.items()}
     before = own(on_texts({name: one.columns for name, one in originals.items()}))
-    after = on_texts({name: closeness_of(healed, one, layout, merged) for name, one in originals.items()})
+    found = {n: closeness_of(healed, one, layout, merged, machine.progress) for n, one in originals.items()}
+    after = on_texts(found)
     if tasks:
         loaded, tokenizer = Tasks(tasks), load_tokenizer(exported.original)
         before |= loaded.scores(in_memory(original).model, tokenizer)

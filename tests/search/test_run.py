@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -185,11 +186,15 @@ def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_p
     options = SearchOptions(paper="asymgqa", text=str(text), tokens=2048, window=128)
     with pytest.raises(GrouperError, match="--text"):
         replace(options, text=None).resolved()
-    front = search(reader, tmp_path / "run", options)
-    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 1)}
-    assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 3 * ((6 + 2) * 11 + 2), (
-        "10 steps and a start for each count"
+    told, of_steps = [], 3 * ((6 + 2) * 11 + 2)  # 10 steps and a start for each count
+    front = search(
+        reader, tmp_path / "run", options, machine=Machine(tell=lambda line: told.append((line, len(losses))))
     )
+    ((line, before),) = told
+    assert before == 2, "what is timed, and nothing else, comes before the estimate"
+    assert re.fullmatch(rf"judging {of_steps} groupings by the model's loss, [\d.]+ s each: about \d+ s", line)
+    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 1)}
+    assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 2 + of_steps
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (settings["fitness"], settings["stage2"], set(front.table["merge"])) == ("activation", "none", {"mean"})
     assert {"asymgqa", "asymgqa-sym"} <= set(front.table["method"]) and "ragged" not in set(front.table["deploy"])

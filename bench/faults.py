@@ -130,7 +130,7 @@ def small_model(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from grouper.model.checkpoint import DEMO
+    from grouper.checkpoint.checkpoint import DEMO
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -11,6 +11,7 @@ import pandas as pd
 from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.format import SelfTestFailed
@@ -24,7 +25,6 @@ from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.store import LayerStore
 from grouper.registry import check_assignments
-from grouper.regroup import Regrouper
 from search.methods.registry import ORIGINAL
 from search.run import digest_of_text
 from search.runs.columns import SE, called

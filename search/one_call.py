@@ -15,7 +15,7 @@ from grouper.export.write import MARKER
 from grouper.machine import Machine
 from grouper.model.loading import load
 from grouper.outputs import new_folder
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.refinement.options import RefineOptions
 from grouper.scratch import ScratchFolder
 from search.export_run import export_from_run
@@ -56,7 +56,7 @@ def regroup(
     window: int = WINDOW,
     device: str = "auto",
     options: SearchOptions | None = None,
-    progress: Progress = untold,
+    progress: Progress = no_progress,
 ) -> Regrouped:
     """Search, merge, refine and load.
 

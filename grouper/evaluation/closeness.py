@@ -24,9 +24,9 @@ from grouper.attention import Merged
 from grouper.divergence import kl_divergence
 from grouper.evaluation.perplexity import batches
 from grouper.evaluation.positions import bands, column_at
+from grouper.families.sites import Place
 from grouper.layout import HeadLayout
-from grouper.model.site import Place
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.running.in_memory import exchanged
@@ -50,7 +50,7 @@ class Original:
     found: PerExample
 
     @classmethod
-    def of(cls, model: Layers, given: Tensor | Batch, progress: Progress = untold) -> "Original":
+    def of(cls, model: Layers, given: Tensor | Batch, progress: Progress = no_progress) -> "Original":
         """given: windows [n, tokens] of ids, or what an encoder takes."""
         batch = Batch.of(given)
         alone = cls(model, batch, walked(model, batch, progress=progress), {})
@@ -62,7 +62,7 @@ class Original:
 
 
 def closeness_of(
-    model: Layers, original: Original, layout: HeadLayout, merged: Merged, progress: Progress = untold
+    model: Layers, original: Original, layout: HeadLayout, merged: Merged, progress: Progress = no_progress
 ) -> Columns:
     """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
     `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
@@ -110,7 +110,7 @@ def walked(
     model: Layers,
     batch: Tensor | Batch,
     regrouped: tuple[HeadLayout, Merged] | None = None,
-    progress: Progress = untold,
+    progress: Progress = no_progress,
 ) -> Tensor:
     """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
     which are asked for one attention at a time."""

@@ -13,6 +13,7 @@ import pandas as pd
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.tasks import TaskOptions
 from grouper.layout import HeadLayout
@@ -22,7 +23,6 @@ from grouper.progress import Progress, duration
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from grouper.scratch import ScratchFolder
 from search.evaluation.choosing import add_rows, choose

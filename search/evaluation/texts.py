@@ -8,12 +8,12 @@ from torch import Tensor, get_num_threads
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Original
 from grouper.evaluation.perplexity import batches
 from grouper.evaluation.tasks import TaskOptions
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers

@@ -92,10 +92,10 @@ class Measuring:
         counts = [(a[0], b[0]) for a, b in zip(old, new)]
         return alike and all(a <= b for a, b in counts) and any(a < b for a, b in counts)
 
-    def _refuse_others(self, folder: RunFolder, before: dict, refinement: dict | None, may_differ: Sequence[str]) -> None:
+    def _refuse_others(self, folder: RunFolder, before: dict, refinement: dict | None, free: Sequence[str]) -> None:
         """Raise GrouperError where measurements before were made otherwise."""
         mine = json.loads(json.dumps(self.to_data()))
-        skipped = {"text", "refinement", *may_differ, *self._of_others(before)}
+        skipped = {"text", "refinement", *free, *self._of_others(before)}
         skipped |= {k for k in ("digest", "windows", "tasks") if not before.get(k)}
         differing = [k for k in {*before, *mine} - skipped if before.get(k) != mine.get(k)]
         if differing:

@@ -84,15 +84,11 @@ def refine_layers(
                     worker.set(store(site.index))
                     tell(errors_of(site, *store.errors(site.index)))
                     continue
-
-                def stepped(step: int, _steps: int, note: str, site: Site = site) -> None:
-                    progress(site.index * steps + step, layers * steps, f"refining {site.name}, {note}")
-
                 if not advanced:
                     for sides in here:
                         worker.set_targets(sides)
                     advanced = plan.scope == "block"  # what is wanted is the original's next stream
-                done = worker.fit(merged(site.index).attention, here, steps, stepped)
+                done = worker.fit(merged(site.index).attention, here, steps, _of_layer(progress, site, layers))
                 tell(errors_of(site, done.before, done.after))
                 if folder is None:
                     store.keep(site.index, done.on_cpu())
@@ -105,6 +101,15 @@ def refine_layers(
                 worker.advance(worker.regrouped, sides.ours, sides)
     ranks.wait()
     return store
+
+
+def _of_layer(progress: Progress, site: Site, layers: int) -> Progress:
+    """Progress of one attention's steps as a part of all layers'."""
+
+    def stepped(step: int, steps: int, note: str) -> None:
+        progress(site.index * steps + step, layers * steps, f"refining {site.name}, {note}")
+
+    return stepped
 
 
 def errors_of(site: Site, before: float, after: float) -> str:

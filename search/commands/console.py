@@ -186,22 +186,21 @@ def inspection(found: Inspection) -> None:
     OUT.print(view)
     if found.kv_bytes_per_token:
         OUT.print(_savings(found))
+        for deploy, engines in {s.deploy: s.engines for s in found.savings if s.deploy}.items():
+            OUT.print(f"{deploy} runs in {', '.join(engines)}", soft_wrap=True)
 
 
 def _savings(found: Inspection) -> Table:
-    """What fewer KV heads would save, at the context, batch and card that were asked about."""
+    """What each number of KV heads would save, at the context, batch and card that were asked about."""
     many = f"{found.batch} x {found.context:,} tokens" if found.batch > 1 else f"{found.context:,} tokens"
+    card = [f"largest batch on {found.card / 1e9:g} GB"] if found.card else []
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (
-        "KV heads",
-        "KV cache",
-        many,
-        *([f"largest batch on {found.card / 1e9:g} GB"] if found.card else []),
-    ):
-        view.add_column(heading, justify="right")
+    for heading in ("KV heads", "KV cache", many, *card):
+        view.add_column(heading, justify="right", no_wrap=True)
+    view.add_column("class", no_wrap=True)
     for s in found.savings:
         fits = [f"{s.largest_batch:,}"] if found.card else []
-        view.add_row(str(s.kv_heads), f"{s.kv_ratio:.1%}", f"{s.kv_bytes / 2**30:,.3f} GiB", *fits)
+        view.add_row(str(s.kv_heads), f"{s.kv_ratio:.1%}", f"{s.kv_bytes / 2**30:,.3f} GiB", *fits, s.deploy)
     return view
 
 

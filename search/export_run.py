@@ -89,7 +89,7 @@ def export_from_run(
     kept, not_refined = folder.kept_tokens(), None
     ranks.first_does(kept.begin)
     text = calibration or settings.calibration(keep_calibration)
-    regrouper = Regrouper(checkpoint, text, machine.device, machine.memory, ranks, kept)
+    regrouper = Regrouper(checkpoint, text, machine.device, machine.memory, ranks, kept, folder.moments)
     if plan and not calibration:
         readable, not_refined = ranks.first_does(lambda: own_text(regrouper, settings))
         regrouper = regrouper if readable else Regrouper(checkpoint, None, machine.device, machine.memory, ranks)

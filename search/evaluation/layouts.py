@@ -70,9 +70,9 @@ def evaluate(
     along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
     that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
     the run's. limit: windows of each text; without, as many as the run was measured on, or MEASURED_WINDOWS. What is
-    measured already is not measured again, unless it was on fewer windows of the text. The machine is told how long it
-    takes. Raises GrouperError where the run was measured on other text, or refined otherwise. A model that is streamed
-    computes in float32. Where several ranks run this, layouts are shared out among them.
+    measured already is not measured again, unless it was on fewer windows of the text. Raises GrouperError where the
+    run was measured on other text, or refined otherwise. A model that is streamed computes in float32. Where several
+    ranks run this, layouts are shared out among them.
     """
     machine = machine or Machine()
     ranks = machine.ranks
@@ -90,15 +90,14 @@ def evaluate(
             raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
         kept = folder.kept_tokens()
         ranks.first_does(kept.begin)
-        if limit is None and not overwrite:
-            limit = windows_before(folder, named(source), window)
+        limit = windows_before(folder, named(source), window) if limit is None and not overwrite else limit
         texts = texts_of(checkpoint, source, tasks, window, limit, kept)
         numbers = choose(front, layouts)
         plan = refine.plan(machine.device) if refine else None
         measuring = measuring_of(source, texts, tasks, dtype, set)
         front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite, machine.tell))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")
-        regrouper = Regrouper(checkpoint, calibration, machine.device, machine.memory, ranks, kept)
+        regrouper = Regrouper(checkpoint, calibration, machine.device, machine.memory, ranks, kept, folder.moments)
         meter = Meter(regrouper, texts, tasks, dtype)
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
@@ -127,8 +126,10 @@ def measuring_of(
 
 def named(source: TextSource | Texts | None) -> str | None:
     """Name of one or several texts."""
-    if source is None or isinstance(source, TextSource):
-        return source and source.name
+    if source is None:
+        return None
+    if isinstance(source, TextSource):
+        return source.name
     return ", ".join(f"{name}={one.name}" for name, one in source.items())
 
 

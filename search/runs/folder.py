@@ -1,5 +1,5 @@
 """Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, samples.json,
-sensitivity.csv, proxies.csv, tokens/."""
+sensitivity.csv, proxies.csv, tokens/, moments/."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from search.runs.settings import RunSettings
 MARKER = "run.json"
 WRITTEN = (  # by searches and evaluations of a run
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
-    "sensitivity.csv", "proxies.csv", "tokens/*.npy", MARKER,
+    "sensitivity.csv", "proxies.csv", "tokens/*.npy", "moments/*/*.safetensors", MARKER,
 )  # fmt: skip
 REFINED = ["layout", "merge", "layer", "before", "after"]  # columns of refined.csv
 
@@ -68,7 +68,12 @@ class RunFolder:
             for file in self.path.glob(pattern):
                 file.unlink()
 
-    # tokens/
+    # tokens/, moments/
+
+    @property
+    def moments(self) -> Path:
+        """Folder of what was calibrated, by model, text and tokens; there need be none."""
+        return self.path / "moments"
 
     def kept_tokens(self) -> KeptTokens:
         """Windows of texts that were tokenised for this run, of which there need be none yet."""

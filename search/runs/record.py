@@ -131,15 +131,16 @@ def shapes_of(windows: Sequence) -> list[list[int]]:
     >>> shapes_of([64, 512]), shapes_of(([64, 512], [9, 512]))
     ([[64, 512]], [[64, 512], [9, 512]])
     """
-    return [list(shape) for shape in ([windows] if isinstance(windows[0], int) else windows)]
+    return [list(shape) for shape in ([windows] if windows and isinstance(windows[0], int) else windows)]
 
 
-def told_windows(windows: Sequence) -> str:
-    """
+def told_windows(windows: Sequence | None) -> str:
+    """How many windows, for people.
+
     >>> told_windows([64, 512]), told_windows(([64, 512], [9, 512]))
     ('64 windows', '64 + 9 windows')
     """
-    return f"{' + '.join(str(shape[0]) for shape in shapes_of(windows))} windows"
+    return f"{' + '.join(str(shape[0]) for shape in shapes_of(windows or ()))} windows"
 
 
 def recipe(refine: RefinePlan) -> dict:

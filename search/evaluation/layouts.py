@@ -39,6 +39,7 @@ from search.runs.picture import draw
 from search.runs.record import REFINED, Measuring, windows_before
 from search.runs.samples import note_sample
 
+TITLE = "KV cache against what it costs"  # of the picture
 Errors = list[tuple[float, float]]
 Measured = tuple[dict[str, float], Errors, dict[str, str]]
 
@@ -106,8 +107,7 @@ def evaluate(
         if todo or not (folder.path / PROXIES).is_file():  # else they are as they were
             proxies = judge_proxies(folder, front, regrouper, assignments)
             ranks.first_does(lambda: write_proxies(folder, proxies))
-        title = f"{checkpoint.title}: KV cache against what it costs"
-        ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
+        ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: {TITLE}"))
         return front
 
 

@@ -14,9 +14,10 @@ from grouper.calibration.text import digest
 from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
+from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
-from grouper.export.write import MARKER, already_written, check_exportable
+from grouper.export.write import already_written, check_exportable
 from grouper.layout import HeadLayout
 from grouper.machine import Machine, Tell, no_message
 from grouper.merging import MERGES, Merge, merge_for
@@ -178,7 +179,7 @@ def choose_layout(
     merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
     suffix = REFINED if refine else ""
     picked = pick(front, f"{merge.name}{suffix}", selection)
-    layout = folder.layout(picked.layout)
+    layout = folder.layout_of(picked.row)
     fitting = merge_for(layout, merge)
     if fitting.name != merge.name:
         why = "regroups query heads too, which only averaging can follow"

@@ -235,7 +235,7 @@ def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_p
     ((line, before),) = told
     assert before == 2, "what is timed, and nothing else, comes before the estimate"
     assert re.fullmatch(rf"judging {of_steps} groupings by the model's loss, [\d.]+ s each: about \d+ s", line)
-    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 1)}
+    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 8, 8)}
     assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 2 + of_steps
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (settings["fitness"], settings["stage2"], set(front.table["merge"])) == ("activation", "none", {"mean"})

@@ -12,6 +12,8 @@ from search.commands.console import ERR
 from search.commands.notes import print_notes
 from search.stopping import Stopped, stop_on_signals
 
+STOPPED = "stopped; the same command goes on from here"
+
 
 def main() -> None:
     """Exit 0, 1 (failed, one line why), 2 (usage), 130 or 143 (stopped by a signal)."""
@@ -31,7 +33,7 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks, the others when they fail
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     print_notes(ERR)
-    stop_on_signals()
+    heard = stop_on_signals(lambda: _say(STOPPED))
     try:
         if strange := [a for a in sys.argv if a != a.encode(errors="replace").decode()]:
             raise GrouperError(f"{strange[0]!r} is not UTF-8: rename it")
@@ -41,9 +43,10 @@ def main() -> None:
             raise GrouperError(f"no option {strange[0].partition('=')[0]!r}: see --help")
         app()
     except Stopped as stop:
-        _fail("stopped; the same command goes on from here", stop.code)
+        heard.set()
+        _fail(STOPPED, stop.code)
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here", 130)
+        _fail(STOPPED, 130)
     except FirstFailed:
         sys.exit(1)
     except Exception as error:
@@ -68,13 +71,18 @@ def _said(error: Exception) -> str:
 
 def _fail(why: str, code: int = 1) -> None:
     """Say why in one line, and exit."""
+    _say(why)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os._exit(code)  # leaving their group in order would wait for ranks that wait for this one
+    sys.exit(code)
+
+
+def _say(why: str) -> None:
+    """Print why the command ends."""
     rank = os.environ.get("RANK", "0")
     line = shortened(printable(without_secrets(" ".join(why.split()))))
     who = "grouper" if rank == "0" else f"grouper, rank {rank}"
     print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__, flush=True)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        os._exit(code)  # leaving their group in order would wait for ranks that wait for this one
-    sys.exit(code)
 
 
 if __name__ == "__main__":

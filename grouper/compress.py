@@ -21,6 +21,7 @@ from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
+from grouper.machine import Tell, no_message
 from grouper.merging import Merge
 from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside
@@ -38,7 +39,8 @@ from grouper.scratch import ScratchFolder
 class Regrouper:
     """One model's merges. Moments are collected once; merges of a layer are kept while its layout stays the same.
     memory: bytes that a model may take; what is larger is streamed from disk. ranks: with whom text is shared. kept:
-    where tokens of the text are kept and looked for."""
+    where tokens of the text are kept and looked for. found: a run's folder of moments, which are used where they are of
+    the same text."""
 
     def __init__(
         self,
@@ -48,9 +50,10 @@ class Regrouper:
         memory: int | None = None,
         ranks: Ranks = ALONE,
         kept: KeptTokens | None = None,
+        found: Path | None = None,
     ):
         self.checkpoint, self.calibration, self.device, self.memory = checkpoint, calibration, device, memory
-        self.ranks, self.kept = ranks, kept
+        self.ranks, self.kept, self.found = ranks, kept, found
         self.architecture = Architecture.of(checkpoint.config)
         check_model(checkpoint)
         self._kept: dict[tuple, MergedLayer] = {}
@@ -88,7 +91,7 @@ class Regrouper:
     def on_whole_text(self) -> "Regrouper":
         """The same on all of the calibration text, of which nothing is set aside."""
         whole = self.calibration and replace(self.calibration, source=replace(self.calibration.source, part="whole"))
-        return Regrouper(self.checkpoint, whole, self.device, self.memory, self.ranks, self.kept)
+        return Regrouper(self.checkpoint, whole, self.device, self.memory, self.ranks, self.kept, self.found)
 
     def _resized(self, window: int) -> WindowedText:
         if window not in self._texts:
@@ -162,6 +165,8 @@ class Regrouper:
             tokens = self.windows(self.calibrated_on.tokens)
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
             folder = self.calibrated_on.keep
+            if folder is None and self.found and self.ranks.first_does(lambda: self._has(self.found, name)):
+                folder = self.found
             if folder is None:
                 self._temporary = ScratchFolder()
                 folder = self._temporary.path
@@ -175,6 +180,15 @@ class Regrouper:
             self.ranks.wait()
             self._moments = moments
         return self._moments
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether moments were asked for, and stay when this process ends."""
+        return self._moments is not None and self._temporary is None
+
+    def _has(self, folder: Path | None, name: str) -> bool:
+        """Whether all moments of this name are there."""
+        return folder is not None and KeptMoments(folder / name, self.architecture.layers).complete
 
     # Weights
 
@@ -215,11 +229,12 @@ class Regrouper:
         folder: Path | None = None,
         progress: Progress = no_progress,
         ranks: Ranks = ALONE,
+        tell: Tell = no_message,
     ) -> LayerStore:
-        """Merge and refine. folder: see grouper.refinement.refine. ranks: with whom each step is shared."""
+        """Merge and refine. folder, tell: as refine_layers has them. ranks: with whom each step is shared."""
         plan = (options or RefineOptions()).plan(self.device)
         start = self._made(layout, merge.before_refinement())
         return refine_layers(
             self.model, layout, start, self.texts(plan), plan,
-            device=self.device, folder=folder, progress=progress, ranks=ranks,
+            device=self.device, folder=folder, progress=progress, ranks=ranks, tell=tell,
         )  # fmt: skip

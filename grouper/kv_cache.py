@@ -32,9 +32,12 @@ def largest_batch(card: int, weights: int, cache_of_one: int) -> int:
 @dataclass(frozen=True)
 class Saving:
     """The cache of `batch` sequences with so many KV heads in every layer, in bytes, and the largest batch on the card
-    that was asked about."""
+    that was asked about. deploy, engines: the class that a model with as few goes out as, and what runs it; nothing for
+    the model as it came."""
 
     kv_heads: int
     kv_ratio: float
     kv_bytes: int
     largest_batch: int | None = None
+    deploy: str = ""
+    engines: tuple[str, ...] = ()

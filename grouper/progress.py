@@ -10,6 +10,17 @@ def no_progress(done: int, total: int, note: str) -> None:
     """Tell nobody: the default wherever a function takes a Progress."""
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(50), duration(700), duration(9000)
+    ('50 s', '12 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
     """A Progress that is shown as a bar, in terminals and notebooks alike; for Python, the commands have their own.

@@ -90,7 +90,7 @@ def export_from_run(
     kept, not_refined = folder.kept_tokens(), None
     ranks.first_does(kept.begin)
     text = calibration or settings.calibration(keep_calibration)
-    regrouper = Regrouper(checkpoint, text, machine.device, machine.memory, ranks, kept)
+    regrouper = Regrouper(checkpoint, text, machine.device, machine.memory, ranks, kept, folder.moments)
     if plan and not calibration:
         readable, not_refined = ranks.first_does(lambda: own_text(regrouper, settings))
         regrouper = regrouper if readable else Regrouper(checkpoint, None, machine.device, machine.memory, ranks)
@@ -252,10 +252,9 @@ def merge_and_refine(
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
     seconds = regrouper.estimate(chosen.layout, chosen.merge, refine)
     machine.tell(f"refining {len(layers)} layers on {tokens:,} tokens, {steps} steps each: about {seconds:.0f} s")
-    merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, machine.progress, regrouper.ranks)
+    ranks = regrouper.ranks
+    merged = regrouper.refined(chosen.layout, chosen.merge, refine, kept, machine.progress, ranks, machine.tell)
     errors = [merged.errors(layer) for layer in layers]
-    for layer, (before, after) in enumerate(errors):
-        machine.tell(f"{regrouper.architecture.name_of(layer)}: error {before:.4f} -> {after:.4f}")
     facts = {"tokens": tokens, "steps": steps, "scope": refine.scope, "errors": errors}
     if len(texts) > 1:
         facts |= {"long_windows": texts[1].shape[1], "tokens_in_long_windows": texts[1].numel()}

@@ -24,6 +24,7 @@ ACCEPTANCES = ("fitness", "loss")
 BLOCKS = ("cached", "all", "encoder", "decoder", "across")
 # What the other commands do unless told.
 MEASURED = "spread"  # layouts that `evaluate` measures: the baselines, the best stock ones and 12 along the front
+MEASURED_WINDOWS = 64  # of text
 COMPUTING = "float32"
 DEMO_FOLDER = Path("grouper-demo")
 # What a published recipe fixes; with one, the genetic search is the plain one and does not stop early.

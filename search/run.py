@@ -11,7 +11,7 @@ from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.families.architecture import Architecture
-from grouper.machine import Machine
+from grouper.machine import Machine, Tell
 from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside
 from grouper.ranks import Ranks, locked_by_first
@@ -36,7 +36,7 @@ def search(
     revision: str | None = None,
     jobs: str | int = "auto",
     machine: Machine | None = None,
-    keep_calibration: str | PathLike | None = None,
+    keep_calibration: str | PathLike | bool | None = True,
     overwrite: bool = False,
     command: str | None = None,
 ) -> ParetoFront:
@@ -44,8 +44,9 @@ def search(
 
     Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
     layouts. jobs: layers searched at a time, or "auto". machine: with a GPU, any model is streamed while it is
-    calibrated unless its memory is given. keep_calibration: a folder where what was calibrated is kept, and looked for,
-    for this model, text and tokens. command: what was typed, for the record. Raises GrouperError for what cannot be
+    calibrated unless its memory is given. keep_calibration: where what was calibrated is kept, and looked for, for this
+    model, text and tokens: a folder; or True for the run's own, unless it would be larger than the model; or False.
+    command: what was typed, for the record. Raises GrouperError for what cannot be
     searched, before anything is written. Where several ranks run this, layers and text are shared out among them.
     """
     machine = machine or Machine()
@@ -58,7 +59,7 @@ def search(
     methods = methods_of(options, architecture)
     jobs = parsed_jobs(str(jobs), architecture, device)
     set_aside = overwrite or RunFolder(Path(output)).sets_aside  # a run that exists goes on as it began
-    calibration = options.calibration(keep_calibration, set_aside)
+    calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it
     kept = RunFolder(Path(output)).kept_tokens()
@@ -73,7 +74,8 @@ def search(
         seen_by_all(folder, ranks)
         ranks.first_does(kept.begin)
         started = time.perf_counter()
-        found = search_layers(folder, regrouper, options, methods, jobs, machine.progress)
+        found = search_layers(folder, regrouper, options, methods, jobs, machine.progress, machine.tell)
+        tell_of_kept(folder, regrouper, machine.tell)
         of_layers = time.perf_counter() - started
 
         def finish() -> ParetoFront:
@@ -85,6 +87,23 @@ def search(
             return front
 
         return ranks.first_does(finish)
+
+
+def kept_where(asked: str | PathLike | bool | None, run: Path, checkpoint: Checkpoint) -> str | PathLike | None:
+    """Folder for what is calibrated; None for a temporary one."""
+    if not isinstance(asked, bool):
+        return asked
+    architecture = Architecture.of(checkpoint.config)
+    bytes_each = 4 * (architecture.hidden_size + 1) ** 2  # one float32 matrix, two where queries read something else
+    matrices = sum(2 if cache == "source" else 1 for cache in architecture.caches) or architecture.layers
+    return RunFolder(run).moments if asked and bytes_each * matrices < checkpoint.nbytes else None
+
+
+def tell_of_kept(folder: RunFolder, regrouper: Regrouper, tell: Tell) -> None:
+    """Tell of moments that this process has put into the run's folder or found there."""
+    if regrouper.keeps_moments and (kept := regrouper.kept_moments()).folder.parent == folder.moments:
+        size = f"{kept.nbytes / 1e6:,.1f} MB"
+        tell(f"calibration kept in {folder.moments} ({size}); --no-keep-calibration turns that off")
 
 
 def digest_of_text(regrouper: Regrouper, options: SearchOptions) -> str | None:

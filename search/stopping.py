@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 GRACE = 1.5  # seconds that the main thread has to clean up, from the signal on
@@ -18,10 +19,12 @@ class Stopped(BaseException):
         self.code = 128 + number
 
 
-def stop_on_signals() -> None:
+def stop_on_signals(say: Callable[[], None] = lambda: None) -> threading.Event:
     """Raise Stopped in the main thread on either signal. One that is deep in a computation hears late: then this ends
-    the process for it. Outputs appear whole or not at all, so that nothing is lost; the next run sweeps up."""
+    the process for it, and calls `say` before, unless the event that is returned was set. Outputs appear whole or not
+    at all, so that nothing is lost; the next run sweeps up."""
     heard, tell = os.pipe()
+    said = threading.Event()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
 
@@ -37,9 +40,14 @@ def stop_on_signals() -> None:
             return
         time.sleep(GRACE)
         stop_workers()
-        os._exit(128 + number)
+        try:
+            if not said.is_set():
+                say()
+        finally:
+            os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True, name="signals").start()
+    return said
 
 
 def stop_workers() -> None:

@@ -50,11 +50,23 @@ def test_inspect_says_what_fewer_kv_heads_save(models):
     layers, head_dim = found["layers"], found["head_dim"]
     weights = sum(t.nbytes for t in load_file(model / "model.safetensors").values())
     one = 2 * 2 * 8 * head_dim * layers * 1000  # K and V, two bytes a number
-    assert [(s["kv_heads"], s["kv_bytes"]) for s in found["savings"]] == [
-        (8, 3 * one), (4, 3 * one // 2), (2, 3 * one // 4), (1, 3 * one // 8)
-    ]  # fmt: skip
-    fits = [s["largest_batch"] for s in found["savings"][:2]]
+    savings = {s["kv_heads"]: s for s in found["savings"]}
+    assert {n: s["kv_bytes"] for n, s in savings.items()} == {n: 3 * one * n // 8 for n in range(8, 0, -1)}
+    fits = [savings[n]["largest_batch"] for n in (8, 4)]
     assert fits == [(90_000_000 - weights) // one, (90_000_000 - weights) // (one // 2)]
+    assert [savings[n]["deploy"] for n in (8, 4, 3, 1)] == ["", "stock", "padded", "stock"]
+    assert savings[4]["engines"][:2] == ["transformers", "vLLM"] and savings[8]["engines"] == []
+
+
+def test_inspect_shows_every_count_that_a_run_could_take(models):
+    """Three KV heads have no half."""
+    table = grouper("inspect", models("llama", heads=6, kv_heads=3, hidden_size=96), "--card", "1GB").stdout
+    rows = [line.split() for line in table.splitlines() if "GiB" in line and line.split()[0].isdigit()]
+    assert [(row[0], row[1]) for row in rows] == [("3", "100.0%"), ("2", "66.7%"), ("1", "33.3%")]
+    assert (rows[1][-1], rows[2][-1]) == ("padded", "stock") and "largest batch on 1 GB" in table
+    assert "\npadded runs in transformers, vLLM" in table and "\nstock runs in transformers, vLLM" in table
+    table = grouper("inspect", models("gpt2", heads=4)).stdout
+    assert "\nragged runs in transformers with trust_remote_code" in table and "stock runs" not in table
 
 
 def test_inspect(models):

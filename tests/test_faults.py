@@ -54,6 +54,22 @@ def test_signals_stop_a_command_also_deep_in_a_computation(tmp_path, number, cod
         asked = time.monotonic()
         busy.send_signal(number)
         assert busy.wait(10) == code and time.monotonic() - asked < 2.5
+        assert busy.stderr.read() == b"grouper: stopped; the same command goes on from here\n"
+
+
+def test_a_signal_that_is_heard_at_once_ends_in_one_line(tmp_path):
+    """Also where the process cannot end within the time that it has."""
+    program = tmp_path / "idle.py"
+    program.write_text(
+        "import atexit, sys, time, cli\n"
+        "def idle():\n    atexit.register(time.sleep, 30)\n    print('at work', flush=True)\n    time.sleep(30)\n"
+        "cli.app = idle\ncli.main()\n"
+    )
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BENCH) as idle:
+        assert idle.stdout.readline() == b"at work\n"
+        idle.send_signal(signal.SIGTERM)
+        assert idle.wait(10) == 143
+        assert idle.stderr.read() == b"grouper: stopped; the same command goes on from here\n"
 
 
 def failing(monkeypatch, capsys, error: BaseException, *arguments: str) -> tuple[int, str]:
@@ -61,7 +77,7 @@ def failing(monkeypatch, capsys, error: BaseException, *arguments: str) -> tuple
         raise error
 
     monkeypatch.setattr(cli, "app", app)
-    monkeypatch.setattr(cli, "stop_on_signals", lambda: None)
+    monkeypatch.setattr(cli, "stop_on_signals", lambda say: None)
     monkeypatch.setattr(sys, "argv", ["grouper", "search", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -106,7 +122,7 @@ def test_memory_that_is_short_is_said(monkeypatch, capsys):
 
 
 def test_an_output_in_the_models_folder_is_refused_before_anything_is_written(reader, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "stop_on_signals", lambda: None)
+    monkeypatch.setattr(cli, "stop_on_signals", lambda say: None)
     before = sorted(Path(reader).iterdir())
     monkeypatch.setattr(sys, "argv", ["grouper", "search", str(reader), "-o", f"{reader}/run", "--overwrite"])
     with pytest.raises(SystemExit) as stop:

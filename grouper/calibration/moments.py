@@ -147,6 +147,11 @@ class KeptMoments:
         return MeasuredInputs.load(self.path(layer))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(self.path(layer).stat().st_size for layer in range(self.layers))
+
+    @property
     def complete(self) -> bool:
         return all(self.path(layer).is_file() for layer in range(self.layers))
 

@@ -26,6 +26,7 @@ from grouper.evaluation.perplexity import batches
 from grouper.evaluation.positions import bands, column_at
 from grouper.families.sites import Place
 from grouper.layout import HeadLayout
+from grouper.progress import Progress, no_progress
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.running.in_memory import exchanged
@@ -49,10 +50,10 @@ class Original:
     found: PerExample
 
     @classmethod
-    def of(cls, model: Layers, given: Tensor | Batch) -> "Original":
+    def of(cls, model: Layers, given: Tensor | Batch, progress: Progress = no_progress) -> "Original":
         """given: windows [n, tokens] of ids, or what an encoder takes."""
         batch = Batch.of(given)
-        alone = cls(model, batch, walked(model, batch), {})
+        alone = cls(model, batch, walked(model, batch, progress=progress), {})
         return cls(model, batch, alone.stream, measured(alone, model, alone.stream))
 
     @property
@@ -60,12 +61,14 @@ class Original:
         return columns(self.found, self.found)
 
 
-def closeness_of(model: Layers, original: Original, layout: HeadLayout, merged: Merged) -> Columns:
+def closeness_of(
+    model: Layers, original: Original, layout: HeadLayout, merged: Merged, progress: Progress = no_progress
+) -> Columns:
     """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
     `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
     the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
     or another one of its class, which may have other weights around its layers."""
-    stream = walked(model, original.batch, (layout, merged))
+    stream = walked(model, original.batch, (layout, merged), progress)
     return columns(measured(original, model, stream), original.found)
 
 
@@ -103,7 +106,12 @@ def mean_of(several: Mapping[str, Columns]) -> Columns:
 
 
 @torch.no_grad()
-def walked(model: Layers, batch: Tensor | Batch, regrouped: tuple[HeadLayout, Merged] | None = None) -> Tensor:
+def walked(
+    model: Layers,
+    batch: Tensor | Batch,
+    regrouped: tuple[HeadLayout, Merged] | None = None,
+    progress: Progress = no_progress,
+) -> Tensor:
     """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
     which are asked for one attention at a time."""
     batch = Batch.of(batch)
@@ -116,6 +124,7 @@ def walked(model: Layers, batch: Tensor | Batch, regrouped: tuple[HeadLayout, Me
                     one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
                     stack.enter_context(one)
             step.advance(module, model.dtype)
+        progress(step.sites[-1].index + 1, model.architecture.layers, f"measuring, {step.sites[0].name}")
     return walk.stream
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.checkpoint.header_check import check_tensors, unread_files
 from grouper.errors import GrouperError
+from grouper.export.hf.engines import engines_for
 from grouper.families.architecture import Architecture
 from grouper.kv_cache import Saving, bytes_of, largest_batch
 
@@ -17,8 +18,8 @@ LOG = logging.getLogger("grouper")
 
 @dataclass(frozen=True)
 class Inspection:
-    """Bytes are of the KV cache in `kv_dtype`, for one sequence; `savings` are for `batch` of them, with all KV heads,
-    a half, a quarter and an eighth of them. card: bytes of memory of the card that `largest_batch` is for."""
+    """Bytes are of the KV cache in `kv_dtype`, for one sequence; `savings` are for `batch` of them, with each number
+    of KV heads that all layers can have. card: bytes of memory of the card that `largest_batch` is for."""
 
     model: str
     family: str
@@ -88,18 +89,36 @@ def inspect(
         reads=a.family.reads,
         kv_bytes_per_source_token=a.ungrouped.kv_bytes_per_source_token(kv_dtype),
         batch=batch, card=card,
-        savings=savings(checkpoint, a, bytes_of(kv_dtype), context, batch, card),
+        savings=savings(checkpoint, a, bytes_of(kv_dtype), context, batch, card, classes),
     )  # fmt: skip
 
 
 def savings(
-    checkpoint: Checkpoint, a: Architecture, bytes_per_number: int, context: int, batch: int, card: int | None
+    checkpoint: Checkpoint,
+    a: Architecture,
+    bytes_per_number: int,
+    context: int,
+    batch: int,
+    card: int | None,
+    classes: list[str],
 ) -> list[Saving]:
-    """The model's own KV heads first, then a half, a quarter and an eighth of them, where they come out whole. Weights
-    count as they are: fewer KV heads save some of them, too."""
+    """The model's own KV heads first, then each number below that all layers can have. Weights count as they are: fewer
+    KV heads save some of them, too. classes: that the model can be exported as."""
     found = []
-    for kv_heads in (a.kv_heads // part for part in (1, 2, 4, 8) if a.kv_heads % part == 0):
+    for kv_heads in (a.kv_heads, *reversed(a.uniform_counts())):
         one = a.kv_bytes([2 * kv_heads] * a.layers, bytes_per_number, context)
         fits = None if card is None else largest_batch(card, checkpoint.nbytes, one)
-        found.append(Saving(kv_heads, kv_heads / a.kv_heads, batch * one, fits))
+        fewer = kv_heads < a.kv_heads
+        deploy = class_of(kv_heads, a.kv_heads, classes) if fewer else ""
+        engines = tuple(engines_for(a, deploy)) if fewer else ()
+        found.append(Saving(kv_heads, kv_heads / a.kv_heads, batch * one, fits, deploy, engines))
     return found
+
+
+def class_of(kv_heads: int, of: int, classes: list[str]) -> str:
+    """The class of a model with so many groups of its KV heads, in every layer: equal ones where they can be.
+
+    >>> class_of(4, 8, ["stock", "ragged"]), class_of(2, 3, ["stock", "padded", "ragged"]), class_of(2, 3, ["ragged"])
+    ('stock', 'padded', 'ragged')
+    """
+    return next(c for c in ("padded" if of % kv_heads else "stock", classes[-1]) if c in classes)

@@ -28,6 +28,7 @@ from grouper.attention import Merged
 from grouper.errors import GrouperError
 from grouper.families.sites import Site
 from grouper.layout import HeadLayout
+from grouper.machine import Tell, no_message
 from grouper.names import expected
 from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
@@ -55,6 +56,7 @@ def refine_layers(
     folder: Path | None = None,
     progress: Progress = no_progress,
     ranks: Ranks = ALONE,
+    tell: Tell = no_message,
 ) -> LayerStore:
     """Refine attention by attention; one that training does not improve stays as merged. Returns the layers' weights.
 
@@ -62,7 +64,8 @@ def refine_layers(
     start. texts: windows [n, tokens] of calibration text, or what an encoder takes; or several of these, of different
     lengths. folder: where finished layers are kept instead of in memory, so that a killed refinement goes on with the
     next one. ranks: with whom every step's windows are shared, gradients summed; the first one keeps layers in
-    `folder`, where all read them. The same call gives the same weights on the same machine.
+    `folder`, where all read them. tell: gets a line with the errors of each layer that is done. The same call gives the
+    same weights on the same machine.
     """
     device = device or model.device
     plan = (options or RefineOptions()).plan(device)
@@ -79,16 +82,14 @@ def refine_layers(
                 worker.take_up(site, layout.layers[site.index])
                 if ranks.first_does(partial(store.__contains__, site.index)):
                     worker.set(store(site.index))
+                    tell(errors_of(site, *store.errors(site.index)))
                     continue
-
-                def tell(step: int, _steps: int, note: str, site: Site = site) -> None:
-                    progress(site.index * steps + step, layers * steps, f"refining {site.name}, {note}")
-
                 if not advanced:
                     for sides in here:
                         worker.set_targets(sides)
                     advanced = plan.scope == "block"  # what is wanted is the original's next stream
-                done = worker.fit(merged(site.index).attention, here, steps, tell)
+                done = worker.fit(merged(site.index).attention, here, steps, _of_layer(progress, site, layers))
+                tell(errors_of(site, done.before, done.after))
                 if folder is None:
                     store.keep(site.index, done.on_cpu())
                 elif ranks.first:
@@ -100,6 +101,20 @@ def refine_layers(
                 worker.advance(worker.regrouped, sides.ours, sides)
     ranks.wait()
     return store
+
+
+def _of_layer(progress: Progress, site: Site, layers: int) -> Progress:
+    """Progress of one attention's steps as a part of all layers'."""
+
+    def stepped(step: int, steps: int, note: str) -> None:
+        progress(site.index * steps + step, layers * steps, f"refining {site.name}, {note}")
+
+    return stepped
+
+
+def errors_of(site: Site, before: float, after: float) -> str:
+    """A line about a layer that is refined."""
+    return f"{site.name}: error {before:.4f} -> {after:.4f}"
 
 
 def sides_of(model: Layers, texts: Texts, plan: RefinePlan, device: str) -> list[Sides]:

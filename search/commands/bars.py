@@ -1,5 +1,6 @@
-"""Bars in a terminal, and how long work will take."""
+"""Bars in a terminal, lines now and then where there is none, and how long work will take."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,51 +8,103 @@ from contextlib import contextmanager, suppress
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from grouper.progress import Progress
+from grouper.progress import Progress, duration
 from search.commands.console import ERR
 
 WORTH_SAYING = 60  # seconds that are left
+SILENT = 25  # seconds without a line, at most, where there is no terminal
 
 
 @contextmanager
 def bar(what: str, says_how_long: bool = False) -> Iterator[Progress]:
-    """A bar of steps with a note. transformers' own bars stay out of the way. says_how_long: once, where much is left;
-    for work that nobody estimated before."""
+    """A bar of steps with a note; without a terminal, a line every SILENT seconds. transformers' own bars stay out of
+    the way. says_how_long: once, where much is left; for work that nobody estimated before."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with _bars() as bars:
+    with _bars() as bars, lines(what) as lively:
         task = bars.add_task(what, total=None, note="")
-
-        left = TimeLeft()
+        said_of = 0  # works whose time was said
 
         def update(done: int, total: int, note: str) -> None:
+            nonlocal said_of
             bars.update(task, completed=done, total=total, note=note)
-            seconds = left.after(done, total)
-            if says_how_long and seconds is not None and seconds > WORTH_SAYING:
+            left = lively.at(done, total, note)
+            if left is None or said_of == lively.left.works:
+                return
+            said_of = lively.left.works
+            if says_how_long and left > WORTH_SAYING:
                 held = f"{memory_in_use() / 1e9:.1f} GB in use"
-                ERR.print(f"{what}: about {duration(seconds)} left after {note}, {held}", soft_wrap=True)
+                ERR.print(f"{what}: about {duration(left)} left after {note}, {held}", soft_wrap=True)
 
         yield update
 
 
 class TimeLeft:
-    """Of work in parts, some of which may have been done before it was looked at; where fewer are done than before,
-    other work began."""
+    """Time that is left of work in parts, some of which may have been done before it was looked at. Where fewer are
+    done than before, other work began: `works` counts these."""
 
     def __init__(self) -> None:
-        self.began, self.last, self.said = time.monotonic(), 0, False
+        self.works, self.last, self.total = 0, 0, 0
+        self.began = self.at = time.monotonic()
         self.first: int | None = None
 
     def after(self, done: int, total: int) -> float | None:
-        """Seconds that are left, once: when the first part was done that is not the first that was told of."""
+        """Seconds that are left; None until a part was done that is not the first that was told of."""
+        now = time.monotonic()
         if self.first is None or done < self.last:
-            self.began, self.first, self.said = time.monotonic(), done, False
-        self.last = done
-        if self.said or done == self.first:
+            self.began, self.first, self.works = now, done, self.works + 1
+        if done != self.last:
+            self.at = now
+        self.last, self.total = done, total
+        return self.now()
+
+    def now(self) -> float | None:
+        """The same a while after the last part."""
+        if self.first is None or self.last == self.first:
             return None
-        self.said = True
-        return (time.monotonic() - self.began) / (done - self.first) * (total - done)
+        of_all = (self.at - self.began) / (self.last - self.first) * (self.total - self.last)
+        return max(of_all - (time.monotonic() - self.at), 0.0)
+
+
+class Lively:
+    """State of a long work, and lines that tell of it."""
+
+    def __init__(self, what: str):
+        self.what, self.note, self.left = what, "", TimeLeft()
+        self.began = time.monotonic()
+
+    def at(self, done: int, total: int, note: str) -> float | None:
+        """Note how far the work is. Returns the seconds that are left, where that is known."""
+        self.note = note
+        return self.left.after(done, total)
+
+    @property
+    def line(self) -> str:
+        done = [f"{self.left.last} of {self.left.total} done"] if self.left.total else []
+        seconds = self.left.now()
+        left = [] if seconds is None else [f"about {duration(seconds)} left"]
+        so_far = f"{duration(time.monotonic() - self.began)} so far"
+        return f"{self.what}: {', '.join([*done, *([self.note] if self.note else []), so_far, *left])}"
+
+
+@contextmanager
+def lines(what: str) -> Iterator[Lively]:
+    """Where stderr is no terminal, say every SILENT seconds how far the work is, from a thread of its own."""
+    lively, done = Lively(what), threading.Event()
+
+    def speak() -> None:
+        while not done.wait(SILENT):
+            ERR.print(lively.line, soft_wrap=True)
+            ERR.file.flush()
+
+    speaker = threading.Thread(target=speak, daemon=True, name="lines")
+    if not ERR.is_terminal:
+        speaker.start()
+    try:
+        yield lively
+    finally:
+        done.set()
 
 
 def memory_in_use() -> int:
@@ -63,17 +116,6 @@ def memory_in_use() -> int:
         with suppress(psutil.Error):  # one that has just ended
             found += process.memory_full_info().uss
     return found
-
-
-def duration(seconds: float) -> str:
-    """For people.
-
-    >>> duration(50), duration(700), duration(9000)
-    ('50 s', '12 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _bars() -> Bars:

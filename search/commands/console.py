@@ -52,9 +52,12 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     shown = shown.sort_values(by, ascending=[False, *[True] * (len(by) - 1)])
     view = Table(box=None, pad_edge=False, header_style="bold")
     narrow = ERR.width < WIDE
+    few = narrow and (nats or "kv_bytes_per_source_token" in table)  # columns of sizes
     over = nats and not (narrow and "accuracy" in shown)
-    measures = [*(["nats"] if nats else []), *(["over"] if over else [])]
-    for heading in ("layout", "method", "merge", *sizes(table, narrow=narrow), "class", "error", *measures):
+    measures = [] if narrow and nats else ["error"]
+    measures += [*(["nats"] if nats and not narrow else []), *(["perplexity"] if nats else [])]
+    measures += ["over"] if over else []
+    for heading in ("layout", "method", "merge", *sizes(table, narrow=few), "class", *measures):
         view.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
     added = [c for c in ("accuracy", "cosine") if c in shown]
     added += [c for c in ("kl", "agreement") if c in shown and (not nats or ERR.width >= WIDE)]
@@ -62,13 +65,15 @@ def closing_table(front: ParetoFront, folder: str) -> None:
         view.add_column(column, justify="right", no_wrap=True)
     losses = front.over
     for index, row in shown.iterrows():
-        size = sizes(table, row, narrow)
-        cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"], f"{row['error']:.4g}"]
+        size = sizes(table, row, few)
+        cells = [str(row["layout"]), row["method"], row["merge"], *size, row["deploy"]]
+        told = {"error": f"{row['error']:.4g}"}
         if nats:
-            cells.append(f"{row['nll']:.4f}")
-        if over:
-            loss = losses[index]  # NaN where the original was not measured
-            cells.append("" if row["method"] == ORIGINAL or loss != loss else f"{loss:+.4f}")
+            told |= {"nats": f"{row['nll']:.4f}", "perplexity": f"{row['perplexity']:.2f}"}
+            loss, spread_ = losses[index], row.get("nll_se", float("nan"))  # NaN where the original was not measured
+            told["over"] = "" if row["method"] == ORIGINAL or loss != loss else f"{loss:+.4f}"
+            told["over"] += f" ±{spread_:.4f}" if told["over"] and spread_ == spread_ else ""
+        cells += [told[measure] for measure in measures]
         cells += ["" if row[c] != row[c] else f"{row[c]:.4f}" for c in added]
         style = "dim" if row["method"] in baselines() else "bold" if row["method"] == ORIGINAL else None
         view.add_row(*cells, style=style)
@@ -84,7 +89,7 @@ def sizes(table: pd.DataFrame, row: pd.Series | None = None, narrow: bool = Fals
     shown, of_source = [], "kv_bytes_per_source_token" in table
     if table["kv_bytes_per_token"].any():
         shown = [("KV cache", "kv_ratio", ".1%")]
-        shown += [] if narrow and of_source else [("bytes", "kv_bytes_per_token", ",")]
+        shown += [] if narrow else [("bytes", "kv_bytes_per_token", ",")]
     if of_source and not narrow:
         shown.append(("of source", "kv_bytes_per_source_token", ","))
     if "weight_ratio" in table or not shown:
@@ -181,22 +186,21 @@ def inspection(found: Inspection) -> None:
     OUT.print(view)
     if found.kv_bytes_per_token:
         OUT.print(_savings(found))
+        for deploy, engines in {s.deploy: s.engines for s in found.savings if s.deploy}.items():
+            OUT.print(f"{deploy} runs in {', '.join(engines)}", soft_wrap=True)
 
 
 def _savings(found: Inspection) -> Table:
-    """What fewer KV heads would save, at the context, batch and card that were asked about."""
+    """What each number of KV heads would save, at the context, batch and card that were asked about."""
     many = f"{found.batch} x {found.context:,} tokens" if found.batch > 1 else f"{found.context:,} tokens"
+    card = [f"largest batch on {found.card / 1e9:g} GB"] if found.card else []
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (
-        "KV heads",
-        "KV cache",
-        many,
-        *([f"largest batch on {found.card / 1e9:g} GB"] if found.card else []),
-    ):
-        view.add_column(heading, justify="right")
+    for heading in ("KV heads", "KV cache", many, *card):
+        view.add_column(heading, justify="right", no_wrap=True)
+    view.add_column("class", no_wrap=True)
     for s in found.savings:
         fits = [f"{s.largest_batch:,}"] if found.card else []
-        view.add_row(str(s.kv_heads), f"{s.kv_ratio:.1%}", f"{s.kv_bytes / 2**30:,.3f} GiB", *fits)
+        view.add_row(str(s.kv_heads), f"{s.kv_ratio:.1%}", f"{s.kv_bytes / 2**30:,.3f} GiB", *fits, s.deploy)
     return view
 
 

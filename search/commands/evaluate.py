@@ -15,7 +15,7 @@ from grouper.names import expected
 from grouper.option_fields import KEY, Option, option, same
 from grouper.refinement.options import RefineOptions
 from search.commands.options import Config, Json, command
-from search.commands.saying import print_front, print_json, tell_next
+from search.commands.saying import print_front, print_json, tell, tell_next
 from search.options import COMPUTING, MEASURED, SearchOptions
 from search.runs.selection import Selection
 
@@ -67,7 +67,9 @@ def run(
     images: Annotated[str | None, OF_SOURCE["images"]] = None,
     base: Annotated[str | None, Option("An exported folder's original, if it is not found.", "Layout")] = None,
     window: Annotated[int, Option("Tokens of a window.", "Text")] = SearchOptions.window,
-    limit: Annotated[int | None, Option("Windows of text, and items of each task, at most.", "Text")] = None,
+    limit: Annotated[
+        int | None, Option("Windows of text (64 unless given), and items of each task (all), at most.", "Text")
+    ] = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
@@ -82,7 +84,8 @@ def run(
     tasks = tasks and replace(tasks, limit=limit)
     if names_a_model(run):
         of_runs.refuse(run, refinement)
-        with bar("measuring"):
+        with bar("measuring") as progress:
+            machine = replace(machine, tell=tell, progress=progress)
             found = evaluate_model(run, source, tasks=tasks, base=base, window=window, limit=limit, machine=machine)
         return print_json(found.to_data()) if json else evaluated_table(found)
     if base:
@@ -90,7 +93,7 @@ def run(
     check_dtype(of_runs.dtype)
     refine = replace(refinement, seed=RunFolder.open(Path(run)).settings.options.seed) if of_runs.refine else None
     with bar("measuring", says_how_long=True) as progress:
-        machine = replace(machine, progress=progress)
+        machine = replace(machine, tell=tell, progress=progress)
         asked = {**vars(of_runs), "tasks": tasks, "window": window, "limit": limit, "refine": refine}
         front = evaluate(run, source, **asked, machine=machine)
     say_what_was_found(run, front)

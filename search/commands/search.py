@@ -16,6 +16,7 @@ WITHOUT_TEXT = (
     "like what it will serve, or --text wikitext (needs kv-grouper[datasets])."
 )
 Keep = Annotated[Path | None, Calibration.__dataclass_fields__["keep"].metadata[KEY]]
+NoKeep = Annotated[bool, Option("Keep no calibration in the run, where other commands look for it.", "Text")]
 
 
 @command("search", first="output text dataset images method device overwrite json")
@@ -26,6 +27,7 @@ def run(
     machine: Machine,
     jobs: Annotated[str, Option("Layers searched at a time; auto: what cores and memory hold.", "Machine")] = "auto",
     keep_calibration: Keep = None,
+    no_keep_calibration: NoKeep = False,
     revision: Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")] = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -38,10 +40,11 @@ def run(
     from search.commands.console import closing_table
     from search.run import search
 
+    keep = keep_calibration or not no_keep_calibration
     with bar("searching", says_how_long=True) as progress:
         front = search(
-            model, output, options, revision=revision, jobs=jobs, machine=replace(machine, progress=progress),
-            keep_calibration=keep_calibration, overwrite=overwrite, command=typed_command(),
+            model, output, options, revision=revision, jobs=jobs, keep_calibration=keep,
+            machine=replace(machine, tell=tell, progress=progress), overwrite=overwrite, command=typed_command(),
         )  # fmt: skip
     closing_table(front, str(output))
     if options.calibration() is None and options.fitness != "weight":

@@ -17,7 +17,8 @@ from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.families.architecture import Architecture
 from grouper.layout import Grouping, LayerLayout
-from grouper.progress import Progress, no_progress
+from grouper.machine import Tell, no_message
+from grouper.progress import Progress, duration, no_progress
 from grouper.threads import one_thread
 from search.engine.processes import workers
 from search.methods.candidate import Candidate
@@ -110,6 +111,7 @@ def search_layers(
     methods: list[Method],
     jobs: int = 1,
     progress: Progress = no_progress,
+    tell: Tell = no_message,
 ) -> list[Found]:
     """Per layer that is searched, what each method found; read back where the layer is done. jobs: layers searched at a
     time, each by a process that reads it, makes its tables and searches; no other tables wait. Each of several ranks
@@ -134,9 +136,12 @@ def search_layers(
         progress(done, len(layers), f"{a.name_of(layer)} is done")
 
     if options.acceptance == "loss" and any(m.judged for m in methods):
+        judge = MergedLoss(regrouper) if ranks.first else None
+        if judge:
+            tell(_time_of(judge, work, len(todo)))
         regrouper.kept_moments(progress)
-        if ranks.first:
-            _judged_in_turn(work, regrouper, found, todo, keep, progress)
+        if judge:
+            _judged_in_turn(work, judge, found, todo, keep, progress)
     else:
         with workers(min(jobs, len(ranks.share(todo))), work.device) as pool:  # which get ready meanwhile
             side = _SideBySide(work, ranks.share(todo), pool, keep)
@@ -202,19 +207,26 @@ class _SideBySide:
 
 def _judged_in_turn(
     work: LayerSearch,
-    regrouper: Regrouper,
+    judge: MergedLoss,
     found: dict[int, Found],
     todo: list[int],
     keep: Callable[[int, Found], None],
     progress: Progress,
 ) -> None:
     """Steps are judged by the merged model's loss: a layer with those before it."""
-    with MergedLoss(regrouper) as judge:
+    with judge:
         for layer in todo:
-            task = work.task(layer, regrouper.moments_of(layer))
+            task = work.task(layer, judge.regrouper.moments_of(layer))
             judged = [m.name for m in work.methods if m.judged]
             task.judges = {name: judge.judge(layer, [found[i][name] for i in range(layer)]) for name in judged}
             keep(layer, work.search(task, layer, _reporting(found, work, layer, progress)))
+
+
+def _time_of(judge: MergedLoss, work: LayerSearch, layers: int) -> str:
+    """A line that estimates how long it takes to judge the steps of so many layers."""
+    each = [m.judged_groupings(work.architecture.kv_heads, work.options.genetic) for m in work.methods if m.judged]
+    count, seconds = layers * sum(each), judge.seconds()
+    return f"judging {count:,} groupings by the model's loss, {seconds:.1f} s each: about {duration(count * seconds)}"
 
 
 def _reporting(found: dict[int, Found], work: LayerSearch, layer: int, progress: Progress) -> Progress:

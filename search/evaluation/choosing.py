@@ -15,8 +15,9 @@ SPREAD = 12  # layouts along the front that are measured by default
 
 
 def choose(front: ParetoFront, layouts: str) -> list[int]:
-    """Layout numbers for "spread", "all" or "3,17,40"."""
+    """Layout numbers for "spread", "all" or "3,17,40", the original's among them."""
     table = front.table.drop_duplicates("layout")
+    original = table.loc[table["method"] == ORIGINAL, "layout"]
     if layouts == "all":
         return table["layout"].tolist()
     if layouts != MEASURED:
@@ -27,7 +28,7 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
         unknown = sorted(set(numbers) - set(table["layout"]))
         if unknown:
             raise GrouperError(f"the run has no layout {unknown[0]}: the numbers are in the first column of pareto.csv")
-        return numbers
+        return sorted({*original, *numbers})
     baselines = table[table["method"].isin(not_found())]
     found = table.drop(baselines.index)
     if len(baselines) > MOST_BASELINES:
@@ -37,7 +38,7 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
     stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_ratio")
     along = found[found["on_front"] == 1].sort_values(front.size)
     places = np.linspace(0, len(along) - 1, min(SPREAD, len(along))).round().astype(int)
-    return sorted({*baselines["layout"], *stock["layout"], *along.iloc[np.unique(places)]["layout"]})
+    return sorted({*original, *baselines["layout"], *stock["layout"], *along.iloc[np.unique(places)]["layout"]})
 
 
 def add_rows(front: ParetoFront, numbers: list[int], folder: RunFolder, merge: Merge, refined: str) -> list[int]:

@@ -1,7 +1,8 @@
 """Measure layouts of a run: on text, nats per token and how near they are to the original; by tasks, scores."""
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,41 +11,37 @@ import numpy as np
 import pandas as pd
 
 from grouper.calibration.calibration import WINDOW
-from grouper.calibration.kept_tokens import KeptTokens
-from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
-from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.tasks import TaskOptions
-from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.machine import Machine
 from grouper.merging import MERGES, Merge, merge_for
-from grouper.progress import Progress
+from grouper.progress import Progress, duration
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
-from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.scratch import ScratchFolder
 from search.evaluation.choosing import add_rows, choose
 from search.evaluation.meter import Meter
 from search.evaluation.proxies import FILE as PROXIES
 from search.evaluation.proxies import judge_proxies, write_proxies
+from search.evaluation.texts import Texts, amount, seconds_of, texts_of
 from search.methods.registry import ORIGINAL
 from search.options import COMPUTING, MEASURED
 from search.runs.columns import JUDGES, called
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
 from search.runs.picture import draw
-from search.runs.record import REFINED, Measuring
+from search.runs.record import REFINED, Measuring, windows_before
 from search.runs.samples import note_sample
 
+TITLE = "KV cache against what it costs"  # of the picture
 Errors = list[tuple[float, float]]
 Measured = tuple[dict[str, float], Errors, dict[str, str]]
-Texts = Mapping[str, TextSource]  # by the names that columns get; one alone needs none, and is called ""
 
 
 def evaluate(
@@ -63,7 +60,7 @@ def evaluate(
     set: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> ParetoFront:
-    """Fill in what layouts of a run lose, the original and the baselines among them, and write pareto.csv after each.
+    """Fill in what layouts of a run lose, and the original, and write pareto.csv after each.
 
     source: text, or several texts by name. It gives nll and perplexity, KL to the original's distribution (`kl`) and
     the share of equal likeliest tokens (`agreement`), with standard errors; of several texts their mean, and a column
@@ -73,9 +70,10 @@ def evaluate(
     calibration text, never the one that is measured on. layouts: "spread" (the baselines, the best stock layouts and 12
     along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
     that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
-    the run's. What is measured already is not measured again. Raises GrouperError where the run was measured on other
-    text, or refined otherwise. A model that is streamed computes in float32. Where several ranks run this, layouts are
-    shared out among them.
+    the run's. limit: windows of each text; without, as many as the run was measured on, or MEASURED_WINDOWS. What is
+    measured already is not measured again, unless it was on fewer windows of the text. Raises GrouperError where the
+    run was measured on other text, or refined otherwise. A model that is streamed computes in float32. Where several
+    ranks run this, layouts are shared out among them.
     """
     machine = machine or Machine()
     ranks = machine.ranks
@@ -93,40 +91,24 @@ def evaluate(
             raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
         kept = folder.kept_tokens()
         ranks.first_does(kept.begin)
+        limit = windows_before(folder, named(source), window) if limit is None and not overwrite else limit
         texts = texts_of(checkpoint, source, tasks, window, limit, kept)
         numbers = choose(front, layouts)
         plan = refine.plan(machine.device) if refine else None
         measuring = measuring_of(source, texts, tasks, dtype, set)
-        front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite))
+        front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite, machine.tell))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")
-        regrouper = Regrouper(checkpoint, calibration, machine.device, machine.memory, ranks, kept)
+        regrouper = Regrouper(checkpoint, calibration, machine.device, machine.memory, ranks, kept, folder.moments)
         meter = Meter(regrouper, texts, tasks, dtype)
         todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
         fitting = partial(merge_for, merge=chosen_merge)
+        announce(folder, front, todo, meter, fitting, plan, machine)
         fill_in(folder, front, todo, meter, fitting, plan, machine.progress)
         if todo or not (folder.path / PROXIES).is_file():  # else they are as they were
             proxies = judge_proxies(folder, front, regrouper, assignments)
             ranks.first_does(lambda: write_proxies(folder, proxies))
-        title = f"{checkpoint.title}: KV cache against what it costs"
-        ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", title))
+        ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: {TITLE}"))
         return front
-
-
-def texts_of(
-    checkpoint: Checkpoint,
-    source: TextSource | Texts | None,
-    tasks: TaskOptions | None,
-    window: int,
-    limit: int | None,
-    kept: KeptTokens | None = None,
-) -> dict[str, Batch]:
-    """What the model takes, by the texts' names. kept: where tokens are kept and looked for."""
-    if source is None and tasks is None:
-        raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images or --tasks")
-    sources = {"": source} if isinstance(source, TextSource) else source or {}
-    if tasks is not None and Architecture.of(checkpoint.config).family.reads != "windows":
-        raise GrouperError("tasks are for decoders: lm-evaluation-harness runs nothing else")
-    return {name: read_examples(checkpoint, one, window, limit, kept) for name, one in sources.items()}
 
 
 def measuring_of(
@@ -138,9 +120,46 @@ def measuring_of(
     if isinstance(source, TextSource):
         tokens = texts[""]
         return Measuring(source.name, digest(tokens), tuple(tokens.shape), dtype, set, about)
-    names = ", ".join(f"{name}={one.name}" for name, one in source.items())
     digests = " ".join(f"{name}={digest(tokens)}" for name, tokens in texts.items())
-    return Measuring(names, digests, tuple(list(tokens.shape) for tokens in texts.values()), dtype, set, about)
+    return Measuring(named(source), digests, tuple(list(tokens.shape) for tokens in texts.values()), dtype, set, about)
+
+
+def named(source: TextSource | Texts | None) -> str | None:
+    """Name of one or several texts."""
+    if source is None:
+        return None
+    if isinstance(source, TextSource):
+        return source.name
+    return ", ".join(f"{name}={one.name}" for name, one in source.items())
+
+
+def announce(
+    folder: RunFolder,
+    front: ParetoFront,
+    todo: list[int],
+    meter: Meter,
+    fitting: Callable[[HeadLayout], Merge],
+    refine: RefinePlan | None,
+    machine: Machine,
+) -> None:
+    """Calibrate, if any of these rows is merged, and tell what is measured and about how long it takes."""
+    regrouper, rows = meter.regrouper, front.table.loc[todo]
+    merged = rows[rows["method"] != ORIGINAL]
+    if len(merged) and regrouper.calibration:
+        regrouper.kept_moments(machine.progress)
+    each = seconds_of(regrouper.model, meter.texts) if todo and machine.ranks.alone else None
+    if each is None:
+        return
+    seconds = each  # of the original
+    if len(merged):
+        layout = folder.layout(int(merged["layout"].iloc[-1]))
+        began = time.perf_counter()
+        regrouper.merged(layout, fitting(layout))(0)
+        merging = (time.perf_counter() - began) * len(layout.layers)
+        seconds += len(merged) * (each + merging)
+        seconds += len(merged) * regrouper.estimate(layout, fitting(layout), refine) if refine else 0
+    beside = ", beside the time that tasks take" if meter.asked else ""
+    machine.tell(f"measuring {len(todo)} layouts on {amount(meter.texts)}: about {duration(seconds)}{beside}")
 
 
 def fill_in(

@@ -15,10 +15,13 @@ from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.export.facts import MARKER
 from grouper.machine import Machine
 from grouper.model.loadable import check_model
+from grouper.progress import duration
+from grouper.running.batch import Batch
+from grouper.running.layers import Layers
 from grouper.running.opening import open_model
 from grouper.uptraining.exported import ExportedModel
-from search.evaluation.layouts import Texts, texts_of
 from search.evaluation.meter import in_memory, on_texts
+from search.evaluation.texts import Texts, amount, seconds_of, texts_of
 
 Values = dict[str, float]
 
@@ -75,7 +78,8 @@ def evaluate_model(
     check_model(checkpoint)
     texts = texts_of(checkpoint, source, tasks, window, limit)
     opened = open_model(checkpoint, machine.device, machine.memory)
-    values = own(on_texts({name: Original.of(opened, one).columns for name, one in texts.items()}))
+    announce(opened, texts, 1, machine)
+    values = own(on_texts({name: Original.of(opened, one, machine.progress).columns for name, one in texts.items()}))
     if tasks:
         values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
     return EvaluatedModel(checkpoint.name, values)
@@ -92,17 +96,26 @@ def _of_export(
     """The original is measured, and another one of its class with the export's weights in the place of its own."""
     texts = texts_of(exported.original, source, tasks, window, limit)
     original, healed = (open_model(exported.base, machine.device, machine.memory) for _ in range(2))
+    announce(original, texts, 2, machine)
     healed.replace_around(exported.around())
     layout, merged = exported.layout, exported.layer
-    originals = {name: Original.of(original, one) for name, one in texts.items()}
+    originals = {name: Original.of(original, one, machine.progress) for name, one in texts.items()}
     before = own(on_texts({name: one.columns for name, one in originals.items()}))
-    after = on_texts({name: closeness_of(healed, one, layout, merged) for name, one in originals.items()})
+    found = {n: closeness_of(healed, one, layout, merged, machine.progress) for n, one in originals.items()}
+    after = on_texts(found)
     if tasks:
         loaded, tokenizer = Tasks(tasks), load_tokenizer(exported.original)
         before |= loaded.scores(in_memory(original).model, tokenizer)
         with in_memory(healed).installed(layout, merged) as installed:
             after |= loaded.scores(installed, tokenizer)
     return EvaluatedModel(exported.folder.name, after, before)
+
+
+def announce(model: Layers, texts: dict[str, Batch], models: int, machine: Machine) -> None:
+    """Tell what so many models are measured on, and about how long it takes."""
+    each = seconds_of(model, texts)
+    if each is not None:
+        machine.tell(f"measuring on {amount(texts)}: about {duration(models * each)}")
 
 
 def own(values: Values) -> Values:

@@ -53,9 +53,16 @@ class AsymGQA(Method):
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """One grouping for every number of KV heads; equal groups for those that divide the heads."""
-        heads, judge = task.tables.heads, task.judges.get(self.name)
-        counts = [k for k in range(1, heads) if not self.equal_groups or heads % k == 0]
+        judge, counts = task.judges.get(self.name), self.counts(task.tables.heads)
         return task.candidates(self.walk(task.tables, rng, genetic, k, report, judge) for k in counts)
+
+    def counts(self, heads: int) -> list[int]:
+        """Numbers of KV heads that are searched for."""
+        return [k for k in range(1, heads) if not self.equal_groups or heads % k == 0]
+
+    def judged_groupings(self, heads: int, genetic: GeneticOptions) -> int:
+        steps = min(self.judged_steps, genetic.generations)
+        return self.judged_walks * sum(1 + (steps if count > 1 else 0) for count in self.counts(heads))
 
     def walk(
         self,

@@ -1,5 +1,6 @@
 """AsymGQA's slow acceptance (arXiv 2406.14963): what the merged model loses on calibration text that was held out."""
 
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -58,6 +59,13 @@ class MergedLoss:
             return np.array(losses)
 
         return judged
+
+    def seconds(self) -> float:
+        """Time that one grouping takes, by the model as it came, which is asked twice: the first time is a warm-up."""
+        nll(self.model.model, self.windows)
+        began = time.perf_counter()
+        nll(self.model.model, self.windows)
+        return time.perf_counter() - began
 
     def _averaged(self, layouts: dict[int, LayerLayout]) -> Merged:
         def mean(layer: int) -> MergedLayer:

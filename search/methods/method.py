@@ -42,6 +42,10 @@ class Method(Entry, ABC):
         """Raise GrouperError where it cannot take this model."""
         return
 
+    def judged_groupings(self, heads: int, genetic: GeneticOptions) -> int:
+        """How many groupings of one layer the merged model's loss judges, where it judges steps."""
+        return 0
+
     @abstractmethod
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress

@@ -1,5 +1,5 @@
 """Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, samples.json,
-sensitivity.csv, proxies.csv, tokens/, digests/."""
+sensitivity.csv, proxies.csv, tokens/, moments/, digests/."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +23,8 @@ MARKER = "run.json"
 ROUNDING = 1e-9
 WRITTEN = (  # by searches and evaluations of a run
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
-    "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "digests/*.json", MARKER,
+    "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "moments/*/*.safetensors",
+    "digests/*.json", MARKER,
 )  # fmt: skip
 
 
@@ -73,7 +74,12 @@ class RunFolder:
     def digests(self) -> Digests:
         return Digests(self.path)
 
-    # tokens/
+    # tokens/, moments/
+
+    @property
+    def moments(self) -> Path:
+        """Folder of what was calibrated, by model, text and tokens; there need be none."""
+        return self.path / "moments"
 
     def kept_tokens(self) -> KeptTokens:
         """Windows of texts that were tokenised for this run, of which there need be none yet."""

@@ -1,6 +1,7 @@
 """What a run's measurements were made on: they can be compared only where that is the same."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
+from grouper.machine import Tell, no_message
 from grouper.outputs import write_text
 from grouper.refinement.options import RefinePlan
 from grouper.schema import damage_said, document, fitted, text_of
@@ -41,9 +43,16 @@ class Measuring:
         data |= {"dtype": self.dtype, **({"set": list(self.set)} if self.set else {})}
         return data if self.tasks is None else {**data, "tasks": self.tasks}
 
-    def check(self, folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, overwrite: bool) -> ParetoFront:
-        """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them.
-        Returns the front, without what was forgotten."""
+    def check(
+        self,
+        folder: RunFolder,
+        front: ParetoFront,
+        refine: RefinePlan | None,
+        overwrite: bool,
+        tell: Tell = no_message,
+    ) -> ParetoFront:
+        """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them, and
+        so do more windows of the same text, of which is told. Returns the front, without what was forgotten."""
         before = {} if overwrite else noted(folder)
         columns = front.measured_columns
         measured = front.table[columns].notna().to_numpy().any()
@@ -54,7 +63,15 @@ class Measuring:
             front.write(folder.path / "pareto.csv")
             folder.forget_measured()
         elif measured and before:
-            self._refuse_others(folder, before, refinement)
+            more = self._has_more_windows(before)
+            self._refuse_others(folder, before, refinement, ("digest", "windows") if more else ())
+            if more:
+                front.table[[c for c in columns if "," not in c]] = np.nan  # tasks stay
+                front.mark()
+                front.write(folder.path / "pareto.csv")
+                tell(f"measured on {told_windows(before['windows'])} before, which are no part of these "
+                     f"{told_windows(self.windows)}, for windows are spread over the text: it is measured again, and "
+                     "what is not asked for now is forgotten")  # fmt: skip
         kept = {k: v for k, v in before.items() if k in self._of_others(before)}
         refinement = refinement or before.get("refinement")
         data = {**self.to_data(), **kept, **({"refinement": refinement} if refinement else {})}
@@ -68,10 +85,19 @@ class Measuring:
             *(("tasks",) if self.tasks is None and before.get("tasks") else ()),
         ]
 
-    def _refuse_others(self, folder: RunFolder, before: dict, refinement: dict | None) -> None:
+    def _has_more_windows(self, before: dict) -> bool:
+        """Whether this is the text of before, by its name, in more windows of the same length."""
+        if before.get("text") != self.text or not before.get("windows") or not self.windows:
+            return False
+        old, new = (shapes_of(windows) for windows in (before["windows"], self.windows))
+        alike = [shape[1:] for shape in old] == [shape[1:] for shape in new]
+        counts = [(a[0], b[0]) for a, b in zip(old, new)]
+        return alike and all(a <= b for a, b in counts) and any(a < b for a, b in counts)
+
+    def _refuse_others(self, folder: RunFolder, before: dict, refinement: dict | None, free: Sequence[str]) -> None:
         """Raise GrouperError where measurements before were made otherwise."""
         mine = json.loads(json.dumps(self.to_data()))
-        skipped = {"text", "refinement", *self._of_others(before)}
+        skipped = {"text", "refinement", *free, *self._of_others(before)}
         skipped |= {k for k in ("digest", "windows", "tasks") if not before.get(k)}
         differing = [k for k in {*before, *mine} - skipped if before.get(k) != mine.get(k)]
         if differing:
@@ -105,6 +131,35 @@ def noted(folder: RunFolder) -> dict[str, Any]:
     with damage_said(path, "measure the run again, with --overwrite"):
         found = fitted(document(text_of(path)), _Noted)
     return {name: value for name, value in vars(found).items() if value is not None}
+
+
+def windows_before(folder: RunFolder, text: str | None, window: int) -> int | None:
+    """How many windows of this length, of each text of this name, the run was measured on; None where it was not."""
+    before = noted(folder)
+    windows, front = before.get("windows"), folder.front()
+    measured = front.table[front.measured_columns].notna().to_numpy().any()
+    if not windows or before.get("text") != text or not measured:
+        return None
+    found = shapes_of(windows)
+    return max(shape[0] for shape in found) if all(shape[1:] == [window] for shape in found) else None
+
+
+def shapes_of(windows: Sequence) -> list[list[int]]:
+    """The shape of each text.
+
+    >>> shapes_of([64, 512]), shapes_of(([64, 512], [9, 512]))
+    ([[64, 512]], [[64, 512], [9, 512]])
+    """
+    return [list(shape) for shape in ([windows] if windows and isinstance(windows[0], int) else windows)]
+
+
+def told_windows(windows: Sequence | None) -> str:
+    """How many windows, for people.
+
+    >>> told_windows([64, 512]), told_windows(([64, 512], [9, 512]))
+    ('64 windows', '64 + 9 windows')
+    """
+    return f"{' + '.join(str(shape[0]) for shape in shapes_of(windows or ()))} windows"
 
 
 def recipe(refine: RefinePlan) -> dict:

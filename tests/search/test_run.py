@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,9 @@ import pytest
 import torch
 from tiny_models import logits
 
-from grouper import Checkpoint, GrouperError, HeadLayout
+from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, compress
 from grouper.calibration import parts
+from grouper.calibration.calibration import Calibration
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, windows
@@ -21,6 +24,7 @@ from grouper.evaluation.perplexity import nll
 from grouper.machine import Machine
 from grouper.refinement.options import RefineOptions
 from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
+from search.run import kept_where
 from search.runs.folder import RunFolder
 from search.runs.pareto import COLUMNS
 
@@ -176,6 +180,45 @@ def test_the_papers_recipe_and_the_exact_method(run, models, tmp_path):
     assert ours.hypervolume(reference=(1.0, 4.0)) <= exact.hypervolume(reference=(1.0, 4.0)) + 1e-9
 
 
+def test_a_run_keeps_what_was_calibrated_for_the_other_commands(reader, text, tmp_path, monkeypatch):
+    """Moments of the same model, text and tokens are collected once; export may be given the run's text again."""
+    calibrated, told = [], []
+    collect = compress.collect_moments
+    monkeypatch.setattr(compress, "collect_moments", lambda *given: calibrated.append(1) or collect(*given))
+    run, options = tmp_path / "run", replace(QUICK, fitness="spectral", text=str(text), tokens=2048, window=128)
+    search(reader, run, options, machine=Machine(tell=told.append))
+    files = sorted((run / "moments").glob("*/*"))
+    size = sum(file.stat().st_size for file in files) / 1e6
+    assert len(files) == 3 and told == [
+        f"calibration kept in {run / 'moments'} ({size:,.1f} MB); --no-keep-calibration turns that off"
+    ]
+    evaluate(run, TextSource(str(text)), window=64, limit=2, layouts="3")
+    given = Calibration(TextSource(str(text)), 2048, 128)
+    for name, calibration in (("own", None), ("given", given)):
+        export_from_run(run, tmp_path / name, Selection(layout=3), calibration)
+    assert calibrated == [1] and weights_of(tmp_path / "own") == weights_of(tmp_path / "given")
+    export_from_run(run, tmp_path / "other", Selection(layout=3), replace(given, tokens=1024))
+    assert calibrated == [1, 1] and sorted((run / "moments").glob("*/*")) == files, "other tokens are not kept"
+    search(reader, run, replace(options, fitness="weight"), overwrite=True, keep_calibration=False)
+    assert not list((run / "moments").glob("*/*"))
+    export_from_run(run, tmp_path / "without", Selection(layout=3))
+    assert len(calibrated) == 3
+
+
+def weights_of(folder) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_moments_that_are_larger_than_the_model_are_not_kept(reader, tmp_path):
+    config = Checkpoint.open(reader).config
+    size = 4 * 3 * (Architecture.of(config).hidden_size + 1) ** 2
+    large, small = (SimpleNamespace(config=config, nbytes=nbytes) for nbytes in (size + 1, size))
+    run = tmp_path / "run"
+    assert kept_where(True, run, large) == run / "moments"
+    assert kept_where(True, run, small) is kept_where(False, run, large) is None
+    assert kept_where("other", run, small) == "other"
+
+
 def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_path, monkeypatch):
     losses = []
     monkeypatch.setattr("search.methods.loss_oracle.HELD_OUT", 512)
@@ -185,11 +228,15 @@ def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_p
     options = SearchOptions(paper="asymgqa", text=str(text), tokens=2048, window=128)
     with pytest.raises(GrouperError, match="--text"):
         replace(options, text=None).resolved()
-    front = search(reader, tmp_path / "run", options)
-    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 8, 8)}
-    assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 3 * ((6 + 2) * 11 + 2), (
-        "10 steps and a start for each count"
+    told, of_steps = [], 3 * ((6 + 2) * 11 + 2)  # 10 steps and a start for each count
+    front = search(
+        reader, tmp_path / "run", options, machine=Machine(tell=lambda line: told.append((line, len(losses))))
     )
+    ((line, before),) = told
+    assert before == 2, "what is timed, and nothing else, comes before the estimate"
+    assert re.fullmatch(rf"judging {of_steps} groupings by the model's loss, [\d.]+ s each: about \d+ s", line)
+    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 8, 8)}
+    assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 2 + of_steps
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (settings["fitness"], settings["stage2"], set(front.table["merge"])) == ("activation", "none", {"mean"})
     assert {"asymgqa", "asymgqa-sym"} <= set(front.table["method"]) and "ragged" not in set(front.table["deploy"])

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -79,20 +80,30 @@ def test_the_same_call_gives_the_same_weights_and_a_killed_one_goes_on(reader, t
     class Killed(Exception):
         pass
 
+    told = []
+
     def kill(done, total, note):
         if note.startswith("refining layer 2"):
             raise Killed
 
     whole = weights(regrouper(reader).refined(layout, MERGES["spectral"], options, tmp_path / "a"))
     with pytest.raises(Killed):
-        regrouper(reader).refined(layout, MERGES["spectral"], options, tmp_path / "b", kill)
+        regrouper(reader).refined(layout, MERGES["spectral"], options, tmp_path / "b", kill, tell=told.append)
+    of_layers = r"layer 0: error \d\.\d{4} -> \d\.\d{4} layer 1: error \d\.\d{4} -> \d\.\d{4}"
+    assert re.fullmatch(of_layers, " ".join(told)), "layers are told of when they are done"
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["layer-000.safetensors", "layer-001.safetensors"]
     seen = set()
     resumed = weights(
         regrouper(reader).refined(
-            layout, MERGES["spectral"], options, tmp_path / "b", lambda done, total, note: seen.add(note.split(",")[0])
+            layout,
+            MERGES["spectral"],
+            options,
+            tmp_path / "b",
+            lambda done, total, note: seen.add(note.split(",")[0]),
+            tell=told.append,
         )
     )
+    assert told[2:4] == told[:2] and [line[:8] for line in told[4:]] == ["layer 2:"]
     assert seen == {"refining layer 2"} and all(torch.equal(a, b) for a, b in zip(whole, resumed))
 
 
@@ -108,6 +119,8 @@ def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, promp
     facts = json.loads((tmp_path / "out" / "grouper.json").read_text())
     assert facts["merge"] == "spectral+refine" and facts["refined"]["scope"] == scope
     noted = RunFolder(small_run).read_refined()
+    errors = [f"layer {i}: error {a:.4f} -> {b:.4f}" for i, (a, b) in enumerate(facts["refined"]["errors"])]
+    assert [line for line in lines if " -> " in line] == errors
     assert noted[["before", "after"]].to_numpy().tolist() == facts["refined"]["errors"]
     seen = Seen.from_data(facts["refined"]["seen"])
     assert seen.used * seen.window == facts["refined"]["tokens"]

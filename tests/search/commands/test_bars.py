@@ -1,6 +1,8 @@
 """What is said while people wait."""
 
 import re
+import sys
+import time
 
 import pytest
 
@@ -54,3 +56,49 @@ def test_work_that_was_estimated_says_nothing_more(clock, capsys):
         clock[0] += 500
         update(1, 4, "loss 4")
     assert "left" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(bars, "SILENT", 0.02)
+
+
+def line_of(capsys, wanted: str) -> str:
+    """The first line on stderr that matches, waited for."""
+    said, until = "", time.perf_counter() + 10
+    while not (found := re.search(f"^.*{wanted}.*$", said, re.MULTILINE)):
+        assert time.perf_counter() < until, said
+        time.sleep(0.02)
+        said += capsys.readouterr().err
+    return found[0]
+
+
+def test_without_a_terminal_lines_say_how_far_work_is(clock, quick, capsys):
+    """Also while a part takes long: 2 of 8 parts took 100 s each, and 50 s of the third are over."""
+    with bars.bar("searching") as update:
+        assert line_of(capsys, "so far") == "searching: 0 s so far"
+        update(0, 8, "layer 0")
+        clock[0] += 200
+        update(2, 8, "layer 2, generation 3")
+        clock[0] += 50
+        said = line_of(capsys, "generation 3, 4 min")
+    assert said == "searching: 2 of 8 done, layer 2, generation 3, 4 min so far, about 9 min left"
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert not capsys.readouterr().err, "work that is done says no more"
+
+
+def test_lines_are_flushed_and_a_terminal_gets_none(quick, capsys, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(sys.stderr, "flush", lambda: flushed.append(1), raising=False)
+    with bars.bar("searching"):
+        line_of(capsys, "so far")
+        assert flushed
+        monkeypatch.setattr(type(bars.ERR), "is_terminal", True)
+        with bars.lines("measuring"):
+            time.sleep(0.1)
+    assert "measuring" not in capsys.readouterr().err
+
+
+def test_silence_lasts_half_a_minute_at_most():
+    assert 0 < bars.SILENT <= 30

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,6 +98,29 @@ def test_names_of_texts(tmp_path):
     for wrong in (["a.txt", "b.txt"], ["x=a.txt", "x=b.txt"], ["x=a.txt", "b.txt"]):
         with pytest.raises(GrouperError, match="a name each"):
             named_sources(wrong, None, "evaluation")
+
+
+def test_more_windows_measure_again_and_without_a_limit_there_are_as_many_as_before(run, text):
+    """The original is measured in any case; the time is said before anything is measured."""
+    told, source = [], TextSource(str(text))
+
+    def measured(**more):
+        told.clear()
+        machine = Machine(tell=told.append, progress=lambda done, total, note: told.append(note))
+        return evaluate(run, source, window=64, layouts="3", machine=machine, **more).table
+
+    table = measured(limit=4)
+    assert table.loc[table["nll"].notna(), "layout"].tolist() == [0, 3]
+    assert re.fullmatch(r"measuring 2 layouts on 4 windows of 64 tokens: about \d+ s", told[0]) and len(told) == 3
+    more = measured(limit=6)
+    assert "on 4 windows before" in told[0] and "on 6 windows of 64 tokens" in told[1] and len(told) == 4
+    assert (more["nll"] != table["nll"])[more["nll"].notna()].all()
+    same = measured()
+    assert not told and same["nll"].equals(more["nll"])
+    with pytest.raises(GrouperError, match="measured on other text, windows"):
+        measured(limit=4)
+    measured(limit=5, overwrite=True)
+    assert "on 5 windows" in told[0]
 
 
 def test_a_run_measured_before_closeness_was_known_is_measured_again(run, text):

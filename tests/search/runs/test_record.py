@@ -9,7 +9,7 @@ from made_up_runs import SEARCHED, made_up_run, scored
 from grouper import GrouperError
 from grouper.refinement.options import RefineOptions
 from search import SearchOptions
-from search.runs.record import Measuring, comparable, compared_by, noted, refining_options
+from search.runs.record import Measuring, comparable, compared_by, noted, refining_options, windows_before
 from search.runs.samples import note_sample, read_samples
 
 
@@ -36,6 +36,38 @@ def test_measuring_anew_forgets_all_of_it(tmp_path):
     assert json.loads((folder.path / "evaluation.json").read_text()) == json.loads(
         json.dumps(replace(before, digest="b").to_data())
     )
+
+
+def test_more_windows_of_the_same_text_are_measured_again(tmp_path):
+    """Tasks, what refinement came to and samples stay."""
+    measured = {"nll": [2.0, 3.0, 4.0, 5.0], "kl": [0.0, 1.0, 2.0, 3.0], "piqa,acc": [0.5] * 4}
+    folder = made_up_run(tmp_path / "run", scored(*SEARCHED), **measured)
+    folder.note_refined(1, "mean+refine", [(1.0, 0.5)])
+    before, told = Measuring("a.txt", "a", (32, 64), "float32"), []
+    (folder.path / "evaluation.json").write_text(json.dumps(before.to_data()))
+    more = replace(before, digest="b", windows=(64, 64))
+    for other in (replace(more, text="b.txt"), replace(more, windows=(31, 64)), replace(more, windows=(64, 128)),
+                  replace(more, windows=(32, 64)), replace(more, dtype="bfloat16")):  # fmt: skip
+        with pytest.raises(GrouperError, match="other text, windows or parameters"):
+            other.check(folder, folder.front(), None, False, told.append)
+    assert not told and folder.front().table["nll"].notna().all(), "what is refused forgets nothing"
+    more.check(folder, folder.front(), None, False, told.append)
+    table = folder.front().table
+    assert table[["nll", "kl"]].isna().all(axis=None) and (table["piqa,acc"] == 0.5).all()
+    assert len(folder.read_refined()) == 1
+    assert len(told) == 1 and "on 32 windows before, which are no part of these 64 windows" in told[0]
+    assert json.loads((folder.path / "evaluation.json").read_text())["windows"] == [64, 64]
+
+
+def test_windows_before_are_of_the_same_text_and_length(tmp_path):
+    folder = made_up_run(tmp_path / "run", scored(*SEARCHED), nll=[2.0, 3.0, 4.0, 5.0])
+    note = folder.path / "evaluation.json"
+    assert windows_before(folder, "a.txt", 64) is None
+    note.write_text(json.dumps(Measuring("a.txt", "a", (32, 64), "float32").to_data()))
+    assert windows_before(folder, "a.txt", 64) == 32
+    assert windows_before(folder, "b.txt", 64) is windows_before(folder, "a.txt", 128) is None
+    note.write_text(json.dumps(Measuring("x=a, y=b", "a", ([20, 64], [9, 64]), "float32").to_data()))
+    assert windows_before(folder, "x=a, y=b", 64) == 20
 
 
 def test_measurements_that_were_made_otherwise_say_nothing_of_an_export(tmp_path):

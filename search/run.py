@@ -38,6 +38,7 @@ def search(
     machine: Machine | None = None,
     keep_calibration: str | PathLike | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     command: str | None = None,
 ) -> ParetoFront:
     """Search groupings of `model`'s KV heads and write the run to the folder `output`.
@@ -45,8 +46,9 @@ def search(
     Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
     layouts. jobs: layers searched at a time, or "auto". machine: with a GPU, any model is streamed while it is
     calibrated unless its memory is given. keep_calibration: a folder where what was calibrated is kept, and looked for,
-    for this model, text and tokens. command: what was typed, for the record. Raises GrouperError for what cannot be
-    searched, before anything is written. Where several ranks run this, layers and text are shared out among them.
+    for this model, text and tokens. overwrite: replace an earlier run; with `resume`, only one of another model or of
+    other options. command: what was typed, for the record. Raises GrouperError for what cannot be searched, before
+    anything is written. Where several ranks run this, layers and text are shared out among them.
     """
     machine = machine or Machine()
     device, memory, ranks = machine.device, machine.memory, machine.ranks
@@ -69,7 +71,7 @@ def search(
     )  # fmt: skip
     refuse_inside(Path(output), checkpoint.local_folder)
     with locked_by_first(ranks, Path(output)):
-        folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite))
+        folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite, resume))
         seen_by_all(folder, ranks)
         ranks.first_does(kept.begin)
         started = time.perf_counter()

@@ -16,6 +16,8 @@ WITHOUT_TEXT = (
     "like what it will serve, or --text wikitext (needs kv-grouper[datasets])."
 )
 Keep = Annotated[Path | None, Calibration.__dataclass_fields__["keep"].metadata[KEY]]
+Jobs = Annotated[str, Option("Layers searched at a time; auto: what cores and memory hold.", "Machine")]
+Revision = Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")]
 
 
 @command("search", first="output text dataset images method device overwrite json")
@@ -24,9 +26,9 @@ def run(
     output: Annotated[Path, Option("Folder for the run; the same command goes on there.", short="-o", metavar="RUN")],
     options: SearchOptions,
     machine: Machine,
-    jobs: Annotated[str, Option("Layers searched at a time; auto: what cores and memory hold.", "Machine")] = "auto",
+    jobs: Jobs = "auto",
     keep_calibration: Keep = None,
-    revision: Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")] = None,
+    revision: Revision = None,
     overwrite: Overwrite = False,
     json: Json = False,
     config: Config = None,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 
 from grouper.attention import Merged
@@ -39,7 +40,7 @@ def export_from_run(
     held_out: HeldOut | None = None,
     *,
     machine: Machine | None = None,
-    keep_calibration: str | Path | None = None,
+    keep_calibration: str | PathLike | None = None,
     set: tuple[str, ...] = (),
     command: str | None = None,
 ) -> Exported:
@@ -82,7 +83,8 @@ def export_from_run(
     announce(chosen, tell)
     if regrouper.calibration and not ranks.alone:
         regrouper.kept_moments(machine.progress)  # which all ranks collect together
-    record = Record(folder, chosen, set, command, held_out and held_out.read(checkpoint, kept), options.overwrite)
+    aside = held_out.read(checkpoint, kept) if held_out else None
+    record = Record(folder, chosen, set, command, aside, options.overwrite)
     with locked_by_first(ranks, output):
         done = carry_out(regrouper, chosen, output, plan, options, record, destination, machine)
     return replace(done, not_refined=not_refined)

@@ -27,6 +27,7 @@ from search.export_run import export_from_run
 from search.options import SearchOptions
 from search.regrouped import Regrouped
 from search.run import search
+from search.runs.columns import in_order
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
 from search.runs.selection import Selection
@@ -82,8 +83,7 @@ def regroup_into(
     check(selection, output, export, destination)
     aside = export.overwrite or RunFolder(run).sets_aside
     text = text_to_measure(model, revision, options, aside, measuring or HeldOutOptions())
-    if isinstance(text, str):
-        machine.tell(text)
+    machine.tell(text if isinstance(text, str) else text.told)
     search(
         model, run, options, revision=revision, jobs=jobs, machine=machine, keep_calibration=keep_calibration,
         overwrite=export.overwrite, resume=True, command=command,
@@ -93,7 +93,8 @@ def regroup_into(
         machine=machine, keep_calibration=keep_calibration, command=command,
     )  # fmt: skip
     facts = json.loads((output / MARKER).read_text(encoding="utf-8"))
-    return Done(exported, run, facts.get("measured") or {}, text if isinstance(text, str) else None)
+    measured = {name: facts["measured"][name] for name in in_order(facts.get("measured") or {})}
+    return Done(exported, run, measured, text if isinstance(text, str) else None)
 
 
 def check(selection: Selection, output: Path, export: ExportOptions, destination: Destination | None) -> None:

@@ -38,6 +38,16 @@ class HeldOut:
     window: int
     limit: int
 
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        text, name = self.source.text, self.source.name
+        if self.source.part == "judged":
+            name = f"stretches of {name} that nothing is learnt from"
+        elif text and not is_file_name(text):
+            name = f"the evaluation text of {name}"
+        return f"measured before and after on {name}, {self.limit} windows at most"
+
     def read(self, checkpoint: Checkpoint, kept: KeptTokens | None = None) -> "ReadText":
         """What the model takes. Raises GrouperError where there is too little."""
         return ReadText(self, texts_of(checkpoint, self.source, None, self.window, self.limit, kept))

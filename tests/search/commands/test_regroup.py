@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from commands import grouper
 from tiny_models import ROOT
+from typer.testing import CliRunner
 
-from grouper import TextSource
+from grouper import GrouperError, TextSource
 from grouper.calibration.source import DATA
+from grouper.export.hub import Destination
+from search.commands.application import app
 from search.evaluation.models import evaluate_model
 
 QUICK = (
@@ -123,3 +126,17 @@ def test_without_text_it_says_what_that_costs(reader, tmp_path):
     assert done.stderr.splitlines()[-1] == "not refined: add --text FILE (the run was searched without)"
     bare = grouper("regroup", reader, "-o", tmp_path / "bare", *QUICK, "--no-refine")
     assert "not refined" not in bare.stderr and weights_of(tmp_path / "bare") == weights_of(tmp_path / "out")
+
+
+def test_the_models_revision_and_the_repositorys_are_two(monkeypatch):
+    asked = {}
+
+    def stop(*given, **named):
+        asked.update(destination=given[6], revision=named["revision"])
+        raise GrouperError("enough")
+
+    monkeypatch.setattr("search.one_call.regroup_into", stop)
+    words = ["regroup", "a/b", "-o", "out", "--revision", "v1", "--push-to-hub", "c/d", "--push-revision", "v2"]
+    assert isinstance(CliRunner().invoke(app, words).exception, GrouperError)
+    assert isinstance(asked["destination"], Destination)
+    assert asked["revision"] == "v1" and asked["destination"].revision == "v2"

@@ -22,11 +22,11 @@ from search import (
     SearchOptions,
     Selection,
     evaluate,
-    evaluation,
     export_from_run,
-    proxies,
     search,
 )
+from search.evaluation import layouts as evaluation
+from search.evaluation import proxies
 from search.evaluation.layouts import fill_in
 from search.evaluation.models import evaluate_model, names_a_model
 from search.evaluation.proxies import FILE, read_proxies

@@ -22,7 +22,7 @@ from grouper.outputs import refuse_existing
 from grouper.progress import Progress, untold
 from grouper.refinement.options import RefineOptions
 from grouper.scratch import ScratchFolder
-from search.evaluation.held_out import HeldOut, HeldOutOptions, held_out
+from search.evaluation.held_out import HeldOut, HeldOutOptions, text_held_out
 from search.export_run import export_from_run
 from search.options import SearchOptions
 from search.regrouped import Regrouped
@@ -114,7 +114,7 @@ def text_to_measure(
 ) -> HeldOut | str:
     """Text held out, or why there is none."""
     reads = Architecture.of(Checkpoint.open(model, revision).config).family.reads
-    return held_out(asked, options, reads, set_aside)
+    return text_held_out(asked, options, reads, set_aside)
 
 
 def regroup(

@@ -61,7 +61,7 @@ class ReadText:
     texts: Mapping[str, Batch]
 
 
-def held_out(asked: HeldOutOptions, search: SearchOptions, reads: str, set_aside: bool = True) -> HeldOut | str:
+def text_held_out(asked: HeldOutOptions, search: SearchOptions, reads: str, set_aside: bool = True) -> HeldOut | str:
     """The text to measure on, or why there is none. reads: as the model's family does. set_aside: whether the run skips
     the stretches of its text that training is judged by. Raises GrouperError for a text that cannot be read."""
     calibration = search.calibration()

@@ -178,7 +178,7 @@ def pages(rng: random.Random) -> Iterator[Case]:
 def full_disks(rng: random.Random) -> Iterator[Case]:
     """A limit on the size of files, reached anywhere: libraries say that in words of their own."""
     while True:
-        which, most = rng.randrange(1, 4), int(10 ** rng.uniform(2, 6))
+        which, most = rng.randrange(1, 4), int(10 ** rng.uniform(3.6, 6))  # what is said has to fit, too
 
         def damage(work: Path, which=which, most=most) -> Commands:
             if which > 1:

@@ -17,7 +17,7 @@ from fitness import FITNESSES
 from grouper import Checkpoint
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
-from grouper.regroup import Regrouper
+from grouper.compress import Regrouper
 from search.methods.exact import optimal_partitions
 from search.methods.qcqa import any_sizes, equal_sizes
 from search.options import GeneticOptions

@@ -66,7 +66,9 @@ def attempt(work: Path, commands: Commands) -> Outcome:
     after = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
     if CONTROLS.search(said):
         return Outcome("harm", f"control characters on the terminal: {said[-300:]!r}")
-    if left or hacked or before != after:
+    # Pages and kept calibrations may join what others have in a folder, and replace none of it.
+    changed = [p for p in {*before, *after} if before.get(p) != after.get(p) and (p in before or p.parent == model)]
+    if left or hacked or changed:
         return Outcome("harm", f"left {left or hacked or 'the model changed'}; {said[-300:]}")
     table = work / "run" / "pareto.csv"
     if table.is_file() and any(word in table.read_text(errors="replace").lower() for word in (",nan", ",inf", ",-inf")):
@@ -130,7 +132,7 @@ def small_model(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from grouper.model.checkpoint import DEMO
+    from grouper.checkpoint.checkpoint import DEMO
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -26,6 +26,7 @@ from grouper import Checkpoint, UptrainOptions
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import DEMO_TEXTS, TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
 from grouper.export import export_model
 from grouper.machine import Machine
@@ -33,12 +34,11 @@ from grouper.merging import MERGES
 from grouper.ranks import ALONE
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import deterministic
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from grouper.threads import one_thread
+from grouper.uptraining.distributed import accelerator_for
 from grouper.uptraining.division import divisions
 from grouper.uptraining.exported import ExportedModel
-from grouper.uptraining.launched import accelerator_for
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student

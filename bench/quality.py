@@ -22,11 +22,11 @@ from grouper import Checkpoint
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
 from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from search import ParetoFront, RunFolder, SearchOptions, search
 from search.methods.exact import LIMIT

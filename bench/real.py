@@ -30,13 +30,13 @@ from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, text_of
+from grouper.compress import Regrouper
 from grouper.evaluation.closeness import Columns, Original, closeness_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.export import export_model
 from grouper.machine import Machine
 from grouper.merging import MERGES, merge_for
 from grouper.refinement.options import RefineOptions
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from grouper.uptraining.exported import ExportedModel
 from search import ParetoFront, RunFolder, SearchOptions, search

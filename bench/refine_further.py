@@ -30,6 +30,7 @@ from torch.func import functional_call
 from grouper import Calibration, Checkpoint, HeadLayout, RefineOptions, TextSource
 from grouper.attention import MergedLayer
 from grouper.calibration.text import shuffled_passes, text_of
+from grouper.compress import Regrouper
 from grouper.divergence import kl_divergence
 from grouper.evaluation.closeness import Original, measured, walked
 from grouper.merging import MERGES
@@ -39,7 +40,6 @@ from grouper.refinement.layer import REST, LayerWorker
 from grouper.refinement.objective import relative, size_of
 from grouper.refinement.options import RefinePlan
 from grouper.refinement.refine import deterministic, refine_layers
-from grouper.regroup import Regrouper
 from grouper.running.stub_layers import stubs
 from grouper.running.walk import Walk, run_layer
 from search.runs.folder import RunFolder

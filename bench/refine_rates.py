@@ -17,11 +17,11 @@ import torch
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 
 HELD_OUT = 32  # windows

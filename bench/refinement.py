@@ -22,11 +22,11 @@ from shapes import SHAPES, Shape, make
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
+from grouper.compress import Regrouper
 from grouper.merging import MEAN
 from grouper.model.memory import parsed_bytes
 from grouper.ranks import own_gpu, started_ranks
 from grouper.refinement.options import RefineOptions
-from grouper.regroup import Regrouper
 
 
 def main() -> None:

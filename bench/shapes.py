@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from grouper.model.checkpoint import DEMO
+from grouper.checkpoint.checkpoint import DEMO
 
 SHARD_BYTES = 4 * 2**30
 

@@ -1,4 +1,4 @@
-"""Fitnesses whose error is a sum over groups, each group's own error being dear: scored in batches, and kept."""
+"""Fitnesses whose error is a sum over groups, each group's own error being expensive: scored in batches, and kept."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import grouper.export as export
     from grouper.calibration.calibration import Calibration as Calibration
     from grouper.calibration.source import TextSource as TextSource
+    from grouper.checkpoint.checkpoint import Checkpoint as Checkpoint
     from grouper.errors import GrouperError as GrouperError
     from grouper.export.options import ExportOptions as ExportOptions
+    from grouper.families.architecture import Architecture as Architecture
+    from grouper.families.inspection import inspect as inspect
     from grouper.layout import Grouping as Grouping
     from grouper.layout import HeadLayout as HeadLayout
     from grouper.layout import LayerLayout as LayerLayout
     from grouper.machine import Machine as Machine
-    from grouper.model.architecture import Architecture as Architecture
-    from grouper.model.checkpoint import Checkpoint as Checkpoint
-    from grouper.model.inspection import inspect as inspect
     from grouper.progress import progress_bar as progress_bar
     from grouper.refinement.options import RefineOptions as RefineOptions
     from grouper.uptraining.options import UptrainOptions as UptrainOptions
@@ -36,9 +36,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 MODULES = {
-    "Architecture": "grouper.model.architecture",
+    "Architecture": "grouper.families.architecture",
     "Calibration": "grouper.calibration.calibration",
-    "Checkpoint": "grouper.model.checkpoint",
+    "Checkpoint": "grouper.checkpoint.checkpoint",
     "ExportOptions": "grouper.export.options",
     "GrouperError": "grouper.errors",
     "Grouping": "grouper.layout",
@@ -48,7 +48,7 @@ MODULES = {
     "RefineOptions": "grouper.refinement.options",
     "TextSource": "grouper.calibration.source",
     "UptrainOptions": "grouper.uptraining.options",
-    "inspect": "grouper.model.inspection",
+    "inspect": "grouper.families.inspection",
     "progress_bar": "grouper.progress",
     "uptrain_model": "grouper.uptraining.uptrain",
 }

@@ -205,12 +205,12 @@ class MergedLayer:
     before: float = float("nan")
     after: float = float("nan")
 
-    def on_cpu(self, for_a_while: bool = False) -> "MergedLayer":
-        """In main memory. for_a_while: in pages that a GPU writes to by itself, in a tenth of the time, but which the
+    def on_cpu(self, pinned: bool = False) -> "MergedLayer":
+        """In main memory. pinned: in pages that a GPU writes to by itself, in a tenth of the time, but which the
         system cannot move."""
         device = self.attention.q.device
-        attention = self.attention.to("cpu", non_blocking=for_a_while)
-        others = {n: t.to("cpu", non_blocking=for_a_while) for n, t in self.others.items()}
+        attention = self.attention.to("cpu", non_blocking=pinned)
+        others = {n: t.to("cpu", non_blocking=pinned) for n, t in self.others.items()}
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return replace(self, attention=attention, others=others)

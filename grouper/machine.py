@@ -6,7 +6,7 @@ from functools import cached_property
 
 from grouper.errors import GrouperError
 from grouper.option_fields import option
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import Ranks, own_gpu, started_ranks
 
 Tell = Callable[[str], None]
@@ -37,7 +37,7 @@ class Machine:
         read=bytes_read,
     )
     tell: Tell = no_message
-    progress: Progress = untold
+    progress: Progress = no_progress
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", usable(self.device))

@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from grouper.model.checkpoint import Checkpoint
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.outputs import write_json
 
 

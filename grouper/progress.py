@@ -6,7 +6,7 @@ from contextlib import contextmanager
 Progress = Callable[[int, int, str], None]  # steps done, of so many, what it is at
 
 
-def untold(done: int, total: int, note: str) -> None:
+def no_progress(done: int, total: int, note: str) -> None:
     """Tell nobody: the default wherever a function takes a Progress."""
 
 

@@ -1,8 +1,8 @@
 """How large a model's weights are under a layout, from headers alone."""
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 
 
 def weight_bytes(checkpoint: Checkpoint, layout: HeadLayout) -> int:

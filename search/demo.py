@@ -11,11 +11,11 @@ import torch
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.checkpoint.checkpoint import DEMO, Checkpoint
 from grouper.errors import GrouperError
 from grouper.evaluation.perplexity import nll
+from grouper.families.inspection import inspect
 from grouper.machine import Machine
-from grouper.model.checkpoint import DEMO, Checkpoint
-from grouper.model.inspection import inspect
 from grouper.model.loading import load
 from grouper.outputs import bears, refuse_inside
 from grouper.refinement.options import RefineOptions

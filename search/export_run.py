@@ -9,6 +9,7 @@ from pathlib import Path
 from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.format import SelfTestFailed
@@ -19,7 +20,6 @@ from grouper.outputs import forget_work, refuse_existing, refuse_inside, tempora
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.store import LayerStore
-from grouper.regroup import Regrouper
 from search.evaluation.held_out import HeldOut
 from search.evaluation.record import Record
 from search.run import digest_of_text

@@ -8,18 +8,18 @@ from typing import Any
 
 from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.calibration.given import Given, named_text
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions
 from grouper.export.formats import FORMATS
 from grouper.export.hub import Destination
 from grouper.export.write import MARKER
+from grouper.families.architecture import Architecture
 from grouper.machine import Machine
 from grouper.merging import MERGES
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.loading import load
 from grouper.outputs import refuse_existing
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.refinement.options import RefineOptions
 from grouper.scratch import ScratchFolder
 from search.evaluation.held_out import HeldOut, HeldOutOptions, text_held_out
@@ -133,7 +133,7 @@ def regroup(
     window: int = WINDOW,
     device: str = "auto",
     options: SearchOptions | None = None,
-    progress: Progress = untold,
+    progress: Progress = no_progress,
 ) -> Regrouped:
     """Search, merge, refine, measure and load.
 

@@ -16,7 +16,7 @@ from grouper.option_fields import option, same
 from grouper.uptraining.options import LARGEST_SEED
 
 if TYPE_CHECKING:
-    from grouper.model.architecture import Architecture
+    from grouper.families.architecture import Architecture
 
 MOST_ROWS, MOST_GENERATIONS = 100_000, 10**9  # of the genetic search
 STAGES_2 = ("knapsack", "nsga2", "none")

@@ -7,14 +7,14 @@ from os import PathLike
 from pathlib import Path
 
 from grouper.calibration.text import digest
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.machine import Machine
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside, write_text
 from grouper.ranks import Ranks, locked_by_first
-from grouper.regroup import Regrouper
 from grouper.weight_size import weight_bytes
 from search.engine.assemble import assemble_layouts
 from search.engine.layers import search_layers

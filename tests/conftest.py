@@ -13,7 +13,7 @@ from packaging.version import Version
 from tiny_models import SIZES, add_tokenizer, edit_weights, make_model
 
 from grouper.calibration.source import DATA
-from grouper.model.families import FAMILIES
+from grouper.families.decoders import FAMILIES
 
 os.environ["GROUPER_HOME"] = tempfile.mkdtemp(prefix="grouper-home-")  # of commands that tests start, too
 INSTALLED = transformers.__version__  # tests pretend that another one is

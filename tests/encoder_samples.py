@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint
 from grouper.model.auto import auto_class
-from grouper.model.made_up import answer, random_inputs
+from grouper.model.dummy_inputs import answer, random_inputs
 from grouper.running.batch import NOT_ASKED, Batch
 
 COMMON = {"vocab_size": 199, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

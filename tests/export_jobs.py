@@ -6,9 +6,9 @@ import torch
 
 from grouper import Architecture, Checkpoint, ExportOptions, HeadLayout
 from grouper.attention import MergedLayer
+from grouper.compress import Regrouper
 from grouper.export.format import Job
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 
 UNTRAINED = ("experts", "block_sparse_moe")  # the class stacks or renames them, and refinement leaves them alone
 

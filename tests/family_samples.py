@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint, ExportOptions, HeadLayout, export
+from grouper.compress import Regrouper
 from grouper.layout import groups_of
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.refine import refine_layers
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel, in_double
 from search import RunFolder, SearchOptions, pick, search
 

@@ -13,11 +13,11 @@ from commands import grouper
 from hostile_names import FOLDERS, HOSTILE, has_controls
 from markdown_it import MarkdownIt
 from rich.table import Table
-from search.commands.comparison import Compared, draw
 
 from grouper import Checkpoint, HeadLayout
 from grouper.export.card import model_card
 from search.commands.console import Terminal
+from search.runs.comparison import Compared, draw
 
 LAYOUT = HeadLayout.from_labels([[0, 0, 0, 1]] * 3, 8, 16)
 REPORT = SimpleNamespace(

@@ -14,11 +14,11 @@ import torch
 from matrix import TOKENS, cell, environment, version
 
 from grouper import Checkpoint, ExportOptions, export
+from grouper.compress import Regrouper
 from grouper.export.format import Job
 from grouper.export.reference import gathered_reference
+from grouper.families.architecture import Architecture
 from grouper.merging import MERGES
-from grouper.model.architecture import Architecture
-from grouper.regroup import Regrouper
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from family_samples import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, make

@@ -19,10 +19,10 @@ import torch
 from grouper import Checkpoint, ExportOptions, HeadLayout, export
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.compress import Regrouper
 from grouper.export.format import Job
 from grouper.export.reference import gathered_reference
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 
 HERE = Path(__file__).parent
 TOKENS = 16

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from grouper.calibration.text import spread
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
+from grouper.families.configuration import setting
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import setting
 from grouper.model.loading import load
 from grouper.running.batch import Batch
 

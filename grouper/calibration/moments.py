@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from grouper.calibration.input_moments import MeasuredInputs
 from grouper.errors import GrouperError
-from grouper.model.site import Site
+from grouper.families.sites import Site
 from grouper.outputs import sweep_files
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
@@ -24,7 +24,7 @@ Found = dict[str, Tensor]  # of one part and one attention: products of "inputs"
 
 
 def collect_moments(
-    model: Layers, batch: Tensor | Batch, progress: Progress = untold, ranks: Ranks = ALONE
+    model: Layers, batch: Tensor | Batch, progress: Progress = no_progress, ranks: Ranks = ALONE
 ) -> Iterator[MeasuredInputs]:
     """Attention by attention E[x x^T] of what enters q, k and v (of what enters q apart, where that is something else),
     and the K heads' inner products; what only fills examples up is left out. batch: windows [n, tokens] of ids, or what

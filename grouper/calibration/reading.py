@@ -9,10 +9,10 @@ from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.sounds import read_sounds
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import WindowedText, check_known, check_sizes, load_tokenizer, spread, text_of
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
 from grouper.running.batch import NOT_ASKED, Batch, padded
 
 MOST_FILES = 4096  # pictures or recordings that are read, spread over all that there are

@@ -7,9 +7,9 @@ import numpy as np
 
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import check_known, load_tokenizer
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import setting
+from grouper.families.configuration import setting
 from grouper.model.loading import load
 from grouper.running.batch import NOT_ASKED, Batch, padded
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from grouper.calibration.kept_tokens import KeptTokens, key_of
 from grouper.calibration.parts import PartOfText
 from grouper.calibration.source import Documents, TextSource
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import decoder_config, setting
+from grouper.families.configuration import decoder_config, setting
 from grouper.model.loading import load
 from grouper.running.batch import Batch
 

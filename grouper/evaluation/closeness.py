@@ -24,8 +24,8 @@ from grouper.attention import Merged
 from grouper.divergence import kl_divergence
 from grouper.evaluation.perplexity import batches
 from grouper.evaluation.positions import bands, column_at
+from grouper.families.sites import Place
 from grouper.layout import HeadLayout
-from grouper.model.site import Place
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.running.in_memory import exchanged

@@ -4,12 +4,12 @@ import math
 import re
 from pathlib import Path
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.sources import is_own_file
 from grouper.errors import GrouperError
 from grouper.export.format import Report
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.sources import is_own_file
 from grouper.names import fenced, in_code, in_markdown, printable, without_controls
 from grouper.parsing import yaml_value
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from grouper.attention import MergedLayer
+from grouper.checkpoint.shards import checksum_of, stored
 from grouper.errors import GrouperError
 from grouper.export.classes import CLASSES
 from grouper.export.format import Job, SelfTest, SelfTestFailed
 from grouper.export.hf import ragged
 from grouper.export.options import ExportOptions
 from grouper.export.self_test import run_self_test
-from grouper.model.shards import checksum_of, stored
 from grouper.uptraining.exported import ExportedModel
 
 AGAIN = "download or export it again"

@@ -1,14 +1,14 @@
 """Which class an export gets: what a layout gets in its family (`Family.export_classes` lists what there is), and why
 not another one."""
 
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.padded import Padded
 from grouper.export.hf.ragged import Ragged
 from grouper.export.hf.stock import Stock
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 
 CLASSES: dict[str, ExportClass] = {c.name: c for c in (Stock(), Padded(), Ragged())}
 

@@ -11,12 +11,12 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from grouper.attention import Merged
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.shards import Stored, stored
 from grouper.errors import GrouperError
 from grouper.export.options import ExportOptions
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.shards import Stored, stored
 from grouper.progress import Progress
 from grouper.registry import Entry
 
@@ -90,7 +90,7 @@ class Format(Entry, ABC):
 
     @abstractmethod
     def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
-        """Raise GrouperError where `write` would refuse: before anything dear is done."""
+        """Raise GrouperError where `write` would refuse: before anything expensive is done."""
 
     @abstractmethod
     def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:

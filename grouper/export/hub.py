@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from grouper.checkpoint.sources import hub_errors
 from grouper.errors import GrouperError
-from grouper.model.sources import hub_errors
 from grouper.names import printable
 from grouper.option_fields import MISSING, option
 

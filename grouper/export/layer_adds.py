@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grouper.checkpoint.checkpoint import decoder_prefix
 from grouper.export.format import TOLERANCE
 from grouper.export.hf.ragged import PROJECTIONS
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import decoder_prefix
+from grouper.families.architecture import Architecture
 
 SMALL = 1e-3  # of the largest token's size: tokens that get less are measured against that
 ROUNDINGS = 4  # units in the last place of the stream that its differences may be off by

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from grouper.attention import MergedLayer
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.format import Job, SelfTest
 from grouper.export.hf import ragged
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.layer_adds import LayerAdds, worst_difference
 from grouper.export.written import check_layer, check_outside
-from grouper.model.checkpoint import Checkpoint
 from grouper.running.in_memory import exchanged
 from grouper.running.streamed import Skeleton, State
 from grouper.running.stub_layers import stub_arguments

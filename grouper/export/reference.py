@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from grouper.attention import Merged, MergedLayer
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.format import Job
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 from grouper.model.memory import free_memory
 from grouper.running.in_memory import InMemoryModel
 

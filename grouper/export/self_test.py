@@ -8,6 +8,7 @@ models are compared where memory holds two of them; others layer by layer.
 from dataclasses import replace
 from pathlib import Path
 
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export.format import TOLERANCE, Job, SelfTest, SelfTestFailed
 from grouper.export.hf.export_class import ExportClass
@@ -15,7 +16,6 @@ from grouper.export.hf.tensors import attentions_within
 from grouper.export.part_test import run_part_test
 from grouper.export.whole_test import layers_as_models, run_whole_test
 from grouper.export.written import check_layer, check_outside
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_exported
 from grouper.model.memory import free_memory
 

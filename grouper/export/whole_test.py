@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from grouper.attention import Merged
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.format import TOLERANCE, Job, SelfTest, SelfTestFailed
 from grouper.export.hf import ragged
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.stock import grouped_order
 from grouper.export.layer_adds import LayerAdds, worst_difference
 from grouper.export.reference import gathered_reference
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
+from grouper.families.decoders import FAMILIES
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.families import FAMILIES
+from grouper.model.dummy_inputs import answer, random_inputs
 from grouper.model.loadable import auto_of_export
 from grouper.model.loading import load
-from grouper.model.made_up import answer, random_inputs
 from grouper.model.one_layer import cut
 from grouper.outputs import temporary_folder
 from grouper.running.in_memory import in_double

@@ -10,20 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.compress import Merged, Regrouper
 from grouper.errors import GrouperError
 from grouper.export.card import model_card
 from grouper.export.eval_results import write_eval_results
 from grouper.export.format import NOTHING, ExportOptions, Format, Job, SelfTest, SelfTestFailed
 from grouper.export.formats import FORMATS
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.originals import remember
 from grouper.outputs import new_folder, refuse_inside, temporary_folder, write_json, write_text
-from grouper.progress import Progress, untold
-from grouper.regroup import Merged, Regrouper
+from grouper.progress import Progress, no_progress
 
 MARKER = "grouper.json"
 
@@ -74,7 +74,7 @@ def export_model(
     origin: dict | None = None,
     described: HeadLayout | None = None,
     beside: Mapping[str, Path] | None = None,
-    progress: Progress = untold,
+    progress: Progress = no_progress,
 ) -> Exported:
     """Merge `checkpoint`'s KV heads as `layout` says and write the model to the folder `output`.
 
@@ -116,7 +116,7 @@ def export_model(
 
 
 def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> Format:
-    """The format to write. Raises GrouperError where it would refuse: before anything dear is done."""
+    """The format to write. Raises GrouperError where it would refuse: before anything expensive is done."""
     form = FORMATS.named(options.format)
     form.check(checkpoint, layout, options)
     check_model(checkpoint)

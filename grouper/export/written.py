@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import torch
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.shards import Stored, same_bytes, stored
 from grouper.export.format import Job, SelfTestFailed
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.tensors import Named, attentions_within, layer_tensors, outside_tensors
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.shards import Stored, same_bytes, stored
 
 
 def check_outside(job: Job, written: Checkpoint) -> None:

@@ -16,13 +16,13 @@ class Merge(Entry, ABC):
 
     paper: where it comes from.
     exact_in: behind which norms on q and k (a Family's `qk_norm`) the exported model does what the closed form says.
-    dear: whether a layer takes so long that it is kept on disk rather than merged again for the self-test.
+    expensive: whether a layer takes so long that it is kept on disk rather than merged again for the self-test.
     behind_norms: by `qk_norm`, what it does instead where it is not exact, for the table of families.
     """
 
     paper: ClassVar[str]
     exact_in: ClassVar[tuple[str | None, ...]] = (None,)
-    dear: ClassVar[bool] = False
+    expensive: ClassVar[bool] = False
     behind_norms: ClassVar[dict[str, str]] = {}
 
     @abstractmethod

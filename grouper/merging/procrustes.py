@@ -34,7 +34,7 @@ class Procrustes(Merge):
     iterations: int = 100
     gain: float = 1e-9
     paper = "Align heads before merging, arXiv 2412.20677"
-    dear = True
+    expensive = True
     behind_norms: ClassVar[dict[str, str]] = {"head": "rotates V alone", "all": "rotates V alone"}
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:

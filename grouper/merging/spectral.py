@@ -43,7 +43,7 @@ class Spectral(Merge):
     name: str = "spectral"
     rescale: bool = True
     paper = "ours"
-    dear = True
+    expensive = True
     behind_norms: ClassVar[dict[str, str]] = {
         "head": "takes the weighted mean behind them",
         "all": "takes real factors of K's planes",

@@ -1,1 +1,1 @@
-"""Reading models: where their bytes come from, what their configuration says, and how they run in memory."""
+"""Models of transformers: which class, loaded without code, what it finds, made-up inputs."""

@@ -1,8 +1,8 @@
 """Which of transformers' Auto classes loads a model."""
 
 from grouper.errors import GrouperError
-from grouper.model.configuration import decoder_config, family_of
-from grouper.model.family import Family
+from grouper.families.configuration import decoder_config, family_of
+from grouper.families.family import Family
 
 HEADS = {  # by Auto class, the table of transformers that says which models have one; BART is in several
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",

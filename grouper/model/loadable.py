@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.header_check import check_tensors, unread_files
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import check_complete, configured, decoder_config
 from grouper.model.auto import auto_class, check_transformers
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import check_complete, configured, decoder_config
-from grouper.model.header_check import check_tensors, unread_files
 from grouper.model.loading import load, refusing_code
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 
 COUNTS = {  # what configurations call the number of layers, of an encoder or a decoder, too
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",

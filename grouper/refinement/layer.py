@@ -11,9 +11,9 @@ from torch.func import functional_call
 
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.text import shuffled_passes
+from grouper.families.sites import Site
 from grouper.layout import LayerLayout
-from grouper.model.site import Site
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.courses import ByPart, Course, Drawn, turns_of
 from grouper.refinement.descent import Descent
@@ -174,7 +174,7 @@ class LayerWorker:
 
     # Fitting
 
-    def fit(self, start: Attention, every: Sequence[Sides], steps: int, tell: Progress = untold) -> MergedLayer:
+    def fit(self, start: Attention, every: Sequence[Sides], steps: int, tell: Progress = no_progress) -> MergedLayer:
         """Fit the attention in `steps` steps from `start`. Returns `start` if they do not help; on the device.
         every: examples of each length, with their targets set; steps alternate between them."""
         attention = start.to(self.device, torch.float32)

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from grouper.attention import Merged
 from grouper.errors import GrouperError
+from grouper.families.sites import Site
 from grouper.layout import HeadLayout
-from grouper.model.site import Site
 from grouper.names import expected
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.descent import TOLD, WARM_UP
 from grouper.refinement.layer import MEASURED, LayerWorker
@@ -53,7 +53,7 @@ def refine_layers(
     *,
     device: str | None = None,
     folder: Path | None = None,
-    progress: Progress = untold,
+    progress: Progress = no_progress,
     ranks: Ranks = ALONE,
 ) -> LayerStore:
     """Refine attention by attention; one that training does not improve stays as merged. Returns the layers' weights.
@@ -92,7 +92,7 @@ def refine_layers(
                 if folder is None:
                     store.keep(site.index, done.on_cpu())
                 elif ranks.first:
-                    background(store.keep, site.index, done.on_cpu(for_a_while=True))
+                    background(store.keep, site.index, done.on_cpu(pinned=True))
                 del done  # a whole layer
             for sides in here:
                 if not advanced:
@@ -141,7 +141,7 @@ def estimate_seconds(
 
     def fit(steps: int) -> None:
         tell = lambda step, _steps, _note: told.__setitem__(step, time.perf_counter())  # noqa: E731
-        worker.fit(start, [here], steps, tell).on_cpu(for_a_while=True)
+        worker.fit(start, [here], steps, tell).on_cpu(pinned=True)
 
     with deterministic():
         fit(WARM_UP + 1)

@@ -4,7 +4,7 @@ far."""
 import torch
 from torch import Tensor
 
-from grouper.model.site import Place
+from grouper.families.sites import Place
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 from grouper.running.walk import Step, Walk, room

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from grouper.running.batch import NOT_ASKED, Batch
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from grouper.attention import Attention, Merged, MergedLayer
+from grouper.checkpoint.checkpoint import Checkpoint, decoder_prefix
 from grouper.errors import GrouperError, as_one_line
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import decoder_config
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint, decoder_prefix
-from grouper.model.configuration import decoder_config
 from grouper.model.loading import load
 from grouper.running.layers import Layers
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

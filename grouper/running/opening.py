@@ -1,8 +1,8 @@
 """Whether a model is taken into memory or streamed from disk."""
 
-from grouper.model.architecture import Architecture
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 from grouper.model.auto import check_transformers
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
+from grouper.checkpoint.checkpoint import Checkpoint, decoder_prefix
 from grouper.errors import as_one_line
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint, decoder_prefix
+from grouper.families.architecture import Architecture
 from grouper.model.loadable import quiet, without_weights
 from grouper.model.loading import refusing_code
 from grouper.model.one_layer import of_layer

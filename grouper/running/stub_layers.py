@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from grouper.model.site import Place
+from grouper.families.sites import Place
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grouper.families.sites import Place
 from grouper.model.memory import free_memory
-from grouper.model.site import Place
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 from grouper.running.stub_layers import Arguments, Enough, arguments_of, call, given_beside, stream_of, stubs

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from grouper.attention import MergedLayer
 from grouper.calibration.seen import Seen, SeenExamples, SeenRows
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
 from grouper.export.classes import CLASSES
 from grouper.export.write import MARKER
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.originals import remembered
 from grouper.parsing import json_object

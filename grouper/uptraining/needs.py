@@ -2,8 +2,8 @@
 
 import torch
 
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
 from grouper.uptraining.options import UptrainOptions
 

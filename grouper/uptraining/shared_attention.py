@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from grouper.attention import PARTS, Attention, Projection
+from grouper.families.architecture import Architecture
 from grouper.layout import LayerLayout
-from grouper.model.architecture import Architecture
 from grouper.running.in_memory import expanded_attention, expanded_tensors
 
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import decoder_config, setting
-from grouper.model.site import Place
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import decoder_config, setting
+from grouper.families.sites import Place
 from grouper.running.answers import answered, logits_of, pooled
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel

@@ -10,10 +10,10 @@ from grouper.calibration.documents import check_template
 from grouper.calibration.reading import MOST_FILES, read_examples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, load_tokenizer, spread, text_of
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
 from grouper.running.answers import asked_of
 from grouper.running.batch import IDS, Batch
 

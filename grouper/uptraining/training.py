@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grouper.calibration.text import shuffled_passes
 from grouper.errors import GrouperError
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.ranks import Ranks
 from grouper.running.answers import answered, targets_of
 from grouper.running.batch import Batch
@@ -31,7 +31,7 @@ from grouper.uptraining.validation import Score, score_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from grouper.uptraining.launched import Sharding
+    from grouper.uptraining.distributed import Sharding
 
 LOOKED_AT = 10  # steps between two losses that are read back and logged
 SAVING = 0.1  # share of the time that saving may take
@@ -104,7 +104,7 @@ class Training:
 
     # Steps
 
-    def run(self, tell: Progress = untold) -> Score:
+    def run(self, tell: Progress = no_progress) -> Score:
         """Train to the end, or until validations get no better; leaves the best weights in the student. Returns the
         score of these."""
         self.resume()

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from grouper.calibration.source import TextSource
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
 from grouper.export.format import SelfTestFailed
 from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
 from grouper.machine import Machine
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.memory import free_memory
 from grouper.originals import remember
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, work_key
@@ -22,9 +22,9 @@ from grouper.progress import Progress
 from grouper.ranks import Ranks, locked_by_first
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
+from grouper.uptraining.distributed import accelerator_for, sharded
 from grouper.uptraining.division import Division, divisions
 from grouper.uptraining.exported import ExportedModel
-from grouper.uptraining.launched import accelerator_for, sharded
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.needs import TRAINED, WEIGHT, check_memory
 from grouper.uptraining.options import UptrainOptions, UptrainPlan

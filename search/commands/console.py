@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
     import pandas as pd
 
     from grouper.export import Exported
-    from grouper.model.inspection import Inspection
+    from grouper.families.inspection import Inspection
     from search.runs.comparison import Compared
     from search.runs.pareto import ParetoFront
 

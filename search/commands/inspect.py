@@ -28,14 +28,14 @@ def run(
     """Heads, KV bytes and what can be done, from configuration and headers alone."""
     if families:
         from fitness import FITNESSES
-        from grouper.model.family_table import family_rows, markdown
+        from grouper.families.table import family_rows, markdown
 
         rows = family_rows(FITNESSES)
         return print_json([asdict(row) for row in rows]) if json else print(markdown(rows))
     if model is None:
         raise typer.BadParameter("give a MODEL, or --families")
-    from grouper.model.checkpoint import Checkpoint
-    from grouper.model.inspection import inspect
+    from grouper.checkpoint.checkpoint import Checkpoint
+    from grouper.families.inspection import inspect
     from grouper.model.memory import parsed_bytes
     from search.commands.console import inspection
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from fitness import FITNESSES
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, merge_for
-from grouper.model.architecture import Architecture
 from search.methods.candidate import Candidate, best_per_size
 from search.methods.method import Method
 from search.methods.registry import ORIGINAL

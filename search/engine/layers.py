@@ -12,12 +12,12 @@ import numpy as np
 from fitness import FITNESSES, Fitness
 from grouper.attention import Attention
 from grouper.calibration.input_moments import InputMoments, MeasuredInputs
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import Grouping, LayerLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.progress import Progress, untold
-from grouper.regroup import Regrouper
+from grouper.progress import Progress, no_progress
 from grouper.threads import one_thread
 from search.engine.processes import workers
 from search.methods.candidate import Candidate
@@ -44,7 +44,7 @@ class LayerSearch:
     device: str
     folder: RunFolder | None = None
 
-    def __call__(self, layer: int, moments: Path | None = None, report: Progress = untold) -> Found:
+    def __call__(self, layer: int, moments: Path | None = None, report: Progress = no_progress) -> Found:
         with one_thread():
             inputs = None if moments is None else MeasuredInputs.load(moments)
             return self.search(self.task(layer, inputs), layer, report)
@@ -73,7 +73,7 @@ class LayerSearch:
                 raise GrouperError(f"a method asks for tables of {part!r}: expected k, v, q or pairs")
         return task
 
-    def search(self, task: LayerTask, layer: int, report: Progress = untold) -> Found:
+    def search(self, task: LayerTask, layer: int, report: Progress = no_progress) -> Found:
         """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends
         on what ran before."""
         found, notes = {}, []
@@ -109,7 +109,7 @@ def search_layers(
     options: SearchOptions,
     methods: list[Method],
     jobs: int = 1,
-    progress: Progress = untold,
+    progress: Progress = no_progress,
 ) -> list[Found]:
     """Per layer that is searched, what each method found; read back where the layer is done. jobs: layers searched at a
     time, each by a process that reads it, makes its tables and searches; no other tables wait. Each of several ranks

@@ -4,7 +4,7 @@ import os
 import re
 
 from grouper.errors import GrouperError
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from grouper.model.memory import free_memory
 from grouper.ranks import ranks_here
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from fitness import FITNESSES
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.perplexity import nll
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, merge_for
 from grouper.outputs import write_text
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from grouper.refinement.layer import LayerWorker
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.sides import Sides
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from search.engine.layers import Found
 from search.methods.candidate import Candidate, best_per_size
@@ -38,7 +38,9 @@ LEAST = 1e-5  # nats; less cannot be told from none
 Points = list[tuple[float, float]]  # (error, nats)
 
 
-def scaled(found: list[Found], folder: RunFolder, regrouper: Regrouper, progress: Progress = untold) -> list[Found]:
+def scaled(
+    found: list[Found], folder: RunFolder, regrouper: Regrouper, progress: Progress = no_progress
+) -> list[Found]:
     """The same candidates, their errors as losses in nats. What is measured is kept in RUN/sensitivity.csv, so that a
     killed search goes on."""
     points = _read(folder.path / FILE)

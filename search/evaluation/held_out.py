@@ -7,8 +7,8 @@ from pathlib import Path
 from grouper.calibration.encoding import opened
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.source import TextSource, is_file_name
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.model.checkpoint import Checkpoint
 from grouper.option_fields import option
 from grouper.running.batch import Batch
 from grouper.uptraining.division import SETS_ASIDE

@@ -15,18 +15,18 @@ from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.reading import read_examples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.tasks import TaskOptions
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.machine import Machine
 from grouper.merging import MERGES, Merge, merge_for
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.progress import Progress
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
-from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.scratch import ScratchFolder

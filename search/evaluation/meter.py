@@ -11,11 +11,11 @@ from torch import Tensor
 
 from grouper.attention import Merged
 from grouper.calibration.text import load_tokenizer
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Columns, Original, closeness_of, mean_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.layout import HeadLayout
-from grouper.regroup import Regrouper
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers

@@ -8,12 +8,12 @@ from typing import Any
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.export.write import MARKER
 from grouper.machine import Machine
-from grouper.model.checkpoint import Checkpoint
 from grouper.model.loadable import check_model
 from grouper.running.opening import open_model
 from grouper.uptraining.exported import ExportedModel

@@ -13,10 +13,10 @@ from scipy.stats import kendalltau, spearmanr
 
 from fitness import FITNESSES, Fitness, LayerFitness
 from grouper.attention import Attention
+from grouper.compress import Regrouper
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import write_file
 from grouper.registry import Registry
-from grouper.regroup import Regrouper
 from search.methods.registry import ORIGINAL
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from grouper.attention import Merged
+from grouper.compress import Regrouper
 from grouper.progress import Progress
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefinePlan
-from grouper.regroup import Regrouper
 from search.evaluation.choosing import add_rows
 from search.evaluation.held_out import ReadText
 from search.evaluation.layouts import fill_in, measuring_of

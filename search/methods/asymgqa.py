@@ -19,7 +19,7 @@ import numpy as np
 
 from fitness import LayerFitness
 from grouper.layout import canonical_labels
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import Judge, LayerTask
@@ -50,7 +50,7 @@ class AsymGQA(Method):
         return self.equal_groups
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """One grouping for every number of KV heads; equal groups for those that divide the heads."""
         heads, judge = task.tables.heads, task.judges.get(self.name)
@@ -63,7 +63,7 @@ class AsymGQA(Method):
         rng: np.random.Generator,
         genetic: GeneticOptions,
         groups: int,
-        report: Progress = untold,
+        report: Progress = no_progress,
         judge: Judge | None = None,
     ) -> Partition:
         """The best partition into so many groups that was met."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grouper.layout import canonical_labels
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
@@ -22,7 +22,7 @@ class Neighbour(Method):
     baseline = True
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """Consecutive heads share, for every number of KV heads; where that does not divide the heads, the first groups
         are one larger."""
@@ -39,7 +39,7 @@ class Random(Method):
     baseline = True
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """One random grouping for every number of KV heads; equal groups where the number divides the heads."""
         heads = task.tables.heads

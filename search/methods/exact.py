@@ -11,8 +11,8 @@ import numpy as np
 
 from fitness import LayerFitness
 from grouper.errors import GrouperError
-from grouper.model.architecture import Architecture
-from grouper.progress import Progress, untold
+from grouper.families.architecture import Architecture
+from grouper.progress import Progress, no_progress
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
@@ -37,7 +37,7 @@ class Exact(Method):
             raise GrouperError(f"the exact method takes up to {LIMIT} KV heads, {has}: use qcqa-ac,qcqa-ec")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """Both optima, groups of any size and equal groups, for every number of KV heads."""
         return task.candidates(optimal_partitions(task.tables) + optimal_partitions(task.tables, equal=True))

@@ -5,11 +5,11 @@ from contextlib import ExitStack
 import numpy as np
 
 from grouper.attention import Merged, MergedLayer
+from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.evaluation.perplexity import nll
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from search.methods.candidate import Candidate
 from search.methods.task import Judge

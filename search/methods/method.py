@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from grouper.model.architecture import Architecture
-from grouper.progress import Progress, untold
+from grouper.families.architecture import Architecture
+from grouper.progress import Progress, no_progress
 from grouper.registry import Entry
 from search.methods.candidate import Candidate
 from search.methods.task import LayerTask
@@ -44,6 +44,6 @@ class Method(Entry, ABC):
 
     @abstractmethod
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """Layouts of one layer, at best one for every number of KV heads. All chance comes from `rng`."""

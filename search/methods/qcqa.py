@@ -14,7 +14,7 @@ from deap import base
 
 from fitness import LayerFitness
 from grouper.layout import canonical_labels
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
@@ -38,7 +38,7 @@ class QCQA(Method):
         return self.equal_groups
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         search = equal_sizes if self.equal_groups else any_sizes
         return task.candidates(search(task.tables, rng, genetic, report, task.progress))
@@ -48,7 +48,7 @@ def any_sizes(
     fitness: LayerFitness,
     rng: np.random.Generator,
     genetic: GeneticOptions,
-    report: Progress = untold,
+    report: Progress = no_progress,
     notes: list[tuple[int, float]] | None = None,
 ) -> list[Partition]:
     """The best partition found for each number of groups, groups of any size."""
@@ -75,7 +75,7 @@ def equal_sizes(
     fitness: LayerFitness,
     rng: np.random.Generator,
     genetic: GeneticOptions,
-    report: Progress = untold,
+    report: Progress = no_progress,
     notes: list[tuple[int, float]] | None = None,
 ) -> list[Partition]:
     """The best partition found for each divisor of the head count, groups of equal size."""

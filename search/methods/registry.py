@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from fitness import FITNESSES
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.merging import MERGES
-from grouper.model.architecture import Architecture
 from grouper.names import expected
 from grouper.registry import Named, Registry, check_assignments
 from search.methods.published import PUBLISHED

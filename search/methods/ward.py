@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitness import PairwiseFitness
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.task import LayerTask
@@ -25,7 +25,7 @@ class Ward(Method):
     paper = "AsymGQA, arXiv 2406.14963"
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """One grouping for every number of KV heads, groups of any size; nested, and without chance."""
         rows = agglomerate(PairwiseFitness(task.tables.surrogate.distance))

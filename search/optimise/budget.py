@@ -11,7 +11,7 @@ import moocore
 import numpy as np
 from deap import base
 
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.optimise.nsga2 import evolve
 from search.options import GeneticOptions
 
@@ -63,7 +63,7 @@ def binary_nsga2(
     kv_heads: int,
     rng: np.random.Generator,
     genetic: GeneticOptions,
-    report: Progress = untold,
+    report: Progress = no_progress,
 ) -> list[tuple[int, ...]]:
     """QCQA's stage 2: a bit a layer, 1 for the layer's chosen grouping, 0 for the layer as it came; NSGA-II on (KV
     heads, summed error).

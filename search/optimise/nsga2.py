@@ -6,7 +6,7 @@ import moocore
 import numpy as np
 from deap import base
 
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.options import GeneticOptions
 
 
@@ -30,7 +30,7 @@ def evolve(
     population: np.ndarray,
     genetic: GeneticOptions,
     rng: np.random.Generator,
-    report: Progress = untold,
+    report: Progress = no_progress,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Evolve `population` [n, genes].
 

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from fitness.similarity import Similarity, key_similarity, value_similarity
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export.formats import FORMATS
+from grouper.families.architecture import Architecture
 from grouper.kv_cache import USABLE, bytes_of
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.names import printable
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.registry import ORIGINAL, baselines
 from search.report.positions import losses_by_position
 from search.runs.columns import SE, TRADED, error_of
@@ -65,7 +65,7 @@ class Facts:
         return self.folder.layout(number)
 
 
-def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = untold) -> Facts:
+def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = no_progress) -> Facts:
     """Read a run. similar: compare heads, for which the model is read. Raises GrouperError where there is no run."""
     front = folder.front()
     first = folder.layout(int(front.table["layout"].iloc[0]))

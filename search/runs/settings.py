@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from grouper.calibration.calibration import Calibration
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.model.checkpoint import Checkpoint
 from search.options import SearchOptions
 
 FREE = ("timings", "versions", "jobs", "device", "command", "model")  # may differ where a run goes on

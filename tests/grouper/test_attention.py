@@ -51,7 +51,7 @@ def test_expanding_gives_every_query_head_its_own_copy():
 
 def test_a_layer_in_main_memory_is_the_same_layer():
     layer = MergedLayer(random_attention(), {"mlp.weight": torch.ones(2)}, 0.5, 0.25)
-    for moved in (layer.on_cpu(), layer.on_cpu(for_a_while=True)):
+    for moved in (layer.on_cpu(), layer.on_cpu(pinned=True)):
         assert torch.equal(moved.attention.q, layer.attention.q) and (moved.before, moved.after) == (0.5, 0.25)
         assert torch.equal(moved.others["mlp.weight"], torch.ones(2)) and moved is not layer
 

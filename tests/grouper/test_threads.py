@@ -8,8 +8,8 @@ from grouper import Checkpoint
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.moments import collect_moments
 from grouper.calibration.source import TextSource
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
-from grouper.regroup import Regrouper
 from grouper.threads import in_background, one_thread, side_by_side
 
 

@@ -4,7 +4,7 @@ import pytest
 from family_samples import EQUAL, RAGGED, SAMPLES, layout_for
 
 from grouper import Checkpoint, HeadLayout, export
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from grouper.weight_size import weight_bytes
 
 EXPORTED = [n for n in SAMPLES if n not in ("gpt_neox", "gptj", "falcon", "falcon-one-norm", "falcon-multi-head")]

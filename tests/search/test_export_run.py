@@ -39,7 +39,7 @@ def test_a_self_test_that_fails_throws_no_refinement_away(reader, tmp_path, monk
         raise AssertionError("a layer was refined again")
 
     monkeypatch.setattr(LayerWorker, "fit", again)
-    monkeypatch.setattr("grouper.regroup.Regrouper.estimate", lambda *_: 0.0)  # it fits one layer for a moment
+    monkeypatch.setattr("grouper.compress.Regrouper.estimate", lambda *_: 0.0)  # it fits one layer for a moment
     assert export().self_test.passed and not (tmp_path / "out.refine").exists()
 
 

@@ -16,10 +16,10 @@ from grouper.calibration import parts
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest, windows
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
 from grouper.machine import Machine
 from grouper.refinement.options import RefineOptions
-from grouper.regroup import Regrouper
 from search import SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.runs.folder import RunFolder
 from search.runs.pareto import COLUMNS
@@ -325,8 +325,8 @@ def test_nats_per_token_are_what_transformers_says(demo_run):
 
     from grouper import Checkpoint
     from grouper.calibration.text import load_tokenizer
+    from grouper.checkpoint.checkpoint import DEMO
     from grouper.evaluation.perplexity import nll
-    from grouper.model.checkpoint import DEMO
 
     tokens = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(Checkpoint.open("demo")), 64, 6)
     model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32, trust_remote_code=False).eval()

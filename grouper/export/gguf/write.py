@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from grouper.attention import PARTS, Attention, MergedLayer, Part
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.families import FAMILIES
 from grouper.export.gguf.tokenizer import add_tokenizer, check_tokenizer
 from grouper.export.hf.padded import padded_order
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 from grouper.names import printable
 from grouper.progress import Progress
 

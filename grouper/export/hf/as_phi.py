@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from grouper.attention import PARTS, Attention, Merged, MergedLayer, Projection
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.configuration import setting
-from grouper.model.families import FAMILIES
-from grouper.model.storage import stored_tensors
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
+from grouper.families.configuration import setting
+from grouper.families.decoders import FAMILIES
+from grouper.families.storage import stored_tensors
 
 MLP = {
     "gpt_neox": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),

@@ -1,7 +1,7 @@
 """Which engines run an exported folder: what bench/engines/matrix.py and bench/engines/families.py found."""
 
 from grouper.export.gguf.families import FAMILIES as IN_GGUF
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 
 REMOTE = "with trust_remote_code"
 NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there leave no room for a ragged model

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from grouper.attention import Attention
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 
 
 class ExportClass(ABC):

@@ -2,7 +2,7 @@
 heads that are zero.
 
 Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. What they add in weights is
-capped. Not every class takes more query heads than hidden_size / head_dim (families.py says which): a Llama goes out as
+capped. Not every class takes more query heads than hidden_size / head_dim (decoders.py says which): a Llama goes out as
 a Mistral, which is the same model without that check; Qwen2, which serving engines size by hidden_size / heads, as a
 Llama with biases where the heads divide hidden_size.
 """
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Attention
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.stock import head_order
+from grouper.families.architecture import Architecture
+from grouper.families.decoders import DIVIDES, OWN
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.families import DIVIDES, OWN
 
 
 class Padded(ExportClass):

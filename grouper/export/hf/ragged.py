@@ -13,16 +13,16 @@ from pathlib import Path
 from torch import Tensor
 
 from grouper.attention import Attention
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.hf.engines import NOT_IN_TRANSFORMERS_4
 from grouper.export.hf.export_class import ExportClass
 from grouper.export.hf.ragged_encoder import encoder_config
 from grouper.export.hf.stock import grouped_order, head_order
+from grouper.families.architecture import Architecture
+from grouper.families.decoders import FAMILIES, Family
+from grouper.families.storage import Separate
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
 from grouper.model.auto import heads
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.families import FAMILIES, Family
-from grouper.model.storage import Separate
 
 FILE, PLAIN_FILE = "modeling_ragged.py", "modeling_ragged_plain.py"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # of our own attention

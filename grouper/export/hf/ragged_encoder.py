@@ -1,7 +1,7 @@
 """`ragged` for encoders, and encoders with a decoder: what their config.json says."""
 
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class, heads
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 
 from grouper.attention import Attention
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.hf.export_class import ExportClass
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.model.architecture import Architecture
-from grouper.model.checkpoint import Checkpoint
 
 
 class Stock(ExportClass):

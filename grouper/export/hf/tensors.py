@@ -8,11 +8,11 @@ from typing import TypeVar
 from torch import Tensor
 
 from grouper.attention import MergedLayer
+from grouper.checkpoint.shards import Stored, stored
 from grouper.errors import GrouperError
 from grouper.export.format import Job
 from grouper.export.hf.as_phi import phi_tensors
 from grouper.export.hf.export_class import ExportClass
-from grouper.model.shards import Stored, stored
 
 Named = tuple[str, Tensor | Stored]
 Entry = TypeVar("Entry", bound=Tensor | Stored)

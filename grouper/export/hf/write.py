@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.shards import write_shards
+from grouper.checkpoint.sources import is_own_file
 from grouper.export.classes import CLASSES, class_for
 from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
 from grouper.export.hf.as_phi import phi_config
@@ -15,12 +18,9 @@ from grouper.export.hf.readers import readable_by_all
 from grouper.export.hf.tensors import exported_tensors
 from grouper.export.hf.tokenizer import name_tokenizer_class
 from grouper.export.self_test import run_self_test
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
-from grouper.model.architecture import Architecture
 from grouper.model.auto import auto_class
-from grouper.model.checkpoint import Checkpoint
-from grouper.model.shards import write_shards
-from grouper.model.sources import is_own_file
 from grouper.outputs import write_json
 from grouper.progress import Progress
 

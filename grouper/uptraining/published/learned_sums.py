@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from grouper.attention import Attention, Part
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import Grouping, LayerLayout
-from grouper.model.architecture import Architecture
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod
 from grouper.uptraining.options import Losses

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from grouper.allocation import allocate
 from grouper.attention import Attention
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import Grouping, LayerLayout
-from grouper.model.architecture import Architecture
 from grouper.ranks import started_ranks
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods.method import TrainingMethod

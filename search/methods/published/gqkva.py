@@ -15,9 +15,9 @@ from deap import base
 
 from fitness import PairwiseFitness
 from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
 from grouper.layout import Grouping, LayerLayout
-from grouper.model.architecture import Architecture
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.qcqa import equal_sizes
@@ -43,7 +43,7 @@ class GQKVA(Method):
             raise GrouperError(f"the {self.name} method takes multi-head models; {has}")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between;
         MQKVA. In this order, so that the same place of every layer makes a layout of the model."""
@@ -72,7 +72,7 @@ def best_grid(
     columns: int,
     rng: np.random.Generator,
     genetic: GeneticOptions,
-    report: Progress = untold,
+    report: Progress = no_progress,
 ) -> np.ndarray:
     """[H]: each head's place on a grid of H / columns rows; row place // columns, column place % columns."""
     query_heads = kv.heads

@@ -20,7 +20,7 @@ from grouper.allocation import allocate
 from grouper.calibration.input_moments import MeasuredInputs
 from grouper.errors import GrouperError
 from grouper.layout import Grouping, LayerLayout
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.baselines import neighbour_groups
 from search.methods.candidate import Candidate
 from search.methods.method import Method
@@ -64,7 +64,7 @@ class KeyDriven(Method):
             raise GrouperError(f"shares by {self.shares!r}: expected one of {', '.join(SHARES)}")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """One layout for every number of KV heads."""
         if not isinstance(task.inputs, MeasuredInputs) or task.inputs.keys is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grouper.layout import Grouping, LayerLayout
-from grouper.progress import Progress, untold
+from grouper.progress import Progress, no_progress
 from search.methods.candidate import Candidate
 from search.methods.method import Method
 from search.methods.qcqa import any_sizes
@@ -26,7 +26,7 @@ class Separate(Method):
     parts = ("k", "v")
 
     def search_layer(
-        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = untold
+        self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
         """For every number of K heads plus V heads, the best of all its splits among the groupings found for each."""
         heads = task.tables.heads

@@ -12,7 +12,7 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.input_moments import AssumedInputs, MeasuredInputs
 from grouper.calibration.moments import KeptMoments
 from grouper.calibration.source import TextSource
-from grouper.regroup import Regrouper
+from grouper.compress import Regrouper
 
 
 def documents(source: TextSource) -> list[str]:
@@ -84,7 +84,7 @@ def test_kept_calibration_is_used_again_and_only_for_the_same_text(reader, text,
     first, other = calibrated(2048), calibrated(1024)
     assert len(list((tmp_path / "kept").iterdir())) == 2
     assert not torch.equal(first[0].second_moment, other[0].second_moment)
-    monkeypatch.setattr("grouper.regroup.collect_moments", None)  # no second pass
+    monkeypatch.setattr("grouper.compress.collect_moments", None)  # no second pass
     again = calibrated(2048)
     assert len(again) == 3 and again.folder == first.folder
     (again.path(1)).write_bytes(b"nothing")

@@ -22,7 +22,7 @@ from grouper.calibration.text import (
     spread,
     windows,
 )
-from grouper.regroup import Regrouper
+from grouper.compress import Regrouper
 from grouper.running.batch import Batch
 
 

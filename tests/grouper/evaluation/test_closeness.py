@@ -1,5 +1,5 @@
 """Standard errors and means of several texts, by hand. That values are right in every family, in memory and streamed,
-is tested in tests/grouper/model/test_streamed.py."""
+is tested in tests/grouper/running/test_streamed.py."""
 
 import math
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from grouper import Checkpoint, HeadLayout
+from grouper.compress import Regrouper
 from grouper.evaluation import closeness
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.evaluation.perplexity import nll
 from grouper.merging import MEAN
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 
 WINDOWS = torch.randint(3, 190, (6, 24), generator=torch.Generator().manual_seed(1))

@@ -7,7 +7,7 @@ from family_samples import GPT, MHA, check_identity, logits, make
 
 from grouper import Checkpoint, export
 from grouper.export.hf.as_phi import phi_config
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 OTHER = {  # what each class calls it

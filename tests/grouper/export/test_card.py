@@ -9,6 +9,7 @@ import yaml
 from encoder_samples import architecture_of
 
 from grouper import Architecture, Checkpoint, ExportOptions, HeadLayout, LayerLayout, export
+from grouper.compress import Regrouper
 from grouper.export.card import model_card
 from grouper.export.eval_results import BENCHMARKS, write_eval_results
 from grouper.export.format import SelfTest
@@ -17,7 +18,6 @@ from grouper.export.options import ExportOptions as Options
 from grouper.export.write import Exported, already_written
 from grouper.export.write import kv_bytes as bytes_of_layout
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 
 LAYOUT = HeadLayout.from_labels([[0, 0, 0, 1], [0, 1, 2, 1], [0, 0, 0, 0]], 8, 16)  # 2, 3 and 1 KV heads
 REPORT = SimpleNamespace(

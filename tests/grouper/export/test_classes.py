@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.attention import MergedLayer
+from grouper.compress import Regrouper
 from grouper.export.classes import CLASSES, class_for
 from grouper.export.format import check_same_model
 from grouper.export.hf.engines import engines_for
@@ -23,7 +24,6 @@ from grouper.export.hf.ragged_encoder import encoder_config
 from grouper.export.hf.readers import readable_by_all
 from grouper.export.hf.tokenizer import name_tokenizer_class
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 
 ROWS = [[0, 1, 1, 1], [0, 1, 2, 3], [0, 0, 1, 1], [0, 0, 0, 0]]  # 2, 4, 2 and 1 KV heads, the most not in the first
 SIZE = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 64, "num_hidden_layers": 4, "head_dim": 16}

@@ -10,13 +10,13 @@ from tiny_models import add_tokenizer, logits, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StaticCache
 
 from grouper import Architecture, Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
+from grouper.compress import Regrouper
 from grouper.export.classes import CLASSES
 from grouper.export.format import Job
 from grouper.export.hf.readers import readable_by_all
 from grouper.export.hf.stock import grouped_order
 from grouper.export.self_test import run_self_test
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 
 FAMILIES = [("llama", 8, 8), ("mistral", 12, 4), ("mistral", 8, 4), ("qwen2", 8, 8)]
 ROWS = {"stock": [[0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0]], "ragged": [[0, 0, 0, 1], [0, 1, 2, 1], [0, 0, 0, 0]]}

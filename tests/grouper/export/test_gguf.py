@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from grouper import Checkpoint, ExportOptions, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.calibration.source import DATA
+from grouper.compress import Regrouper
 from grouper.export.format import Job
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.tokenizer import LLAMA3, SPLITS, pre_tokenizer
@@ -20,7 +21,6 @@ from grouper.export.gguf.tokenizer import add_tokenizer as add_tokenizer_to
 from grouper.export.gguf.write import FILE, llama3_factors
 from grouper.export.reference import gathered_reference
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 
 RUNNER = ROOT / "bench" / "engines" / "run_llamacpp.py"
 TEXT = "Hello, the year 1984's   best—naïve?\n\n  12345 don't"

@@ -11,12 +11,12 @@ from tiny_models import add_tokenizer, edit_weights, make_model
 from transformers import AutoModelForCausalLM
 
 from grouper import Checkpoint, ExportOptions, GrouperError, HeadLayout, export
+from grouper.compress import Regrouper
 from grouper.export.gguf.check import check_file
 from grouper.export.gguf.tokenizer import add_tokenizer as add_gguf_tokenizer
 from grouper.export.gguf.tokenizer import pre_tokenizer
 from grouper.export.gguf.write import FILE, GGUF, check_file_format, rope
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 
 LAYOUT = HeadLayout.from_labels([[0, 0, 0, 1], [0, 1, 2, 1], [0, 0, 1, 1]], 8, 16)  # 2, 3 and 2 KV heads
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from grouper import Checkpoint, GrouperError
+from grouper.checkpoint.shards import stored
 from grouper.export.hf.tensors import finite
-from grouper.model.shards import stored
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])

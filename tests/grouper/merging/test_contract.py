@@ -5,9 +5,9 @@ import torch
 from random_layers import LABELS, ROTARY, G, H, random_attention, random_moments
 
 from grouper import Grouping, LayerLayout
+from grouper.families.decoders import FAMILIES
 from grouper.merging import MEAN, MERGES, merge_for
 from grouper.merging.base import Merge
-from grouper.model.families import FAMILIES
 
 LAYOUT = LayerLayout.from_labels(LABELS, H // G)
 

@@ -15,7 +15,7 @@ from grouper import Checkpoint, GrouperError, HeadLayout
 from grouper.attention import Attention, MergedLayer
 from grouper.calibration.text import shuffled_passes
 from grouper.merging import MEAN
-from grouper.progress import untold
+from grouper.progress import no_progress
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement import refine
 from grouper.refinement.courses import turns_of
@@ -71,7 +71,7 @@ def test_one_step_moves_each_tensor_by_its_share_of_its_own_size(model, scope):
     work.set(MergedLayer(start))
     shared, others = work.trained(start)
     before = {n: t.detach().clone() for n, t in {**shared, **others}.items()}
-    work.descend(start, shared, others, [sides], 1, untold)
+    work.descend(start, shared, others, [sides], 1, no_progress)
     assert bool(others) == (scope == "block") and {"q", "k", "v", "o"} == set(shared)
     for name, tensor in {**shared, **others}.items():
         size = before[name].square().mean().sqrt().item()
@@ -90,7 +90,7 @@ def test_the_rate_falls_to_nothing(model):
         work.set(MergedLayer(start))
         shared, others = work.trained(start)
         v = shared["v"].detach().clone()
-        work.descend(start, shared, others, [sides], steps, untold)
+        work.descend(start, shared, others, [sides], steps, no_progress)
         moved.append((shared["v"].detach() - v).abs().median().item())
     assert moved[1] == pytest.approx(1.5 * moved[0], rel=0.05), "gradients hardly change in so small a step"
 

@@ -12,11 +12,11 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.seen import Seen
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer, windows
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
 from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
-from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, search
 
 FEW = {"window": 128, "tokens": 2048}

@@ -15,8 +15,8 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.seen import Seen, SeenExamples
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer
+from grouper.compress import Regrouper
 from grouper.refinement.options import RefineOptions
-from grouper.regroup import Regrouper
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.uptraining.division import divisions
 from grouper.uptraining.exported import ExportedModel

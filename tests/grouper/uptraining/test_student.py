@@ -7,7 +7,7 @@ from family_samples import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, logits, 
 
 from grouper import Checkpoint, ExportOptions, GrouperError, export
 from grouper.export.write import export_model
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.student import Student

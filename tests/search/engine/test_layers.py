@@ -11,7 +11,7 @@ from random_tables import random_pairs, task_of
 
 from fitness import FITNESSES
 from grouper import Checkpoint, GrouperError
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from search.engine import layers
 from search.engine.layers import LayerSearch
 from search.engine.parallelism import parsed_jobs

@@ -10,10 +10,10 @@ from made_up_runs import made_up_run, scored
 
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout, export
 from grouper.attention import MergedLayer
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
-from grouper.progress import untold
+from grouper.progress import no_progress
 from grouper.refinement.layer import LayerWorker
-from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, search
 from search.engine.sensitivity import FILE, JUDGED, LEAST, TOKENS, chosen, curve, measured, scaled
 from search.methods.candidate import Candidate
@@ -93,7 +93,7 @@ def test_a_layers_points_are_losses_of_the_model_with_that_layer_merged_alone(re
     streams = []
     monkeypatch.setattr(LayerWorker, "set_targets", lambda self, sides: streams.append(sides.walk.stream.clone()))
     monkeypatch.setattr(LayerWorker, "fit", lambda self, start, *given: MergedLayer(start))
-    points = dict(measured(found, [0, 2], run, regrouper, untold))
+    points = dict(measured(found, [0, 2], run, regrouper, no_progress))
     assert {layer: [error for error, _ in some] for layer, some in points.items()} == {0: [0.5], 2: [1.0]}
     original = regrouper.model.model
     with torch.no_grad():

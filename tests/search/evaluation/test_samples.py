@@ -8,8 +8,8 @@ import torch
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import load_tokenizer
+from grouper.compress import Regrouper
 from grouper.merging import MERGES
-from grouper.regroup import Regrouper
 from grouper.running.in_memory import InMemoryModel
 from search import SearchOptions, evaluate, search
 from search.evaluation.meter import ADDED, PROMPT, Meter, continuation

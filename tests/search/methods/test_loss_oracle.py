@@ -7,9 +7,9 @@ from grouper import Checkpoint, LayerLayout
 from grouper.attention import MergedLayer
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
+from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
 from grouper.merging import MEAN
-from grouper.regroup import Regrouper
 from search.methods.candidate import Candidate
 from search.methods.loss_oracle import MergedLoss
 

@@ -9,9 +9,9 @@ from tiny_models import logits
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource
+from grouper.compress import Regrouper
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
-from grouper.regroup import Regrouper
 from search import RunFolder, SearchOptions, Selection, evaluate, export_from_run, pick, search
 from search.methods.registry import METHODS
 

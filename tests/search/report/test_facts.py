@@ -15,7 +15,7 @@ from made_up_runs import ONE, OTHER, OWN, TWO, made_up_run, of_encoder, scored
 from fitness.similarity import key_similarity, value_similarity
 from grouper import Checkpoint, GrouperError, Grouping, HeadLayout, LayerLayout
 from grouper.export.hf.engines import engines_for
-from grouper.model.architecture import Architecture
+from grouper.families.architecture import Architecture
 from search import RunFolder, SearchOptions
 from search.methods.candidate import Candidate
 from search.report.facts import data_of, errors_of, facts_of, groups_of, landscape, plain, titles_of, to_data

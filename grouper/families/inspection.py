@@ -1,0 +1,105 @@
+"""A model's attention, as its configuration and headers alone describe it."""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.header_check import check_tensors, unread_files
+from grouper.errors import GrouperError
+from grouper.families.architecture import Architecture
+from grouper.kv_cache import Saving, bytes_of, largest_batch
+
+CONTEXT = 512  # tokens, where a model has no longest
+
+LOG = logging.getLogger("grouper")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Bytes are of the KV cache in `kv_dtype`, for one sequence; `savings` are for `batch` of them, with all KV heads,
+    a half, a quarter and an eighth of them. card: bytes of memory of the card that `largest_batch` is for."""
+
+    model: str
+    family: str
+    parameters: int
+    dtype: str
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    rope: str
+    biases: bool
+    sliding_layers: int
+    kv_dtype: str
+    kv_bytes_per_token: int
+    context: int
+    kv_bytes_at_context: int
+    uniform_kv_heads: list[int]
+    export_classes: list[str]
+    kv_bytes_per_source_token: int = 0
+    reads: str = "text"
+    batch: int = 1
+    card: int | None = None
+    savings: list[Saving] = field(default_factory=list)
+
+    def to_data(self) -> dict[str, Any]:
+        """For JSON. `deploy` is what the command line calls the classes."""
+        data = asdict(self)
+        return {**{k: v for k, v in data.items() if k != "export_classes"}, "deploy": data["export_classes"]}
+
+
+def inspect(
+    checkpoint: Checkpoint,
+    kv_dtype: str = "bfloat16",
+    context: int | None = None,
+    batch: int = 1,
+    card: int | None = None,
+) -> Inspection:
+    """context: tokens of a sequence; the model's own where not given. batch: sequences. card: bytes of a card's memory.
+    Raises GrouperError for sizes below 1."""
+    if min(context or 1, batch, card or 1) < 1:
+        raise GrouperError(f"a context of {context} tokens, a batch of {batch}: expected at least 1 of each")
+    a = Architecture.of(checkpoint.config)
+    check_tensors(checkpoint, a)
+    for note in unread_files(checkpoint):
+        LOG.warning(note)
+    context = context or a.context or CONTEXT
+    per_token = a.ungrouped.kv_bytes_per_token(kv_dtype)
+    rope = "none"
+    if a.position != "rope":
+        rope = f"none ({a.position} positions)"
+    if a.rotary_dim:
+        rope = f"{a.family.rope}-split pairs" if a.family.rope == "half" else "interleaved pairs"
+        rope += "" if a.rotary_dim == a.head_dim else f" on {a.rotary_dim} of {a.head_dim}"
+        rope += f", none in {len(a.unrotated)} layers" if a.unrotated else ""
+    windowed = any(window is not None for window in a.windows)
+    classes = [] if a.kv_heads == 1 else a.family.export_classes(a.as_phi, a.nested, windowed)
+    return Inspection(
+        model=checkpoint.name, family=a.family.model_type,
+        parameters=checkpoint.parameters,
+        dtype=checkpoint.dtype, layers=a.layers, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
+        hidden_size=a.hidden_size, rope=rope, sliding_layers=sum(w is not None for w in a.windows),
+        biases=f"{a.prefix(checkpoint, 0)}{a.family_of(0).storage.q}.bias" in checkpoint,
+        kv_dtype=kv_dtype, kv_bytes_per_token=per_token, context=context,
+        kv_bytes_at_context=a.kv_bytes([2 * a.kv_heads] * a.layers, bytes_of(kv_dtype), context),
+        uniform_kv_heads=a.uniform_counts(), export_classes=classes,
+        reads=a.family.reads,
+        kv_bytes_per_source_token=a.ungrouped.kv_bytes_per_source_token(kv_dtype),
+        batch=batch, card=card,
+        savings=savings(checkpoint, a, bytes_of(kv_dtype), context, batch, card),
+    )  # fmt: skip
+
+
+def savings(
+    checkpoint: Checkpoint, a: Architecture, bytes_per_number: int, context: int, batch: int, card: int | None
+) -> list[Saving]:
+    """The model's own KV heads first, then a half, a quarter and an eighth of them, where they come out whole. Weights
+    count as they are: fewer KV heads save some of them, too."""
+    found = []
+    for kv_heads in (a.kv_heads // part for part in (1, 2, 4, 8) if a.kv_heads % part == 0):
+        one = a.kv_bytes([2 * kv_heads] * a.layers, bytes_per_number, context)
+        fits = None if card is None else largest_batch(card, checkpoint.nbytes, one)
+        found.append(Saving(kv_heads, kv_heads / a.kv_heads, batch * one, fits))
+    return found

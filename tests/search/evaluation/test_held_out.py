@@ -46,7 +46,7 @@ def test_the_text_that_is_named_comes_first(learnt, tmp_path):
         assert found.source == TextSource(str(other), purpose="evaluation") and found.source.part == "whole"
     pictures = text_held_out(HeldOutOptions("others"), SearchOptions(images="some"), "pictures")
     assert pictures.source == TextSource(images="others", purpose="evaluation")
-    with pytest.raises(GrouperError, match="cannot read the text nowhere.txt"):
+    with pytest.raises(GrouperError, match=r"cannot read the text nowhere\.txt"):
         text_held_out(HeldOutOptions("nowhere.txt"), learnt, "windows")
     (tmp_path / "link.txt").symlink_to(learnt.text)
     for name in (learnt.text, str(tmp_path / "link.txt")):

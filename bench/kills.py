@@ -4,7 +4,7 @@
     python bench/kills.py --kills 5 --stops 2
 
 Search, evaluate, export with refinement and uptraining on a model of two layers. After each SIGKILL at a random moment,
-everything is run again; the files are compared with those of a run that nobody disturbed, paths, times and speeds
+everything is run again; the files are compared with those of a run that nobody disturbed, paths and times
 aside. After each SIGTERM the command has two seconds to end with exit code 143.
 """
 
@@ -32,19 +32,19 @@ def commands(work: Path) -> Commands:
     heal = ["uptrain", "out", "-o", "healed", "--base", "model", "--text", "demo", "--window", "64", "--tokens", "2048"]
     heal += ["--step-tokens", "256", "--seed", "1"]
     todo = [] if (work / "out").exists() else [[*export, *refine]]
+    search = [*search, "--keep-calibration", str(work / "kept")]
     return [search, evaluate, *todo, *([] if (work / "healed").exists() else [heal])]
 
 
 def files(work: Path) -> dict[str, bytes]:
     """Everything that was written, paths and times aside."""
     found = {}
-    for path in sorted(p for folder in ("run", "out", "healed") for p in (work / folder).rglob("*") if p.is_file()):
+    for path in sorted(
+        p for folder in ("run", "kept", "out", "healed") for p in (work / folder).rglob("*") if p.is_file()
+    ):
         content = path.read_bytes().replace(str(work).encode(), b"WORK")
         if path.name == "run.json":
             content = json.dumps({k: v for k, v in json.loads(content).items() if k != "timings"}).encode()
-        if path.name == "uptraining.jsonl":
-            lines = map(json.loads, content.splitlines())
-            content = [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
         found[str(path.relative_to(work))] = content
     return found
 

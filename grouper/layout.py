@@ -18,6 +18,8 @@ import numpy as np
 
 from grouper.errors import GrouperError
 from grouper.kv_cache import bytes_of
+from grouper.parsing import shown
+from grouper.schema import document, fitted
 
 Groups = tuple[tuple[int, ...], ...]
 FORMAT = 1
@@ -74,7 +76,7 @@ class Grouping:
         )
         read = sorted(chain.from_iterable(r for r, _ in pairs))
         if read != list(range(len(read))):
-            raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {read}")
+            raise GrouperError(f"readers must hold every query head from 0 on exactly once, got {shown(read)}")
         object.__setattr__(self, "readers", tuple(r for r, _ in pairs))
         object.__setattr__(self, "sources", tuple(s for _, s in pairs))
 
@@ -183,11 +185,18 @@ class LayerLayout:
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> "LayerLayout":
-        """What to_data wrote."""
-        parts = {n: Grouping(*(tuple(map(tuple, g[side])) for side in ("readers", "sources"))) for n, g in data.items()}
-        if "kv" in parts:
-            return cls(parts["kv"], parts["kv"], parts.get("q"))
-        return cls(parts["k"], parts["v"], parts.get("q"))
+        """What to_data wrote. Raises GrouperError for anything else."""
+        return fitted(data, _LayerData).layout
+
+    def check(self, name: str, query_heads: int, kv_heads: int) -> None:
+        """Raise GrouperError, with the layer's name in front, where it is no layer of a model with so many heads."""
+        for grouping in self.groupings.values():
+            if sum(grouping.sizes) != query_heads:
+                raise GrouperError(f"{name} groups {sum(grouping.sizes)} query heads, the model has {query_heads}")
+            sources = list(chain.from_iterable(grouping.sources))
+            limit = query_heads if grouping is self.q else kv_heads
+            if min(sources) < 0 or max(sources) >= limit:
+                raise GrouperError(f"{name} merges a head beyond the model's {limit}")
 
     @property
     def kv_heads(self) -> str:
@@ -227,15 +236,7 @@ class HeadLayout:
                 f"a layout of {had}: expected at least one layer, and as many query heads for each KV head"
             )
         for index, layer in enumerate(self.layers):
-            for grouping in (layer.k, layer.v, *([layer.q] if layer.q else [])):
-                if sum(grouping.sizes) != self.query_heads:
-                    raise GrouperError(
-                        f"layer {index} groups {sum(grouping.sizes)} query heads, the model has {self.query_heads}"
-                    )
-                sources = list(chain.from_iterable(grouping.sources))
-                limit = self.query_heads if grouping is layer.q else self.original_kv_heads
-                if min(sources) < 0 or max(sources) >= limit:
-                    raise GrouperError(f"layer {index} merges a head beyond the model's {limit}")
+            layer.check(f"layer {index}", self.query_heads, self.original_kv_heads)
 
     @classmethod
     def from_labels(cls, labels: Iterable[Sequence[int]], query_heads: int, head_dim: int) -> "HeadLayout":
@@ -337,12 +338,42 @@ class HeadLayout:
     @classmethod
     def from_json(cls, text: str) -> "HeadLayout":
         """Raises GrouperError where the text is not a layout."""
-        try:
-            data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise GrouperError(f"a layout of format {data['format']}: this Grouper reads format {FORMAT}")
-            layers = tuple(map(LayerLayout.from_data, data["layers"]))
-            caches = tuple(data.get("caches", ()))
-            return cls(layers, data["query_heads"], data["original_kv_heads"], data["head_dim"], caches)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise GrouperError(f"not a Grouper layout: {type(error).__name__} {error}") from error
+        return cls.from_data(document(text))
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> "HeadLayout":
+        """A layout from its JSON. Raises GrouperError for anything else."""
+        facts = fitted(data, _LayoutData)
+        if facts.format != FORMAT:
+            raise GrouperError(f"it is a layout of format {facts.format}: this Grouper reads format {FORMAT}")
+        layers = tuple(layer.layout for layer in facts.layers)
+        return cls(layers, facts.query_heads, facts.original_kv_heads, facts.head_dim, facts.caches)
+
+
+@dataclass(frozen=True)
+class _LayerData:
+    """A layer in JSON: kv where K and V are grouped alike, else k and v."""
+
+    kv: Grouping | None = None
+    k: Grouping | None = None
+    v: Grouping | None = None
+    q: Grouping | None = None
+
+    @property
+    def layout(self) -> LayerLayout:
+        k, v = self.kv or self.k, self.kv or self.v
+        if k is None or v is None:
+            raise GrouperError("a layer has no groups of K and V: expected kv, or k and v")
+        return LayerLayout(k, v, self.q)
+
+
+@dataclass(frozen=True)
+class _LayoutData:
+    """A layout in JSON."""
+
+    format: int
+    layers: tuple[_LayerData, ...]
+    query_heads: int
+    original_kv_heads: int
+    head_dim: int
+    caches: tuple[str, ...] = ()

@@ -4,14 +4,16 @@ An exported folder may be published, so it holds its original's name and fingerp
 this machine, in a file for each fingerprint.
 """
 
-import json
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.errors import GrouperError
 from grouper.outputs import write_json
+from grouper.schema import document, fitted, text_of
 
 
 def home() -> Path:
@@ -34,10 +36,14 @@ def remembered(fingerprint: object) -> Path | None:
     same, is for the caller to check."""
     if not isinstance(fingerprint, str) or not re.fullmatch("[0-9a-f]{8,128}", fingerprint):  # comes from a download
         return None
-    try:
-        return Path(json.loads(_record(fingerprint).read_text(encoding="utf-8"))["place"])
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
-        return None
+    with suppress(OSError, RuntimeError, GrouperError):
+        return Path(fitted(document(text_of(_record(fingerprint))), _Original).place)
+    return None
+
+
+@dataclass(frozen=True)
+class _Original:
+    place: str
 
 
 def _record(fingerprint: str) -> Path:

@@ -1,6 +1,8 @@
 """JSON from files that anybody may have written."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ LARGEST = 8 * 2**20  # bytes of a configuration
 DEEPEST = 100  # lists and objects within one another
 DEEPEST_YAML = 20  # in lists and mappings, which are built more slowly
 MOST = 250_000  # values of a configuration: a name for each of 22,000 classes, twice, and room
+LONGEST = 20  # digits of an integer below 2**64, as seeds are
 
 
-def json_object(text: str, what: str) -> dict[str, Any]:
+def json_object(text: str, what: str, loads: Callable[[str], Any] = json.loads) -> dict[str, Any]:
     """The object in a text. what: names it in the GrouperError that is raised where there is none."""
     try:
-        data = json.loads(text)
+        data = loads(text)
     except (ValueError, RecursionError) as error:
-        raise GrouperError(f"{what} is not JSON ({error})") from error
+        raise GrouperError(f"{what} is not JSON ({shortened(printable(str(error)), 120)})") from error
     if not isinstance(data, dict):
         raise GrouperError(f"{what} is not JSON (no object in it)")
     return data
@@ -27,11 +30,22 @@ def json_object(text: str, what: str) -> dict[str, Any]:
 def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST) -> dict[str, Any]:
     """The object in a file of at most `largest` bytes and `most` values. what: names it in the GrouperError that is
     raised where there is none, or a larger or deeper one."""
+    data = json_object(content_of(path, what, largest).decode("utf-8", errors="replace"), what)
+    check_extent(data, what, most)
+    return data
+
+
+def content_of(path: Path, what: str, largest: int = LARGEST) -> bytes:
+    """A file's bytes, at most `largest`. Raises GrouperError, with the name `what`, for a larger one."""
     with open(path, "rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:
         raise GrouperError(f"{what} is larger than {largest / 2**20:g} MiB: is it what its name says?")
-    data = json_object(content.decode("utf-8", errors="replace"), what)
+    return content
+
+
+def check_extent(data: dict[str, Any], what: str, most: int = MOST) -> None:
+    """Raise GrouperError where lists and objects lie too deep within one another, or hold more than `most` values."""
     waiting: list[tuple[dict | list, int]] = [(data, 1)]
     count = 0
     while waiting:
@@ -42,7 +56,34 @@ def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST)
             limit = f"{DEEPEST} lists or objects within one another" if depth > DEEPEST else f"{most:,} values"
             raise GrouperError(f"{what} has more than {limit}: is it what its name says?")
         waiting += [(one, depth + 1) for one in inner if isinstance(one, dict | list)]
-    return data
+
+
+def finite(text: str) -> float:
+    """Raises ValueError for a number that is infinite or none."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{shortened(text, 40)} stands where a finite number is expected")
+    return number
+
+
+def loads_strictly(text: str, number: Callable[[str], float] = finite) -> Any:
+    """JSON as we write it: each key once, integers below 2**64. number: reads the others. Raises ValueError for all
+    else."""
+    return json.loads(text, object_pairs_hook=_each_once, parse_int=_whole, parse_float=number, parse_constant=number)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(k for k in keys if keys.count(k) > 1))} stands twice")
+    return found
+
+
+def _whole(text: str) -> int:
+    number = int(text) if len(text) <= LONGEST + 1 else 2**64
+    if abs(number) >= 2**64:
+        raise ValueError(f"{shortened(text, 40)} is too large: expected integers below 2**64")
+    return number
 
 
 def yaml_value(text: str, what: str, loader: str = "SafeLoader") -> Any:

@@ -12,9 +12,10 @@ from grouper.calibration.text import digest
 from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
+from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
-from grouper.export.write import MARKER, already_written, check_exportable
+from grouper.export.write import already_written, check_exportable
 from grouper.machine import Machine, Tell, no_message
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.ranks import locked_by_first

@@ -11,9 +11,9 @@ from grouper.calibration.given import Given, named_text
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions
+from grouper.export.facts import MARKER
 from grouper.export.formats import FORMATS
 from grouper.export.hub import Destination
-from grouper.export.write import MARKER
 from grouper.families.architecture import Architecture
 from grouper.machine import Machine
 from grouper.merging import MERGES

@@ -129,13 +129,11 @@ class SearchOptions:
                 says = f"--paper {self.paper} says {field.name} {recipe[field.name]}, you say {asked}"
                 raise GrouperError(f"{says}: leave one of them out")
 
-    def resolved(self) -> "SearchOptions":
-        """With the paper's recipe applied and the text's whole path. Raises GrouperError for values that make no sense;
-        names of methods are for the registry to check."""
+    def check(self) -> None:
+        """Raise GrouperError for values that make no sense. Names of methods and fitnesses are for their registries to
+        check."""
         if self.paper is not None and self.paper not in RECIPES:
             raise GrouperError(f"unknown paper {self.paper!r}: {expected(self.paper, RECIPES)}")
-        if self.fitness not in FITNESSES:
-            raise GrouperError(f"unknown fitness {self.fitness!r}: {expected(self.fitness, FITNESSES)}")
         _check_one_of("stage 2", self.stage2, STAGES_2)
         _check_one_of("acceptance", self.acceptance, ACCEPTANCES)
         _check_one_of("choice of blocks", self.blocks, BLOCKS)
@@ -151,6 +149,13 @@ class SearchOptions:
         if self.tokens < self.window or self.window < 2:
             asked = f"{self.tokens} tokens in windows of {self.window}"
             raise GrouperError(f"{asked}: expected at least one window of 2 tokens or more")
+
+    def resolved(self) -> "SearchOptions":
+        """With the paper's recipe applied and the text's whole path. Raises GrouperError for values that make no sense;
+        names of methods are for the registry to check."""
+        if self.fitness not in FITNESSES:
+            raise GrouperError(f"unknown fitness {self.fitness!r}: {expected(self.fitness, FITNESSES)}")
+        self.check()
         recipe = {} if self.paper is None else RECIPES[self.paper]
         self._check_not_the_recipes(recipe)
         recipe = {**recipe, "set": tuple(dict.fromkeys((*recipe.get("set", ()), *self.set)))}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from grouper.export import Exported
+from grouper.export.facts import MARKER
 from grouper.export.hub import Destination
-from grouper.export.write import MARKER
 from grouper.outputs import new_folder
 from grouper.scratch import ScratchFolder
 from search.runs.columns import CALLED

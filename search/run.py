@@ -13,7 +13,7 @@ from grouper.errors import GrouperError
 from grouper.families.architecture import Architecture
 from grouper.machine import Machine
 from grouper.model.loadable import check_model
-from grouper.outputs import refuse_inside, write_text
+from grouper.outputs import refuse_inside
 from grouper.ranks import Ranks, locked_by_first
 from grouper.weight_size import weight_bytes
 from search.engine.assemble import assemble_layouts
@@ -118,10 +118,7 @@ def write_front(
 ) -> ParetoFront:
     """Layouts, table and picture of a run; one that was evaluated stays so."""
     front = ParetoFront.of(layouts, options.kv_dtype, partial(weight_bytes, checkpoint))
-    for number, scored in enumerate(layouts):
-        path, text = folder.layout_path(number), scored.layout.to_json()
-        if not path.is_file() or path.read_text() != text:
-            write_text(path, text)
+    folder.write_layouts([scored.layout for scored in layouts])
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
         front.write(folder.path / "pareto.csv")
         folder.forget_measured()  # its layouts' numbers mean others now

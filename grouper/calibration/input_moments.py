@@ -7,12 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from grouper.errors import GrouperError
-from grouper.outputs import write_file
+from grouper.tensor_files import load_tensors, save_tensors
 
 TINY = 1e-12  # of what a division by the constant input's own moment may not fall below
 
@@ -80,23 +78,27 @@ class MeasuredInputs(InputMoments):
             tensors["keys"] = self.keys
         if isinstance(self.queries, MeasuredInputs):
             tensors["queries"], written = self.queries.second_moment.float(), self.queries.tokens
-        facts = {"tokens": str(self.tokens), "written": str(written)}
-        write_file(path, lambda beside: save_file(tensors, beside, metadata=facts))
+        save_tensors(path, tensors, _Tokens(self.tokens, written))
 
     @classmethod
     def load(cls, path: Path) -> "MeasuredInputs":
         """Read a file that `save` wrote, to the bit. Raises GrouperError where the file is something else."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                named, moment = file.keys(), file.get_tensor("second_moment")
-                keys = file.get_tensor("keys") if "keys" in named else None
-                tokens = int(file.metadata()["tokens"])
-                written = int(file.metadata().get("written", tokens))
-                queries = cls(file.get_tensor("queries").double(), written) if "queries" in named else None
-                return cls(moment.double(), tokens, keys, queries)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            again = "delete its folder, and it is made again"
-            raise GrouperError(f"{path} holds no kept calibration ({error}): {again}") from error
+        cure = "delete its folder, and it is made again"
+        tensors, facts = load_tensors(path, _Tokens, cure)
+        moments = [tensors[name] for name in ("second_moment", "queries") if name in tensors]
+        if "second_moment" not in tensors or any(m.ndim != 2 or m.shape[0] != m.shape[1] for m in moments):
+            raise GrouperError(f"{path} holds no kept calibration: {cure}")
+        written = facts.tokens if facts.written is None else facts.written
+        queries = cls(tensors["queries"].double(), written) if "queries" in tensors else None
+        return cls(tensors["second_moment"].double(), facts.tokens, tensors.get("keys"), queries)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """How many tokens moments are of: those that k and v read, and those that q reads where that is another text."""
+
+    tokens: int
+    written: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 import hashlib
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from grouper.calibration.encoding import opened
-from grouper.outputs import write_file
+from grouper.errors import GrouperError
+from grouper.tensor_files import load_tensors, save_tensors
 
 MOST = 2**20  # tokens of one text that are kept
 BLOCKS, BLOCK = 64, 2**16  # parts of a file that are compared, and their bytes: files up to 4 MiB are compared whole
@@ -20,11 +21,12 @@ OF_TOKENIZERS = (".json", ".model", ".txt", ".jinja", ".spm", ".tiktoken")
 
 
 class KeptTokens:
-    """Windows of tokens by a key, as `.npy` files of a folder. Nothing is written before `begin`."""
+    """Windows of tokens by a key, as files of a folder. Nothing is written before `begin`."""
 
     def __init__(self, folder: Path):
         self._folder, self._begun = Path(folder), False
         self._waiting: dict[str, Tensor] = {}
+        self._damaged: set[str] = set()
 
     def begin(self) -> None:
         """Write from now on, and now what has been found before."""
@@ -34,14 +36,16 @@ class KeptTokens:
         self._waiting.clear()
 
     def find(self, key: str) -> Tensor | None:
-        """[n, window] ids; None where they are not kept, or the file is damaged."""
-        with suppress(OSError, ValueError, EOFError):
-            found = np.load(self._path(key), allow_pickle=False)
-            if found.ndim == 2 and found.size and found.dtype == np.int32 and found.min() >= 0:
-                tokens = torch.from_numpy(found).long()
-                self.keep(key, tokens)
-                return tokens
-        return None
+        """[n, window] ids; None where they are not kept, or the file is damaged or another one, which is replaced."""
+        if not self._path(key).is_file():
+            return None
+        try:
+            tokens = load_tensors(self._path(key), _Nothing, "delete it")[0]["tokens"].long()
+        except (GrouperError, KeyError):
+            self._damaged.add(key)
+            return None
+        self.keep(key, tokens)
+        return tokens
 
     def keep(self, key: str, tokens: Tensor) -> None:
         """tokens [n, window]. A folder that cannot be written to keeps nothing."""
@@ -49,18 +53,18 @@ class KeptTokens:
             return
         if not self._begun:
             self._waiting[key] = tokens
-        elif not self._path(key).is_file():
-            with suppress(OSError):
+        elif key in self._damaged or not self._path(key).is_file():
+            with suppress(OSError, SafetensorError):
                 self._folder.mkdir(exist_ok=True)
-                write_file(self._path(key), lambda beside: _save(beside, tokens))
+                save_tensors(self._path(key), {"tokens": tokens.int()}, _Nothing())
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.npy"
+        return self._folder / f"{key}.safetensors"
 
 
-def _save(path: Path, tokens: Tensor) -> None:
-    with open(path, "wb") as file:
-        np.save(file, tokens.to(torch.int32).numpy())
+@dataclass(frozen=True)
+class _Nothing:
+    """Facts beside the tokens: none."""
 
 
 def key_of(text: Path, tokenizer: Path, *more: object) -> str:

@@ -2,7 +2,7 @@
 looks better than it is."""
 
 import base64
-import binascii
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from grouper.calibration.text import digest, spread
+from grouper.errors import GrouperError
 from grouper.running.batch import NOT_ASKED, Batch
+from grouper.schema import fitted
 
 SKIPPED = 8  # tokens at a window's begin, which may be others where the text is cut elsewhere
 ANCHOR = 24  # tokens after these, by which the window is known
 HEAD = 1024  # tokens that tell texts apart
 MOST = 2**26  # windows of a text
+KNOWN = {"extra": "forbid"}  # to pydantic: what has other fields is of another kind
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Seen:
     """Windows of `window` tokens, each known by some of its tokens, so that they are found wherever they stand: in the
     same text cut otherwise, in a longer one, among others. anchors: their hashes, 8 bytes each, as base64."""
 
+    __pydantic_config__ = KNOWN
     window: int
     anchors: str
 
@@ -37,18 +41,21 @@ class Seen:
     @classmethod
     def from_data(cls, data: Any) -> "Seen | SeenExamples | SeenRows | None":
         """What to_data gave, of older versions, too; None where it is anything else."""
-        try:
-            if "hashes" in data:
-                return SeenExamples(**data) if len(_hashes_in(data["hashes"])) else None
-            if "anchors" not in data:
-                return SeenRows.from_data(data)
-            found = cls(**data)
-            return found if type(found.window) is int and 0 < found.window < MOST and len(found._known) else None
-        except (TypeError, ValueError, binascii.Error):
-            return None
+        keys = data if isinstance(data, dict) else {}
+        kind: type[Seen | SeenExamples | SeenRows]
+        kind = SeenExamples if "hashes" in keys else cls if "anchors" in keys else SeenRows
+        with suppress(GrouperError, ValueError):
+            found = fitted(data, kind)
+            return found if found.is_whole else None
+        return None
 
     def to_data(self) -> dict:
         return asdict(self)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it makes sense. Raises ValueError where its hashes are no base64."""
+        return 0 < self.window < MOST and self.used > 0
 
     @property
     def used(self) -> int:
@@ -74,11 +81,17 @@ class Seen:
 class SeenExamples:
     """Examples of an encoder, each identified by its content without padding. hashes: 8 bytes each, as base64."""
 
+    __pydantic_config__ = KNOWN
     hashes: str
 
     @classmethod
     def of(cls, batch: Batch) -> "SeenExamples":
         return cls(_as_text(_of_examples(batch)))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it makes sense. Raises ValueError where its hashes are no base64."""
+        return len(_hashes_in(self.hashes)) > 0
 
     def to_data(self) -> dict:
         return asdict(self)
@@ -131,17 +144,16 @@ class SeenRows:
     """Windows as older versions wrote them down. head: digest of the text's first tokens. windows, window: the text as
     it was cut, tokenised whole. used: how many of these windows were seen, spread evenly."""
 
+    __pydantic_config__ = KNOWN
     head: str
     windows: int
     window: int
     used: int
 
-    @classmethod
-    def from_data(cls, data: Any) -> "SeenRows | None":
-        """None where the data is anything else. Raises TypeError."""
-        found = cls(**data)
-        whole = all(type(n) is int and n > 0 for n in (found.windows, found.window, found.used))
-        return found if whole and found.used <= found.windows < MOST else None
+    @property
+    def is_whole(self) -> bool:
+        """Whether it makes sense."""
+        return 0 < self.used <= self.windows < MOST and 0 < self.window < MOST
 
     def touches(self, given: Tensor | Batch) -> Tensor:
         """[n], bool: which of these windows [n, window] hold a token that was seen; none if it is another text."""

@@ -40,8 +40,7 @@ def check_folder(folder: str | Path, base: str | None = None, options: ExportOpt
 
 def check_checksums(model: ExportedModel) -> None:
     """Raise SelfTestFailed where a tensor's bytes are not those that were exported. Older exports hold no checksums."""
-    recorded = model.facts.get("crc32") or {}
-    for name, checksum in recorded.items() if isinstance(recorded, dict) else ():
+    for name, checksum in model.facts.get("crc32", {}).items():
         if name not in model.folder:
             raise SelfTestFailed(f"{model.folder.name} lost {name} since it was exported: {AGAIN}")
         if checksum_of(stored(model.folder, name)) != checksum:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -15,6 +16,7 @@ from grouper.compress import Merged, Regrouper
 from grouper.errors import GrouperError
 from grouper.export.card import model_card
 from grouper.export.eval_results import write_eval_results
+from grouper.export.facts import MARKER, read_facts
 from grouper.export.format import NOTHING, ExportOptions, Format, Job, SelfTest, SelfTestFailed
 from grouper.export.formats import FORMATS
 from grouper.families.architecture import Architecture
@@ -24,8 +26,7 @@ from grouper.model.loadable import check_model
 from grouper.originals import remember
 from grouper.outputs import new_folder, refuse_inside, temporary_folder, write_json, write_text
 from grouper.progress import Progress, no_progress
-
-MARKER = "grouper.json"
+from grouper.schema import fitted
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ class Exported:
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> "Exported":
-        """What to_data gave. Raises KeyError or TypeError for anything else."""
-        rest = {k: v for k, v in data.items() if k != "deploy"}
-        return cls(**{**rest, "export_class": data["deploy"], "self_test": SelfTest(**data["self_test"])})
+        """What to_data gave. Raises GrouperError for anything else."""
+        return fitted({**data, "export_class": data.get("deploy")}, cls)
 
 
 def export_model(
@@ -150,12 +150,8 @@ def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, rep
 
 def already_written(folder: Path, layout: HeadLayout, command: str | None) -> Exported | None:
     """What an export of this layout by this very command reported, if that is what the folder holds."""
-    try:
-        facts = json.loads((folder / MARKER).read_text())
-        if command is None or facts["export"] != command:
-            return None
-        if HeadLayout.from_json(json.dumps(facts["layout"])) != layout:
-            return None
-        return Exported.from_data({**facts["report"], "folder": str(folder)})
-    except (OSError, ValueError, KeyError, TypeError, GrouperError):
-        return None
+    with suppress(GrouperError):
+        facts = read_facts(folder)
+        if command is not None and facts.get("export") == command and HeadLayout.from_data(facts["layout"]) == layout:
+            return Exported.from_data({**facts["report"], "folder": str(folder)})
+    return None

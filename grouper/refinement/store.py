@@ -1,14 +1,14 @@
 """Layers' weights by their numbers, in memory or a file each in a folder, so that a killed refinement resumes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
 from grouper.attention import Attention, Merged, MergedLayer
-from grouper.outputs import write_file
+from grouper.errors import GrouperError
+from grouper.tensor_files import facts_of, load_tensors, save_tensors
 
 WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "sinks", "planes")
+CURE = "delete it, and that layer is made again"
 KINDS = ("attention.", "others.")  # beginnings of the names of tensors in a file
 
 
@@ -44,31 +44,35 @@ class LayerStore:
         """Errors of a layer before and after its refinement."""
         if self.folder is None:
             return self._kept[layer].before, self._kept[layer].after
-        facts = _facts(self._path(self.folder, layer))
-        return float(facts["before"]), float(facts["after"])
+        facts = facts_of(self._path(self.folder, layer), _Facts, CURE)
+        return facts.before, facts.after
 
     @staticmethod
     def _path(folder: Path, layer: int) -> Path:
         return folder / f"layer-{layer:03}.safetensors"
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """Errors before and after refinement, and the kind of norm on q and k."""
+
+    before: float
+    after: float
+    qk_norm: str = ""
+
+
 def save_layer(path: Path, done: MergedLayer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     present = {n: getattr(done.attention, n) for n in WEIGHTS if getattr(done.attention, n) is not None}
-    tensors = {f"attention.{n}": t.contiguous() for n, t in present.items()}
-    tensors |= {f"others.{n}": t.contiguous() for n, t in done.others.items()}
-    facts = {"before": repr(done.before), "after": repr(done.after), "qk_norm": done.attention.qk_norm or ""}
-    write_file(path, lambda beside: save_file(tensors, beside, metadata=facts))
+    tensors = {f"attention.{n}": t for n, t in present.items()} | {f"others.{n}": t for n, t in done.others.items()}
+    save_tensors(path, tensors, _Facts(done.before, done.after, done.attention.qk_norm or ""))
 
 
 def load_layer(path: Path) -> MergedLayer:
-    """Read a layer that save_layer wrote, to the bit."""
-    tensors, facts = load_file(path), _facts(path)
+    """Read a layer that save_layer wrote, to the bit. Raises GrouperError where the file is something else."""
+    tensors, facts = load_tensors(path, _Facts, CURE)
     parts = {kind: {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)} for kind in KINDS}
-    attention = Attention(**parts["attention."], qk_norm=facts["qk_norm"] or None)
-    return MergedLayer(attention, parts["others."], float(facts["before"]), float(facts["after"]))
-
-
-def _facts(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
+    if not set(WEIGHTS[:4]) <= parts["attention."].keys() <= set(WEIGHTS):
+        raise GrouperError(f"{path} holds no layer: {CURE}")
+    attention = Attention(**parts["attention."], qk_norm=facts.qk_norm or None)
+    return MergedLayer(attention, parts["others."], facts.before, facts.after)

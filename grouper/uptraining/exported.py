@@ -1,6 +1,5 @@
 """An exported folder, opened to be trained further: its layout, its weights by the original's names, the original."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +13,11 @@ from grouper.calibration.seen import Seen, SeenExamples, SeenRows
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
 from grouper.export.classes import CLASSES
-from grouper.export.write import MARKER
+from grouper.export.facts import MARKER, read_facts
 from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.model.loadable import check_model
 from grouper.originals import remembered
-from grouper.parsing import json_object
 
 
 @dataclass
@@ -40,11 +38,13 @@ class ExportedModel:
         found, `otherwise`. Raises GrouperError where the folder is no export for transformers, or its original is not
         there or another one."""
         folder = Path(folder)
-        facts = _facts(folder)
+        facts = read_facts(folder)
+        if facts["report"].get("format") != "hf" or facts["report"].get("deploy") not in CLASSES:
+            raise GrouperError(f"{folder} is no model for transformers: export with --format hf, and train that")
         exported = Checkpoint.open(folder)
         base = source = _original(folder, facts, original, otherwise).local()
         check_model(base)
-        layout, a = HeadLayout.from_json(json.dumps(facts["layout"])), Architecture.of(base.config)
+        layout, a = HeadLayout.from_data(facts["layout"]), Architecture.of(base.config)
         theirs = (len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
         if theirs != (a.layers, a.query_heads, a.kv_heads, a.head_dim):
             raise GrouperError(f"{base.name} is not the model that {folder} was made from: give that one by --base")
@@ -62,8 +62,7 @@ class ExportedModel:
     @cached_property
     def seen(self) -> Seen | SeenExamples | SeenRows | None:
         """What its refinement has seen, if there was one and grouper.json says so."""
-        refined = self.facts.get("refined")
-        return Seen.from_data(refined.get("seen")) if isinstance(refined, dict) else None
+        return Seen.from_data((self.facts.get("refined") or {}).get("seen"))
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -95,26 +94,13 @@ class ExportedModel:
         return self.folder.finite(name)
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / MARKER
-    if not path.is_file():
-        raise GrouperError(f"{folder} has no {MARKER}: expected a folder that `grouper export` wrote")
-    facts = json_object(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    report = facts.get("report")
-    if not isinstance(report, dict) or not isinstance(facts.get("layout"), dict):
-        raise GrouperError(f"{path} is damaged: export the model again")
-    if report.get("format") != "hf" or report.get("deploy") not in CLASSES:
-        raise GrouperError(f"{folder} is no model for transformers: export with --format hf, and train that")
-    return facts
-
-
 def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise: str | None) -> Checkpoint:
     """The model that the export was made from. Of a local one an export tells the folder's name and the fingerprint, so
     that one is looked for here, beside the export and where this machine remembers it."""
     named, known = facts.get("base_model"), facts.get("base_fingerprint")
     if given is not None:
         return Checkpoint.open(given)
-    if not isinstance(named, str) or not named:
+    if not named:
         raise GrouperError(f"{folder / MARKER} does not name the model that {folder} was made from: give it by --base")
     if named.count("/") == 1:
         return Checkpoint.open(named)  # its fingerprint is a commit, and not every commit changes weights

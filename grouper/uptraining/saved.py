@@ -2,19 +2,18 @@
 throughout."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import math
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from grouper.errors import as_one_line
+from grouper.errors import GrouperError
 from grouper.outputs import write_file
+from grouper.schema import damage_said, document, fitted, text_of
+from grouper.tensor_files import Tensors, facts_of, load_tensors, save_tensors
 
-Tensors = dict[str, Tensor]
+CURE = "delete the folder it is in, and training begins anew"
+LARGEST_LOG = 256 * 2**20  # bytes
 
 
 @dataclass
@@ -22,7 +21,7 @@ class Reached:
     """step: taken so far. layout: as JSON, for a method may change it. micro_windows: of one pass, which sums depend
     on. best, best_step: the least held-out score, and when. lately: the least since the rate has fallen. waited:
     validations since that. seconds: of training. rate: the schedule's highest, where probes found it. tried: what they
-    came to, by rate."""
+    came to, by rate. log: digest of the log, which older versions did not keep."""
 
     step: int = 0
     layout: str = ""
@@ -34,6 +33,11 @@ class Reached:
     lately: float = float("inf")
     rate: float | None = None
     tried: dict[str, float] = field(default_factory=dict)
+    log: int | None = None
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.best) or math.isnan(self.lately):
+            raise GrouperError("its best score is no number")
 
 
 class SavedTraining:
@@ -46,20 +50,16 @@ class SavedTraining:
 
     def reached(self) -> Reached | None:
         """Where it is, or None where it has not begun."""
-        with damage_said(self.state):
-            return _facts(self.state) if self.state.is_file() else None
+        return facts_of(self.state, Reached, CURE) if self.state.is_file() else None
 
     def save(self, path: Path, tensors: Tensors, reached: Reached) -> None:
         """In one step, so that a full disk or a kill leaves what was there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        facts = {"reached": json.dumps(asdict(reached))}
-        contiguous = {n: t.detach().contiguous() for n, t in tensors.items()}
-        write_file(path, lambda beside: save_file(contiguous, beside, metadata=facts))
+        save_tensors(path, tensors, reached)
 
     def load(self, path: Path) -> tuple[Tensors, Reached]:
         """Raises GrouperError where the file is damaged."""
-        with damage_said(path):
-            return load_file(path), _facts(path)
+        return load_tensors(path, Reached, CURE)
 
     def note(self, **facts: object) -> None:
         """One line of the log."""
@@ -67,20 +67,26 @@ class SavedTraining:
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the log's lines of steps that are taken again."""
-        if self.log.is_file():
-            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_file(self.log, lambda beside: beside.write_text("".join(kept), encoding="utf-8"))
+    def digest_of_log(self) -> int:
+        """CRC-32 of what is noted so far."""
+        return zlib.crc32(self.log.read_bytes()) if self.log.is_file() else 0
+
+    def forget_after(self, step: int, digest: int | None = None) -> None:
+        """Drop the log's lines of steps that are taken again. digest: what it had at that step, where that is known.
+        Raises GrouperError for another one, and for lines that are none of ours."""
+        if not self.log.is_file():
+            return
+        with damage_said(self.log, CURE):
+            lines = text_of(self.log, LARGEST_LOG).splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may have cut one off
+            kept = "".join(line for line in whole if fitted(document(line, finite=False), _Line).step <= step)
+            if digest is not None and digest != zlib.crc32(kept.encode()):
+                raise GrouperError("it changed since it was written")
+        write_file(self.log, lambda beside: beside.write_text(kept, encoding="utf-8"))
 
 
-@contextmanager
-def damage_said(path: Path) -> Iterator[None]:
-    with as_one_line(f"{path} is damaged: delete the folder it is in, and training begins anew"):
-        yield
+@dataclass(frozen=True)
+class _Line:
+    """A line of the log, as far as it is read again."""
 
-
-def _facts(path: Path) -> Reached:
-    with safe_open(path, framework="pt") as file:
-        return Reached(**json.loads(file.metadata()["reached"]))
+    step: int

@@ -159,7 +159,8 @@ class Training:
         steps = self.plan.steps
         left = (steps - done) * self.plan.step_tokens / speed
         tell(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s, {left:.0f} s left")
-        self.log(step=done, loss=loss, rate=self.plan.rate(done - 1), tokens_per_second=round(speed))
+        self.log(step=done, loss=loss, rate=self.plan.rate(done - 1))
+        self.accelerator.log({"tokens_per_second": round(speed)}, step=done)  # in the log it would differ each time
 
     def step(self, step: int) -> Tensor:
         """One step of AdamW; returns the mean loss over its tokens."""
@@ -275,6 +276,7 @@ class Training:
         for name, parameter in self.student.trained():
             state = self.optimizer.state[parameter]
             tensors |= {f"{moment}.{name}": whole(state[moment]) for moment in MOMENTS if moment in state}
+        self.reached.log = self.ranks.first_does(self.saved.digest_of_log)
         self.keep(self.saved.state, tensors, self.reached)
         self.saved_step, self.last_saved = self.reached.step, time.perf_counter()
         self.saving_took = self.last_saved - began
@@ -304,7 +306,7 @@ class Training:
             self.optimizer.state[parameter] = state
         for attention in self.attentions:
             attention.step = reached.step
-        self.ranks.first_does(lambda: self.saved.forget_after(reached.step))
+        self.ranks.first_does(lambda: self.saved.forget_after(reached.step, reached.log))
 
     def take_best(self) -> Score:
         """Put the best weights into the student."""

@@ -1,6 +1,5 @@
 """`grouper uptrain`: an exported model in, the same class and layout out, nearer to its original."""
 
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from grouper.calibration.source import TextSource
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
+from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
-from grouper.export.write import MARKER
 from grouper.layout import HeadLayout
 from grouper.machine import Machine
 from grouper.model.memory import free_memory
@@ -215,7 +214,7 @@ def write(
     student.put(tensors, reached.layout)
     student.fold()
     layout = student.layout
-    described = None if model.base is not model.folder else HeadLayout.from_json(json.dumps(model.facts["layout"]))
+    described = None if model.base is not model.folder else HeadLayout.from_data(model.facts["layout"])
     if layout != model.layout:
         asked = ExportOptions(overwrite=overwrite)
     else:  # as it was written, whatever its padding

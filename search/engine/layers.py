@@ -116,7 +116,7 @@ def search_layers(
     takes every so-many-th layer."""
     a, ranks = regrouper.architecture, regrouper.ranks
     layers = options.searched(a)
-    read = ranks.first_does(lambda: [folder.read_layer(layer, a.queries_per_kv_head) for layer in layers])
+    read = ranks.first_does(lambda: [folder.read_layer(i, a.query_heads, a.kv_heads) for i in layers])
     found = {layer: of_layer for layer, of_layer in zip(layers, read) if of_layer is not None}
     todo = [layer for layer in layers if layer not in found]
     if not todo:

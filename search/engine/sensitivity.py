@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from grouper.refinement.layer import LayerWorker
 from grouper.refinement.options import RefineOptions
 from grouper.refinement.sides import Sides
 from grouper.running.in_memory import InMemoryModel
+from grouper.schema import Row, damage_said, read_rows
 from search.engine.layers import Found
 from search.methods.candidate import Candidate, best_per_size
 from search.runs.folder import RunFolder
@@ -131,22 +132,28 @@ def _alone(regrouper: Regrouper, layer: int, candidate: Candidate) -> HeadLayout
     return replace(whole, layers=layers)
 
 
+@dataclass(frozen=True)
+class _Point(Row):
+    """A row of sensitivity.csv."""
+
+    layer: int
+    error: float
+    nats: float
+
+
 def _read(path: Path) -> dict[int, Points]:
     """Raises GrouperError where the file is damaged."""
     points: dict[int, Points] = {}
     if path.is_file():
-        try:
-            with open(path, newline="") as file:
-                for row in csv.DictReader(file):
-                    points.setdefault(int(row["layer"]), []).append((float(row["error"]), float(row["nats"])))
-        except (KeyError, ValueError, TypeError) as error:
-            raise GrouperError(f"{path} is damaged: delete it, and it is measured again") from error
+        with damage_said(path, "delete it, and it is measured again"):
+            for row in read_rows(path, _Point):
+                points.setdefault(row.layer, []).append((row.error, row.nats))
     return points
 
 
 def _write(path: Path, points: dict[int, Points]) -> None:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["layer", "error", "nats"])
-    rows.writerows((layer, repr(error), repr(nats)) for layer, own in sorted(points.items()) for error, nats in own)
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["layer", "error", "nats"])
+    table.writerows((layer, repr(error), repr(nats)) for layer, own in sorted(points.items()) for error, nats in own)
     write_text(path, text.getvalue())

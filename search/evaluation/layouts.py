@@ -163,7 +163,7 @@ def fill_in(
 
     def measure(index: int) -> Measured:
         row = front.table.loc[index]
-        layout = folder.layout(int(row["layout"]))
+        layout = folder.layout_of(row)
         return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine, merged)
 
     for begin in range(0, len(todo), ranks.size):

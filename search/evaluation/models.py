@@ -12,7 +12,7 @@ from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
-from grouper.export.write import MARKER
+from grouper.export.facts import MARKER
 from grouper.machine import Machine
 from grouper.model.loadable import check_model
 from grouper.running.opening import open_model

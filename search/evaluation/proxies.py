@@ -4,6 +4,7 @@ Sizes alone would make any proxy look good, so layouts are compared at one KV ra
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from grouper.compress import Regrouper
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.outputs import write_file
 from grouper.registry import Registry
+from grouper.schema import Row, damage_said, read_rows
 from search.methods.registry import ORIGINAL
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
 
 FILE = "proxies.csv"
+COLUMNS = ["fitness", "merge", "kv_ratio", "layouts", "spearman", "kendall"]
 LEAST = 5  # layouts of one KV ratio and merge; a rank correlation of fewer says nothing
 
 
@@ -44,7 +47,7 @@ def judge_proxies(
             proxy = [of_layout[int(n)] for n in rows["layout"]]
             values = (_correlation(measure, proxy, rows["nll"]) for measure in (spearmanr, kendalltau))
             found.append((name, merge, ratio, len(rows), *values))
-    return pd.DataFrame(found, columns=["fitness", "merge", "kv_ratio", "layouts", "spearman", "kendall"])
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
 def write_proxies(folder: RunFolder, found: pd.DataFrame) -> None:
@@ -56,9 +59,26 @@ def write_proxies(folder: RunFolder, found: pd.DataFrame) -> None:
         path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class _ProxyRow(Row):
+    """A row of proxies.csv; no correlation where all values are the same."""
+
+    fitness: str
+    merge: str
+    kv_ratio: float
+    layouts: int
+    spearman: float | None = None
+    kendall: float | None = None
+
+
 def read_proxies(run: str | Path) -> pd.DataFrame | None:
+    """A table as `judge_proxies` made it; None where there is none. Raises GrouperError for a damaged one."""
     path = Path(run) / FILE
-    return pd.read_csv(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with damage_said(path, "delete it and evaluate the run again"):
+        table = pd.DataFrame([vars(row) for row in read_rows(path, _ProxyRow)], columns=COLUMNS)
+    return table.astype({"spearman": float, "kendall": float})
 
 
 def fitness_errors(

@@ -93,10 +93,10 @@ def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = no_pr
 def landscape(folder: RunFolder, first: HeadLayout) -> pd.DataFrame:
     """The least error of each layer at each number of KV heads, of any method that groups K and V alike."""
     rows = []
-    n = first.query_heads // first.original_kv_heads
+    heads = first.query_heads, first.original_kv_heads
     for layer in range(len(first.layers)):
         best: dict[int, tuple[float, float | None]] = {}
-        for candidates in (folder.read_layer(layer, n) or {}).values():
+        for candidates in (folder.read_layer(layer, *heads) or {}).values():
             for c in candidates:
                 alike = c.layout.is_shared and c.layout.q is None
                 if alike and c.error < best.get(c.kv_heads, (math.inf, None))[0]:

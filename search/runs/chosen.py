@@ -38,7 +38,7 @@ def choose_layout(
     merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
     suffix = REFINED if refine else ""
     picked = pick(front, f"{merge.name}{suffix}", selection)
-    layout = folder.layout(picked.layout)
+    layout = folder.layout_of(picked.row)
     fitting = merge_for(layout, merge)
     if fitting.name != merge.name:
         why = "regroups query heads too, which only averaging can follow"

@@ -1,29 +1,30 @@
 """Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, samples.json,
-sensitivity.csv, proxies.csv, tokens/."""
+sensitivity.csv, proxies.csv, tokens/, digests/."""
 
-import csv
-import io
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.errors import GrouperError
-from grouper.layout import HeadLayout, LayerLayout
+from grouper.layout import HeadLayout
 from grouper.outputs import refuse_existing, write_text
+from grouper.schema import Row, damage_said, read_rows, text_of
 from search.methods.candidate import Candidate
-from search.runs.pareto import EXACT, ParetoFront
+from search.runs.digests import LAYOUTS, Digests
+from search.runs.layer_table import candidates_in, text_of_layer
+from search.runs.pareto import ParetoFront
 from search.runs.settings import RunSettings
 
 MARKER = "run.json"
+ROUNDING = 1e-9
 WRITTEN = (  # by searches and evaluations of a run
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
-    "sensitivity.csv", "proxies.csv", "tokens/*.npy", MARKER,
+    "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "digests/*.json", MARKER,
 )  # fmt: skip
-REFINED = ["layout", "merge", "layer", "before", "after"]  # columns of refined.csv
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class RunFolder:
             for file in self.path.glob(pattern):
                 file.unlink()
 
+    @property
+    def digests(self) -> Digests:
+        return Digests(self.path)
+
     # tokens/
 
     def kept_tokens(self) -> KeptTokens:
@@ -85,10 +90,9 @@ class RunFolder:
 
     @property
     def settings(self) -> RunSettings:
-        try:
-            return RunSettings.from_json((self.path / MARKER).read_text())
-        except (OSError, ValueError, GrouperError) as error:
-            raise GrouperError(f"cannot read {self.path / MARKER} ({error})") from error
+        path = self.path / MARKER
+        with damage_said(path, "search again, into another folder or with --overwrite"):
+            return RunSettings.from_json(text_of(path))
 
     @property
     def sets_aside(self) -> bool:
@@ -104,40 +108,21 @@ class RunFolder:
         return self.path / "layers" / f"{layer:02}.csv"
 
     def write_layer(self, layer: int, found: dict[str, list[Candidate]]) -> None:
-        """Stage 1 of one layer: method, KV heads, error, the groups of KV heads as "0 3|1 2", the whole layout as JSON
-        where groups do not say it, and K's part of the error."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["method", "kv_heads", "error", "groups", "layout", "k_error"])
-        for method, candidates in found.items():
-            for c in candidates:
-                k = c.layout.k
-                groups = "|".join(" ".join(map(str, np.flatnonzero(k.labels == g))) for g in range(k.kv_heads))
-                plain = LayerLayout.from_labels(k.labels.tolist(), sum(k.sizes) // len(k.labels)) == c.layout
-                layout = "" if plain else json.dumps(c.layout.to_data())
-                k_error = "" if c.k_error is None else repr(c.k_error)
-                rows.writerow([method, c.layout.kv_heads, repr(c.error), groups, layout, k_error])
-        write_text(self.layer_path(layer), text.getvalue())
+        """Stage 1 of one layer."""
+        path, text = self.layer_path(layer), text_of_layer(found)
+        self.digests.note(path.stem, {path: text})
+        write_text(path, text)
 
-    def read_layer(self, layer: int, queries_per_kv_head: int) -> dict[str, list[Candidate]] | None:
-        """What write_layer wrote, or None if that layer is not done."""
+    def read_layer(self, layer: int, query_heads: int, kv_heads: int) -> dict[str, list[Candidate]] | None:
+        """Candidates of a layer with so many heads, as write_layer wrote them; None if that layer is not done. Raises
+        GrouperError where the file is damaged."""
         if not self.layer_path(layer).is_file():
             return None
-        found: dict[str, list[Candidate]] = {}
-        try:
-            with open(self.layer_path(layer), newline="") as stream:
-                for row in csv.DictReader(stream):
-                    layout = _layout_of(row, queries_per_kv_head)
-                    k_error = float(row["k_error"]) if row.get("k_error") else None  # older runs have none
-                    found.setdefault(row["method"], []).append(Candidate(layout, float(row["error"]), k_error))
-        except (KeyError, ValueError, IndexError, AttributeError, TypeError, RecursionError, GrouperError) as error:
-            raise self._damaged(layer) from error
-        if not found:
-            raise self._damaged(layer)
+        path = self.layer_path(layer)
+        with damage_said(path, "delete it, and that layer is searched again"):
+            found = candidates_in(path, query_heads, kv_heads)
+            self.digests.check(path.stem, path)
         return found
-
-    def _damaged(self, layer: int) -> GrouperError:
-        return GrouperError(f"{self.layer_path(layer)} is damaged: delete it, and that layer is searched again")
 
     # layers/00.progress.csv and refined.csv, for people to look at
 
@@ -149,14 +134,13 @@ class RunFolder:
 
     def read_progress(self, layer: int) -> pd.DataFrame:
         """What write_progress wrote; empty where there is nothing."""
-        return _table(self.layer_path(layer).with_suffix(".progress.csv"), ["method", "scored", "error"])
+        return _table(self.layer_path(layer).with_suffix(".progress.csv"), _ProgressRow)
 
     def note_refined(self, layout: int, merge: str, errors: list[tuple[float, float]]) -> None:
         """errors: of each layer, before and after its refinement; the last time counts."""
         known = self.read_refined()
         known = known[(known["layout"] != layout) | (known["merge"] != merge)]
-        rows = [(layout, merge, layer, *pair) for layer, pair in enumerate(errors)]
-        new = pd.DataFrame(rows, columns=REFINED)
+        new = pd.DataFrame([(layout, merge, layer, *pair) for layer, pair in enumerate(errors)], columns=list(known))
         table = pd.concat([known, new]) if len(known) else new
         write_text(self.path / "refined.csv", table.to_csv(index=False, lineterminator="\n"))
 
@@ -166,7 +150,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def read_refined(self) -> pd.DataFrame:
-        return _table(self.path / "refined.csv", REFINED)
+        return _table(self.path / "refined.csv", _RefinedRow)
 
     # layouts and front
 
@@ -177,33 +161,55 @@ class RunFolder:
         path = self.layout_path(number)
         if not path.is_file():
             raise GrouperError(f"{self.path} has no layout {number}: the numbers are in the first column of pareto.csv")
-        try:
-            return HeadLayout.from_json(path.read_text(errors="replace"))
-        except GrouperError as error:
-            raise GrouperError(f"{path} is damaged ({error}): delete it, and run the search again") from error
+        with damage_said(path, "run the same search again, which writes it anew"):
+            layout = HeadLayout.from_json(text_of(path))
+            self.digests.check(LAYOUTS, path)
+        return layout
+
+    def layout_of(self, row: pd.Series) -> HeadLayout:
+        """Layout of a row of pareto.csv. Raises GrouperError where the file is of another one."""
+        layout = self.layout(int(row["layout"]))
+        if ";".join(layout.kv_heads) != row["kv_heads"] or abs(layout.kv_ratio - row["kv_ratio"]) > ROUNDING:
+            which = f"{self.layout_path(int(row['layout']))} and its row of pareto.csv"
+            sizes = f"{layout.kv_ratio:.1%} and {row['kv_ratio']:.1%} of the KV cache"
+            raise GrouperError(f"{which} are of two layouts ({sizes}): delete both and run the same search again")
+        return layout
+
+    def write_layouts(self, layouts: Sequence[HeadLayout]) -> None:
+        """Layouts by their numbers; a file that is as it should be is left alone."""
+        texts = {self.layout_path(number): layout.to_json() for number, layout in enumerate(layouts)}
+        self.digests.note(LAYOUTS, texts)
+        for path, text in texts.items():
+            if not path.is_file() or path.read_bytes() != text.encode():
+                write_text(path, text)
 
     def front(self) -> ParetoFront:
         return ParetoFront.read(self.path / "pareto.csv")
 
 
-def _table(path: Path, columns: list[str]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _ProgressRow(Row):
+    """A row of layers/00.progress.csv."""
+
+    method: str
+    scored: int
+    error: float
+
+
+@dataclass(frozen=True)
+class _RefinedRow(Row):
+    """A row of refined.csv."""
+
+    layout: int
+    merge: str
+    layer: int
+    before: float
+    after: float
+
+
+def _table(path: Path, kind: type[Row]) -> pd.DataFrame:
     """A table that nothing depends on: what is missing or damaged is empty."""
-    try:
-        table = pd.read_csv(path, **EXACT)[columns]
-        for column in table.columns.difference(["method", "merge"]):
-            table[column] = pd.to_numeric(table[column])
-        if table.isna().to_numpy().any():
-            raise ValueError("cells are empty")
-        return table
-    except (OSError, ValueError, KeyError, TypeError):
-        return pd.DataFrame(columns=columns)
-
-
-def _layout_of(row: dict[str, str], queries_per_kv_head: int) -> LayerLayout:
-    if row["layout"]:
-        return LayerLayout.from_data(json.loads(row["layout"]))
-    groups = [list(map(int, group.split())) for group in row["groups"].split("|")]
-    labels = np.empty(sum(map(len, groups)), np.int16)
-    for g, members in enumerate(groups):
-        labels[members] = g
-    return LayerLayout.from_labels(labels.tolist(), queries_per_kv_head)
+    found: list[Row] = []
+    with suppress(OSError, GrouperError):
+        found = read_rows(path, kind)
+    return pd.DataFrame([vars(row) for row in found], columns=[f.name for f in fields(kind)])

@@ -1,8 +1,10 @@
 """Layouts with what they cost: the Pareto front of size against error, and its CSV."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import moocore
 import numpy as np
@@ -12,6 +14,7 @@ from packaging.version import Version
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
 from grouper.outputs import write_file
+from grouper.schema import LARGEST_TABLE, Row, damage_said, rows_in, text_of
 from search.methods.registry import ORIGINAL
 from search.runs.columns import JUDGES
 
@@ -165,33 +168,39 @@ class ParetoFront:
 
     @classmethod
     def read(cls, path: Path) -> "ParetoFront":
-        try:
-            table = pd.read_csv(path, dtype={"kv_heads": str, "also_found_by": str}, **EXACT)
-            for place, (column, empty) in enumerate({"also_found_by": "", "weights_bytes": pd.NA}.items(), -2):
-                if column not in table:  # an older run's
-                    table.insert(min(len(COLUMNS) + place, len(table.columns)), column, empty)
-            for column in ("on_nll_front", "weights_bytes"):
-                table[column] = table[column].astype("Int64")
-            table["also_found_by"] = table["also_found_by"].fillna("")
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise GrouperError(f"cannot read {path} ({error}): was the search finished?") from error
-        if table.empty:
-            raise GrouperError(f"{path} has no rows: delete it and run the search again")
-        missing = [c for c in COLUMNS if c not in table.columns]
-        if missing:
-            raise GrouperError(f"{path} lacks the columns {', '.join(missing)}: it is not a pareto.csv of this version")
-        try:
-            whole = [c for c in ("layout", "on_front", "kv_bytes_per_token", OF_ENCODERS[0]) if c in table]
-            for column in whole:
-                table[column] = table[column].astype("int64")
-            for column in ("kv_ratio", "error", "nll", "perplexity"):
-                table[column] = table[column].astype(float)
-            for column in table.columns.difference([*COLUMNS, OF_ENCODERS[0]]):  # measurements, and ratios
-                table[column] = table[column].astype(float)
-            known = table[["kv_ratio", "error"]].to_numpy(float)
-            named = table[["method", "merge", "deploy", "kv_heads"]].notna().to_numpy()
-            if not (np.isfinite(known).all() and named.all() and not np.isinf(table["nll"]).any()):
-                raise ValueError("cells are empty or not finite")
-        except (ValueError, TypeError, OverflowError) as error:
-            raise GrouperError(f"{path} is damaged ({error}): delete it and run the search again") from error
-        return cls(table)
+        """Raises GrouperError where there is no table, or a damaged one."""
+        if not path.is_file():
+            raise GrouperError(f"{path} is not there: was the search finished?")
+        with damage_said(path, "delete it and run the search again"):
+            text = text_of(path, LARGEST_TABLE)
+            found = rows_in(text, _FrontRow)
+            if not found:
+                raise GrouperError("it has no rows")
+            table = pd.DataFrame([vars(row) for row in found])
+            rest = pd.read_csv(io.StringIO(text), usecols=lambda c: c not in table, dtype=float, **EXACT)
+            of_source = table.pop(OF_ENCODERS[0])
+            if of_source.notna().any():
+                table[OF_ENCODERS[0]] = of_source.astype("int64")
+        table = table.astype({"nll": float, "on_nll_front": "Int64", "weights_bytes": "Int64"}).join(rest)
+        return cls(table.reindex(columns=[*COLUMNS, *(c for c in table if c not in COLUMNS)]))
+
+
+@dataclass(frozen=True)
+class _FrontRow(Row):
+    """The columns of pareto.csv that have a type of their own; the others are measurements, and ratios. Older runs lack
+    the last ones."""
+
+    layout: int
+    method: str
+    merge: str
+    on_front: int
+    kv_ratio: float
+    kv_bytes_per_token: int
+    kv_heads: str
+    error: float
+    deploy: Literal["stock", "padded", "ragged", "none"]
+    nll: float | None = None
+    on_nll_front: int | None = None
+    also_found_by: str = ""
+    weights_bytes: int | None = None
+    kv_bytes_per_source_token: int | None = None

@@ -1,19 +1,22 @@
 """What a run's measurements were made on: they can be compared only where that is the same."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
 from grouper.outputs import write_text
-from grouper.parsing import json_object
 from grouper.refinement.options import RefinePlan
+from grouper.schema import damage_said, document, fitted, text_of
 from search.methods.registry import ORIGINAL
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
 
+FILE = "evaluation.json"
 REFINED = "+refine"  # how the column `merge` ends where a layout was refined
 
 
@@ -41,8 +44,7 @@ class Measuring:
     def check(self, folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, overwrite: bool) -> ParetoFront:
         """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them.
         Returns the front, without what was forgotten."""
-        path = folder.path / "evaluation.json"
-        before = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
+        before = {} if overwrite else noted(folder)
         columns = front.measured_columns
         measured = front.table[columns].notna().to_numpy().any()
         refinement = recipe(refine) if refine else None
@@ -51,13 +53,12 @@ class Measuring:
             front.mark()
             front.write(folder.path / "pareto.csv")
             folder.forget_measured()
-            before = {}
         elif measured and before:
             self._refuse_others(folder, before, refinement)
         kept = {k: v for k, v in before.items() if k in self._of_others(before)}
         refinement = refinement or before.get("refinement")
         data = {**self.to_data(), **kept, **({"refinement": refinement} if refinement else {})}
-        write_text(path, json.dumps(data, indent=2) + "\n")
+        write_text(folder.path / FILE, json.dumps(data, indent=2) + "\n")
         return front
 
     def _of_others(self, before: dict) -> list[str]:
@@ -83,6 +84,29 @@ class Measuring:
             raise GrouperError(f"layouts of {folder.path} were refined otherwise ({was}): {again}")
 
 
+@dataclass(frozen=True)
+class _Noted:
+    """Kinds of what evaluation.json holds; what a measuring had nothing to say of is missing."""
+
+    text: str | None = None
+    digest: str | None = None
+    windows: list[int] | list[list[int]] | None = None
+    dtype: str | None = None
+    set: list[str] | None = None
+    tasks: dict[str, int | None] | None = None
+    refinement: dict[str, str | int | float] | None = None
+
+
+def noted(folder: RunFolder) -> dict[str, Any]:
+    """What evaluation.json says; nothing where there is none. Raises GrouperError for a damaged one."""
+    path = folder.path / FILE
+    if not path.is_file():
+        return {}
+    with damage_said(path, "measure the run again, with --overwrite"):
+        found = fitted(document(text_of(path)), _Noted)
+    return {name: value for name, value in vars(found).items() if value is not None}
+
+
 def recipe(refine: RefinePlan) -> dict:
     """What refined layouts have to share. refine: filled in by device. Older versions had no long windows, and named no
     share of them."""
@@ -93,8 +117,7 @@ def recipe(refine: RefinePlan) -> dict:
 def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, set: tuple[str, ...]) -> ParetoFront:
     """The front without measurements that were made with other parameters of merges, or of layouts that were refined
     otherwise, than what is to be exported. refine: filled in by device."""
-    path = folder.path / "evaluation.json"
-    made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
+    made = noted(folder)
     table = front.table.copy()
     other = table[front.measured_columns].notna().any(axis=1) & (tuple(made.get("set", ())) != set)
     if refine is not None and made.get("refinement") != recipe(refine):
@@ -111,8 +134,7 @@ def compared_by(folders: list[RunFolder]) -> list[str]:
     one_model = len({folder.settings.fingerprint for folder in folders}) == 1
     texts, measured = set(), []
     for folder in folders:
-        path = folder.path / "evaluation.json"
-        made = json_object(path.read_text(errors="replace"), str(path)) if path.is_file() else {}
+        made = noted(folder)
         # Other models have other tokens of the same text: there its name has to do.
         texts.add(str(made.get("digest" if one_model else "text")))
         measured.append(folder.front().over.notna().sum() > 1)
@@ -131,15 +153,13 @@ def compared_by(folders: list[RunFolder]) -> list[str]:
 def refining_options(folder: RunFolder) -> list[str]:
     """The options of `grouper export` that calibrate and refine on the run's own text, as its evaluation did if that
     refined; a name in place of the text where the run had none."""
-    options, path = folder.settings.options, folder.path / "evaluation.json"
+    options, made = folder.settings.options, dict[str, Any]()
     words = ["--dataset", options.dataset] if options.dataset else ["--text", options.text or "calibration.txt"]
     words = ["--images", options.images] if options.images else words
     words += ["--tokens", str(options.tokens)] if options.tokens != TOKENS else []
     words += ["--window", str(options.window)] if options.window != WINDOW else []
-    try:
-        made = json.loads(path.read_text(errors="replace"))["refinement"]
-        words += ["--scope", str(made["scope"])] if made["scope"] else []
-        words += ["--refine-tokens", str(made["tokens"])] if made["tokens"] else []
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # it was not refined there
+    with suppress(GrouperError):
+        made = noted(folder).get("refinement", made)
+    words += ["--scope", str(made["scope"])] if made.get("scope") else []
+    words += ["--refine-tokens", str(made["tokens"])] if made.get("tokens") else []
     return words

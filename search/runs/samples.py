@@ -1,13 +1,28 @@
 """samples.json of a run: how a text goes on, by the original and under layouts, for people to compare."""
 
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from grouper.errors import GrouperError
 from grouper.outputs import write_json
-from grouper.parsing import json_object
+from grouper.schema import document, fitted, text_of
 
 FILE = "samples.json"
-KEYS = {"layout": int, "merge": str, "prompt": str, "text": str}
+
+
+@dataclass(frozen=True)
+class _Sample:
+    layout: int
+    merge: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Samples:
+    samples: list[Any]
 
 
 def note_sample(folder: Path, layout: int, merge: str, prompt: str, text: str) -> None:
@@ -19,14 +34,9 @@ def note_sample(folder: Path, layout: int, merge: str, prompt: str, text: str) -
 
 def read_samples(folder: Path) -> list[dict]:
     """Samples of a run: layout, merge, prompt, text. Nothing depends on them: missing or damaged ones are left out."""
-    path = folder / FILE
-    try:
-        samples = json_object(path.read_text(encoding="utf-8"), str(path)).get("samples")
-    except (OSError, ValueError, GrouperError):
-        return []
-    found = samples if isinstance(samples, list) else []
-    return [{key: one[key] for key in KEYS} for one in found if is_sample(one)]
-
-
-def is_sample(one: object) -> bool:
-    return isinstance(one, dict) and all(type(one.get(key)) is kind for key, kind in KEYS.items())
+    found: list[dict] = []
+    with suppress(OSError, GrouperError):
+        for one in fitted(document(text_of(folder / FILE)), _Samples).samples:
+            with suppress(GrouperError):
+                found.append(asdict(fitted(one, _Sample)))
+    return found

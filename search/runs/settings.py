@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 from grouper.calibration.calibration import Calibration
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
+from grouper.schema import document, fitted
 from search.options import SearchOptions
 
 FREE = ("timings", "versions", "jobs", "device", "command", "model")  # may differ where a run goes on
 PACKAGES = ("kv-grouper", "torch", "numpy", "deap", "moocore")
-OPTIONS = tuple(f.name for f in fields(SearchOptions))
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,10 @@ class RunSettings:
     def from_json(cls, text: str) -> "RunSettings":
         """Raises GrouperError where the text is no run's settings. What an older Grouper did not know gets its
         default."""
-        try:
-            data = json.loads(text)
-            named = {f.name for f in fields(cls)} - {"options"}
-            given: dict[str, Any] = {
-                k: tuple(data[k]) if isinstance(data[k], list) else data[k] for k in OPTIONS if k in data
-            }
-            if not {"method", "text", "seed"} <= set(given):
-                raise ValueError("it holds no search options")
-            return cls(SearchOptions(**given), **{k: data[k] for k in named if k in data})
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise GrouperError(f"not the settings of a run: {error}") from error
+        data = document(text)
+        options = fitted(data, SearchOptions)
+        options.check()
+        return replace(fitted({**data, "options": {}}, cls), options=options)
 
     def changed(self, other: "RunSettings") -> list[str]:
         """The names of what differs and must not."""

@@ -1,6 +1,9 @@
 """Files of a run as anybody may have left them: read, or refused as a GrouperError."""
 
+import csv
+import io
 import json
+import shutil
 from contextlib import suppress
 
 import pytest
@@ -9,7 +12,10 @@ from hypothesis import strategies as st
 
 from grouper import GrouperError, HeadLayout
 from search import RunFolder, SearchOptions, search
+from search.export_run import export_from_run
+from search.report.facts import facts_of
 from search.runs.pareto import ParetoFront
+from search.runs.picking import Selection
 
 CALM = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ANYTHING = st.recursive(
@@ -67,4 +73,234 @@ def test_any_damage_to_a_layers_file_is_read_or_refused(run, tmp_path, data):
     (tmp_path / "layers").mkdir(exist_ok=True)
     RunFolder(tmp_path).layer_path(0).write_bytes((text[:begin] + instead + text[end:]).encode(errors="replace"))
     with suppress(GrouperError):
-        RunFolder(tmp_path).read_layer(0, 1)
+        RunFolder(tmp_path).read_layer(0, 4, 4)
+
+
+JSON = ("", "[]", "null", "\x00", '{"a": 1', "{}", "[" * 1000, '{"a":' * 1000, "," * 300_000, '{"seed": NaN}')
+FIELDS = (None, [], {}, [[0]], "\ud800", -1, 0.5, True, "x", 10**30, float("inf"), float("nan"), {"a": {"b": []}})
+CELLS = ("", "x", "nan", "inf", "1e999", "-1", "9" * 30, "[[0]]", "0 0|1", "\x00", "x" * 200_000)
+
+
+def change(path, field, value):
+    """One field of a file of JSON replaced."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+
+
+def change_cell(path, column, value, row=2):
+    """One cell of a CSV replaced."""
+    table = list(csv.reader(io.StringIO(path.read_text())))
+    table[row][table[0].index(column)] = value
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    path.write_text(text.getvalue())
+
+
+def refused(path, read) -> str:
+    """What a reader says of a damaged file: one line with its name."""
+    with pytest.raises(GrouperError) as error:
+        read()
+    line = str(error.value)
+    assert line.startswith(f"{path} ") and "\n" not in line and len(line) < 600
+    return line
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("text", JSON, ids=lambda text: text[:9])
+def test_what_is_no_json_of_ours_is_one_line(copy, text):
+    for path, read in (
+        (copy.path / "run.json", lambda: copy.settings), (copy.layout_path(1), lambda: copy.layout(1)),
+    ):  # fmt: skip
+        path.write_text(text)
+        assert " is damaged (" in refused(path, read)
+
+
+@pytest.mark.parametrize(
+    "field, fine",
+    {
+        "method": ([],), "fitness": ("x",), "stage2": (), "paper": (None,), "kv_heads_multiple_of": (-1,),
+        "kv_dtype": (), "population": (), "generations": (), "seed": (), "text": (None, "x"), "dataset": (None, "x"),
+        "tokens": (), "window": (), "acceptance": (), "set": ([],), "sensitivity": (True,), "images": (None, "x"),
+        "blocks": (), "model": ("x",), "revision": (None, "x"), "fingerprint": ("x",), "set_aside": (True,),
+        "text_digest": (None, "x"), "versions": ({},), "jobs": (-1,), "device": ("x",), "command": (None, "x"),
+        "timings": ({},),
+    }.items(),
+    ids=str,
+)  # fmt: skip
+def test_a_field_of_run_json_of_another_kind_is_one_line(copy, field, fine):
+    path = copy.path / "run.json"
+    assert field in json.loads(path.read_text())
+    for value in (value for value in FIELDS if (value, type(value)) not in [(one, type(one)) for one in fine]):
+        change(path, field, value)
+        refused(path, lambda: copy.settings)
+    for value in fine:
+        change(path, field, value)
+        assert copy.settings
+
+
+@pytest.mark.parametrize("field", ["format", "query_heads", "original_kv_heads", "head_dim", "layers"])
+def test_a_field_of_a_layout_of_another_kind_is_one_line(copy, field):
+    path = copy.layout_path(1)
+    text = path.read_text()
+    for value in FIELDS:
+        path.write_text(text)
+        change(path, field, value)
+        assert "run the same search again" in refused(path, lambda: copy.layout(1))
+
+
+@pytest.mark.parametrize(
+    "layer, told",
+    [
+        ({}, "expected kv, or k and v"), ({"k": {"readers": [[0]], "sources": [[0]]}}, "expected kv, or k and v"),
+        ({"kv": {"readers": [[0, 0]], "sources": [[0]]}}, "exactly once"), ({"kv": [[0]]}, "layers.0.kv is"),
+        ({"kv": {"readers": [[0, 1]], "sources": [[0, 1]]}}, "groups 2 query heads"),
+        ({"kv": {"readers": [list(range(8))], "sources": [[0, 99]]}}, "beyond the model's"),
+        ({"kv": {"readers": [list(range(8))], "sources": [[-1]]}}, "beyond the model's"),
+        ({"kv": {"readers": [list(range(8))], "sources": [[]]}}, "without readers or without sources"),
+        ({"kv": {"readers": [["0"]], "sources": [[0]]}}, "layers.0.kv.readers.0.0 is '0': expected a valid integer"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_layer_of_a_layout_that_groups_no_heads_is_one_line(copy, layer, told):
+    change(copy.layout_path(1), "layers", [layer])
+    assert told in refused(copy.layout_path(1), lambda: copy.layout(1))
+
+
+@pytest.mark.parametrize(
+    "column, fine",
+    {
+        "layout": ("-1",), "method": ("x",), "merge": ("x",), "on_front": ("-1",), "kv_ratio": ("-1", "9" * 30),
+        "kv_bytes_per_token": ("-1",), "kv_heads": ("x",), "error": ("-1", "9" * 30), "deploy": (),
+        "nll": ("", "-1", "9" * 30), "on_nll_front": ("", "-1"), "weights_bytes": ("", "-1"),
+        "perplexity": ("", "nan", "inf", "1e999", "-1", "9" * 30),
+    }.items(),
+    ids=str,
+)  # fmt: skip
+def test_a_cell_of_a_front_of_another_kind_is_one_line(copy, column, fine):
+    path = copy.path / "pareto.csv"
+    text = path.read_text()
+    names = ("nan", "inf", "1e999", "-1", "9" * 30, "[[0]]", "0 0|1", "\x00") if "x" in fine else ()
+    for value in CELLS:
+        path.write_text(text)
+        change_cell(path, column, value)
+        if value in (*fine, *names):
+            assert len(copy.front().table) > 2
+        else:
+            assert "delete it and run the search again" in refused(path, copy.front)
+
+
+@pytest.mark.parametrize("column", ["kv_heads", "error", "groups", "layout"])
+def test_a_cell_of_a_layer_of_another_kind_is_one_line(copy, column):
+    path = copy.layer_path(1)
+    text = path.read_text()
+    for value in set(CELLS) - ({"-1", "9" * 30} if column == "error" else {""} if column == "layout" else set()):
+        path.write_text(text)
+        change_cell(path, column, value)
+        assert "that layer is searched again" in refused(path, lambda: copy.read_layer(1, 8, 8))
+
+
+@pytest.mark.parametrize("value", ["x", "a\nb", "\x1b[2J", "1,5", "[[0]]"])
+def test_a_measurement_that_is_no_number_is_one_line(copy, value):
+    path = copy.path / "pareto.csv"
+    path.write_text(
+        "\n".join(f"{line},{'kl' if not i else 0.5}" for i, line in enumerate(path.read_text().splitlines()))
+    )
+    assert copy.front().table["kl"].tolist() == [0.5] * len(copy.front().table)
+    change_cell(path, "kl", value)
+    assert "\x1b" not in refused(path, copy.front)
+
+
+def test_a_layer_of_a_model_with_other_heads_is_one_line(copy):
+    for heads in ((4, 4), (8, 4), (8, 2)):
+        refused(copy.layer_path(1), lambda heads=heads: copy.read_layer(1, *heads))
+
+
+def test_a_run_that_went_on_gets_a_damaged_layout_back(copy, models):
+    """Whatever its bytes are."""
+    before = copy.layout_path(1).read_bytes()
+    copy.layout_path(1).write_bytes(b"\xff")
+    search(models("llama"), copy.path, SearchOptions(fitness="weight", generations=2, population=8))
+    assert copy.layout_path(1).read_bytes() == before
+
+
+# Files that are well-formed, and not what the search wrote
+
+
+def again(copy, models):
+    """The same search, which goes on."""
+    return search(models("llama"), copy.path, SearchOptions(fitness="weight", generations=2, population=8))
+
+
+def bytes_of(copy):
+    return {
+        p.relative_to(copy.path): p.read_bytes() for p in copy.path.rglob("*.*") if p.name != "run.json" and p.is_file()
+    }
+
+
+def test_layouts_that_were_swapped_or_edited_are_refused_and_come_back(copy, models):
+    before = bytes_of(copy)
+    first, second = copy.layout_path(1), copy.layout_path(2)
+    assert first.read_bytes() != second.read_bytes()
+    shutil.copyfile(second, first)
+    line = refused(first, lambda: copy.layout(1))
+    assert line.endswith("(it is not what the search wrote): run the same search again, which writes it anew")
+    assert copy.layout(2)
+    again(copy, models)
+    assert bytes_of(copy) == before
+    second.write_text(second.read_text().rstrip())
+    refused(second, lambda: copy.layout(2))
+
+
+def test_layers_that_were_swapped_or_edited_are_refused_and_searched_again(copy, models):
+    """Where a search goes on, and in a report."""
+    before = bytes_of(copy)
+    for text in (copy.layer_path(1).read_text(), "\n".join(copy.layer_path(0).read_text().split("\n")[:-2]) + "\n"):
+        copy.layer_path(0).write_text(text)
+        line = refused(copy.layer_path(0), lambda: again(copy, models))
+        assert line.endswith("(it is not what the search wrote): delete it, and that layer is searched again")
+        refused(copy.layer_path(0), lambda: facts_of(copy, similar=False))
+        copy.layer_path(0).unlink()
+        again(copy, models)
+        assert bytes_of(copy) == before
+
+
+@pytest.mark.parametrize(
+    "lost", [("digests/00.json",), ("layers/00.csv",), ("layouts/*", "pareto.csv"), ("digests/*",)]
+)
+def test_a_search_that_was_killed_between_two_files_goes_on_to_the_same(copy, models, lost):
+    """A digest comes first; without one a file is that of an older version."""
+    before, gone = bytes_of(copy), {path for pattern in lost for path in copy.path.glob(pattern)}
+    for path in gone:
+        path.unlink()
+    again(copy, models)
+    given_up = {path.relative_to(copy.path) for path in gone if path.match("digests/0*.json")}
+    assert bytes_of(copy) == {name: content for name, content in before.items() if name not in given_up}
+
+
+@pytest.mark.parametrize("text", JSON, ids=lambda text: text[:9])
+def test_damaged_digests_are_one_line(copy, text):
+    path = copy.path / "digests" / "layouts.json"
+    path.write_text(text)
+    line = refused(copy.layout_path(1), lambda: copy.layout(1))
+    assert f"{path} is damaged" in line and "delete it, and nothing is compared with it" in line
+
+
+def test_a_layout_of_an_older_run_that_was_swapped_is_not_its_rows(copy):
+    """Such a run has no digests: what a row announces is compared."""
+    shutil.rmtree(copy.path / "digests")
+    table = copy.front().table
+    other = int(table.index[table["kv_ratio"] < table["kv_ratio"].iloc[1]][0])
+    shutil.copyfile(copy.layout_path(other), copy.layout_path(1))
+    assert copy.layout(1) == copy.layout(other)
+    with pytest.raises(
+        GrouperError, match=r"pareto.csv are of two layouts \(\S+% and \S+% of the KV cache\): delete both"
+    ):
+        copy.layout_of(table.loc[1])
+    assert copy.layout_of(table.loc[other]) == copy.layout(other)
+    change_cell(copy.path / "pareto.csv", "kv_ratio", "0.125", other + 1)
+    with pytest.raises(GrouperError, match="are of two layouts"):
+        export_from_run(copy.path, copy.path.parent / "out", Selection(layout=other))
+    assert not (copy.path.parent / "out").exists()

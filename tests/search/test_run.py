@@ -186,7 +186,7 @@ def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_p
     with pytest.raises(GrouperError, match="--text"):
         replace(options, text=None).resolved()
     front = search(reader, tmp_path / "run", options)
-    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 1)}
+    counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 8, 8)}
     assert counts >= {"asymgqa", "asymgqa-sym", "ward"} and len(losses) == 3 * ((6 + 2) * 11 + 2), (
         "10 steps and a start for each count"
     )

@@ -3,14 +3,13 @@
 import os
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
-from grouper import Checkpoint
+from grouper import Checkpoint, tensor_files
 from grouper.calibration import parts
 from grouper.calibration import text as reading
-from grouper.calibration.kept_tokens import KeptTokens, key_of
+from grouper.calibration.kept_tokens import KeptTokens, _Nothing, key_of
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 
@@ -27,11 +26,15 @@ def test_a_text_is_not_tokenised_twice(reader, text, tmp_path, monkeypatch):
         patch.setattr(reading, "load_tokenizer", lambda _: pytest.fail("tokenised again"))
         assert torch.equal(first, text_of(checkpoint, source, 64, 8, KeptTokens(tmp_path / "tokens")))
     assert len(text_of(checkpoint, source, 64, 4, KeptTokens(tmp_path / "tokens"))) == 4, "another limit"
-    for damaged in (b"", b"nonsense", file.read_bytes()[:200]):
+    whole = file.read_bytes()
+    changed, other = bytes([*whole[:-1], whole[-1] ^ 1]), tmp_path / "tokens" / "other.safetensors"
+    tensor_files.save_tensors(other, {"tokens": first.int() + 1}, _Nothing())
+    for damaged in (b"", b"nonsense", whole[:200], changed, other.read_bytes()):
         file.write_bytes(damaged)
-        assert torch.equal(first, text_of(checkpoint, source, 64, 8, KeptTokens(tmp_path / "tokens")))
-    np.save(file, np.array([[-1, 2]], np.int32))
-    assert KeptTokens(tmp_path / "tokens").find(file.stem) is None
+        again = KeptTokens(tmp_path / "tokens")
+        assert again.find(file.stem) is None and torch.equal(first, text_of(checkpoint, source, 64, 8, again))
+        again.begin()
+        assert file.read_bytes() == whole, "it is replaced"
 
 
 def test_parts_of_a_long_text_are_kept_apart(reader, text, tmp_path, monkeypatch):

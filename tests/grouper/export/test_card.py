@@ -176,7 +176,7 @@ def test_an_export_reports_the_layout_that_it_describes(models, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["grouper"] == {"merge": "distill", "method": "x", "export": "grouper export z", "deploy": "stock"}
     again = already_written(tmp_path / "out", before, "grouper export z")
-    assert again.kv_bytes_per_token == list(done.kv_bytes_per_token) and again.export_class == "stock"
+    assert again.kv_bytes_per_token == done.kv_bytes_per_token and again.export_class == "stock"
     assert again.self_test == done.self_test and Exported.from_data(done.to_data()) == done
     assert already_written(tmp_path / "out", before, "grouper export other") is None
     assert already_written(tmp_path / "out", LAYOUT, "grouper export z") is None

@@ -94,14 +94,14 @@ def test_every_kind_of_layout_is_refined(run, reader, text, method):
 
 def test_a_killed_run_reads_every_kind_of_layout_back(run):
     folder = RunFolder(run)
-    found = folder.read_layer(0, 1)
+    found = folder.read_layer(0, 8, 8)
     text = folder.layer_path(0).read_text()
     folder.write_layer(0, found)
     assert folder.layer_path(0).read_text() == text and found["gqkva"][0].layout.q is not None
 
 
 def test_gqkvas_pairs_are_all_different_and_corners_are_there(run):
-    candidates = RunFolder(run).read_layer(0, 1)["gqkva"]
+    candidates = RunFolder(run).read_layer(0, 8, 8)["gqkva"]
     shapes = [(c.layout.query_heads, c.layout.k.kv_heads) for c in candidates]
     assert shapes == [(1, 8), (2, 4), (4, 2), (8, 1), (2, 8), (4, 8), (1, 1)]
     for c, (queries, kv) in zip(candidates, shapes):

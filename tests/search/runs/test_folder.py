@@ -25,7 +25,7 @@ def test_layers_say_what_of_an_error_is_ks(folder):
     searched = table[table["method"] == "qcqa-ac"]
     assert (searched["k_error"] > 0).all() and (searched["k_error"] < searched["error"]).all()
     assert table.loc[table["method"] == "kdgqa", "k_error"].isna().any(), "where query heads change theirs"
-    read = folder.read_layer(1, 1)
+    read = folder.read_layer(1, 8, 8)
     assert [c.k_error for c in read["qcqa-ac"]] == searched["k_error"].tolist()
 
 
@@ -62,7 +62,7 @@ def test_a_layers_candidates_come_back_as_they_were(tmp_path):
     (tmp_path / "layers").mkdir()
     folder = RunFolder(tmp_path)
     folder.write_layer(3, found)
-    assert folder.read_layer(3, 3) == found and folder.read_layer(2, 3) is None
+    assert folder.read_layer(3, 12, 4) == found and folder.read_layer(2, 12, 4) is None
     rows = pd.read_csv(folder.layer_path(3))
     assert rows["groups"].tolist() == ["0 2|1 3", *["0 1|2 3"] * 4] and rows["layout"].isna().tolist()[:2] == [True] * 2
 
@@ -77,7 +77,7 @@ def test_a_new_run_takes_over_nothing_of_the_one_that_it_replaces(tmp_path):
     settings = replace(folder.settings, fingerprint="another")
     with pytest.raises(GrouperError, match="holds a run with another fingerprint"):
         RunFolder.start(folder.path, settings, overwrite=False)
-    assert RunFolder.start(folder.path, folder.settings, overwrite=False).read_layer(0, 1) == found[0], "it goes on"
+    assert RunFolder.start(folder.path, folder.settings, overwrite=False).read_layer(0, 4, 4) == found[0], "it goes on"
     assert RunFolder.start(folder.path, settings, overwrite=True).settings == settings
     left = {p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*") if p.is_file()}
     assert left == {"run.json", "mine.txt"}

@@ -55,11 +55,10 @@ def test_a_front_survives_its_csv(front, tmp_path):
     again = ParetoFront.read(tmp_path / "pareto.csv")
     assert list(again.table.columns) == COLUMNS and again.same_layouts(front)
     assert again.found_by("y")["method"].tolist() == ["a"] and again.found_by("b", "x")["method"].tolist() == ["a", "b"]
-    older = (tmp_path / "pareto.csv").read_text().replace(",also_found_by", "").replace(",x;y", "")
-    (tmp_path / "older.csv").write_text("\n".join(line.removesuffix(",") for line in older.splitlines()) + "\n")
+    pd.read_csv(tmp_path / "pareto.csv").drop(columns="also_found_by").to_csv(tmp_path / "older.csv", index=False)
     assert ParetoFront.read(tmp_path / "older.csv").table["also_found_by"].tolist() == [""] * 5
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(GrouperError, match="cannot read"):
+    with pytest.raises(GrouperError, match=r"bad.csv is damaged \(row 1: layout is missing\): delete it"):
         ParetoFront.read(tmp_path / "bad.csv")
 
 

@@ -9,7 +9,7 @@ from made_up_runs import SEARCHED, made_up_run, scored
 from grouper import GrouperError
 from grouper.refinement.options import RefineOptions
 from search import SearchOptions
-from search.runs.record import Measuring, comparable, compared_by
+from search.runs.record import Measuring, comparable, compared_by, noted, refining_options
 from search.runs.samples import note_sample, read_samples
 
 
@@ -96,3 +96,43 @@ def test_runs_are_compared_by_all_that_they_have_in_common(tmp_path):
     assert compared_by([one, run("model", {**wiki, "digest": "c"}, fingerprint="g")]) == ["over"]
     with pytest.raises(GrouperError, match="neither nats on one text nor one model and fitness"):
         compared_by([one, run("neither", {"text": "code", "digest": "d"}, fingerprint="h")])
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"windows": "x"}, "windows.* is 'x'"), ({"windows": [1.5]}, "windows"), ({"digest": 3}, "digest is 3"),
+        ({"set": "x"}, "set is 'x'"), ({"tasks": {"limit": "x"}}, "tasks.limit is 'x'"), ({"dtype": []}, "dtype is "),
+        ({"refinement": {"scope": []}}, "refinement.scope"), ({"text": {}}, "text is {}"),
+        ({"text": float("nan")}, "NaN"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_record_is_one_line_and_measured_anew(tmp_path, change, told):
+    run = made_up_run(tmp_path / "run", scored(*SEARCHED), nll=[2.0, 3.0, 4.0, 5.0])
+    path, measuring = run.path / "evaluation.json", Measuring("a.txt", "a", (2, 64), "float32")
+    path.write_text(json.dumps({**measuring.to_data(), **change}))
+    for read in (
+        lambda: comparable(run, run.front(), None, ()),
+        lambda: measuring.check(run, run.front(), None, overwrite=False),
+        lambda: noted(run),
+    ):
+        with pytest.raises(GrouperError, match=told) as refused:
+            read()
+        line = str(refused.value)
+        assert line.startswith(f"{path} is damaged (") and line.endswith("): measure the run again, with --overwrite")
+        assert "\n" not in line
+    assert refining_options(run) == ["--text", "calibration.txt"], "a hint depends on nothing"
+    measuring.check(run, run.front(), None, overwrite=True)
+    assert noted(run) == {"text": "a.txt", "digest": "a", "windows": [2, 64], "dtype": "float32"}
+
+
+@pytest.mark.parametrize("windows", [(2, 64), ([2, 64], [3, 64])])
+def test_a_record_is_read_as_it_was_written(tmp_path, windows):
+    run = made_up_run(tmp_path / "run", scored(*SEARCHED), nll=[2.0, 3.0, 4.0, 5.0])
+    tasks = {"limit": None, "few_shot": 3}
+    measuring = Measuring("a.txt", "a", windows, "float32", ("mean.x=1",), tasks)
+    for _ in range(2):
+        measuring.check(run, run.front(), RefineOptions("block", tokens=4096).plan("cpu"), overwrite=False)
+    assert noted(run) == json.loads((run.path / "evaluation.json").read_text())
+    assert noted(run)["tasks"] == tasks and noted(run)["refinement"]["tokens"] == 4096

@@ -11,7 +11,7 @@ from search.runs.settings import RunSettings
 
 
 def test_what_may_differ_where_a_run_goes_on():
-    settings = RunSettings(SearchOptions(), "here/model", None, "f", "t")
+    settings = RunSettings(SearchOptions(), "here/model", None, "f", True, "t")
     free = {
         "timings": {"a": 1.0},
         "versions": {"torch": "9"},

@@ -1,0 +1,98 @@
+"""Tensors that we keep for ourselves: moments, refined layers, trainings. Each safetensors file says which one of which
+folder it is and holds a digest, so that one that was swapped or changed is refused.
+
+Facts stand in one field of the header. Several would be written in any order, other bytes each time.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, uint8
+
+from grouper.errors import GrouperError
+from grouper.outputs import write_file
+from grouper.parsing import shown
+from grouper.schema import damage_said, document, fitted, fitted_texts
+
+T = TypeVar("T")
+Tensors = dict[str, Tensor]
+FIELD = "grouper"
+OLDER = "reached"  # where older versions kept a training's facts; others stood side by side, as text
+
+
+@dataclass(frozen=True)
+class _Header:
+    """digest: None in files of older versions, which say neither that nor which file they are."""
+
+    facts: dict[str, Any]
+    file: str
+    digest: int | None
+
+
+def save_tensors(path: Path, tensors: Tensors, facts: Any) -> None:
+    """Write in one step, so that a full disk or a kill leaves what was there. facts: a dataclass."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = _Header(asdict(facts), name_of(path), _digest(tensors, asdict(facts)))
+    write_file(path, lambda beside: save_file(tensors, beside, metadata={FIELD: json.dumps(asdict(header))}))
+
+
+def load_tensors(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
+    """Tensors and facts as `save_tensors` wrote them, to the bit, or an older version. cure: what to do where the file
+    is damaged, was changed, or is another one, which raises GrouperError."""
+    with damage_said(path, cure), _as_ours():
+        header, facts = _read_header(path, kind)
+        tensors = load_file(path)
+        if header.digest is not None and header.digest != _digest(tensors, header.facts):
+            raise GrouperError("it changed since it was written")
+        return tensors, facts
+
+
+def facts_of(path: Path, kind: type[T], cure: str) -> T:
+    """Facts alone, without a look at the digest."""
+    with damage_said(path, cure), _as_ours():
+        return _read_header(path, kind)[1]
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise GrouperError(str(error)) from error
+
+
+def name_of(path: Path) -> str:
+    """File and folder: that is named by what the file was made from."""
+    return f"{path.absolute().parent.name}/{path.name}"
+
+
+def _digest(tensors: Tensors, facts: dict[str, Any]) -> int:
+    """CRC-32 of facts and of all tensors, their names, types and shapes included."""
+    found = zlib.crc32(json.dumps(facts).encode())
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
+        if tensor.numel():
+            found = zlib.crc32(tensor.reshape(-1).view(uint8).numpy(), found)  # type: ignore[arg-type]
+    return found
+
+
+def _read_header(path: Path, kind: type[T]) -> tuple[_Header, T]:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    if FIELD in metadata:
+        header = fitted(document(metadata[FIELD], finite=False), _Header)
+        if header.file != name_of(path):
+            raise GrouperError(f"it was written as {shown(header.file)}")
+        return header, fitted(header.facts, kind)
+    if OLDER in metadata:
+        return _Header({}, "", None), fitted(document(metadata[OLDER], finite=False), kind)
+    if not metadata.keys() & {f.name for f in fields(kind)}:  # type: ignore[arg-type]
+        raise GrouperError("its header holds none of our facts")
+    return _Header({}, "", None), fitted_texts(metadata, kind)

@@ -1,12 +1,10 @@
-"""Export a layout of a run, in four acts: choose it, merge and refine it, write it, push it."""
+"""Export a layout of a run, in four acts: choose it, merge and refine it (and measure that), write it, push it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-
-import pandas as pd
 
 from grouper.attention import Merged
 from grouper.calibration.calibration import Calibration
@@ -18,33 +16,18 @@ from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
 from grouper.export.write import already_written, check_exportable
-from grouper.layout import HeadLayout
 from grouper.machine import Machine, Tell, no_message
-from grouper.merging import MERGES, Merge, merge_for
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.store import LayerStore
-from grouper.registry import check_assignments
-from search.methods.registry import ORIGINAL
+from search.evaluation.held_out import HeldOut
+from search.evaluation.record import Record
 from search.run import digest_of_text
-from search.runs.columns import SE, called
+from search.runs.chosen import Chosen, announce, choose_layout
 from search.runs.folder import RunFolder
-from search.runs.pareto import ParetoFront
-from search.runs.picking import Picked, Selection, pick
-from search.runs.record import REFINED, comparable
+from search.runs.selection import Selection
 from search.runs.settings import RunSettings
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """front: with what was measured of just such merges. label: as pareto.csv's `merge` has it ("spectral+refine")."""
-
-    front: ParetoFront
-    picked: Picked
-    layout: HeadLayout
-    merge: Merge
-    label: str
 
 
 def export_from_run(
@@ -55,9 +38,10 @@ def export_from_run(
     refine: RefineOptions | None = None,
     options: ExportOptions | None = None,
     destination: Destination | None = None,
+    held_out: HeldOut | None = None,
     *,
     machine: Machine | None = None,
-    keep_calibration: str | Path | None = None,
+    keep_calibration: str | PathLike | None = None,
     set: tuple[str, ...] = (),
     command: str | None = None,
 ) -> Exported:
@@ -66,9 +50,10 @@ def export_from_run(
     calibration: text for the merge, the run's own unless given. refine: refine on that text, on the run's own only
     while it gives the tokens that were searched on; else `not_refined` of the result says why not. Layers are kept in
     the folder OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the
-    Hub the folder goes, too; one that the same command wrote before is pushed as it is. set: parameters of merges, over
-    the run's. command: what was typed, for the record. The machine is told a line or two. Where several ranks run this,
-    they calibrate and refine together, and the first one writes. Raises GrouperError.
+    Hub the folder goes, too; one that the same command wrote before is pushed as it is. held_out: text to measure the
+    original and the merged layers on, before they are written, for the run and the card. set: parameters of merges,
+    over the run's. command: what was typed, for the record. The machine is told a line or two. Where several ranks run
+    this, they calibrate and refine together, and the first one writes. Raises GrouperError.
     """
     machine = machine or Machine()
     ranks, tell = machine.ranks, machine.tell
@@ -99,10 +84,10 @@ def export_from_run(
     announce(chosen, tell)
     if regrouper.calibration and not ranks.alone:
         regrouper.kept_moments(machine.progress)  # which all ranks collect together
-    origin = origin_of(folder, chosen, command)
+    aside = held_out.read(checkpoint, kept) if held_out else None
+    record = Record(folder, chosen, set, command, aside, options.overwrite)
     with locked_by_first(ranks, output):
-        note = partial(folder.note_refined, chosen.picked.layout, chosen.label)
-        done = carry_out(regrouper, chosen, output, plan, options, origin, destination, note, machine)
+        done = carry_out(regrouper, chosen, output, plan, options, record, destination, machine)
     return replace(done, not_refined=not_refined)
 
 
@@ -125,22 +110,22 @@ def carry_out(
     output: Path,
     refine: RefinePlan | None,
     options: ExportOptions,
-    origin: dict,
+    record: Record,
     destination: Destination | None,
-    note: Callable[[list[tuple[float, float]]], None],
     machine: Machine,
 ) -> Exported:
-    """Acts two to four. What is refined is kept until the export is whole. note(errors): of layers, before and after
-    their refinement."""
+    """Acts two to four. What is refined is kept until the export is whole."""
     if refine:
         regrouper, refine = as_begun(regrouper, chosen, refine, output, machine.tell)
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
+    origin = record.origin()
     merged: Merged
     with temporary_folder(output.absolute().parent, output.name) as temporary:
         if refine and kept:
             merged, origin["refined"] = merge_and_refine(regrouper, chosen, refine, kept, machine)
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
+        origin["measured"] = record.measured(regrouper, refine, merged, machine.progress)
 
         def write() -> Exported:
             with told_where(kept):
@@ -150,7 +135,7 @@ def carry_out(
                 )  # fmt: skip
             if kept:
                 with suppress(OSError):  # a run that cannot be written to: its report lacks this
-                    note(origin["refined"]["errors"])
+                    record.note_refined(origin["refined"]["errors"])
             forget_work(refined_beside(output))
             return push(exported, destination)
 
@@ -168,44 +153,6 @@ def told_where(kept: Path | None) -> Iterator[None]:
         raise SelfTestFailed(
             f"{error}; the refined layers stay in {kept}, the same command goes on from there"
         ) from error
-
-
-def choose_layout(
-    folder: RunFolder, selection: Selection, refine: RefinePlan | None, set: tuple[str, ...], tell: Tell
-) -> Chosen:
-    """Act one: the layout, and the merge that suits it."""
-    front, settings = folder.front(), folder.settings
-    check_assignments(set, MERGES)
-    merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
-    suffix = REFINED if refine else ""
-    picked = pick(front, f"{merge.name}{suffix}", selection)
-    layout = folder.layout_of(picked.row)
-    fitting = merge_for(layout, merge)
-    if fitting.name != merge.name:
-        why = "regroups query heads too, which only averaging can follow"
-        tell(f"layout {picked.layout} {why}: merged by {fitting.name}, not {merge.name}")
-    return Chosen(comparable(folder, front, refine, set), picked, layout, fitting, f"{fitting.name}{suffix}")
-
-
-def origin_of(folder: RunFolder, chosen: Chosen, command: str | None) -> dict:
-    """Facts for grouper.json and the card: where the layout comes from, what it was found to lose."""
-    picked, settings = chosen.picked, folder.settings
-    return {
-        "method": picked.row["method"], "fitness": settings.options.fitness, "error": float(picked.row["error"]),
-        "layout": picked.layout, "search": settings.command, "export": command,
-        "parameters": chosen.merge.parameters, "measured": measured(chosen.front, picked.layout, chosen.label),
-    }  # fmt: skip
-
-
-def announce(chosen: Chosen, tell: Tell) -> None:
-    picked, row = chosen.picked, chosen.picked.row
-    share = f"{row['kv_ratio']:.1%} of the KV cache"
-    if "weight_ratio" in row:  # an encoder was grouped
-        share = f"{row['weight_ratio']:.1%} of the K and V weights"
-    what = f"layout {picked.layout} ({row['method']}, {row['deploy']}, {share})"
-    tell(f"{what}: {picked.why}")
-    if picked.others:
-        tell(picked.others)
 
 
 def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, output: Path) -> Path:
@@ -266,16 +213,3 @@ def push(exported: Exported, destination: Destination | None) -> Exported:
     if destination is None:
         return exported
     return replace(exported, pushed=destination.push(Path(exported.folder)))
-
-
-def measured(front: ParetoFront, layout: int, merge: str) -> dict[str, list[float | None]]:
-    """What `grouper evaluate` found, for the original and for this layout under this merge: nats per token, perplexity,
-    how near the original it is, tasks. Standard errors stay in pareto.csv."""
-    table = front.table
-    rows = table[(table["layout"] == layout) & (table["merge"] == merge)]
-    columns = [c for c in front.measured_columns if not SE.search(c)]
-    if rows.empty or rows[columns].isna().all(axis=None):
-        return {}
-    before, after = table[table["method"] == ORIGINAL].iloc[0], rows.iloc[0]
-    pairs = {c: [None if pd.isna(r[c]) else float(r[c]) for r in (before, after)] for c in columns}
-    return {called(c): pair for c, pair in pairs.items() if pair[1] is not None}

@@ -1,55 +1,132 @@
-"""`regroup`: a model in, the same model with fewer KV heads out, in one call from Python."""
+"""Regrouping in one go: search, refined export, self-test, a measure before and after; for Python and the command."""
 
 import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from grouper.calibration.calibration import TOKENS, WINDOW, Calibration
-from grouper.calibration.source import PAIR, TextSource
+from grouper.calibration.calibration import TOKENS, WINDOW
+from grouper.calibration.given import Given, named_text
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.export import Exported
-from grouper.export.write import MARKER
+from grouper.export import Exported, ExportOptions
+from grouper.export.facts import MARKER
+from grouper.export.formats import FORMATS
+from grouper.export.hub import Destination
+from grouper.families.architecture import Architecture
 from grouper.machine import Machine
+from grouper.merging import MERGES
 from grouper.model.loading import load
-from grouper.outputs import new_folder
+from grouper.outputs import refuse_existing
 from grouper.progress import Progress, no_progress
 from grouper.refinement.options import RefineOptions
 from grouper.scratch import ScratchFolder
+from search.evaluation.held_out import HeldOut, HeldOutOptions, text_held_out
 from search.export_run import export_from_run
 from search.options import SearchOptions
+from search.regrouped import Regrouped
 from search.run import search
+from search.runs.columns import in_order
+from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
-from search.runs.picking import Selection
+from search.runs.selection import Selection
+
+HALF = Selection(kv_ratio="1/2")
+Pairs = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True)
-class Regrouped:
-    """model: of transformers, loaded. front: all layouts that were found. exported: what was written, and its
-    self-test. `save` keeps it; without that it goes with this object."""
+class Done:
+    """exported: the folder, and its self-test. run: the folder of the search. measured: (of the original, of the
+    regrouped model) by what it is. not_measured: why that is empty, if so."""
 
-    model: Any
-    front: ParetoFront
     exported: Exported
-    _folder: ScratchFolder
+    run: Path
+    measured: Pairs
+    not_measured: str | None = None
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """The regrouped model, with its tokenizer, card and layout, as a folder that `grouper uptrain` takes, too."""
-        with new_folder(Path(folder), MARKER, overwrite) as beside:
-            shutil.copytree(self.exported.folder, beside, dirs_exist_ok=True)
-        return Path(folder)
+    @property
+    def front(self) -> ParetoFront:
+        return RunFolder.open(self.run).front()
+
+    def to_data(self) -> dict[str, Any]:
+        """For JSON."""
+        more = {"run": str(self.run), "measured": self.measured, "not_measured": self.not_measured}
+        return {**self.exported.to_data(), **more}
+
+
+def regroup_into(
+    model: str | PathLike,
+    output: str | PathLike,
+    selection: Selection = HALF,
+    options: SearchOptions | None = None,
+    refinement: RefineOptions | None = None,
+    export: ExportOptions | None = None,
+    destination: Destination | None = None,
+    measuring: HeldOutOptions | None = None,
+    *,
+    revision: str | None = None,
+    jobs: str | int = "auto",
+    keep_calibration: str | PathLike | None = None,
+    machine: Machine | None = None,
+    command: str | None = None,
+) -> Done:
+    """Search `model`, and write one layout of it to the folder `output`, its run to the folder OUTPUT.run.
+
+    The same call goes on where it was killed. refinement: how to refine on the text that is searched on. measuring: the
+    text to measure on before and after. export: with its `overwrite` the folder is replaced, and so is a run of another
+    model or of other options; the same run goes on. Raises GrouperError; what cannot work is refused before the search.
+    """
+    machine, export, output = machine or Machine(), export or ExportOptions(), Path(output)
+    options, run = (options or SearchOptions()).resolved(), Path(f"{output}.run")
+    check(selection, output, export, destination)
+    aside = export.overwrite or RunFolder(run).sets_aside
+    text = text_to_measure(model, revision, options, aside, measuring or HeldOutOptions())
+    machine.tell(text if isinstance(text, str) else text.told)
+    search(
+        model, run, options, revision=revision, jobs=jobs, machine=machine, keep_calibration=keep_calibration,
+        overwrite=export.overwrite, resume=True, command=command,
+    )  # fmt: skip
+    exported = export_from_run(
+        run, output, selection, None, refinement, export, destination, text if isinstance(text, HeldOut) else None,
+        machine=machine, keep_calibration=keep_calibration, command=command,
+    )  # fmt: skip
+    facts = json.loads((output / MARKER).read_text(encoding="utf-8"))
+    measured = {name: facts["measured"][name] for name in in_order(facts.get("measured") or {})}
+    return Done(exported, run, measured, text if isinstance(text, str) else None)
+
+
+def check(selection: Selection, output: Path, export: ExportOptions, destination: Destination | None) -> None:
+    """Raise GrouperError for what the export would refuse, before there is a search."""
+    selection.check()
+    FORMATS.named(export.format)
+    if selection.merge:
+        MERGES.named(selection.merge)
+    if destination:
+        destination.check()
+    if not (destination and (output / MARKER).is_file()):  # what the same command wrote is pushed
+        refuse_existing(output, MARKER, export.overwrite)
+
+
+def text_to_measure(
+    model: str | PathLike, revision: str | None, options: SearchOptions, set_aside: bool, asked: HeldOutOptions
+) -> HeldOut | str:
+    """Text held out, or why there is none."""
+    reads = Architecture.of(Checkpoint.open(model, revision).config).family.reads
+    return text_held_out(asked, options, reads, set_aside)
 
 
 def regroup(
     model: Any,
     tokenizer: Any = None,
     *,
-    text: str | Path | Sequence[str] | Sequence[tuple[str, str]] | None = None,
+    text: Given | None = None,
     images: str | Path | None = None,
+    evaluation: Given | None = None,
     kv_ratio: float | str = 0.5,
     deploy: str | None = None,
+    merge: str | None = None,
     refine: bool = True,
     tokens: int = TOKENS,
     refine_tokens: int | None = None,
@@ -58,64 +135,49 @@ def regroup(
     options: SearchOptions | None = None,
     progress: Progress = no_progress,
 ) -> Regrouped:
-    """Search, merge, refine and load.
+    """Search, merge, refine, measure and load.
 
     model: a loaded transformers model, a folder, a Hub id or `demo`. tokenizer: a loaded model's, where there is text;
-    its processor, where there are pictures. text: what to calibrate and refine on, a file or documents, or pairs of
-    source and target for an encoder with a decoder; without it inputs are guessed, and nothing is refined. images: in
-    its place, a folder of pictures in folders of classes. kv_ratio: of the cache, as 0.5 or "1/3". deploy: stock,
-    padded, ragged or any; stock where there is some. options: of the search, for more than this has words for; text,
-    tokens and window are filled in. Raises GrouperError.
+    its processor, where there are pictures. text: what to calibrate and refine on: a file, documents, a dataset (rows
+    with `text`), or pairs of source and target for an encoder with a decoder; without it inputs are guessed, and
+    nothing is refined. images: in its place, a folder of pictures in folders of classes. evaluation: other text, to
+    measure on before and after; of a long text some is set aside for that. kv_ratio: of the cache, as 0.5 or "1/3".
+    deploy: stock, padded, ragged or any; stock where there is some. merge: how heads become one. device: where it is
+    done; the result is where a loaded model is, else there. options: of the search, for more than this has words for;
+    text, tokens and window are filled in. Raises GrouperError.
 
     >>> from search import regroup
     >>> small = regroup("demo", kv_ratio="1/2", options=SearchOptions(fitness="weight", generations=2, population=8))
+    >>> small
+    Regrouped(LlamaForCausalLM, stock, 50.0% of the KV cache)
     >>> small.model.config.num_key_value_heads
     8
     """
-    machine = Machine(device, progress=progress)
-    holder = ScratchFolder()
-    place = holder.path
-    source = (
-        str(model) if isinstance(model, str | Path) else _saved(model, tokenizer, text or images, place / "original")
-    )
-    calibration = None
+    machine, holder = Machine(device, progress=progress), ScratchFolder()
+    place, options = holder.path, options or SearchOptions()
+    source = str(model) if isinstance(model, str | Path) else _saved(model, tokenizer, (text, images), place / "given")
     if text is not None:
-        file = str(text) if isinstance(text, str | Path) else _documents(text, place / "text.jsonl")
-        calibration = Calibration(TextSource(file), tokens, window)
-        given = {"text": file, "tokens": tokens, "window": window}
-        options = SearchOptions(**{**vars(options or SearchOptions()), **given})
+        options = replace(options, text=named_text(text, place / "text.jsonl"), tokens=tokens, window=window)
     elif images is not None:
-        calibration = Calibration(TextSource(images=str(images)), tokens, window)
-        options = SearchOptions(**{**vars(options or SearchOptions()), "images": str(images), "tokens": tokens})
-    front = search(source, place / "run", options, machine=machine)
-    exported = export_from_run(
-        place / "run", place / "out", Selection(kv_ratio=str(kv_ratio), deploy=deploy), calibration,
-        RefineOptions(tokens=refine_tokens) if calibration and refine else None, machine=machine,
-    )  # fmt: skip
+        options = replace(options, images=str(images), tokens=tokens, window=window)
+    measuring = HeldOutOptions(None if evaluation is None else named_text(evaluation, place / "other.jsonl"))
+    selection = Selection(kv_ratio=str(kv_ratio), deploy=deploy, merge=merge)
+    refinement = RefineOptions(tokens=refine_tokens) if refine else None
+    done = regroup_into(source, place / "out", selection, options, refinement, measuring=measuring, machine=machine)
+    exported = done.exported
     own_code = exported.export_class == "ragged"  # our own modelling file, written a moment ago
-    loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").to(machine.device).eval()
-    return Regrouped(loaded, front, exported, holder)
+    loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").eval()
+    loaded = loaded.to(getattr(model, "device", machine.device))
+    return Regrouped(loaded, done.front, exported, done.measured, holder)
 
 
-def _saved(model: Any, tokenizer: Any, text: object, folder: Path) -> str:
+def _saved(model: Any, tokenizer: Any, reads: tuple[object, ...], folder: Path) -> str:
     """A loaded model on disk, for the rest reads checkpoints."""
     if not hasattr(model, "save_pretrained"):
         raise GrouperError(f"cannot regroup a {type(model).__name__}: give a transformers model, a folder or a Hub id")
-    if text is not None and tokenizer is None:
+    if tokenizer is None and any(one is not None for one in reads):
         raise GrouperError("text needs the model's tokenizer, or its processor: regroup(model, tokenizer, text=...)")
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-def _documents(text: Sequence[Any], file: Path) -> str:
-    """Documents, or pairs of source and target, as JSONL."""
-    if text and all(isinstance(document, str) for document in text):
-        rows = [{"text": document} for document in text]
-    elif text and all(isinstance(pair, tuple) and len(pair) == 2 for pair in text):
-        rows = [dict(zip(PAIR, pair)) for pair in text]
-    else:
-        raise GrouperError("text is neither a file nor documents: give a path, or a list of strings or of pairs")
-    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return str(file)

@@ -38,6 +38,7 @@ def search(
     machine: Machine | None = None,
     keep_calibration: str | PathLike | bool | None = True,
     overwrite: bool = False,
+    resume: bool = False,
     command: str | None = None,
 ) -> ParetoFront:
     """Search groupings of `model`'s KV heads and write the run to the folder `output`.
@@ -46,8 +47,9 @@ def search(
     layouts. jobs: layers searched at a time, or "auto". machine: with a GPU, any model is streamed while it is
     calibrated unless its memory is given. keep_calibration: where what was calibrated is kept, and looked for, for this
     model, text and tokens: a folder; or True for the run's own, unless it would be larger than the model; or False.
-    command: what was typed, for the record. Raises GrouperError for what cannot be
-    searched, before anything is written. Where several ranks run this, layers and text are shared out among them.
+    overwrite: replace an earlier run; with `resume`, only one of another model or of other options. command: what was
+    typed, for the record. Raises GrouperError for what cannot be searched, before anything is written. Where several
+    ranks run this, layers and text are shared out among them.
     """
     machine = machine or Machine()
     device, memory, ranks = machine.device, machine.memory, machine.ranks
@@ -70,7 +72,7 @@ def search(
     )  # fmt: skip
     refuse_inside(Path(output), checkpoint.local_folder)
     with locked_by_first(ranks, Path(output)):
-        folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite))
+        folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite, resume))
         seen_by_all(folder, ranks)
         ranks.first_does(kept.begin)
         started = time.perf_counter()

@@ -93,7 +93,7 @@ def _uptrained(facts: dict) -> list[str]:
 
 
 def _commands(facts: dict) -> list[str]:
-    commands = [facts[key] for key in ("search", "export", "uptrain") if facts.get(key)]
+    commands = dict.fromkeys(facts[key] for key in ("search", "export", "uptrain") if facts.get(key))
     return ["To make it again:", "", fenced("\n".join(map(printable, commands)), "sh"), ""] if commands else []
 
 

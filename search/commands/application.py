@@ -2,7 +2,7 @@
 
 import typer
 
-from search.commands import check, compare, demo, evaluate, export, inspect, layouts, report, search, uptrain
+from search.commands import check, compare, demo, evaluate, export, inspect, layouts, regroup, report, search, uptrain
 from search.commands.options import Command
 
 app = typer.Typer(
@@ -11,5 +11,5 @@ app = typer.Typer(
     "whole traceback of a failure.",
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
 )  # fmt: skip
-for module in (inspect, search, evaluate, export, check, uptrain, layouts, report, compare, demo):
+for module in (inspect, regroup, search, evaluate, export, check, uptrain, layouts, report, compare, demo):
     app.command(module.run.__name__, cls=Command)(module.run)

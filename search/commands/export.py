@@ -11,7 +11,7 @@ from grouper.machine import Machine
 from grouper.option_fields import Option
 from grouper.refinement.options import RefineOptions
 from search.commands.options import Assignments, Config, Json, Run, command
-from search.commands.saying import other_text, print_json, tell, tell_next, typed_command
+from search.commands.saying import print_json, tell, tell_next_of_export, typed_command
 from search.runs.selection import Selection
 
 
@@ -33,7 +33,6 @@ def run(
     """Write a regrouped model that transformers loads, and test it."""
     from search.commands.bars import bar
     from search.commands.console import exported_summary
-    from search.evaluation.models import can_be_measured
     from search.export_run import export_from_run
     from search.runs.folder import RunFolder
 
@@ -46,11 +45,7 @@ def run(
         print_json(exported.to_data())
     else:
         exported_summary(exported)
-        if can_be_measured(output):
-            given = calibration and calibration.source.images
-            pictures = given or RunFolder.open(Path(run)).settings.options.images
-            tell_next("evaluate", output, *other_text(pictures))
-            learnt = ("--images", "training") if pictures else ("--text", "training.txt")
-            tell_next("uptrain", output, "-o", f"{output}-healed", *learnt)
+        given = calibration and calibration.source.images
+        tell_next_of_export(output, given or RunFolder.open(Path(run)).settings.options.images)
     if exported.not_refined:
         tell(f"not refined: {exported.not_refined}")

@@ -10,7 +10,7 @@ from grouper.option_fields import Option
 from search.commands.options import Config, Json, command
 from search.commands.saying import print_json, tell_next
 
-NEXT = {"pictures": ("--images", "pictures"), "pairs": ("--text", "pairs.tsv"), "sounds": ("--text", "sounds.tsv")}
+ON = {"pictures": ("--images", "pictures"), "pairs": ("--text", "pairs.tsv"), "sounds": ("--text", "sounds.tsv")}
 
 
 @command("inspect", first="families revision context batch card kv_dtype json config")
@@ -44,4 +44,6 @@ def run(
     if json:
         return print_json(found.to_data())
     inspection(found)
-    tell_next("search", model, "-o", "run", *NEXT.get(found.reads, ("--text", "calibration.txt")))
+    on = ON.get(found.reads, ("--text", "calibration.txt"))
+    tell_next("regroup", model, "-o", "half", "--kv-ratio", "1/2", *on)
+    tell_next("search", model, "-o", "run", *on)

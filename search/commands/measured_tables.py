@@ -80,3 +80,15 @@ def evaluated_table(found: EvaluatedModel) -> None:
             told = ["", ""] if before is None else [f"{before:.4f}", f"{value - before:+.4f}"]
             view.add_row(*cells, *(told if found.original else []))
     OUT.print(view)
+
+
+def before_and_after(measured: dict[str, list[float | None]]) -> None:
+    """On stdout: what was measured of the original and of the regrouped model, if anything."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("measured", "original", "regrouped", "over"):
+        view.add_column(heading, justify="left" if heading == "measured" else "right")
+    for what, (before, after) in measured.items():
+        if before is not None and after is not None:
+            view.add_row(what, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+    if measured:
+        OUT.print(view)

@@ -23,6 +23,17 @@ def tell_next(*words: object) -> None:
     tell(f"next: {shlex.join(['grouper', *map(str, words)])}")
 
 
+def tell_next_of_export(output: Path, images: object, measured: bool = False) -> None:
+    """What follows an export for transformers. measured: whether it was before it was written."""
+    from search.evaluation.models import can_be_measured
+
+    if can_be_measured(output):
+        if not measured:
+            tell_next("evaluate", output, *other_text(images))
+        learnt = ("--images", "training") if images else ("--text", "training.txt")
+        tell_next("uptrain", output, "-o", f"{output}-healed", *learnt)
+
+
 def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2))
 

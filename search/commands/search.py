@@ -17,6 +17,8 @@ WITHOUT_TEXT = (
 )
 Keep = Annotated[Path | None, Calibration.__dataclass_fields__["keep"].metadata[KEY]]
 NoKeep = Annotated[bool, Option("Keep no calibration in the run, where other commands look for it.", "Text")]
+Jobs = Annotated[str, Option("Layers searched at a time; auto: what cores and memory hold.", "Machine")]
+Revision = Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")]
 
 
 @command("search", first="output text dataset images method device overwrite json")
@@ -25,10 +27,10 @@ def run(
     output: Annotated[Path, Option("Folder for the run; the same command goes on there.", short="-o", metavar="RUN")],
     options: SearchOptions,
     machine: Machine,
-    jobs: Annotated[str, Option("Layers searched at a time; auto: what cores and memory hold.", "Machine")] = "auto",
+    jobs: Jobs = "auto",
     keep_calibration: Keep = None,
     no_keep_calibration: NoKeep = False,
-    revision: Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")] = None,
+    revision: Revision = None,
     overwrite: Overwrite = False,
     json: Json = False,
     config: Config = None,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from grouper.attention import Merged
 from grouper.calibration.calibration import WINDOW
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
@@ -170,8 +171,10 @@ def fill_in(
     fitting: Callable[[HeadLayout], Merge],
     refine: RefinePlan | None,
     progress: Progress,
+    merged: Merged | None = None,
 ) -> None:
-    """Measure these rows, one a rank at a time, and write pareto.csv after each time."""
+    """Measure these rows, one a rank at a time, and write pareto.csv after each time. merged: the layers' weights where
+    all rows but the original's are of one layout that is merged, and refined, already."""
     regrouper = meter.regrouper
     ranks = regrouper.ranks
     if todo and not ranks.alone and regrouper.calibration:
@@ -180,7 +183,7 @@ def fill_in(
     def measure(index: int) -> Measured:
         row = front.table.loc[index]
         layout = folder.layout_of(row)
-        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine)
+        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine, merged)
 
     for begin in range(0, len(todo), ranks.size):
         one_each = todo[begin : begin + ranks.size]
@@ -210,11 +213,20 @@ def told(row: pd.Series) -> str:
     return f"{row[column]:.4f} {called(column)}"
 
 
-def measured(meter: Meter, original: bool, layout: HeadLayout, merge: Merge, refine: RefinePlan | None) -> Measured:
+def measured(
+    meter: Meter,
+    original: bool,
+    layout: HeadLayout,
+    merge: Merge,
+    refine: RefinePlan | None,
+    done: Merged | None = None,
+) -> Measured:
     """Values by column, of the model as it came, or under this layout, merged and perhaps refined; layers' errors
-    before and after refinement; a sample of text, where there is one."""
+    before and after refinement; a sample of text, where there is one. done: the layout's weights, merged before."""
     if original:
         return meter.of_original(), [], meter.sample()
+    if done is not None:
+        return meter.of_layout(layout, done), [], meter.sample((layout, done))
     regrouper = meter.regrouper
     with ScratchFolder() as folder:
         if refine:

@@ -1,6 +1,7 @@
 """The columns that `evaluate` adds to pareto.csv: what they are called, which are standard errors."""
 
 import re
+from collections.abc import Iterable
 
 SE = re.compile(r"_se(@|:|$)|_stderr(,|$)")
 CALLED = {
@@ -36,6 +37,16 @@ def called(column: str) -> str:
     kind, colon, text = column.partition(":")
     kind, at, band = kind.partition("@")
     return CALLED.get(kind, kind) + (f" at {band}" if at else "") + (f", {text}" if colon else "")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Columns, as people call them, with those that matter most first.
+
+    >>> in_order(["KL to the original", "piqa,acc", "nats per token"])
+    ['nats per token', 'KL to the original', 'piqa,acc']
+    """
+    first = (CALLED["nll"], "perplexity", CALLED["kl"])
+    return sorted(names, key=lambda name: next((i for i, one in enumerate(first) if name.startswith(one)), len(first)))
 
 
 def error_of(column: str) -> str:

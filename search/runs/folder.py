@@ -38,10 +38,11 @@ class RunFolder:
         object.__setattr__(self, "path", Path(self.path))
 
     @classmethod
-    def start(cls, path: Path, settings: RunSettings, overwrite: bool) -> "RunFolder":
-        """A new run's folder, or that of an earlier run of the same settings, which then goes on."""
+    def start(cls, path: Path, settings: RunSettings, overwrite: bool, resume: bool = False) -> "RunFolder":
+        """A new run's folder, or that of an earlier run of the same settings, which then goes on: without `overwrite`,
+        or with `resume`."""
         folder = cls(path)
-        if folder.exists() and not overwrite:
+        if folder.exists() and (not overwrite or (resume and folder._is_of(settings))):
             if changed := settings.changed(folder.settings):
                 what = f"{path} holds a run with another {', '.join(changed)}"
                 raise GrouperError(f"{what}: choose another folder, or --overwrite to replace it")
@@ -63,6 +64,12 @@ class RunFolder:
 
     def exists(self) -> bool:
         return (self.path / MARKER).is_file()
+
+    def _is_of(self, settings: RunSettings) -> bool:
+        try:
+            return not settings.changed(self.settings)
+        except GrouperError:  # it cannot be read
+            return False
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote, and nothing else."""

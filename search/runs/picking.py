@@ -6,14 +6,12 @@ from typing import Any
 import pandas as pd
 
 from grouper.errors import GrouperError
-from grouper.export.options import ASKED
-from grouper.names import expected
-from grouper.shares import parsed_share, rounding_of
+from grouper.shares import rounding_of
 from search.methods.registry import not_found
 from search.runs.columns import JUDGES, called
 from search.runs.pareto import ParetoFront
 from search.runs.record import REFINED
-from search.runs.selection import Selection
+from search.runs.selection import Selection, parse_ratio
 
 SAME = 1e-9  # by which two ratios of one size may differ
 
@@ -52,10 +50,7 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
     GrouperError where there is none.
     """
     s = selection or Selection(**asked)
-    if sum(x is not None for x in (s.layout, s.kv_ratio, s.kv_bytes_per_token)) != 1:
-        raise GrouperError("say which layout by one of --layout, --kv-ratio and --kv-bytes-per-token")
-    if s.deploy is not None and s.deploy not in ASKED:
-        raise GrouperError(f"unknown deployment class {s.deploy!r}: {expected(s.deploy, ASKED)}")
+    s.check()
     if s.layout is not None:
         rows = front.table[front.table["layout"] == s.layout]
         if rows.empty:
@@ -87,11 +82,6 @@ def representative(front: ParetoFront) -> pd.Series:
     if sizes.empty:
         return table.iloc[0]
     return best_within(front, repr(max(0.5, float(sizes.min())))).row
-
-
-def parse_ratio(text: str) -> float:
-    """ "0.5", "1/3" or "50%". Raises GrouperError outside (0, 1]."""
-    return parsed_share(text, "KV ratio", most=1)
 
 
 def _budget(front: ParetoFront, asked: Selection) -> Budget:

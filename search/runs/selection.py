@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+from grouper.errors import GrouperError
 from grouper.export.options import ASKED
 from grouper.merging import MERGES
+from grouper.names import expected
 from grouper.option_fields import option
+from grouper.shares import parsed_share
 
 
 @dataclass(frozen=True)
@@ -20,3 +23,22 @@ class Selection:
         None, "stock, padded, ragged or any; stock where one fits.", panel="Layout", words=ASKED
     )
     merge: str | None = option(None, "How heads become one; the run's own unless given.", panel="Layout", words=MERGES)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither a layout nor a budget is named."""
+        return self.layout is None and self.kv_ratio is None and self.kv_bytes_per_token is None
+
+    def check(self) -> None:
+        """Raise GrouperError for what no run can answer."""
+        if sum(x is not None for x in (self.layout, self.kv_ratio, self.kv_bytes_per_token)) != 1:
+            raise GrouperError("say which layout by one of --layout, --kv-ratio and --kv-bytes-per-token")
+        if self.deploy is not None and self.deploy not in ASKED:
+            raise GrouperError(f"unknown deployment class {self.deploy!r}: {expected(self.deploy, ASKED)}")
+        if self.kv_ratio is not None:
+            parse_ratio(self.kv_ratio)
+
+
+def parse_ratio(text: str) -> float:
+    """ "0.5", "1/3" or "50%". Raises GrouperError outside (0, 1]."""
+    return parsed_share(text, "KV ratio", most=1)

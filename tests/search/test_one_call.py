@@ -1,5 +1,6 @@
 """`regroup`, as people call it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from encoder_samples import files_for, with_reader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grouper import GrouperError
+from grouper.export.hub import Destination
 from search import SearchOptions, regroup
 
 QUICK = SearchOptions(generations=2, population=8)
@@ -26,7 +28,8 @@ def test_a_loaded_model_and_documents(reader, text, tmp_path):
     assert small.front.own_merge == "spectral" and small.front.table["kv_ratio"].min() == 1 / 8
     with torch.no_grad():
         expected = small.model(TOKENS).logits
-    kept = small.save(tmp_path / "kept")
+    assert repr(small) == "Regrouped(LlamaForCausalLM, stock, 50.0% of the KV cache)" and small.measured == {}
+    kept = small.save_pretrained(tmp_path / "kept")
     with pytest.raises(GrouperError, match="earlier output"):
         small.save(kept)
     again = AutoModelForCausalLM.from_pretrained(kept, trust_remote_code=False)
@@ -41,6 +44,36 @@ def test_a_folder_without_text_and_any_class(models):
     assert small.model(TOKENS).logits.shape == (2, 24, 199)
 
 
+def test_another_text_is_measured_on_before_and_after(reader, text):
+    other = [{"text": document, "id": 1} for document in text.read_text().split("\n\n")[40:60]]
+    options = {"tokens": 512, "window": 64, "refine_tokens": 256, "merge": "mean", "options": QUICK}
+    small = regroup(str(reader), text=text, evaluation=other, **options)
+    before, after = small.measured["nats per token"]
+    said = f"Regrouped(LlamaForCausalLM, stock, 50.0% of the KV cache, {after - before:+.4f} nats per token)"
+    assert repr(small) == said
+    facts = json.loads((Path(small.exported.folder) / "grouper.json").read_text())
+    assert facts["measured"] == small.measured and facts["merge"] == "mean+refine"
+    assert sorted(small.front.table["nll"].dropna()) == pytest.approx(sorted([before, after]))
+
+
+def test_the_result_lies_where_a_loaded_model_does(reader, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(reader, trust_remote_code=False)
+    place = next(model.parameters()).device
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))
+    small = regroup(model, options=SearchOptions(**{**vars(QUICK), "fitness": "weight"}))
+    assert {p.device.type for p in small.model.parameters()} == {"meta"}
+    assert {p.device for p in model.parameters()} == {place}, "the given one stays"
+
+
+def test_it_is_pushed_as_it_was_written(models, monkeypatch):
+    small = regroup(models("llama"), options=SearchOptions(**{**vars(QUICK), "fitness": "weight"}))
+    pushed = []
+    monkeypatch.setattr(Destination, "check", lambda self: pushed.append(self))
+    monkeypatch.setattr(Destination, "push", lambda self, folder: str((folder / "config.json").is_file()))
+    assert small.push_to_hub("me/half", private=True) == "True"
+    assert pushed == [Destination("me/half", private=True)]
+
+
 def test_what_cannot_be_regrouped_is_said(reader):
     model = AutoModelForCausalLM.from_pretrained(reader, trust_remote_code=False)
     with pytest.raises(GrouperError, match="cannot regroup a int"):
@@ -49,6 +82,8 @@ def test_what_cannot_be_regrouped_is_said(reader):
         regroup(model, text=["a"])
     with pytest.raises(GrouperError, match="neither a file nor documents"):
         regroup(str(reader), text=[])
+    with pytest.raises(GrouperError, match="text is a string of 5,000 characters and no file"):
+        regroup(str(reader), text="word " * 1000)
 
 
 def test_encoders_take_pairs_and_pictures(encoders, tmp_path):

@@ -31,7 +31,7 @@ from search.evaluation import proxies
 from search.evaluation.layouts import fill_in
 from search.evaluation.models import evaluate_model, names_a_model
 from search.evaluation.proxies import FILE, read_proxies
-from search.export_run import measured as measured_facts
+from search.runs.chosen import measured as measured_facts
 from search.runs.samples import read_samples
 
 QUICK = SearchOptions(fitness="weight", generations=4, population=24)

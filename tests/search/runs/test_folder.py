@@ -90,3 +90,11 @@ def test_refinements_of_other_merges_stay(tmp_path):
     table = folder.read_refined()
     assert table["merge"].tolist() == ["mean+refine"] * 2 + ["spectral+refine"] * 2
     assert table["layer"].tolist() == [0, 1, 0, 1] and table["before"].tolist() == [0.5, 0.6, 0.4, 0.4]
+
+
+@pytest.mark.parametrize(("seed", "resume", "stays"), [(0, True, True), (1, True, False), (0, False, False)])
+def test_a_run_that_is_overwritten_goes_on_where_it_is_the_same_and_that_is_asked_for(tmp_path, seed, resume, stays):
+    run = made_up_run(tmp_path / "run", scored(*SEARCHED))
+    settings = replace(run.settings, options=replace(run.settings.options, seed=seed))
+    RunFolder.start(run.path, settings, overwrite=True, resume=resume)
+    assert (run.path / "pareto.csv").is_file() == stays and run.settings.options.seed == seed

@@ -1,0 +1,92 @@
+"""Text held out: what a model that is regrouped in one go is measured on, before and after."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from grouper.calibration.encoding import opened
+from grouper.calibration.kept_tokens import KeptTokens
+from grouper.calibration.source import TextSource, is_file_name
+from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.errors import GrouperError
+from grouper.option_fields import option
+from grouper.running.batch import Batch
+from grouper.uptraining.division import SETS_ASIDE
+from search.evaluation.layouts import texts_of
+from search.options import SearchOptions
+
+WINDOWS = 64
+GIVE = "give --evaluation FILE"
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """evaluation: text unlike any that is learnt from, or a folder of pictures."""
+
+    evaluation: str | None = option(
+        None, "Text to measure on, before and after; of a --text of 2 MiB or more some is set aside for that.",
+        panel="Text", metavar="FILE",
+    )  # fmt: skip
+    limit: int = option(WINDOWS, "Windows to measure on, at most.", panel="Text")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """window: tokens that are seen together. limit: windows, at most."""
+
+    source: TextSource
+    window: int
+    limit: int
+
+    @property
+    def told(self) -> str:
+        """A line for people."""
+        text, name = self.source.text, self.source.name
+        if self.source.part == "judged":
+            name = f"stretches of {name} that nothing is learnt from"
+        elif text and not is_file_name(text):
+            name = f"the evaluation text of {name}"
+        return f"measured before and after on {name}, {self.limit} windows at most"
+
+    def read(self, checkpoint: Checkpoint, kept: KeptTokens | None = None) -> "ReadText":
+        """What the model takes. Raises GrouperError where there is too little."""
+        return ReadText(self, texts_of(checkpoint, self.source, None, self.window, self.limit, kept))
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """Text held out, in tokens: by names, of which one alone needs none."""
+
+    held_out: HeldOut
+    texts: Mapping[str, Batch]
+
+
+def text_held_out(asked: HeldOutOptions, search: SearchOptions, reads: str, set_aside: bool = True) -> HeldOut | str:
+    """The text to measure on, or why there is none. reads: as the model's family does. set_aside: whether the run skips
+    the stretches of its text that training is judged by. Raises GrouperError for a text that cannot be read."""
+    calibration = search.calibration()
+    if asked.evaluation is not None:
+        source = _given(asked.evaluation, search)
+    elif calibration is None:
+        return f"nothing is measured: there is no text; {GIVE}"
+    elif reads not in SETS_ASIDE:
+        return f"nothing is measured: of {reads} none are set aside; {GIVE}"
+    elif search.text and not is_file_name(search.text):
+        source = TextSource(search.text, purpose="evaluation")  # which is another text
+    else:
+        source = replace(calibration.source, part="judged")
+        if not set_aside or not source.documents(lambda: None).size:
+            return f"nothing is measured: {source.name} is below 2 MiB, so that none of it is set aside; {GIVE}"
+    return HeldOut(source, search.window, asked.limit)
+
+
+def _given(evaluation: str, search: SearchOptions) -> TextSource:
+    """The text that was named for measuring; it is looked at before any work is done."""
+    if search.images:
+        return TextSource(images=evaluation, purpose="evaluation")
+    source, learnt = TextSource(evaluation, purpose="evaluation"), search.text
+    if source.path:
+        opened(source.path).close()
+        if learnt and is_file_name(learnt) and Path(learnt).exists() and source.path.samefile(learnt):
+            raise GrouperError(f"{evaluation} is the text to learn from: give another one to measure on")
+    return source

@@ -85,7 +85,7 @@ def regroup_into(
     text = text_to_measure(model, revision, options, aside, measuring or HeldOutOptions())
     machine.tell(text if isinstance(text, str) else text.told)
     search(
-        model, run, options, revision=revision, jobs=jobs, machine=machine, keep_calibration=keep_calibration,
+        model, run, options, revision=revision, jobs=jobs, machine=machine, keep_calibration=keep_calibration or True,
         overwrite=export.overwrite, resume=True, command=command,
     )  # fmt: skip
     exported = export_from_run(

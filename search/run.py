@@ -51,7 +51,7 @@ def search(
     typed, for the record. Raises GrouperError for what cannot be searched, before anything is written. Where several
     ranks run this, layers and text are shared out among them.
     """
-    machine = machine or Machine()
+    machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
     device, memory, ranks = machine.device, machine.memory, machine.ranks
     options = with_equal_groups((options or SearchOptions()).resolved())
     checkpoint = Checkpoint.open(model, revision)
@@ -64,7 +64,6 @@ def search(
     calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
     if memory is None and "cuda" in device and options.acceptance != "loss":
         memory = 0  # it is walked once: to stream it takes less time than to load it
-    kept = RunFolder(Path(output)).kept_tokens()
     regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks, kept)
     settings = RunSettings.of(
         checkpoint, options, set_aside=set_aside,

@@ -23,6 +23,7 @@ from search.evaluation.models import evaluate_model
 from search.runs.view import View, viewed
 
 QUICK = {"generations": 3, "population": 16, "tokens": 512, "window": 24}
+MANY = 10**6  # windows: all that there are
 KINDS = {
     "bert": "text",
     "bert-bare": "text",
@@ -72,21 +73,21 @@ def by_hand(model, source: TextSource, window: int) -> dict[str, float]:
 def test_losses_are_what_transformers_says(run_of, name):
     model, run, _given, other = run_of(name)
     source, first = TextSource(**other), RunFolder(run).front().table["layout"].max()
-    front = evaluate(run, source, layouts=f"0,1,{first}", window=24)
+    front = evaluate(run, source, layouts=f"0,1,{first}", window=24, limit=MANY)
     rows = front.table.set_index("layout")
     wanted = by_hand(model, source, 24)
     assert rows.loc[0, "nll"] == pytest.approx(wanted["nll"], rel=1e-5) and rows.loc[0, "kl"] == 0
     assert rows.loc[0, "agreement"] == 1 and rows.loc[first, "kl"] > rows.loc[1, "kl"] > 0
     if name == "vit":
         assert rows.loc[0, "accuracy"] == pytest.approx(wanted["accuracy"])
-    assert evaluate_model(model, source, window=24).values["nll"] == pytest.approx(wanted["nll"], rel=1e-5)
+    assert evaluate_model(model, source, window=24, limit=MANY).values["nll"] == pytest.approx(wanted["nll"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert-bare", "vit-bare"])
 def test_models_without_a_head_are_compared_by_their_vectors(run_of, tmp_path, name):
     model, run, _given, other = run_of(name)
     source, last = TextSource(**other), int(RunFolder(run).front().table["layout"].max())
-    front = evaluate(run, source, layouts=f"0,1,{last}", window=24)
+    front = evaluate(run, source, layouts=f"0,1,{last}", window=24, limit=MANY)
     rows = front.table.set_index("layout")
     assert rows.loc[0, "cosine"] == pytest.approx(1) and rows.loc[last, "cosine"] < rows.loc[1, "cosine"] < 1
     export_from_run(run, tmp_path / "out", Selection(layout=last))

@@ -232,7 +232,8 @@ def test_asymgqas_recipe_is_judged_by_the_merged_models_loss(reader, text, tmp_p
     front = search(
         reader, tmp_path / "run", options, machine=Machine(tell=lambda line: told.append((line, len(losses))))
     )
-    ((line, before),) = told
+    (line, before), (kept, _) = told
+    assert kept.startswith("calibration kept in ")
     assert before == 2, "what is timed, and nothing else, comes before the estimate"
     assert re.fullmatch(rf"judging {of_steps} groupings by the model's loss, [\d.]+ s each: about \d+ s", line)
     counts = {c for layer in range(3) for c in RunFolder(tmp_path / "run").read_layer(layer, 8, 8)}
@@ -362,7 +363,7 @@ def test_measuring_a_real_model(demo_run, tmp_path):
     )
     assert (tmp_path / "run" / "pareto.csv").read_bytes() == before
     with pytest.raises(GrouperError, match="other text, windows"):
-        evaluate(tmp_path / "run", source, layouts="0", limit=5, window=128)
+        evaluate(tmp_path / "run", source, layouts="0", limit=3, window=128)
     again = evaluate(tmp_path / "run", source, layouts="0", limit=5, window=128, overwrite=True)
     assert again.table["nll"].notna().sum() == 1
 

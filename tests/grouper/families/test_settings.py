@@ -116,15 +116,17 @@ def test_encoders_keep_no_cache_and_windows_hold_no_more_than_their_tokens():
 
 
 def test_savings_are_of_halves_that_come_out_whole():
-    """12 heads: 12, 6, 3; no eighth. A card of 1,000,000 bytes, 900,000 of which count; weights of 100,000."""
+    """12 heads: every count from 11 on. A card of 1,000,000 bytes, 900,000 of which count; weights of 100,000."""
     a = Architecture.of({**LLAMA, "hidden_size": 96, "num_attention_heads": 12})
     checkpoint = type("Checkpoint", (), {"nbytes": 100_000})()
-    found = savings(checkpoint, a, 2, 10, 3, 1_000_000)
-    assert [s.kv_heads for s in found] == [12, 6, 3] and [s.kv_ratio for s in found] == [1.0, 0.5, 0.25]
+    every = savings(checkpoint, a, 2, 10, 3, 1_000_000, ["stock", "ragged"])
+    assert [s.kv_heads for s in every] == list(range(12, 0, -1))
+    found = [s for s in every if s.kv_heads in (12, 6, 3)]
+    assert [s.kv_ratio for s in found] == [1.0, 0.5, 0.25]
     one = 4 * 24 * 10 * 8 * 2
     assert [s.kv_bytes for s in found] == [3 * one, 3 * one // 2, 3 * one // 4]
     assert [s.largest_batch for s in found] == [800_000 * 2**i // one for i in range(3)]
-    assert savings(checkpoint, a, 2, 10, 3, None)[0].largest_batch is None
+    assert savings(checkpoint, a, 2, 10, 3, None, ["stock"])[0].largest_batch is None
 
 
 def test_llama_carries_no_padded_export_of_a_model_with_windows():

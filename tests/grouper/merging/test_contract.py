@@ -38,4 +38,4 @@ def test_layouts_that_only_averaging_follows_get_the_mean():
     moved = LayerLayout.shared(Grouping(((0, 1, 2, 3, 4), (5, 6, 7)), ((0, 1), (2, 3))))
     plain = HeadLayout((LAYOUT,), H, G, 6)
     for merge in MERGES.values():
-        assert merge_for(HeadLayout((LAYOUT, moved), H, G, 6), merge) is MEAN and merge_for(plain, merge) is merge
+        assert merge_for(HeadLayout((LAYOUT, moved), H, G, 6), merge) == MEAN and merge_for(plain, merge) is merge

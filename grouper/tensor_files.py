@@ -79,7 +79,8 @@ def _digest(tensors: Tensors, facts: dict[str, Any]) -> int:
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
         if tensor.numel():
-            found = zlib.crc32(tensor.reshape(-1).view(uint8).numpy(), found)  # type: ignore[arg-type]
+            # A copy: memory that numpy has seen cannot be resized, as sharded training does with its parameters.
+            found = zlib.crc32(tensor.reshape(-1).view(uint8).clone().numpy(), found)  # type: ignore[arg-type]
     return found
 
 

@@ -147,3 +147,11 @@ def test_any_damage_is_read_or_refused(kept, data):
     except GrouperError:
         return
     assert facts == FACTS and all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_tensors_that_are_saved_can_still_be_resized(tmp_path):
+    """As sharded training does with its parameters; what numpy has seen it could not."""
+    tensor = torch.ones(3)
+    save_tensors(tmp_path / "a.safetensors", {"a": tensor}, Facts(**vars(FACTS)))
+    tensor.untyped_storage().resize_(0)
+    assert tensor.untyped_storage().size() == 0

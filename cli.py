@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _said(error: Exception) -> str:
-    """What failed, and what to do."""
+    """A line for people: the failure, and its cure."""
     if is_disk_full(error):
         return f"{error}: the disk is full, or a limit is reached; make room, and the same command goes on"
     if isinstance(error, GrouperError | OSError):

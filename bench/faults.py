@@ -43,8 +43,9 @@ class Outcome:
     said: str
 
 
-def attempt(work: Path, commands: Commands) -> Outcome:
-    """All commands in a child of this process."""
+def attempt(work: Path, commands: Commands, joins: bool = False) -> Outcome:
+    """All commands in a child of this process. joins: whether new files may stand beside those of somebody's folder, as
+    a page or a calibration does that was asked for there; none may change or go."""
     model, log = work / "model", work / "log"
     log.touch()
     before = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
@@ -66,8 +67,9 @@ def attempt(work: Path, commands: Commands) -> Outcome:
     after = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
     if CONTROLS.search(said):
         return Outcome("harm", f"control characters on the terminal: {said[-300:]!r}")
-    # Pages and kept calibrations may join what others have in a folder, and replace none of it.
-    changed = [p for p in {*before, *after} if before.get(p) != after.get(p) and (p in before or p.parent == model)]
+    changed = [p for p in {*before, *after} if before.get(p) != after.get(p)]
+    if joins:
+        changed = [p for p in changed if p in before or p.parent == model]
     if left or hacked or changed:
         return Outcome("harm", f"left {left or hacked or 'the model changed'}; {said[-300:]}")
     table = work / "run" / "pareto.csv"
@@ -185,7 +187,7 @@ def main() -> None:
                 work = Path(place) / f"{name}-{number}"
                 shutil.copytree(good, work / "model")
                 said = damage(work if cases in AROUND else work / "model")
-                outcome = attempt(work, said if cases in AROUND else all_commands(work))
+                outcome = attempt(work, said if cases in AROUND else all_commands(work), joins=name == "pages")
                 found[outcome.kind] += 1
                 if args.show or outcome.kind not in ("clean", "refused"):
                     print(f"{name} {number}, {what}: {outcome.kind}. {outcome.said}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Where work is done, what memory it may take, and who is told how far it is."""
+"""The machine that work is done on, the memory it may take, and who is told how far it is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

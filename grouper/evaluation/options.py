@@ -1,4 +1,4 @@
-"""What of lm-evaluation-harness is run."""
+"""Options of tasks of lm-evaluation-harness."""
 
 from dataclasses import dataclass
 from pathlib import Path

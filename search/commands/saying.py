@@ -1,4 +1,4 @@
-"""What commands say when they are done: data on stdout, the command that follows on stderr."""
+"""Last words of a command: data on stdout, the command that follows on stderr."""
 
 import json
 import shlex
@@ -46,7 +46,7 @@ def print_front(front: "ParetoFront", as_json: bool, folder: Path) -> None:
 
 
 def typed_command() -> str:
-    """What was typed, for the record, less secrets."""
+    """The command as it was typed, for the record, less secrets."""
     return without_secrets(shlex.join(["grouper", *sys.argv[1:]]))
 
 

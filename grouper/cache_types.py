@@ -38,7 +38,7 @@ class CacheType:
 
     name: str
     bits: float
-    says: str
+    says: str  # for people
     rounding: Rounding | None = None
     block: int = 1
     residual: int = 0
@@ -153,7 +153,6 @@ QUANTO = {"transformers": 'generate(..., cache_implementation="quantized", cache
 CACHE_TYPES = {
     kind.name: kind
     for kind in (
-        CacheType("float32", 32, "as computed"),
         CacheType("float16", 16, "rounded to float16", lambda values, part: values.half().float()),
         CacheType("bfloat16", 16, "rounded to bfloat16", lambda values, part: values.bfloat16().float()),
         CacheType("fp8", 8, "e4m3, scale 1.0 (vLLM's default)", fp8, flags=VLLM_FP8),

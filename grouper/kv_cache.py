@@ -10,6 +10,7 @@ BYTES = {  # those of engines' types count scales
     "float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1, "fp8": 1, "fp8-scaled": 1, "q8_0": 17 / 16,
     "q4_0": 9 / 16, "quanto4": 9 / 16,
 }  # fmt: skip
+KEPT_IN = ("bfloat16", "float16", "fp8", "fp8-scaled", "q8_0", "q4_0", "quanto4")  # see grouper.cache_types
 USABLE = 0.9  # of a card's memory, as serving engines take by default; the rest is for activations
 
 

@@ -74,7 +74,7 @@ def _stream(inputs: tuple, named: dict[str, Any]) -> Tensor:
 
 
 def of_both(mask: Tensor | None, tokens: int, residual: int, device: torch.device) -> Tensor:
-    """Mask [.., tokens, 2 tokens] over rounded keys and exact ones behind them: each token sees rounded the full runs of
+    """Mask [.., tokens, 2 tokens] over rounded keys and exact ones behind them: each token sees rounded full runs of
     `residual` tokens before its own run, exact the others. mask: over the keys once [.., tokens, >= tokens], True or 0
     where they are seen; None is causal."""
     place = torch.arange(tokens, device=device)

@@ -81,7 +81,7 @@ class Bench:
                 print(f"{name}: {error}", flush=True)
                 continue
             layout = folder.layout(picked.layout)
-            if layout.kv_heads not in [row["kv_heads"] for row in self.found["rows"]]:
+            if list(layout.kv_heads) not in [row["kv_heads"] for row in self.found["rows"]]:
                 self.measure(name, layout, self.merged(name, layout))
 
     def merged(self, name: str, layout: HeadLayout) -> Merged:
@@ -97,7 +97,17 @@ class Bench:
         return merged
 
     def measure(self, name: str, layout: HeadLayout, merged: Merged | None) -> None:
-        """One row for each type of cache. merged: None for the original's weights."""
+        """One row for each type of cache, and with --gauge one more. merged: None for the original's weights."""
+        self.measure_as(name, layout, merged)
+        if self.args.gauge:
+            own = merged or self.regrouper.merged(layout, MERGES["mean"])
+            gauged = self.regrouper.gauged(layout, own)
+            layers = [gauged(layer) for layer in range(len(layout.layers))]
+            strengths = [gauge.strengths for gauge in gauged.gauges.values()]
+            print(f"strengths by layer and KV head: {strengths}", flush=True)
+            self.measure_as(f"{name}, gauged", layout, layers.__getitem__)
+
+    def measure_as(self, name: str, layout: HeadLayout, merged: Merged | None) -> None:
         for kind in self.kinds:
             began = time.perf_counter()
             try:
@@ -145,6 +155,7 @@ def main() -> None:
     parser.add_argument("--kv-cache", default="bfloat16,fp8,fp8-scaled,q8_0,q4_0,quanto4")
     parser.add_argument("--not-refined", action="store_true", help="merged alone: quick, and worse")
     parser.add_argument("--refine-tokens", type=int)
+    parser.add_argument("--gauge", action="store_true", help="measure with scaled keys and values, too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -6,6 +6,8 @@ on the model's head: a decoder is asked for each next token, a masked language m
 an encoder and a decoder for the target's, a classifier for the class of a picture; where no answers are known, only
 the two models' answers are compared. A model without a head gives vectors: the mean over tokens of what stands behind
 its last layer, whose cosine with the original's is taken.
+
+Several ranks share the parts of a text, and every rank knows what all have found.
 """
 
 import math
@@ -27,6 +29,7 @@ from grouper.evaluation.positions import bands, column_at
 from grouper.families.sites import Place
 from grouper.layout import HeadLayout
 from grouper.progress import Progress, no_progress
+from grouper.ranks import ALONE, Ranks
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.running.in_memory import exchanged
@@ -50,11 +53,13 @@ class Original:
     found: PerExample
 
     @classmethod
-    def of(cls, model: Layers, given: Tensor | Batch, progress: Progress = no_progress) -> "Original":
-        """given: windows [n, tokens] of ids, or what an encoder takes."""
+    def of(
+        cls, model: Layers, given: Tensor | Batch, progress: Progress = no_progress, ranks: Ranks = ALONE
+    ) -> "Original":
+        """given: windows [n, tokens] of ids, or what an encoder takes. ranks: with whom it is shared; all ask."""
         batch = Batch.of(given)
-        alone = cls(model, batch, walked(model, batch, progress=progress), {})
-        return cls(model, batch, alone.stream, measured(alone, model, alone.stream))
+        alone = cls(model, batch, walked(model, batch, progress=progress, ranks=ranks), {})
+        return cls(model, batch, alone.stream, measured(alone, model, alone.stream, ranks))
 
     @property
     def columns(self) -> Columns:
@@ -62,14 +67,20 @@ class Original:
 
 
 def closeness_of(
-    model: Layers, original: Original, layout: HeadLayout, merged: Merged, progress: Progress = no_progress
+    model: Layers,
+    original: Original,
+    layout: HeadLayout,
+    merged: Merged,
+    progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> Columns:
     """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
     `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
     the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
-    or another one of its class, which may have other weights around its layers."""
-    stream = walked(model, original.batch, (layout, merged), progress)
-    return columns(measured(original, model, stream), original.found)
+    or another one of its class, which may have other weights around its layers. ranks: with whom the text is shared;
+    all of them have these weights."""
+    stream = walked(model, original.batch, (layout, merged), progress, ranks)
+    return columns(measured(original, model, stream, ranks), original.found)
 
 
 def columns(found: PerExample, original: PerExample) -> Columns:
@@ -111,11 +122,13 @@ def walked(
     batch: Tensor | Batch,
     regrouped: tuple[HeadLayout, Merged] | None = None,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
-    which are asked for one attention at a time."""
+    which are asked for one attention at a time. Each rank walks its parts, and gets those of the others."""
     batch = Batch.of(batch)
     walk = Walk(model, batch, batches(batch, model.device)[0].stop)
+    mine = ranks.share(range(len(walk.parts)))
     for step in walk:
         with step.loaded() as module, ExitStack() as stack:
             if regrouped is not None:
@@ -123,13 +136,15 @@ def walked(
                 for site in step.sites:
                     one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
                     stack.enter_context(one)
-            step.advance(module, model.dtype)
+            step.advance(module, model.dtype, mine)
         progress(step.sites[-1].index + 1, model.architecture.layers, f"measuring, {step.sites[0].name}")
+    for number, part in enumerate(walk.parts):
+        ranks.send(walk.stream[part], number % ranks.size)
     return walk.stream
 
 
 @torch.inference_mode()
-def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
+def measured(original: Original, model: Layers, stream: Tensor, ranks: Ranks = ALONE) -> PerExample:
     """Measures of every example. stream: output of the last layer of `model` for the original's batch."""
     here, batch = threading.local(), original.batch  # the stream behind the last layer, of the part a thread is at
     last = model.architecture.places[-1][0].stack
@@ -149,7 +164,10 @@ def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
     with ExitStack() as stack:
         for one in {id(m): m for m in (model, original.model)}.values():
             stack.enter_context(stubs(one, instead))
-        parts = list(side_by_side(compared_there, batches(batch, model.device), model.device))
+        every = batches(batch, model.device)
+        mine = list(side_by_side(compared_there, ranks.share(every), model.device))
+    of_ranks = ranks.gather(mine)
+    parts = [of_ranks[number % ranks.size][number // ranks.size] for number in range(len(every))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -21,7 +21,7 @@ from grouper.layout import HeadLayout
 from grouper.machine import Machine
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.progress import Progress, duration
-from grouper.ranks import locked_by_first
+from grouper.ranks import ALONE, Ranks, locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
 from grouper.running.in_memory import InMemoryModel
@@ -74,7 +74,7 @@ def evaluate(
     the run's. limit: windows of each text; without, as many as the run was measured on, or MEASURED_WINDOWS. What is
     measured already is not measured again, unless it was on fewer windows of the text. Raises GrouperError where the
     run was measured on other text, or refined otherwise. A model that is streamed computes in float32. Where several
-    ranks run this, layouts are shared out among them.
+    ranks run this, layouts are shared out among them; where fewer are left than ranks, their text is.
     """
     machine = machine or Machine()
     ranks = machine.ranks
@@ -173,22 +173,28 @@ def fill_in(
     progress: Progress,
     merged: Merged | None = None,
 ) -> None:
-    """Measure these rows, one a rank at a time, and write pareto.csv after each time. merged: the layers' weights where
-    all rows but the original's are of one layout that is merged, and refined, already."""
+    """Measure these rows, one a rank at a time, those that are left over by all ranks together, and write pareto.csv
+    after each time. merged: the layers' weights where all rows but the original's are of one layout that is merged, and
+    refined, already."""
     regrouper = meter.regrouper
     ranks = regrouper.ranks
     if todo and not ranks.alone and regrouper.calibration:
         regrouper.kept_moments(progress)  # which all ranks collect together
+    if todo and not ranks.alone:
+        meter.originals  # noqa: B018 - these, too
 
-    def measure(index: int) -> Measured:
+    def measure(index: int, together: Ranks = ALONE) -> Measured:
         row = front.table.loc[index]
         layout = folder.layout_of(row)
-        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine, merged)
+        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine, merged, together)
 
     for begin in range(0, len(todo), ranks.size):
         one_each = todo[begin : begin + ranks.size]
-        mine = [measure(index) for index in ranks.share(one_each)]
-        found = [one for of_rank in ranks.gather(mine) for one in of_rank]
+        if len(one_each) < ranks.size:
+            found = [measure(index, ranks) for index in one_each]
+        else:
+            mine = [measure(index) for index in ranks.share(one_each)]
+            found = [one for of_rank in ranks.gather(mine) for one in of_rank]
         for done, (index, (values, errors, sample)) in enumerate(zip(one_each, found), begin + 1):
             number = front.table.loc[index, "layout"]
             if not math.isfinite(values.get("nll", 0.0)):
@@ -220,18 +226,20 @@ def measured(
     merge: Merge,
     refine: RefinePlan | None,
     done: Merged | None = None,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Values by column, of the model as it came, or under this layout, merged and perhaps refined; layers' errors
-    before and after refinement; a sample of text, where there is one. done: the layout's weights, merged before."""
+    before and after refinement; a sample of text, where there is one. done: the layout's weights, merged before. ranks:
+    those that do this together."""
     if original:
         return meter.of_original(), [], meter.sample()
     if done is not None:
-        return meter.of_layout(layout, done), [], meter.sample((layout, done))
+        return meter.of_layout(layout, done, ranks), [], meter.sample((layout, done))
     regrouper = meter.regrouper
     with ScratchFolder() as folder:
         if refine:
             refined = regrouper.refined(layout, merge, refine, folder)
             errors = [refined.errors(layer) for layer in range(len(layout.layers))]
-            return meter.of_layout(layout, refined), errors, meter.sample((layout, refined))
+            return meter.of_layout(layout, refined, ranks), errors, meter.sample((layout, refined))
         merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
-        return meter.of_layout(layout, merged), [], meter.sample((layout, merged))
+        return meter.of_layout(layout, merged, ranks), [], meter.sample((layout, merged))

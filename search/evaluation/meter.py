@@ -16,6 +16,7 @@ from grouper.errors import GrouperError
 from grouper.evaluation.closeness import Columns, Original, closeness_of, mean_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.layout import HeadLayout
+from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers
@@ -37,7 +38,9 @@ class Meter:
 
     @cached_property
     def originals(self) -> dict[str, Original]:
-        return {name: Original.of(self.regrouper.model, tokens) for name, tokens in self.texts.items()}
+        """By text. All ranks together make them, whoever asks for them then."""
+        model, ranks = self.regrouper.model, self.regrouper.ranks
+        return {name: Original.of(model, tokens, ranks=ranks) for name, tokens in self.texts.items()}
 
     @cached_property
     def tasks(self) -> Tasks | None:
@@ -58,9 +61,10 @@ class Meter:
         values = on_texts({name: original.columns for name, original in self.originals.items()})
         return {**values, **self._of_tasks(None)}
 
-    def of_layout(self, layout: HeadLayout, merged: Merged) -> Columns:
-        model = self.regrouper.model
-        found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
+    def of_layout(self, layout: HeadLayout, merged: Merged, ranks: Ranks = ALONE) -> Columns:
+        """ranks: those that measure this layout together, each on its share of the texts."""
+        model, originals = self.regrouper.model, self.originals
+        found = {name: closeness_of(model, one, layout, merged, ranks=ranks) for name, one in originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
 
     @cached_property

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grouper.attention import Merged
+from grouper.cache_types import CacheType
 from grouper.divergence import kl_divergence
 from grouper.evaluation.perplexity import batches
 from grouper.evaluation.positions import bands, column_at
@@ -33,6 +34,7 @@ from grouper.ranks import ALONE, Ranks
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.running.in_memory import exchanged
+from grouper.running.kept_cache import kept_as
 from grouper.running.layers import Layers
 from grouper.running.stub_layers import passed_on, stubs
 from grouper.running.walk import Walk
@@ -73,14 +75,23 @@ def closeness_of(
     merged: Merged,
     progress: Progress = no_progress,
     ranks: Ranks = ALONE,
+    kept: CacheType | None = None,
 ) -> Columns:
     """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
     `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
     the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
     or another one of its class, which may have other weights around its layers. ranks: with whom the text is shared;
-    all of them have these weights."""
-    stream = walked(model, original.batch, (layout, merged), progress, ranks)
+    all of them have these weights. kept: type of the KV cache; keys and values are not rounded without."""
+    stream = walked(model, original.batch, (layout, merged), progress, ranks, kept)
     return columns(measured(original, model, stream, ranks), original.found)
+
+
+def closeness_of_kept(
+    original: Original, kept: CacheType, progress: Progress = no_progress, ranks: Ranks = ALONE
+) -> Columns:
+    """The same of the original itself, with its KV cache of this type."""
+    stream = walked(original.model, original.batch, None, progress, ranks, kept)
+    return columns(measured(original, original.model, stream, ranks), original.found)
 
 
 def columns(found: PerExample, original: PerExample) -> Columns:
@@ -123,9 +134,11 @@ def walked(
     regrouped: tuple[HeadLayout, Merged] | None = None,
     progress: Progress = no_progress,
     ranks: Ranks = ALONE,
+    kept: CacheType | None = None,
 ) -> Tensor:
     """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
-    which are asked for one attention at a time. Each rank walks its parts, and gets those of the others."""
+    which are asked for one attention at a time. Each rank walks its parts, and gets those of the others. kept: type of
+    the KV cache."""
     batch = Batch.of(batch)
     walk = Walk(model, batch, batches(batch, model.device)[0].stop)
     mine = ranks.share(range(len(walk.parts)))
@@ -136,6 +149,8 @@ def walked(
                 for site in step.sites:
                     one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
                     stack.enter_context(one)
+            for site in step.sites:
+                stack.enter_context(kept_as(module.get_submodule(site.family.in_class.attention), kept))
             step.advance(module, model.dtype, mine)
         progress(step.sites[-1].index + 1, model.architecture.layers, f"measuring, {step.sites[0].name}")
     for number, part in enumerate(walk.parts):

@@ -27,7 +27,7 @@ from grouper.registry import check_assignments
 from grouper.running.in_memory import InMemoryModel
 from grouper.scratch import ScratchFolder
 from search.evaluation.choosing import add_rows, choose
-from search.evaluation.meter import Meter
+from search.evaluation.meter import Meter, kinds_of
 from search.evaluation.proxies import FILE as PROXIES
 from search.evaluation.proxies import judge_proxies, write_proxies
 from search.evaluation.texts import Texts, amount, seconds_of, texts_of
@@ -42,7 +42,8 @@ from search.runs.samples import note_sample
 
 TITLE = "KV cache against what it costs"  # of the picture
 Errors = list[tuple[float, float]]
-Measured = tuple[dict[str, float], Errors, dict[str, str]]
+Kept = dict[str, dict[str, float]]  # by type of KV cache
+Measured = tuple[dict[str, float], Kept, Errors, dict[str, str]]
 
 
 def evaluate(
@@ -57,6 +58,7 @@ def evaluate(
     limit: int | None = None,
     machine: Machine | None = None,
     dtype: str = COMPUTING,
+    kv_cache: tuple[str, ...] | None = None,
     keep_calibration: str | Path | None = None,
     set: tuple[str, ...] = (),
     overwrite: bool = False,
@@ -69,12 +71,11 @@ def evaluate(
 
     overwrite forgets all earlier measurements. Merges that need calibration, and refinement, use the run's own
     calibration text, never the one that is measured on. layouts: "spread" (the baselines, the best stock layouts and 12
-    along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
-    that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
-    the run's. limit: windows of each text; without, as many as the run was measured on, or MEASURED_WINDOWS. What is
-    measured already is not measured again, unless it was on fewer windows of the text. Raises GrouperError where the
-    run was measured on other text, or refined otherwise. A model that is streamed computes in float32. Where several
-    ranks run this, layouts are shared out among them; where fewer are left than ranks, their text is.
+    along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows. refine:
+    refine each layout first. kv_cache: types of KV cache to measure with as well (see grouper.cache_types), rows of
+    their own. set: parameters of merges, over the run's. limit: windows of each text; without, as many as before, or
+    MEASURED_WINDOWS. Nothing is measured twice, unless it was on fewer windows. Raises GrouperError where the run was
+    measured on other text, or refined otherwise. Ranks share layouts, and the text of those that are left over.
     """
     machine = machine or Machine()
     ranks = machine.ranks
@@ -100,8 +101,9 @@ def evaluate(
         front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite, machine.tell))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")
         regrouper = Regrouper(checkpoint, calibration, machine.device, machine.memory, ranks, kept, folder.moments)
-        meter = Meter(regrouper, texts, tasks, dtype)
-        todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
+        kinds = kinds_of(kv_cache, settings.options.kv_dtype, regrouper.architecture, texts)
+        meter = Meter(regrouper, texts, tasks, dtype, kinds)
+        todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict()) or meter.lacks_kept(front, i)]
         fitting = partial(merge_for, merge=chosen_merge)
         announce(folder, front, todo, meter, fitting, plan, machine)
         fill_in(folder, front, todo, meter, fitting, plan, machine.progress)
@@ -195,7 +197,7 @@ def fill_in(
         else:
             mine = [measure(index) for index in ranks.share(one_each)]
             found = [one for of_rank in ranks.gather(mine) for one in of_rank]
-        for done, (index, (values, errors, sample)) in enumerate(zip(one_each, found), begin + 1):
+        for done, (index, (values, kept, errors, sample)) in enumerate(zip(one_each, found), begin + 1):
             number = front.table.loc[index, "layout"]
             if not math.isfinite(values.get("nll", 0.0)):
                 raise GrouperError(
@@ -203,6 +205,9 @@ def fill_in(
                 )
             front.fill(index, values)
             row = front.table.loc[index]
+            for name, of_kind in kept.items():
+                kv_bytes = folder.layout_of(row).kv_bytes_per_token(name)
+                front.kept = front.kept.filled(row, front.measured_columns, name, kv_bytes, of_kind)
             if errors and ranks.first:
                 folder.note_refined(int(number), row["merge"], errors)
             if sample and ranks.first:
@@ -232,14 +237,19 @@ def measured(
     before and after refinement; a sample of text, where there is one. done: the layout's weights, merged before. ranks:
     those that do this together."""
     if original:
-        return meter.of_original(), [], meter.sample()
+        return meter.of_original(), meter.of_kept(None, ranks), [], meter.sample()
+
+    def found(merged: Merged, errors: Errors) -> Measured:
+        values, kept = meter.of_layout(layout, merged, ranks), meter.of_kept((layout, merged), ranks)
+        return values, kept, errors, meter.sample((layout, merged))
+
     if done is not None:
-        return meter.of_layout(layout, done, ranks), [], meter.sample((layout, done))
+        return found(done, [])
     regrouper = meter.regrouper
     with ScratchFolder() as folder:
         if refine:
             refined = regrouper.refined(layout, merge, refine, folder)
             errors = [refined.errors(layer) for layer in range(len(layout.layers))]
-            return meter.of_layout(layout, refined, ranks), errors, meter.sample((layout, refined))
+            return found(refined, errors)
         merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
-        return meter.of_layout(layout, merged, ranks), [], meter.sample((layout, merged))
+        return found(merged, [])

@@ -213,7 +213,7 @@ def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
     sample = {"prompt": "Once", "text": " upon"}
     meter = SimpleNamespace(
         sample=lambda regrouped=None: sample if regrouped else {}, regrouper=regrouper, texts={"": None},
-        of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0},
+        of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0}, of_kept=lambda *given: {},
         of_layout=lambda layout, merged, _ranks: {**values, "nll": 2.5 if merged is refined else math.nan},
     )  # fmt: skip
     told = []
@@ -247,8 +247,9 @@ def test_rows_that_are_left_over_are_measured_by_all_ranks_together(tmp_path):
 
         regrouper = SimpleNamespace(ranks=ranks, calibration=None, model=None, merged=lambda *given: None)
         meter = SimpleNamespace(
-            sample=lambda regrouped=None: {}, regrouper=regrouper, texts={"": None}, originals={}, of_layout=of_layout
-        )
+            sample=lambda regrouped=None: {}, regrouper=regrouper, texts={"": None}, originals={}, of_layout=of_layout,
+            of_kept=lambda *given: {},
+        )  # fmt: skip
         mine = ParetoFront(front.table.copy())
         fill_in(folder, mine, [1, 2, 3], meter, lambda layout: MERGES["mean"], None, lambda *given: None)
         return measured, mine.table["nll"].tolist()[1:]

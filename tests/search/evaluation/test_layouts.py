@@ -49,6 +49,50 @@ def original(front: ParetoFront) -> pd.Series:
     return front.table[front.table["method"] == "original"].iloc[0]
 
 
+def test_other_types_of_kv_cache_have_rows_of_their_own(run, text, models):
+    """Measured once, resumed by type; the run's own type is measured anyway."""
+    source, said = TextSource(str(text)), []
+    machine = Machine("cpu", tell=said.append)
+    how = {"window": 64, "limit": 4, "layouts": "0,3", "machine": machine}
+    before = evaluate(run, source, **how)
+    bare = (run / "pareto.csv").read_bytes()
+    front = evaluate(run, source, **how, kv_cache=("bfloat16",))
+    assert (run / "pareto.csv").read_bytes() == bare and not len(front.kept)
+    front = evaluate(run, source, **how, kv_cache=("fp8", "bfloat16"))
+    pd.testing.assert_frame_equal(front.table, before.table)
+    rows = front.kept.rows
+    assert rows[["layout", "kv_cache"]].to_numpy().tolist() == [[0, "fp8"], [3, "fp8"]]
+    assert (rows["kl"] > 0).all() and (rows["nll"] != front.table.loc[[0, 3], "nll"].to_numpy()).all()
+    assert rows["kv_ratio"].tolist() == (front.table.loc[[0, 3], "kv_ratio"] / 2).tolist()
+    table = pd.read_csv(run / "pareto.csv")
+    assert len(table) == len(front.table) + 2 and table["kv_cache"].tail(2).tolist() == ["fp8"] * 2
+    said.clear()
+    evaluate(run, source, **how, kv_cache=("fp8",))
+    assert not any("measuring" in line and "measuring 0" not in line for line in said), "nothing is measured again"
+    evaluate(run, source, **how, kv_cache=("fp8-scaled",))
+    assert len(RunFolder(run).front().kept) == 4
+    evaluate(run, source, **how, overwrite=True)
+    assert not len(RunFolder(run).front().kept), "forgotten with the others"
+
+
+def test_types_of_kv_cache_that_cannot_be_measured(run, text):
+    source = TextSource(str(text))
+    for kv_cache, message in ((("q4_0",), "blocks of 32 values"), (("q3",), "unknown KV cache type 'q3'")):
+        with pytest.raises(GrouperError, match=message):
+            evaluate(run, source, window=64, limit=2, layouts="0", kv_cache=kv_cache)
+
+
+def test_an_export_for_another_type_says_so(run, text, tmp_path):
+    said: list[str] = []
+    evaluate(run, TextSource(str(text)), window=64, limit=4, layouts="0,3", kv_cache=("fp8",))
+    chosen = Selection(kv_ratio="1/2", kv_cache="any")
+    done = export_from_run(run, tmp_path / "out", chosen, machine=Machine("cpu", tell=said.append))
+    assert done.kv_cache == "fp8" and done.kv_bytes_per_token[0] > 0 and "kept as fp8" in said[0]
+    assert "kv_cache" not in json.loads((tmp_path / "out" / "grouper.json").read_text())["report"]
+    done = export_from_run(run, tmp_path / "other", Selection(layout=3))
+    assert done.kv_cache is None
+
+
 def test_closeness_stands_behind_the_columns_there_are(run, text):
     front = evaluate(run, TextSource(str(text)), window=64, limit=6, layouts="0,3,9")
     table = pd.read_csv(run / "pareto.csv")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from grouper.attention import Merged
-from grouper.calibration.calibration import WINDOW
+from grouper.calibration.calibration import WINDOW, Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
 from grouper.compress import Regrouper
@@ -87,10 +87,8 @@ def evaluate(
         chosen_merge = MERGES.configured(assignments).named(merge or front.own_merge)
         checkpoint = settings.open_checkpoint()
         calibration = settings.calibration(keep_calibration)
-        if refine and dtype != COMPUTING:
-            raise GrouperError(f"refinement computes in {COMPUTING}: leave --dtype {dtype} away, or --refine")
-        if refine and calibration is None:
-            raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
+        if refine:
+            check_refinement(folder, calibration, dtype)
         kept = folder.kept_tokens()
         ranks.first_does(kept.begin)
         limit = windows_before(folder, named(source), window) if limit is None and not overwrite else limit
@@ -112,6 +110,16 @@ def evaluate(
             ranks.first_does(lambda: write_proxies(folder, proxies))
         ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: {TITLE}"))
         return front
+
+
+def check_refinement(folder: RunFolder, calibration: Calibration | None, dtype: str) -> None:
+    """Raise GrouperError where layouts cannot be refined before they are measured."""
+    if dtype != COMPUTING:
+        raise GrouperError(f"refinement computes in {COMPUTING}: drop --dtype {dtype} or --refine")
+    if calibration is None:
+        raise GrouperError(
+            f"{folder.path} was searched without text, so there is nothing to refine on: search with --text"
+        )
 
 
 def measuring_of(

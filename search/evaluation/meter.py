@@ -18,6 +18,7 @@ from grouper.evaluation.closeness import Columns, Original, closeness_of, closen
 from grouper.evaluation.tasks import TaskOptions, Tasks
 from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
+from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers
@@ -46,7 +47,9 @@ class Meter:
 
     @cached_property
     def originals(self) -> dict[str, Original]:
-        return {name: Original.of(self.regrouper.model, tokens) for name, tokens in self.texts.items()}
+        """By text. All ranks together make them, whoever asks for them then."""
+        model, ranks = self.regrouper.model, self.regrouper.ranks
+        return {name: Original.of(model, tokens, ranks=ranks) for name, tokens in self.texts.items()}
 
     @cached_property
     def tasks(self) -> Tasks | None:
@@ -71,18 +74,19 @@ class Meter:
         values = on_texts({name: original.columns for name, original in self.originals.items()})
         return {**values, **self._of_tasks(None)}
 
-    def of_layout(self, layout: HeadLayout, merged: Merged) -> Columns:
-        model = self.regrouper.model
-        found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
+    def of_layout(self, layout: HeadLayout, merged: Merged, ranks: Ranks = ALONE) -> Columns:
+        """ranks: those that measure this layout together, each on its share of the texts."""
+        model, originals = self.regrouper.model, self.originals
+        found = {name: closeness_of(model, one, layout, merged, ranks=ranks) for name, one in originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
 
-    def of_kept(self, regrouped: tuple[HeadLayout, Merged] | None = None) -> dict[str, Columns]:
+    def of_kept(self, regrouped: tuple[HeadLayout, Merged] | None = None, ranks: Ranks = ALONE) -> dict[str, Columns]:
         """The same on texts by types of KV cache; the original unless regrouped."""
 
         def found(original: Original, kind: CacheType) -> Columns:
             if regrouped is None:
-                return closeness_of_kept(original, kind)
-            return closeness_of(self.regrouper.model, original, *regrouped, kept=kind)
+                return closeness_of_kept(original, kind, ranks=ranks)
+            return closeness_of(self.regrouper.model, original, *regrouped, ranks=ranks, kept=kind)
 
         texts = self.originals.items() if self.kept else ()
         return {kind.name: on_texts({name: found(one, kind) for name, one in texts}) for kind in self.kept}

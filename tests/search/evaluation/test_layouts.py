@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_runs import SEARCHED, made_up_run, scored
+from rank_threads import side_by_side
 from scipy.stats import kendalltau, spearmanr
 
 from grouper import Checkpoint, GrouperError
@@ -256,8 +257,8 @@ def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
     sample = {"prompt": "Once", "text": " upon"}
     meter = SimpleNamespace(
         sample=lambda regrouped=None: sample if regrouped else {}, regrouper=regrouper, texts={"": None},
-        of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0},
-        of_layout=lambda layout, merged: {**values, "nll": 2.5 if merged is refined else math.nan},
+        of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0}, of_kept=lambda *given: {},
+        of_layout=lambda layout, merged, _ranks: {**values, "nll": 2.5 if merged is refined else math.nan},
     )  # fmt: skip
     told = []
     fitting = lambda layout: MERGES["mean"]  # noqa: E731
@@ -275,6 +276,32 @@ def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
     regrouper.merged = lambda *given: None
     with pytest.raises(GrouperError, match="layout 2 gives nan nats per token"):
         fill_in(folder, front, [2], meter, fitting, None, lambda *given: None)
+
+
+def test_rows_that_are_left_over_are_measured_by_all_ranks_together(tmp_path):
+    front = made_up_run(tmp_path / "run", scored(*SEARCHED)).front()
+    folder = RunFolder(tmp_path / "run")
+
+    def work(ranks: Ranks) -> tuple[list, list]:
+        measured = []
+
+        def of_layout(layout, merged, together: Ranks) -> dict[str, float]:
+            measured.append((layout.layers[0].kv_heads, together.size))
+            return {"nll": float(layout.layers[0].kv_heads)}
+
+        regrouper = SimpleNamespace(ranks=ranks, calibration=None, model=None, merged=lambda *given: None)
+        meter = SimpleNamespace(
+            sample=lambda regrouped=None: {}, regrouper=regrouper, texts={"": None}, originals={}, of_layout=of_layout,
+            of_kept=lambda *given: {},
+        )  # fmt: skip
+        mine = ParetoFront(front.table.copy())
+        fill_in(folder, mine, [1, 2, 3], meter, lambda layout: MERGES["mean"], None, lambda *given: None)
+        return measured, mine.table["nll"].tolist()[1:]
+
+    heads = [folder.layout(number).layers[0].kv_heads for number in (1, 2, 3)]
+    (first, nll), (second, same) = side_by_side(2, work)
+    assert first == [(heads[0], 1), (heads[2], 2)] and second == [(heads[1], 1), (heads[2], 2)]
+    assert nll == same == [float(n) for n in heads]
 
 
 def test_merges_have_the_runs_parameters_unless_others_are_given(reader, text, tmp_path, monkeypatch):

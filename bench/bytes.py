@@ -25,7 +25,7 @@ from bytes_tables import tables
 from grouper import Checkpoint, GrouperError
 from grouper.attention import Merged
 from grouper.cache_types import CACHE_TYPES, CacheType
-from grouper.calibration.calibration import Calibration
+from grouper.calibration.calibration import TOKENS, Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 from grouper.compress import Regrouper
@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder, self.machine = args, folder, Machine(device=args.device)
         self.device, self.checkpoint = self.machine.device, Checkpoint.open(args.model)
-        self.calibration = Calibration(TextSource(args.text), keep=folder / "kept")
+        self.calibration = Calibration(TextSource(args.text), tokens=args.tokens, keep=folder / "kept")
         self.regrouper = Regrouper(self.checkpoint, self.calibration, self.device)
         self.kinds = [CACHE_TYPES[name] for name in args.kv_cache.split(",")]
         texts = dict(pair.split("=", 1) for pair in args.evaluation)
@@ -70,7 +70,7 @@ class Bench:
         if not wanted:
             return
         began = time.perf_counter()
-        options = SearchOptions(text=self.args.text)
+        options = SearchOptions(text=self.args.text, tokens=self.args.tokens)
         search(self.args.model, self.folder / "run", options, machine=self.machine, keep_calibration=True)
         self.say("search", began)
         folder = RunFolder.open(self.folder / "run")
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a folder, or demo")
     parser.add_argument("--tables", type=Path, help="print what an earlier --json holds")
     parser.add_argument("--text", help="calibration and refinement text")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of calibration")
     parser.add_argument("--evaluation", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--window", type=int, default=512, help="tokens of evaluation's windows")
     parser.add_argument("--limit", type=int, default=64, help="windows of each evaluation text")

@@ -102,7 +102,7 @@ def best_gauge(attention: Attention, layout: LayerLayout, inputs: InputMoments, 
     attention = attention.to("cpu", torch.float32)
     drawn = Drawn(attention, layout, inputs.to("cpu"), theta)
     fixed = attention.qk_norm == "head"  # gains are the same in all heads
-    unscaled = 0.0, torch.ones(attention.head_dim, dtype=torch.float64)
+    unscaled = 0.0, torch.ones(attention.head_dim)
     best = [unscaled if fixed else drawn.best(head) for head in range(len(attention.k))]
     values = torch.stack([drawn.best_value(head) for head in range(len(attention.v))])
     return Gauge(torch.stack([scale for _, scale in best]), values, [strength for strength, _ in best])

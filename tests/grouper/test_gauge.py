@@ -75,7 +75,7 @@ def test_a_spike_is_scaled_and_nothing_else():
     assert gauge.strengths[0] > 0 and gauge.strengths[1] == 0
     assert gauge.k[0, 2] == gauge.k[0, 34] == gauge.k[0].max() and torch.equal(gauge.k[1], torch.ones(64))
     drawn = Drawn(attention, layout.layers[0], inputs(attention), 10000.0)
-    without, within = drawn.errors(0, torch.ones(64).double()), drawn.errors(0, gauge.k[0])
+    without, within = drawn.errors(0, torch.ones(64)), drawn.errors(0, gauge.k[0])
     assert (within < 0.5 * without).all()
     assert torch.equal(torch.exp2(torch.log2(gauge.k).round()), gauge.k), "powers of two"
 
@@ -122,7 +122,7 @@ def test_norms_per_head_leave_keys_alone():
 
 
 def test_small_and_large_values_come_into_the_range_of_fp8():
-    drawn = torch.randn(512, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.randn(512, 32, generator=torch.Generator().manual_seed(0))
     assert best_number(drawn) == 1 and best_number(8 * drawn) == 1
     assert best_number(0.001 * drawn).log2() == 11 and best_number(500 * drawn).log2() == -8
 

@@ -13,6 +13,7 @@ from grouper.merging.folding import augmented, scored
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 MARGIN = 0.9  # of the error without, which a scale must fall below to be taken
 DRAWN = 256  # keys, queries and values of each head, that errors are estimated from
+FURTHEST = 2.0**8
 LONGEST = 4096  # positions that they stand at
 MIDDLE = 2.0  # root mean square that fp8 has room above and below for
 
@@ -80,15 +81,17 @@ class Drawn:
         return ((wrong @ moment) * wrong).sum(-1).mean(-1)
 
     def scale_of(self, head: int, strength: float) -> Tensor:
-        """[d] powers of two, their middle at 1."""
+        """[d] powers of two, their middle at 1, none further from it than FURTHEST."""
         ratio = self.size(self.k[head]) / self.size(self.q[self.k_of == head])
         scale = ratio ** (strength / 2)
-        return power_of_two(scale / scale.log().mean().exp())
+        return power_of_two((scale / scale.log().mean().exp()).clamp(1 / FURTHEST, FURTHEST))
 
     def best(self, head: int) -> tuple[float, Tensor]:
-        """The strength that changes scores least, and its scale [d]."""
+        """The strength that changes scores least in the mean of the ways to round, and more in none of them; its scale
+        [d]."""
         without = self.errors(head, torch.ones(self.k.shape[-1])).clamp_min(1e-30)
-        errors = {s: float((self.errors(head, self.scale_of(head, s)) / without).mean()) for s in STRENGTHS}
+        shares = {s: self.errors(head, self.scale_of(head, s)) / without for s in STRENGTHS}
+        errors = {s: float(share.mean()) for s, share in shares.items() if s == 0 or (share <= 1).all()}
         strength = min(errors, key=lambda s: errors[s])
         strength = strength if errors[strength] < MARGIN else 0.0
         scale = self.scale_of(head, strength)

@@ -1,8 +1,13 @@
 """The `grouper` command: parses, calls, prints. Data on stdout, messages and progress on stderr."""
 
-import logging
 import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:  # `python -m cli` looks in the current folder first
+    HOME = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:1] = [place for place in sys.path[:1] if os.path.realpath(place) == HOME]
+
+import logging
 
 from grouper.errors import GrouperError, is_disk_full, is_memory_short
 from grouper.names import printable, shortened, without_secrets
@@ -18,6 +23,7 @@ STOPPED = "stopped; the same command goes on from here"
 def main() -> None:
     """Exit 0, 1 (failed, one line why), 2 (usage), 130 or 143 (stopped by a signal)."""
     for name, value in {
+        "PYTHONSAFEPATH": "1",  # no process that is started imports from the current folder
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # libraries' own bars and notes would bury ours

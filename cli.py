@@ -10,7 +10,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:  # `python -m cli` looks 
 import logging
 
 from grouper.errors import GrouperError, is_disk_full, is_memory_short
-from grouper.names import printable, shortened, without_secrets
+from grouper.names import printable, shortened
 from grouper.ranks import FirstFailed
 from search.commands.application import app
 from search.commands.console import ERR
@@ -86,7 +86,7 @@ def _fail(why: str, code: int = 1) -> None:
 def _say(why: str) -> None:
     """Print why the command ends."""
     rank = os.environ.get("RANK", "0")
-    line = shortened(printable(without_secrets(" ".join(why.split()))))
+    line = shortened(printable(" ".join(why.split())))
     who = "grouper" if rank == "0" else f"grouper, rank {rank}"
     print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__, flush=True)
 

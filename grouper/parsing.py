@@ -44,7 +44,7 @@ def content_of(path: Path, what: str, largest: int = LARGEST) -> bytes:
     return content
 
 
-def check_extent(data: dict[str, Any], what: str, most: int = MOST) -> None:
+def check_extent(data: dict[str, Any] | list[Any], what: str, most: int = MOST) -> None:
     """Raise GrouperError where lists and objects lie too deep within one another, or hold more than `most` values."""
     waiting: list[tuple[dict | list, int]] = [(data, 1)]
     count = 0

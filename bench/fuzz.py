@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1")
@@ -38,6 +39,7 @@ from grouper.export.hf.code_names import copy_without_code
 from grouper.families.architecture import Architecture
 from grouper.parsing import read_object
 from grouper.refinement.store import load_layer
+from grouper.schema import document, text_of
 from grouper.uptraining.saved import SavedTraining
 from search import RunFolder, SearchOptions, search
 from search.commands.config_file import read_options
@@ -122,7 +124,7 @@ def read_rows_of(path: Path) -> None:
 
 
 def read_plain(path: Path) -> None:
-    text = PlainText("x", lambda: open(path, "rb"))
+    text = PlainText("x", partial(open, path, "rb"))
     list(text.pieces(0, text.size, 7))
 
 
@@ -139,7 +141,8 @@ def parsers(place: Path) -> dict[str, tuple[Path, Read, Callable]]:
         "run/proxies.csv": "fitness,merge,kv_ratio,layouts,spearman,kendall\nweight,mean,0.5,5,0.9,\n",
         "run/samples.json": json.dumps({"samples": [{"layout": 1, "merge": "mean", "prompt": "a", "text": "b"}]}),
         "seen.json": json.dumps(SEEN), "options.yaml": YAML.decode(), "model/README.md": CARD.decode(),
-        "rows.jsonl": '{"text": "a b"}\n{"messages": [{"role": "user", "content": "c"}]}\n', "plain.txt": "häuser und so",
+        "rows.jsonl": '{"text": "a b"}\n{"messages": [{"role": "user", "content": "c"}]}\n', 
+        "plain.txt": "häuser und so",
         "train/log.jsonl": '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n',
     }.items():  # fmt: skip
         (place / name).parent.mkdir(exist_ok=True)
@@ -157,7 +160,7 @@ def parsers(place: Path) -> dict[str, tuple[Path, Read, Callable]]:
         "sensitivity": ("run/sensitivity.csv", lambda p: read_sensitivity(run)),
         "proxies": ("run/proxies.csv", lambda p: read_proxies(run.path)),
         "facts": ("out/grouper.json", lambda p: read_facts(out)),
-        "seen": ("seen.json", lambda p: Seen.from_data(json.loads(p.read_bytes()))),
+        "seen": ("seen.json", lambda p: Seen.from_data(document(text_of(p)))),
         "options": ("options.yaml", lambda p: read_options(p, "search", known, {"set"})),
         "config": ("model/config.json", read_config), "card": ("model/README.md", lambda p: _card_of(p.parent)),
         "tokenizer": ("model/tokenizer.json", lambda p: check_tokenizer(p.parent)),

@@ -8,6 +8,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:  # `python -m cli` looks 
     sys.path[:1] = [place for place in sys.path[:1] if os.path.realpath(place) == HOME]
 
 import logging
+import traceback
 
 from grouper.errors import GrouperError, is_disk_full, is_memory_short
 from grouper.names import printable, shortened
@@ -57,7 +58,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if debug:
-            raise
+            _end(traceback.format_exc())
         _fail(_said(error))
 
 
@@ -77,7 +78,11 @@ def _said(error: Exception) -> str:
 
 def _fail(why: str, code: int = 1) -> None:
     """Say why in one line, and exit."""
-    _say(why)
+    _end(_line(why), code)
+
+
+def _end(told: str, code: int = 1) -> None:
+    _print(told)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         os._exit(code)  # leaving their group in order would wait for ranks that wait for this one
     sys.exit(code)
@@ -85,10 +90,18 @@ def _fail(why: str, code: int = 1) -> None:
 
 def _say(why: str) -> None:
     """Print why the command ends."""
+    _print(_line(why))
+
+
+def _line(why: str) -> str:
     rank = os.environ.get("RANK", "0")
-    line = shortened(printable(" ".join(why.split())))
     who = "grouper" if rank == "0" else f"grouper, rank {rank}"
-    print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__, flush=True)
+    return f"{who}: {shortened(printable(' '.join(why.split())))}"
+
+
+def _print(told: str) -> None:
+    first = os.environ.get("RANK", "0") == "0"
+    print(printable(told), file=sys.stderr if first else sys.__stderr__, flush=True)
 
 
 if __name__ == "__main__":

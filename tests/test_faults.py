@@ -88,8 +88,9 @@ def test_what_nobody_foresaw_is_one_line_and_debug_shows_it_whole(monkeypatch, c
     code, said = failing(monkeypatch, capsys, KeyError("wei\nrd"))
     assert code == 1 and said.count("\n") == 1
     assert said.startswith("grouper: internal error: KeyError") and "--debug" in said
-    with pytest.raises(KeyError):
-        failing(monkeypatch, capsys, KeyError("weird"), "--debug")
+    code, said = failing(monkeypatch, capsys, KeyError("wei\x1b[2Jrd"), "--debug")
+    assert code == 1 and said.startswith("Traceback (most recent call last):") and "raise error" in said
+    assert "KeyError" in said and "\x1b" not in said
     assert sys.argv == ["grouper", "search"], "commands do not see it"
 
 

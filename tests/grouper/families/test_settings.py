@@ -214,7 +214,7 @@ def test_a_layer_as_it_came_and_layouts_of_a_model():
             "no sliding_window",
         ),
         ({"model_type": "llama", "layer_types": ["sliding_attention"]}, "no sliding_window"),
-        ({"model_type": "llama", "layer_types": ["chunked_attention"]}, "'chunked_attention': expected full or sliding"),
+        ({"model_type": "llama", "layer_types": ["chunked_attention"]}, "'chunked_attention': expected full or"),
     ],
 )  # fmt: skip
 def test_a_configuration_lacks_what_its_class_needs_to_run(config, said):

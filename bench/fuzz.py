@@ -50,7 +50,6 @@ from search.runs.samples import read_samples
 from search.runs.settings import RunSettings
 
 SECONDS = 5.0
-EXAMPLES = 200  # of a parser at a time
 SEEN = {"anchors": "AAAAAAAAAAA=", "window": 64}
 EVALUATED = {"text": "a", "digest": "b", "windows": [2, 64], "dtype": "float32", "set": [], "tasks": {"limit": 3}}
 YAML = b"seed: 1\nmethod: [qcqa-ac, ward]\nset:\n- a.b=1\ntext: 'x'\n"
@@ -179,13 +178,13 @@ def parsers(place: Path) -> dict[str, tuple[Path, Read, Callable]]:
     }  # fmt: skip
 
 
-def drive(path: Path, read: Read, damage: Callable, number: int) -> tuple[int, str | None]:
+def drive(path: Path, read: Read, damage: Callable, number: int, most: int) -> tuple[int, str | None]:
     """(examples, the first find). The file is good again afterwards."""
     good, count, last = path.read_bytes(), 0, b""
 
     @seed(number)
     @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,
+        max_examples=most, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
     )  # fmt: skip
     @given(st.data())
@@ -215,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="of processor time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--examples", type=int, default=200, help="of a parser at a time")
     parser.add_argument("--only")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -223,7 +223,7 @@ def main() -> None:
         began = time.process_time()
         while time.process_time() - began < 60 * args.minutes:
             for place_in_list, (name, one) in enumerate(known.items()):
-                count, found = drive(*one, args.seed + turn * len(known) + place_in_list)
+                count, found = drive(*one, args.seed + turn * len(known) + place_in_list, args.examples)
                 counts[name] += count
                 if found:
                     finds[name] += 1

@@ -33,6 +33,11 @@ def test_bad_input_ends_in_one_line_and_harms_nothing():
     assert len(rows) == 16 and all(row["clean"] + row["refused"] == 1 for row in rows), rows
 
 
+def test_every_parser_reads_or_refuses_what_is_damaged():
+    rows = bench("fuzz.py", "--minutes", "0.001", "--examples", "10", "--seed", "5")
+    assert len(rows) == 21 and all(row["examples"] >= 10 and not row["finds"] for row in rows), rows
+
+
 def test_killed_commands_go_on_to_the_same_files():
     (row,) = bench("kills.py", "--kills", "1", "--stops", "1", "--seed", "3")
     assert row["kills"] == row["same files"] == 1 and row["stops"] == row["stopped in time"]

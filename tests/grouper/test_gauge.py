@@ -96,6 +96,24 @@ def llama() -> Architecture:
     })  # fmt: skip
 
 
+def test_a_plane_without_keys_has_a_scale_all_the_same():
+    attention, layout = spiked()
+    attention.k[0, 5] = attention.k[0, 37] = 0
+    drawn = Drawn(attention, layout.layers[0], inputs(attention), 10000.0)
+    scale = drawn.scale_of(0, 1.0)
+    assert scale[5] == 2.0**-8 == scale.min() and torch.equal(drawn.scale_of(0, 0.0), torch.ones(64))
+
+
+def test_no_way_to_round_may_lose(monkeypatch):
+    """A strength that one of the two rounds much less under, and the other a little more, is not taken."""
+    attention, layout = spiked()
+    drawn = Drawn(attention, layout.layers[0], inputs(attention), 10000.0)
+    for share, taken in ((1.01, False), (0.99, True)):
+        changed = torch.tensor([0.1, share])
+        monkeypatch.setattr(drawn, "errors", lambda head, scale, c=changed: c if (scale != 1).any() else torch.ones(2))
+        assert (drawn.best(0)[0] > 0) == taken
+
+
 def test_chance_is_the_seeds_alone():
     attention, layout = spiked()
     one, other = (best_gauge(attention, layout.layers[0], inputs(attention), 10000.0) for _ in range(2))

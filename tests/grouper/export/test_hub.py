@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import commands
 import pytest
 from hub_server import serve
 
@@ -22,9 +23,7 @@ def grouper(hub, home, *arguments, **environment):
         **environment,
     }
     env.pop("HF_HUB_OFFLINE", None) if "HF_HUB_OFFLINE" not in environment else None
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *map(str, arguments)], capture_output=True, text=True, env=env, timeout=300
-    )
+    return commands.grouper(*arguments, environment=env)
 
 
 @pytest.fixture(scope="module")

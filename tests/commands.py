@@ -1,4 +1,4 @@
-"""Commands as people type them, each in a process of its own, forked from one that has torch loaded.
+"""Commands as people type them, and programs, each in a process of its own, forked from one that has torch loaded.
 
 What a command prints, its exit code and the folder that it works in are those of `python -m cli`.
 """
@@ -6,10 +6,13 @@ What a command prints, its exit code and the folder that it works in are those o
 import atexit
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -27,13 +30,21 @@ _hosts: dict[str, subprocess.Popen] = {}
 
 def grouper(*arguments, cwd=None, environment: dict[str, str] | None = None) -> Done:
     """What the command `grouper ARGUMENTS` said and how it ended. environment: all variables, where they are not this
-    process's; Hugging Face's libraries, which read them when they are imported, are then imported by the command."""
+    process's; Hugging Face's libraries, which look at them once, are then imported by the command."""
+    return _done(None, arguments, cwd, environment)
+
+
+def python(program: Path, *arguments, environment: dict[str, str] | None = None) -> Done:
+    """The same of `python PROGRAM ARGUMENTS`."""
+    return _done(str(program), arguments, None, environment)
+
+
+def _done(program: str | None, arguments: tuple, cwd: Path | None, environment: dict[str, str] | None) -> Done:
     host = _host("bare" if environment else "ready")
     with tempfile.TemporaryDirectory() as folder:
         said = [str(Path(folder) / name) for name in ("stdout", "stderr")]
-        place = str(cwd or Path.cwd())
-        asked = {"arguments": [*map(str, arguments)], "cwd": place, "said": said, "environment": environment}
-        host.stdin.write(json.dumps(asked) + "\n")
+        asked = {"program": program, "arguments": [*map(str, arguments)], "cwd": str(cwd or Path.cwd()), "said": said}
+        host.stdin.write(json.dumps({**asked, "environment": environment}) + "\n")
         host.stdin.flush()
         code = int(host.stdout.readline())
         return Done(code, *(Path(name).read_text() for name in said))
@@ -52,15 +63,22 @@ def serve(kind: str) -> None:
     """In the process that has torch loaded: a child for each line of standard input; its exit code goes out. kind:
     "ready", or "bare" of Hugging Face's libraries."""
     sys.path.insert(0, str(ROOT))
-    import matplotlib.pyplot  # noqa: F401
-    import pandas  # noqa: F401
-    import scipy.optimize  # noqa: F401
-    import torch  # noqa: F401
+    import grouper  # noqa: F401  it sets variables that torch looks at
 
+    for name in ("torch", "pandas", "matplotlib.pyplot", "scipy.optimize", "scipy.stats", "typer", "rich.table"):
+        import_module(name)
     if kind == "ready":
-        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
-    else:
-        assert "huggingface_hub" not in sys.modules
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel  # noqa: F401
+
+        for name in (
+            "search.one_call",
+            "search.evaluation.models",
+            "grouper.uptraining.uptrain",
+            "grouper.export.hf.write",
+        ):
+            import_module(name)
+    assert kind == "ready" or "huggingface_hub" not in sys.modules
+    assert "search.commands.console" not in sys.modules, "it looks at where it prints when it is imported"
 
     for line in sys.stdin:
         child = os.fork()
@@ -69,8 +87,10 @@ def serve(kind: str) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def run(arguments: list[str], cwd: str, said: list[str], environment: dict[str, str] | None) -> None:
-    """In the child: the command, with files where it prints; does not return."""
+def run(
+    program: str | None, arguments: list[str], cwd: str, said: list[str], environment: dict[str, str] | None
+) -> None:
+    """In the child: the command or program, with files where it prints; does not return."""
     for number, name in enumerate(said, start=1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -78,15 +98,22 @@ def run(arguments: list[str], cwd: str, said: list[str], environment: dict[str, 
     if environment is not None:
         os.environ.clear()
         os.environ.update(environment)
-    sys.argv = ["grouper", *arguments]
+    sys.argv = [program or "grouper", *arguments]
     code = 1
     try:
-        import cli
+        if program:
+            sys.path.insert(0, str(Path(program).parent))
+            runpy.run_path(program, run_name="__main__")
+        else:
+            import cli
 
-        cli.main()
+            cli.main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        print(end.code if isinstance(end.code, str) else "", end="", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import grouper
 from safetensors.torch import load_file
-from tiny_models import ROOT, add_tokenizer, edit_weights, make_model
+from tiny_models import add_tokenizer, edit_weights, make_model
 from uptrained_files import files_of
 
 from grouper import Checkpoint, ExportOptions, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
@@ -287,10 +286,7 @@ def test_every_method_trains_and_ends_in_an_ordinary_export(folders, reader, sou
 def test_low_rank_training_from_the_command_line(folders, text, tmp_path):
     pytest.importorskip("peft")  # the extra `lora`
     options = ["--train", "lora", "--tokens", "2048", "--step-tokens", "256", "--window", "64", "--lr", "0.003"]
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "uptrain", folders["stock"], "-o", tmp_path / "out", "--text", text, *options,
-         "--json"], capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+    done = grouper("uptrain", folders["stock"], "-o", tmp_path / "out", "--text", text, *options, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["deploy"] == "stock" and "about" in done.stderr
 

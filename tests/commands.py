@@ -4,12 +4,16 @@ What a command prints, its exit code and the folder that it works in are those o
 """
 
 import atexit
+import glob
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from dataclasses import dataclass
 from importlib import import_module
@@ -28,10 +32,11 @@ class Done:
 _hosts: dict[str, subprocess.Popen] = {}
 
 
-def grouper(*arguments, cwd=None, environment: dict[str, str] | None = None) -> Done:
+def grouper(*arguments, cwd=None, environment: dict[str, str] | None = None, killed_at: Path | None = None) -> Done:
     """What the command `grouper ARGUMENTS` said and how it ended. environment: all variables, where they are not this
-    process's; Hugging Face's libraries, which look at them once, are then imported by the command."""
-    return _done(None, arguments, cwd, environment)
+    process's; Hugging Face's libraries, which look at them once, are then imported by the command. killed_at: pattern
+    of a path; the command is killed when there is one."""
+    return _done(None, arguments, cwd, environment, killed_at)
 
 
 def python(program: Path, *arguments, environment: dict[str, str] | None = None) -> Done:
@@ -39,12 +44,16 @@ def python(program: Path, *arguments, environment: dict[str, str] | None = None)
     return _done(str(program), arguments, None, environment)
 
 
-def _done(program: str | None, arguments: tuple, cwd: Path | None, environment: dict[str, str] | None) -> Done:
+def _done(
+    program: str | None, arguments: tuple, cwd: Path | None, environment: dict[str, str] | None,
+    killed_at: Path | None = None,
+) -> Done:  # fmt: skip
     host = _host("bare" if environment else "ready")
     with tempfile.TemporaryDirectory() as folder:
         said = [str(Path(folder) / name) for name in ("stdout", "stderr")]
         asked = {"program": program, "arguments": [*map(str, arguments)], "cwd": str(cwd or Path.cwd()), "said": said}
-        host.stdin.write(json.dumps({**asked, "environment": environment}) + "\n")
+        asked |= {"environment": environment, "killed_at": killed_at and str(killed_at)}
+        host.stdin.write(json.dumps(asked) + "\n")
         host.stdin.flush()
         code = int(host.stdout.readline())
         return Done(code, *(Path(name).read_text() for name in said))
@@ -88,8 +97,9 @@ def serve(kind: str) -> None:
 
 
 def run(
-    program: str | None, arguments: list[str], cwd: str, said: list[str], environment: dict[str, str] | None
-) -> None:
+    program: str | None, arguments: list[str], cwd: str, said: list[str], environment: dict[str, str] | None,
+    killed_at: str | None,
+) -> None:  # fmt: skip
     """In the child: the command or program, with files where it prints; does not return."""
     for number, name in enumerate(said, start=1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
@@ -98,6 +108,8 @@ def run(
     if environment is not None:
         os.environ.clear()
         os.environ.update(environment)
+    if killed_at:
+        threading.Thread(target=kill_at, args=(killed_at,), daemon=True).start()
     sys.argv = [program or "grouper", *arguments]
     code = 1
     try:
@@ -118,6 +130,13 @@ def run(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def kill_at(pattern: str) -> None:
+    """This process, as soon as there is such a path."""
+    while not glob.glob(pattern):
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def test_alone_nothing_is_joined(monkeypatch):
         ALONE.first_does(lambda: (_ for _ in ()).throw(GrouperError("mine")))
 
 
+@pytest.mark.drawn
 def test_two_ranks_write_what_one_writes(reader, text, tmp_path):
     """Layers, front and measurements byte for byte; refined weights but for the order of sums."""
     alone, two = tmp_path / "alone", tmp_path / "two"

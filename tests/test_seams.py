@@ -201,6 +201,15 @@ def test_no_function_is_longer_than_one_reads_at_a_glance():
                 assert lines <= 50, f"{module_of(path)}.{node.name} has {lines} lines"
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if module_of(p).startswith(("grouper.", "fitness."))], ids=module_of)
+def test_errors_below_the_command_line_name_fields_and_no_flags(path):
+    """People read them in Python, too; the command line shows flags instead."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise):
+            said = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            assert not [text for text in said if re.search(r"(^|[ (])--[a-z]", text)]
+
+
 @pytest.mark.parametrize("package", [grouper, search, importlib.import_module("grouper.export")])
 def test_type_checkers_see_what_is_imported_lazily(package):
     """The names below TYPE_CHECKING are those of MODULES, from the same modules."""

@@ -90,7 +90,7 @@ def test_padding_beyond_the_cap_goes_out_as_ragged(models, tmp_path):
     done = export(folder, layout_of(folder, "padded"), tmp_path / "out")
     assert (
         done.export_class == "ragged"
-        and "--max-padding 10%" in done.note
+        and "`max_padding=10%`" in done.note
         and done.engines
         != export(
             folder, layout_of(folder, "padded"), tmp_path / "padded", options=ExportOptions(max_padding=9.0)
@@ -302,7 +302,7 @@ def test_outputs_that_are_in_the_way(models, tmp_path):
     with pytest.raises(GrouperError, match="not written by Grouper"):
         export(folder, layout, tmp_path / "notes", options=ExportOptions(overwrite=True))
     export(folder, layout, tmp_path / "out")
-    with pytest.raises(GrouperError, match="--overwrite"):
+    with pytest.raises(GrouperError, match="`overwrite=True`"):
         export(folder, layout, tmp_path / "out")
     export(folder, layout, tmp_path / "out", options=ExportOptions(overwrite=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "notes", "out"]

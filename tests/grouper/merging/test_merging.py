@@ -232,7 +232,7 @@ def test_heads_without_queries_and_dead_heads_do_not_break_the_merge():
 @pytest.mark.parametrize("merge", ["procrustes", "spectral"])
 def test_a_change_of_basis_needs_readers_that_are_sources(merge):
     grouping = Grouping(((0, 1, 2), (3, 4, 5, 6, 7)), ((0, 1), (2, 3)))
-    with pytest.raises(GrouperError, match="--merge mean"):
+    with pytest.raises(GrouperError, match="`merge=mean`"):
         MERGES.named(merge).merge(random_attention(7), LayerLayout.shared(grouping), random_moments(7))
 
 

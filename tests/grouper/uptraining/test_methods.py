@@ -133,7 +133,7 @@ def test_wgqa_refuses_what_is_no_mean(samples, tmp_path):
     original = samples("llama")
     layout = layout_for(original, EQUAL)
     export(original, HeadLayout(layout.layers, 8, 4, 16), tmp_path / "in", merge="spectral")
-    with pytest.raises(GrouperError, match="export with --merge mean --no-refine"):
+    with pytest.raises(GrouperError, match="export with `merge=mean` `refine=False`"):
         METHODS["wgqa"].check(ExportedModel.open(tmp_path / "in", str(original)))
 
 

@@ -51,7 +51,7 @@ def gathered(folder, layout, prompt, merge="mean"):
                 name = f"model.layers.{layer}.self_attn.{kind}_proj.{part}"
                 if name in state:
                     blocks = state[name].view(a.kv_heads, a.head_dim, -1)
-                    merged = [blocks[list(sources)].mean(0) for sources in heads.k.sources]
+                    merged = [blocks[list(sources)].mean(0) for sources in heads.k.members]
                     per_query = [
                         merged[next(g for g, readers in enumerate(heads.k.readers) if h in readers)]
                         for h in range(a.query_heads)

@@ -63,7 +63,7 @@ def test_weighted_merges_are_fitted_to_what_attention_sees(rope, kind):
     generator = torch.Generator().manual_seed(0)
     for size in (1e-4, 1e-2):
         changed = with_bias(merged.v, merged.v_bias)
-        for group, sources in enumerate(layout.v.sources):
+        for group, sources in enumerate(layout.v.members):
             weights = size * torch.randn(shape, generator=generator, dtype=torch.float64)
             changed[group] += (weights * v[list(sources)]).sum(0)
         other = Attention(**{**vars(merged), "v": changed[..., :-1], "v_bias": changed[..., -1]})

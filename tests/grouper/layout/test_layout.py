@@ -46,7 +46,7 @@ def test_canonical_order_and_equality():
 
 def test_gqa_readers_are_the_queries_of_the_merged_heads():
     grouping = Grouping.from_labels([0, 1, 0], queries_per_kv_head=3)
-    assert grouping.readers == ((0, 1, 2, 6, 7, 8), (3, 4, 5)) and grouping.sources == ((0, 2), (1,))
+    assert grouping.readers == ((0, 1, 2, 6, 7, 8), (3, 4, 5)) and grouping.members == ((0, 2), (1,))
 
 
 @pytest.mark.parametrize(

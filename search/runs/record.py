@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
@@ -16,6 +17,7 @@ from grouper.refinement.options import RefinePlan
 from grouper.schema import damage_said, document, fitted, text_of
 from search.methods.registry import ORIGINAL
 from search.runs.folder import RunFolder
+from search.runs.kept_rows import KeptRows
 from search.runs.pareto import ParetoFront
 
 FILE = "evaluation.json"
@@ -59,6 +61,7 @@ class Measuring:
         refinement = recipe(refine) if refine else None
         if measured and overwrite:
             front.table[columns] = np.nan
+            front.kept = KeptRows.none(front.table)
             front.mark()
             front.write(folder.path / "pareto.csv")
             folder.forget_measured()
@@ -67,6 +70,7 @@ class Measuring:
             self._refuse_others(folder, before, refinement, ("digest", "windows") if more else ())
             if more:
                 front.table[[c for c in columns if "," not in c]] = np.nan  # tasks stay
+                front.kept = KeptRows.none(front.table)
                 front.mark()
                 front.write(folder.path / "pareto.csv")
                 tell(f"measured on {told_windows(before['windows'])} before, which are no part of these "
@@ -173,12 +177,15 @@ def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None,
     """The front without measurements that were made with other parameters of merges, or of layouts that were refined
     otherwise, than what is to be exported. refine: filled in by device."""
     made = noted(folder)
-    table = front.table.copy()
-    other = table[front.measured_columns].notna().any(axis=1) & (tuple(made.get("set", ())) != set)
-    if refine is not None and made.get("refinement") != recipe(refine):
-        other |= table["merge"].str.endswith(REFINED)
-    table.loc[other & (table["method"] != ORIGINAL), front.measured_columns] = np.nan
-    front = ParetoFront(table)
+    other_set, other_recipe = tuple(made.get("set", ())) != set, refine and made.get("refinement") != recipe(refine)
+
+    def made_otherwise(table: pd.DataFrame) -> pd.Series:
+        refined = table["merge"].str.endswith(REFINED) & bool(other_recipe)
+        return (refined | other_set) & (table["method"] != ORIGINAL)
+
+    table, kept = front.table.copy(), front.kept.rows
+    table.loc[made_otherwise(table), front.measured_columns] = np.nan
+    front = ParetoFront(table, KeptRows(kept[~made_otherwise(kept)].reset_index(drop=True)))
     front.mark()
     return front
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grouper import GrouperError, Grouping, HeadLayout, LayerLayout
@@ -23,6 +23,7 @@ def test_canonical_labels_keep_the_partition(row):
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(1, 3))
+@settings(deadline=None)  # the first one read makes what reads them
 def test_a_layout_survives_json(rows, queries):
     layout = HeadLayout.from_labels(rows, 6 * queries, 32)
     again = HeadLayout.from_json(layout.to_json())

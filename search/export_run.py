@@ -128,6 +128,7 @@ def carry_out(
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
         origin["measured"] = record.measured(regrouper, refine, merged, machine.progress)
+        merged = regrouper.gauged(chosen.layout, merged) if options.kv_gauge else merged
 
         def write() -> Exported:
             with told_where(kept):

@@ -138,7 +138,7 @@ def write_front(
     front = ParetoFront.of(layouts, options.kv_dtype, partial(weight_bytes, checkpoint))
     folder.write_layouts([scored.layout for scored in layouts])
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
-        front.write(folder.path / "pareto.csv")
+        folder.write_front(front)
         folder.forget_measured()  # its layouts' numbers mean others now
     front = folder.front()
     draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")

@@ -14,8 +14,10 @@ T = TypeVar("T")
 TRIES, WAIT = 4, 1.0  # seconds before the second one
 BUSY = (408, 429, 500, 502, 503, 504)
 BROKEN = ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ConnectTimeout", "IncompleteRead")
-LARGEST = 2**28  # bytes of a JSON file that libraries read
-READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken")  # what libraries may look into
+LARGEST = 2**28  # bytes of a file that libraries read at once
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm")  # what libraries may look into
+WHOLE = ("*.json", "*.model", "*.jinja", "*.tiktoken", "*.spm", "vocab.txt", "merges.txt")  # what they read at once
+TEMPLATES = "additional_chat_templates"  # the folder in a model's that transformers looks into
 
 
 class Source(Protocol):
@@ -42,10 +44,10 @@ class LocalSource:
 
     def __init__(self, folder: Path, commit: str | None = None):
         self.folder, self.commit = folder, commit
-        for path in sorted(folder.iterdir()):
+        for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")]):
             if path.suffix in READ and not path.is_dir() and not is_own_file(path, folder):
                 raise GrouperError(f"{path} is a link out of the model's folder, or no file: put a copy in its place")
-            if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST:
+            if any(map(path.match, WHOLE)) and path.is_file() and path.stat().st_size > LARGEST:
                 raise GrouperError(f"{path} has more than {LARGEST >> 20} MiB: is it what its name says?")
 
     def files(self) -> list[str]:

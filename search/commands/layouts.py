@@ -28,7 +28,7 @@ def run(
     from search.runs.folder import RunFolder
     from search.runs.view import View, viewed
 
-    rows = viewed(RunFolder.open(run).front(), View(sort, deploy, best_under, all, kv_cache), tell)
+    rows = viewed(RunFolder.open(run).front(tell), View(sort, deploy, best_under, all, kv_cache), tell)
     if json:
         print(rows.to_json(orient="records"))
     else:

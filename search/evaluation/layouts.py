@@ -81,7 +81,7 @@ def evaluate(
     ranks = machine.ranks
     folder = RunFolder.open(Path(run))
     with locked_by_first(ranks, folder.path):
-        front, settings = folder.front(), folder.settings
+        front, settings = folder.front(machine.tell), folder.settings
         assignments = (*settings.options.set, *set)
         check_assignments(set, MERGES)
         chosen_merge = MERGES.configured(assignments).named(merge or front.own_merge)
@@ -223,7 +223,7 @@ def fill_in(
             what = f"layout {number}, {row['method']}, {row['kv_ratio']:.0%}"
             progress(done, len(todo), f"{what}: {told(row)}" if meter.texts else what)
         front.mark()
-        ranks.first_does(lambda: front.write(folder.path / "pareto.csv"))
+        ranks.first_does(lambda: folder.write_front(front))
 
 
 def told(row: pd.Series) -> str:

@@ -33,7 +33,7 @@ def choose_layout(
     folder: RunFolder, selection: Selection, refine: RefinePlan | None, set: tuple[str, ...], tell: Tell
 ) -> Chosen:
     """The layout, and the merge that suits it."""
-    front, settings = folder.front(), folder.settings
+    front, settings = folder.front(tell), folder.settings
     check_assignments(set, MERGES)
     merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
     suffix = REFINED if refine else ""

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
-from grouper.outputs import write_file
+from grouper.outputs import write_text
 from grouper.schema import LARGEST_TABLE, Row, damage_said, rows_in, text_of
 from search.methods.registry import ORIGINAL
 from search.runs.columns import JUDGES
@@ -176,13 +176,16 @@ class ParetoFront:
         shown = self.front().dropna(axis=1, how="all")
         return f"{picture[picture.index('<svg') :]}{shown.to_html(index=False, max_rows=24)}"
 
-    def write(self, path: Path) -> None:
+    def to_csv(self) -> str:
         """Floats are written so that reading them gives the same bits."""
         table = self.table
         if len(self.kept):
             first, table = [*COLUMNS, KV_CACHE], self.kept.behind(table)
             table = table[[*first, *(c for c in table if c not in first)]]
-        write_file(path, lambda beside: table.to_csv(beside, index=False, lineterminator="\n"))
+        return table.to_csv(index=False, lineterminator="\n")
+
+    def write(self, path: Path) -> None:
+        write_text(path, self.to_csv())
 
     @classmethod
     def read(cls, path: Path) -> "ParetoFront":

@@ -12,7 +12,6 @@ import pandas as pd
 from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
 from grouper.machine import Tell, no_message
-from grouper.outputs import write_text
 from grouper.refinement.options import RefinePlan
 from grouper.schema import damage_said, document, fitted, text_of
 from search.methods.registry import ORIGINAL
@@ -63,7 +62,7 @@ class Measuring:
             front.table[columns] = np.nan
             front.kept = KeptRows.none(front.table)
             front.mark()
-            front.write(folder.path / "pareto.csv")
+            folder.write_front(front)
             folder.forget_measured()
         elif measured and before:
             more = self._has_more_windows(before)
@@ -72,14 +71,14 @@ class Measuring:
                 front.table[[c for c in columns if "," not in c]] = np.nan  # tasks stay
                 front.kept = KeptRows.none(front.table)
                 front.mark()
-                front.write(folder.path / "pareto.csv")
+                folder.write_front(front)
                 tell(f"measured on {told_windows(before['windows'])} before, which are no part of these "
                      f"{told_windows(self.windows)}, for windows are spread over the text: it is measured again, and "
                      "what is not asked for now is forgotten")  # fmt: skip
         kept = {k: v for k, v in before.items() if k in self._of_others(before)}
         refinement = refinement or before.get("refinement")
         data = {**self.to_data(), **kept, **({"refinement": refinement} if refinement else {})}
-        write_text(folder.path / FILE, json.dumps(data, indent=2) + "\n")
+        folder.digests.write(folder.path / FILE, json.dumps(data, indent=2) + "\n")
         return front
 
     def _of_others(self, before: dict) -> list[str]:
@@ -134,6 +133,7 @@ def noted(folder: RunFolder) -> dict[str, Any]:
         return {}
     with damage_said(path, "measure the run again, with --overwrite"):
         found = fitted(document(text_of(path)), _Noted)
+        folder.digests.check(path.stem, path)
     return {name: value for name, value in vars(found).items() if value is not None}
 
 

@@ -16,6 +16,7 @@ from grouper.ranks import FirstFailed
 from search.commands.application import app
 from search.commands.console import ERR
 from search.commands.notes import print_notes
+from search.commands.options import as_flags
 from search.stopping import Stopped, stop_on_signals
 
 STOPPED = "stopped; the same command goes on from here"
@@ -67,7 +68,7 @@ def _said(error: Exception) -> str:
     if is_disk_full(error):
         return f"{error}: the disk is full, or a limit is reached; make room, and the same command goes on"
     if isinstance(error, GrouperError | OSError):
-        return str(error)
+        return as_flags(str(error))
     if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
         return "the GPU's memory is short: give fewer --jobs, or --device cpu"
     if is_memory_short(error):

@@ -118,7 +118,7 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
         raise GrouperError(f"{folder} exists and was not written by Grouper: choose another output folder")
     if not overwrite:
         raise GrouperError(
-            f"{folder} exists and is an earlier output: choose another output folder, or --overwrite to replace it"
+            f"{folder} exists and is an earlier output: choose another output folder, or `overwrite=True` to replace it"
         )
 
 

@@ -51,8 +51,8 @@ def test_what_goes_wrong_is_raised_and_threads_are_given_back(four_threads):
     assert torch.get_num_threads() == 4
 
 
-def test_moments_and_losses_are_the_same_bits_for_any_number_of_threads():
-    regrouper = Regrouper(Checkpoint.open("demo"), Calibration(TextSource("demo"), tokens=12_288, window=128))
+def test_moments_and_losses_are_the_same_bits_for_any_number_of_threads(text):
+    regrouper = Regrouper(Checkpoint.open("demo"), Calibration(TextSource(str(text)), tokens=12_288, window=128))
     windows, before, found = regrouper.windows(12_288), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):

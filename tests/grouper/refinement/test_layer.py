@@ -431,7 +431,7 @@ def test_shares_of_long_windows():
     found = [RefineOptions(long_share=share).plan("cpu").long_share for share in (None, 0.0, 0.25)]
     assert found == [0.5, 0.0, 0.25]
     for share in (-0.1, 1.0):
-        with pytest.raises(GrouperError, match=f"--long-share {share}: expected a share from 0 to below 1"):
+        with pytest.raises(GrouperError, match=f"`long_share={share}`: expected a share from 0 to below 1"):
             RefineOptions(long_share=share)
 
 

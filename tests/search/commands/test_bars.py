@@ -102,3 +102,21 @@ def test_lines_are_flushed_and_a_terminal_gets_none(quick, capsys, monkeypatch):
 
 def test_silence_lasts_half_a_minute_at_most():
     assert 0 < bars.SILENT <= 30
+
+
+def test_a_part_that_is_done_is_said_at_once_but_not_each_of_many(clock, capsys, monkeypatch):
+    monkeypatch.setattr(bars, "SILENT", 60)
+    with bars.bar("searching") as update:
+        update(0, 30, "layer 0")
+        clock[0] += bars.CALM
+        update(0, 30, "layer 0, generation 7")
+        update(1, 30, "layer 0 is done")
+        assert line_of(capsys, "so far") == "searching: 1 of 30 done, layer 0 is done, 10 s so far, about 5 min left"
+        clock[0] += bars.CALM / 2
+        update(2, 30, "layer 1 is done")
+        clock[0] += bars.CALM / 2
+        update(3, 30, "layer 2 is done")
+        assert "layer 2 is done" in line_of(capsys, "so far")
+        clock[0] += bars.CALM
+        update(30, 30, "layer 29 is done")
+        assert line_of(capsys, "so far").endswith("layer 29 is done, 30 s so far"), "other work may follow"

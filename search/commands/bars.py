@@ -80,7 +80,7 @@ class Lively:
     def at(self, done: int, total: int, note: str) -> float | None:
         """Note how far the work is. Returns the seconds that are left, where that is known."""
         news = done > self.left.last and time.monotonic() - self.spoke >= CALM
-        self.note, left = note, self.left.after(done, total)
+        self.note, left = note.removeprefix(f"{self.what}, "), self.left.after(done, total)
         if news:
             self.news.set()
         return left

@@ -118,5 +118,5 @@ def test_a_part_that_is_done_is_said_at_once_but_not_each_of_many(clock, capsys,
         update(3, 30, "layer 2 is done")
         assert "layer 2 is done" in line_of(capsys, "so far")
         clock[0] += bars.CALM
-        update(30, 30, "layer 29 is done")
-        assert line_of(capsys, "so far").endswith("layer 29 is done, 30 s so far"), "other work may follow"
+        update(30, 30, "searching, layer 29")
+        assert line_of(capsys, "so far").endswith(" done, layer 29, 30 s so far"), "other work may follow"

@@ -47,10 +47,9 @@ def search(
     Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
     layouts. jobs: layers searched at a time, or "auto". machine: with a GPU, any model is streamed while it is
     calibrated unless its memory is given. keep_calibration: where what was calibrated is kept, and looked for, for this
-    model, text and tokens: a folder; or True for the run's own, unless it would be larger than the model; or False.
-    overwrite: replace an earlier run; with `resume`, only one of another model or of other options. command: what was
-    typed, for the record. Raises GrouperError for what cannot be searched, before anything is written. Where several
-    ranks run this, layers and text are shared out among them.
+    model, text and tokens: a folder; True for the run's own, unless larger than the model; or False. overwrite: replace
+    an earlier run; with `resume`, only one of another model or of other options. command: what was typed. Several
+    ranks share out layers and text. Raises GrouperError for what cannot be searched, before anything is written.
     """
     refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()

@@ -14,6 +14,7 @@ from search.commands.console import ERR
 WORTH_SAYING = 60  # seconds that are left
 SILENT = 25  # seconds without a line, at most, where there is no terminal
 CALM = 10  # seconds between two lines, at least, where parts are done faster
+FEW = 200  # parts, layers or layouts, each of which is said when it is done; of more, as steps are, none
 
 
 @contextmanager
@@ -79,7 +80,7 @@ class Lively:
 
     def at(self, done: int, total: int, note: str) -> float | None:
         """Note how far the work is. Returns the seconds that are left, where that is known."""
-        news = done > self.left.last and time.monotonic() - self.spoke >= CALM
+        news = done > self.left.last and total <= FEW and time.monotonic() - self.spoke >= CALM
         self.note, left = note.removeprefix(f"{self.what}, "), self.left.after(done, total)
         if news:
             self.news.set()

@@ -187,7 +187,6 @@ def fill_in(
 
     for begin in range(0, len(todo), ranks.size):
         one_each = todo[begin : begin + ranks.size]
-        progress(begin, len(todo), f"measuring layout {front.table.loc[one_each[0], 'layout']}")
         mine = [measure(index) for index in ranks.share(one_each)]
         found = [one for of_rank in ranks.gather(mine) for one in of_rank]
         for done, (index, (values, errors, sample)) in enumerate(zip(one_each, found), begin + 1):

@@ -120,3 +120,7 @@ def test_a_part_that_is_done_is_said_at_once_but_not_each_of_many(clock, capsys,
         clock[0] += bars.CALM
         update(30, 30, "searching, layer 29")
         assert line_of(capsys, "so far").endswith(" done, layer 29, 30 s so far"), "other work may follow"
+        clock[0] += bars.CALM
+        update(31, bars.FEW + 1, "step 31")
+        time.sleep(0.1)
+    assert not capsys.readouterr().err, "steps are not said one by one"

@@ -44,6 +44,7 @@ bench: $(READY)
 # Damages checkpoints, runs and options, and kills commands, over a thousand times: for people, not for CI.
 faults: $(READY)
 	PYTHONPATH=.:bench $(BIN)/python bench/faults.py
+	PYTHONPATH=.:bench $(BIN)/python bench/fuzz.py
 	PYTHONPATH=.:bench $(BIN)/python bench/kills.py
 
 # Changes the code line by line and lists what the tests do not notice: hours, for people, not for CI. Of a part alone:

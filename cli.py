@@ -1,11 +1,17 @@
 """The `grouper` command: parses, calls, prints. Data on stdout, messages and progress on stderr."""
 
-import logging
 import os
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path:  # `python -m cli` looks in the current folder first
+    HOME = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:1] = [place for place in sys.path[:1] if os.path.realpath(place) == HOME]
+
+import logging
+import traceback
+
 from grouper.errors import GrouperError, is_disk_full, is_memory_short
-from grouper.names import printable, shortened, without_secrets
+from grouper.names import printable, shortened
 from grouper.outputs import as_asked_for
 from grouper.ranks import FirstFailed
 from search.commands.application import app
@@ -19,6 +25,7 @@ RESUMED = ("search", "regroup", "evaluate", "export", "uptrain")
 def main() -> None:
     """Exit 0, 1 (failed, one line why), 2 (usage), 130 or 143 (stopped by a signal)."""
     for name, value in {
+        "PYTHONSAFEPATH": "1",  # no process that is started imports from the current folder
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # libraries' own bars and notes would bury ours
@@ -52,7 +59,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if debug:
-            raise
+            _end(traceback.format_exc())
         _fail(_said(error))
 
 
@@ -80,7 +87,11 @@ def _stopped() -> str:
 
 def _fail(why: str, code: int = 1) -> None:
     """Say why in one line, and exit."""
-    _say(why)
+    _end(_line(why), code)
+
+
+def _end(told: str, code: int = 1) -> None:
+    _print(told)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         os._exit(code)  # leaving their group in order would wait for ranks that wait for this one
     sys.exit(code)
@@ -88,10 +99,18 @@ def _fail(why: str, code: int = 1) -> None:
 
 def _say(why: str) -> None:
     """Print why the command ends."""
+    _print(_line(why))
+
+
+def _line(why: str) -> str:
     rank = os.environ.get("RANK", "0")
-    line = shortened(printable(as_asked_for(without_secrets(" ".join(why.split())))))
     who = "grouper" if rank == "0" else f"grouper, rank {rank}"
-    print(f"{who}: {line}", file=sys.stderr if rank == "0" else sys.__stderr__, flush=True)
+    return f"{who}: {shortened(printable(as_asked_for(' '.join(why.split()))))}"
+
+
+def _print(told: str) -> None:
+    first = os.environ.get("RANK", "0") == "0"
+    print(printable(told), file=sys.stderr if first else sys.__stderr__, flush=True)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def numbers(rng: random.Random) -> Iterator[Case]:
             if which > 1:
                 copy_run(work)
             heal = ["uptrain", str(work / "out"), "-o", str(work / "healed"), "--base", str(work / "model"), "--text",
-                    "demo", "--window", "64", "--train", "lora"]  # fmt: skip
+                    "demo", "--window", "64", "--train", "lora", "--tokens", "4096"]  # fmt: skip
             if which == 4:
                 shutil.copytree(work.parent / "reference" / "out", work / "out")
             command = [*all_commands(work), heal][which]

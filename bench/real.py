@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,10 @@ class Bench:
         """Written as an export, too, if that is to be healed."""
         merge = merge_for(layout, MERGES[row.merge])
         options = RefineOptions(tokens=self.args.refine_tokens, seed=seed, long_share=self.args.long_share)
+        if self.args.larger > 1:
+            plan, times = options.plan(self.device), self.args.larger
+            steps = round(plan.steps_for(plan.tokens) / times)
+            options = replace(plan, batch_tokens=times * plan.batch_tokens, steps=steps)
         done, seen = self.regrouper.refined(layout, merge, options), self.regrouper.seen(options)
         if "healed" in self.args.rows:
             facts = {"tokens": seen.used * seen.window, "steps": 0, "scope": "", "seen": seen.to_data()}
@@ -171,7 +175,8 @@ class Bench:
 
     def healed(self, kv_ratio: float, seed: int) -> ExportedModel:
         out = self.place("healed", kv_ratio, seed)
-        options = UptrainOptions(tokens=self.args.train_tokens, window=self.args.train_window, seed=seed)
+        asked = {"tokens": self.args.train_tokens, "step_tokens": self.args.train_step_tokens}
+        options = UptrainOptions(**asked, window=self.args.train_window, seed=seed)
         uptrain_model(
             self.place("refined", kv_ratio, seed), out, TextSource(self.args.train_text or self.args.text), options,
             base=self.args.model, machine=Machine(self.device, tell=lambda line: print(f"  {line}", flush=True)),
@@ -240,7 +245,9 @@ def main() -> None:
     parser.add_argument("--refine-tokens", type=int)
     parser.add_argument("--long-share", type=float, help="of refinement's tokens, in long windows")
     parser.add_argument("--train-tokens", type=int, default=3_000_000)
-    parser.add_argument("--train-window", type=int, help="of training")
+    parser.add_argument("--larger", type=int, default=1, help="times the tokens of refinement's steps, as many fewer")
+    parser.add_argument("--train-window", type=int, default=512, help="of training")
+    parser.add_argument("--train-step-tokens", type=int, help="of a step of training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", help="of lm-evaluation-harness, with commas")
     parser.add_argument("--task-path", type=Path)

@@ -3,6 +3,7 @@ out from it.
 
     python bench/refine_rates.py --kv-heads 4 --refine-tokens 32768,393216 --rates 0.01,0.02,0.04
     python bench/refine_rates.py --model FOLDER --calibration A.txt --kv-heads 1 --scopes attention,block
+    python bench/refine_rates.py --refine-tokens 393216 --rates 0.02,0.03 --larger 1,2,4     # fewer, larger steps
 
 Neighbouring heads share, merged spectrally. Evaluation text has no part in it: the defaults chosen here are later
 measured there.
@@ -10,6 +11,8 @@ measured there.
 
 import argparse
 import time
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--refine-tokens", default="32768,393216")
     parser.add_argument("--rates", default="0.01,0.02,0.04")
     parser.add_argument("--scopes", default="block")
+    parser.add_argument("--larger", default="1", help="times the tokens of a step, and as many fewer steps")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -56,18 +60,21 @@ def main() -> None:
     kept = [start(layer) for layer in range(model.architecture.layers)]
     of = f"{args.model}, KV {args.kv_heads}/{a.kv_heads}"
     print(f"{of}: original {original:.4f} on {unseen.numel():,} tokens", flush=True)
-    print("| tokens | scope | lr | nats over the original | seconds |\n|" + " --- |" * 5, flush=True)
+    print("| tokens | scope | lr | step, times | nats over the original | seconds |\n|" + " --- |" * 6, flush=True)
     for tokens in counts:
         part = seen[torch.linspace(0, len(seen) - 1, min(len(seen), tokens // args.window)).long()]
         for scope in args.scopes.split(","):
-            for rate in map(float, args.rates.split(",")):
+            for rate, times in product(map(float, args.rates.split(",")), map(int, args.larger.split(","))):
                 began = time.perf_counter()
-                options = RefineOptions(scope, lr=rate)
+                plan = RefineOptions(scope, lr=rate).plan(args.device)
+                steps = round(plan.steps_for(part.numel()) / times)
+                options = replace(plan, batch_tokens=times * plan.batch_tokens, steps=steps)
                 layers = refine_layers(model, layout, kept.__getitem__, part, options, device=args.device)
                 seconds = time.perf_counter() - began
                 with model.installed(layout, layers) as regrouped:
                     value = nll(regrouped, unseen) - original
-                print(f"| {part.numel():,} | {scope} | {rate:g} | {value:+.4f} | {seconds:.0f} |", flush=True)
+                row = (f"{part.numel():,}", scope, f"{rate:g}", times, f"{value:+.4f}", f"{seconds:.0f}")
+                print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from grouper.calibration.text import WindowedText, digest, spread
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.families.architecture import Architecture
+from grouper.gauge import GaugedLayers
 from grouper.layout import HeadLayout
 from grouper.machine import Tell, no_message
 from grouper.merging import Merge
@@ -215,6 +216,10 @@ class Regrouper:
             return MergedLayer(merge.merge(attention, layout.layers[layer], self.moments_of(layer)))
 
         return made
+
+    def gauged(self, layout: HeadLayout, merged: Merged) -> GaugedLayers:
+        """The same layers, scaled so that KV caches of few bits round keys and values less."""
+        return GaugedLayers(self.architecture, self.checkpoint.config, layout, merged, self.moments_of)
 
     def estimate(self, layout: HeadLayout, merge: Merge, options: AskedRefinement) -> float:
         """Seconds that `refined` will take, shared by all ranks."""

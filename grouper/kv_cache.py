@@ -1,16 +1,22 @@
 """How large a KV cache is, and how many sequences fit a card."""
 
+import math
 from dataclasses import dataclass
 
 from grouper.errors import GrouperError
 from grouper.names import expected
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
+BYTES = {  # those of engines' types count scales
+    "float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1, "fp8": 1, "fp8-scaled": 1, "q8_0": 17 / 16,
+    "q4_0": 9 / 16, "quanto4": 9 / 16,
+}  # fmt: skip
+KEPT_IN = ("bfloat16", "float16", "fp8", "fp8-scaled", "q8_0", "q4_0", "quanto4")  # see grouper.cache_types
 USABLE = 0.9  # of a card's memory, as serving engines take by default; the rest is for activations
 
 
-def bytes_of(dtype: str) -> int:
-    """Bytes of one number in the KV cache. Raises GrouperError for a dtype that no cache is kept in.
+def bytes_of(dtype: str) -> float:
+    """Bytes of one number in the KV cache, its share of scales counted. Raises GrouperError for a dtype that no cache
+    is kept in.
 
     >>> bytes_of("bfloat16")
     2
@@ -18,6 +24,15 @@ def bytes_of(dtype: str) -> int:
     if dtype not in BYTES:
         raise GrouperError(f"unknown KV dtype {dtype!r}: {expected(dtype, BYTES)}")
     return BYTES[dtype]
+
+
+def bytes_for(numbers: int, dtype: str) -> int:
+    """Bytes of so many numbers.
+
+    >>> bytes_for(64, "bfloat16"), bytes_for(64, "q4_0")
+    (128, 36)
+    """
+    return math.ceil(numbers * bytes_of(dtype))
 
 
 def largest_batch(card: int, weights: int, cache_of_one: int) -> int:

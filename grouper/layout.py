@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from grouper.errors import GrouperError
-from grouper.kv_cache import bytes_of
+from grouper.kv_cache import bytes_for
 from grouper.parsing import shown
 from grouper.schema import document, fitted
 
@@ -274,11 +274,11 @@ class HeadLayout:
 
     def kv_bytes_per_token(self, dtype: str = "bfloat16") -> int:
         """Bytes that one token adds to the KV cache."""
-        return sum(layer.cached_heads for layer in self._of_cache("token")) * self.head_dim * bytes_of(dtype)
+        return bytes_for(sum(layer.cached_heads for layer in self._of_cache("token")) * self.head_dim, dtype)
 
     def kv_bytes_per_source_token(self, dtype: str = "bfloat16") -> int:
         """Bytes that one token of the source adds to what a decoder keeps of it."""
-        return sum(layer.cached_heads for layer in self._of_cache("source")) * self.head_dim * bytes_of(dtype)
+        return bytes_for(sum(layer.cached_heads for layer in self._of_cache("source")) * self.head_dim, dtype)
 
     @property
     def is_cached(self) -> bool:

@@ -25,11 +25,13 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""For a terminal: control characters, and those that turn the direction of writing, as escapes; newlines stay.
+    r"""For people: control characters, and those that turn the direction of writing, as escapes; newlines stay. Secrets
+    are struck out.
 
     >>> printable("a\x1b[2Jb")
     'a\\x1b[2Jb'
     """
+    text = without_secrets(text)
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)
 
 

@@ -30,7 +30,10 @@ def json_object(text: str, what: str, loads: Callable[[str], Any] = json.loads) 
 def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST) -> dict[str, Any]:
     """The object in a file of at most `largest` bytes and `most` values. what: names it in the GrouperError that is
     raised where there is none, or a larger or deeper one."""
-    data = json_object(content_of(path, what, largest).decode("utf-8", errors="replace"), what)
+    content = content_of(path, what, largest)
+    if max(map(content.count, (b",", b"[", b"{"))) > most:  # before room is made for them
+        raise GrouperError(f"{what} has more than {most:,} values: is it what its name says?")
+    data = json_object(content.decode("utf-8", errors="replace"), what)
     check_extent(data, what, most)
     return data
 
@@ -44,7 +47,7 @@ def content_of(path: Path, what: str, largest: int = LARGEST) -> bytes:
     return content
 
 
-def check_extent(data: dict[str, Any], what: str, most: int = MOST) -> None:
+def check_extent(data: dict[str, Any] | list[Any], what: str, most: int = MOST) -> None:
     """Raise GrouperError where lists and objects lie too deep within one another, or hold more than `most` values."""
     waiting: list[tuple[dict | list, int]] = [(data, 1)]
     count = 0

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from grouper.attention import Merged
+from grouper.cache_types import CACHE_TYPES
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
 from grouper.compress import Regrouper
@@ -90,7 +91,8 @@ def export_from_run(
     record = Record(folder, chosen, set, command, aside, options.overwrite)
     with locked_by_first(ranks, output):
         done = carry_out(regrouper, chosen, output, plan, options, record, destination, machine)
-    return replace(done, not_refined=not_refined)
+    served = chosen.picked.row.get("kv_cache") or selection.kv_cache
+    return replace(done, not_refined=not_refined, kv_cache=served if served in CACHE_TYPES else None)
 
 
 def own_text(regrouper: Regrouper, settings: RunSettings) -> tuple[bool, str | None]:
@@ -128,6 +130,7 @@ def carry_out(
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
         origin["measured"] = record.measured(regrouper, refine, merged, machine.progress)
+        merged = regrouper.gauged(chosen.layout, merged) if options.kv_gauge else merged
 
         def write() -> Exported:
             with told_where(kept):

@@ -47,9 +47,10 @@ def search(
     Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
     layouts. jobs: layers searched at a time, or "auto". machine: with a GPU, any model is streamed while it is
     calibrated unless its memory is given. keep_calibration: where what was calibrated is kept, and looked for, for this
-    model, text and tokens: a folder; True for the run's own, unless larger than the model; or False. overwrite: replace
-    an earlier run; with `resume`, only one of another model or of other options. command: what was typed. Several
-    ranks share out layers and text. Raises GrouperError for what cannot be searched, before anything is written.
+    model, text and tokens: a folder; or True for the run's own, unless it would be larger than the model; or False.
+    overwrite: replace an earlier run; with `resume`, only one of another model or of other options. command: what was
+    typed, for the record. Raises GrouperError for what cannot be searched, before anything is written. Where several
+    ranks run this, layers and text are shared out among them.
     """
     refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
@@ -59,8 +60,7 @@ def search(
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
     check_model(checkpoint)  # before anything is downloaded
-    methods = methods_of(options, architecture)
-    jobs = parsed_jobs(str(jobs), architecture, device)
+    methods, jobs = methods_of(options, architecture), parsed_jobs(str(jobs), architecture, device)
     set_aside = overwrite or RunFolder(Path(output)).sets_aside  # a run that exists goes on as it began
     calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
     if memory is None and "cuda" in device and options.acceptance != "loss":
@@ -139,7 +139,7 @@ def write_front(
     front = ParetoFront.of(layouts, options.kv_dtype, partial(weight_bytes, checkpoint))
     folder.write_layouts([scored.layout for scored in layouts])
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
-        front.write(folder.path / "pareto.csv")
+        folder.write_front(front)
         folder.forget_measured()  # its layouts' numbers mean others now
     front = folder.front()
     draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")

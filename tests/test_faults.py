@@ -33,6 +33,11 @@ def test_bad_input_ends_in_one_line_and_harms_nothing():
     assert len(rows) == 16 and all(row["clean"] + row["refused"] == 1 for row in rows), rows
 
 
+def test_every_parser_reads_or_refuses_what_is_damaged():
+    rows = bench("fuzz.py", "--minutes", "0.001", "--examples", "10", "--seed", "5")
+    assert len(rows) == 21 and all(row["examples"] >= 10 and not row["finds"] for row in rows), rows
+
+
 def test_killed_commands_go_on_to_the_same_files():
     (row,) = bench("kills.py", "--kills", "1", "--stops", "1", "--seed", "3")
     assert row["kills"] == row["same files"] == 1 and row["stops"] == row["stopped in time"]
@@ -90,8 +95,9 @@ def test_what_nobody_foresaw_is_one_line_and_debug_shows_it_whole(monkeypatch, c
     code, said = failing(monkeypatch, capsys, KeyError("wei\nrd"))
     assert code == 1 and said.count("\n") == 1
     assert said.startswith("grouper: internal error: KeyError") and "--debug" in said
-    with pytest.raises(KeyError):
-        failing(monkeypatch, capsys, KeyError("weird"), "--debug")
+    code, said = failing(monkeypatch, capsys, KeyError("wei\x1b[2Jrd"), "--debug")
+    assert code == 1 and said.startswith("Traceback (most recent call last):") and "raise error" in said
+    assert "KeyError" in said and "\x1b" not in said
     assert sys.argv == ["grouper", "search"], "commands do not see it"
 
 

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -84,3 +86,25 @@ def test_a_tokenizer_that_needs_its_code_ends_a_search_in_one_line(reader, tmp_p
     with pytest.raises(GrouperError, match=r"^\S+ asks for code of its own to be run \(auto_map\), which"):
         grouper("search", model, "-o", tmp_path / "run", "--text", text, "--tokens", 512, "--window", 64)
     assert answers.tell() == 0 and not mark.exists() and not (tmp_path / "run" / "pareto.csv").exists()
+
+
+def test_a_command_imports_nothing_from_the_current_folder(tmp_path):
+    """Not even as `python -m cli`, in a folder that somebody else filled."""
+    evil = "open('executed', 'w')\nraise SystemExit(0)\n"
+    for name in ("logging", "json", "torch", "typer", "random", "yaml", "safetensors", "grouper", "search", "fitness"):
+        (tmp_path / f"{name}.py").write_text(evil)
+    (tmp_path / "pydantic").mkdir()
+    (tmp_path / "pydantic" / "__init__.py").write_text(evil)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(ROOT)}
+    for arguments in (("inspect", "demo"), ("check", "nothing")):
+        command = [sys.executable, "-m", "cli", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert not (tmp_path / "executed").exists()
+        assert done.returncode == (0 if "demo" in arguments else 1) and (done.stdout or "grouper: " in done.stderr)
+
+
+@pytest.mark.parametrize("command", [["-m", "cli"], [str(ROOT / "cli.py")]])
+def test_a_checkout_runs_where_it_lies(command):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -16,11 +16,12 @@ def whole_job(model: str, folder: Path) -> None:
     search(model, folder / "run", options, jobs=1)
     evaluate(folder / "run", TextSource("demo", purpose="evaluation"), window=128, limit=4)
     calibration = Calibration(TextSource("demo"), tokens=5120, window=128)
-    for windows in (1, 3):  # of a step: fewer than two ranks, and no multiple of two
-        refine = RefineOptions(tokens=1536, steps=5, batch_tokens=128 * windows)
+    for windows in (2, 3):  # of a step: for two ranks one each, or no multiple of two
+        # long windows would be one a rank: fewer, larger steps than one process takes
+        refine = RefineOptions(tokens=1536, steps=5, batch_tokens=128 * windows, long_share=0.0)
         export_from_run(folder / "run", folder / f"out-{windows}", Selection(kv_ratio="1/2"), calibration, refine)
     healing = UptrainOptions(tokens=4096, step_tokens=512, micro_tokens=128, window=64, validate=4, lr=1e-3)
-    uptrain_model(folder / "out-1", folder / "healed", TextSource("demo"), healing, base=model)
+    uptrain_model(folder / "out-2", folder / "healed", TextSource("demo"), healing, base=model)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from grouper.calibration.encoding import opened
+from grouper.checkpoint.sources import LARGEST, is_own_file
 from grouper.errors import GrouperError
 from grouper.tensor_files import load_tensors, save_tensors
 
@@ -86,7 +87,9 @@ def _of_text(path: Path) -> list[object]:
 
 def _of_tokenizer(folder: Path) -> list[object]:
     found = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in OF_TOKENIZERS):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in OF_TOKENIZERS and is_own_file(p, folder)):
+        if path.stat().st_size > LARGEST:
+            continue  # no tokenizer's
         found.update(f"{path.name} {path.stat().st_size} ".encode())
         found.update(path.read_bytes())
     return [found.hexdigest(), version("transformers"), version("tokenizers")]

@@ -22,6 +22,7 @@ DTYPES = {  # torch's name, bytes of a number
     "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }  # fmt: skip
+MOST_DIMENSIONS = 64  # of a tensor, as torch has it
 LARGEST_HEADER = 100_000_000  # bytes, the library's own limit
 
 
@@ -37,7 +38,8 @@ class TensorInfo:
     def is_well_formed(self) -> bool:
         """Whether every part is of its kind: headers are JSON, which holds anything."""
         whole = (*self.shape, self.start, self.stop)
-        return isinstance(self.dtype, str) and all(type(n) is int for n in whole)
+        few = len(self.shape) <= MOST_DIMENSIONS  # before they are multiplied
+        return isinstance(self.dtype, str) and few and all(type(n) is int and abs(n) < 2**63 for n in whole)
 
     @property
     def nbytes(self) -> int:

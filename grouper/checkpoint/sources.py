@@ -14,13 +14,15 @@ T = TypeVar("T")
 TRIES, WAIT = 4, 1.0  # seconds before the second one
 BUSY = (408, 429, 500, 502, 503, 504)
 BROKEN = ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ConnectTimeout", "IncompleteRead")
-LARGEST = 2**28  # bytes of a JSON file that libraries read
+LARGEST = 2**28  # bytes of a file that libraries read at once
 IS_GGUF = (
     '{0} is a GGUF file: give the Hugging Face original, or convert it: pip install gguf; then python -c "from '
     "transformers import AutoModelForCausalLM as M, AutoTokenizer as T; [c.from_pretrained('{2}', gguf_file='{1}')"
     ".save_pretrained('converted') for c in (M, T)]\"; then give converted as MODEL"
 )
-READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken")  # what libraries may look into
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm")  # what libraries may look into
+WHOLE = ("*.json", "*.model", "*.jinja", "*.tiktoken", "*.spm", "vocab.txt", "merges.txt")  # what they read at once
+TEMPLATES = "additional_chat_templates"  # the folder in a model's that transformers looks into
 
 
 class Source(Protocol):
@@ -47,10 +49,10 @@ class LocalSource:
 
     def __init__(self, folder: Path, commit: str | None = None):
         self.folder, self.commit = folder, commit
-        for path in sorted(folder.iterdir()):
+        for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")]):
             if path.suffix in READ and not path.is_dir() and not is_own_file(path, folder):
                 raise GrouperError(f"{path} is a link out of the model's folder, or no file: put a copy in its place")
-            if path.suffix == ".json" and path.is_file() and path.stat().st_size > LARGEST:
+            if any(map(path.match, WHOLE)) and path.is_file() and path.stat().st_size > LARGEST:
                 raise GrouperError(f"{path} has more than {LARGEST >> 20} MiB: is it what its name says?")
 
     def files(self) -> list[str]:

@@ -74,6 +74,8 @@ def check_configuration(config: dict, name: str) -> None:
                 raise wrong(path, value, f"a number from {lowest:g} to {highest:g}")
         elif field in FLAGS and type(value) is not bool:
             raise wrong(path, value, "true or false")
+        elif field == "return_dict" and value is not True:  # transformers would give pairs in place of answers
+            raise wrong(path, value, "true, or no such field")
         elif field in NAMES and not isinstance(value, str):
             raise wrong(path, value, "a name")
         elif field == "id2label" and not _are_labels(value):

@@ -6,6 +6,8 @@ on the model's head: a decoder is asked for each next token, a masked language m
 an encoder and a decoder for the target's, a classifier for the class of a picture; where no answers are known, only
 the two models' answers are compared. A model without a head gives vectors: the mean over tokens of what stands behind
 its last layer, whose cosine with the original's is taken.
+
+Several ranks share the parts of a text, and every rank knows what all have found.
 """
 
 import math
@@ -21,15 +23,18 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grouper.attention import Merged
+from grouper.cache_types import CacheType
 from grouper.divergence import kl_divergence
 from grouper.evaluation.perplexity import batches
 from grouper.evaluation.positions import bands, column_at
 from grouper.families.sites import Place
 from grouper.layout import HeadLayout
 from grouper.progress import Progress, no_progress
+from grouper.ranks import ALONE, Ranks
 from grouper.running.answers import answered, asked_of, logits_of, pooled, targets_of
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.running.in_memory import exchanged
+from grouper.running.kept_cache import kept_as
 from grouper.running.layers import Layers
 from grouper.running.stub_layers import passed_on, stubs
 from grouper.running.walk import Walk
@@ -50,11 +55,13 @@ class Original:
     found: PerExample
 
     @classmethod
-    def of(cls, model: Layers, given: Tensor | Batch, progress: Progress = no_progress) -> "Original":
-        """given: windows [n, tokens] of ids, or what an encoder takes."""
+    def of(
+        cls, model: Layers, given: Tensor | Batch, progress: Progress = no_progress, ranks: Ranks = ALONE
+    ) -> "Original":
+        """given: windows [n, tokens] of ids, or what an encoder takes. ranks: with whom it is shared; all ask."""
         batch = Batch.of(given)
-        alone = cls(model, batch, walked(model, batch, progress=progress), {})
-        return cls(model, batch, alone.stream, measured(alone, model, alone.stream))
+        alone = cls(model, batch, walked(model, batch, progress=progress, ranks=ranks), {})
+        return cls(model, batch, alone.stream, measured(alone, model, alone.stream, ranks))
 
     @property
     def columns(self) -> Columns:
@@ -62,14 +69,29 @@ class Original:
 
 
 def closeness_of(
-    model: Layers, original: Original, layout: HeadLayout, merged: Merged, progress: Progress = no_progress
+    model: Layers,
+    original: Original,
+    layout: HeadLayout,
+    merged: Merged,
+    progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
+    kept: CacheType | None = None,
 ) -> Columns:
     """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
     `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
     the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
-    or another one of its class, which may have other weights around its layers."""
-    stream = walked(model, original.batch, (layout, merged), progress)
-    return columns(measured(original, model, stream), original.found)
+    or another one of its class, which may have other weights around its layers. ranks: with whom the text is shared;
+    all of them have these weights. kept: type of the KV cache; keys and values are not rounded without."""
+    stream = walked(model, original.batch, (layout, merged), progress, ranks, kept)
+    return columns(measured(original, model, stream, ranks), original.found)
+
+
+def closeness_of_kept(
+    original: Original, kept: CacheType, progress: Progress = no_progress, ranks: Ranks = ALONE
+) -> Columns:
+    """The same of the original itself, with its KV cache of this type."""
+    stream = walked(original.model, original.batch, None, progress, ranks, kept)
+    return columns(measured(original, original.model, stream, ranks), original.found)
 
 
 def columns(found: PerExample, original: PerExample) -> Columns:
@@ -111,11 +133,15 @@ def walked(
     batch: Tensor | Batch,
     regrouped: tuple[HeadLayout, Merged] | None = None,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
+    kept: CacheType | None = None,
 ) -> Tensor:
     """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
-    which are asked for one attention at a time."""
+    which are asked for one attention at a time. Each rank walks its parts, and gets those of the others. kept: type of
+    the KV cache."""
     batch = Batch.of(batch)
     walk = Walk(model, batch, batches(batch, model.device)[0].stop)
+    mine = ranks.share(range(len(walk.parts)))
     for step in walk:
         with step.loaded() as module, ExitStack() as stack:
             if regrouped is not None:
@@ -123,13 +149,17 @@ def walked(
                 for site in step.sites:
                     one = exchanged(model, site.index, module, merged(site.index), layout.layers[site.index])
                     stack.enter_context(one)
-            step.advance(module, model.dtype)
+            for site in step.sites:
+                stack.enter_context(kept_as(module.get_submodule(site.family.in_class.attention), kept))
+            step.advance(module, model.dtype, mine)
         progress(step.sites[-1].index + 1, model.architecture.layers, f"measuring, {step.sites[0].name}")
+    for number, part in enumerate(walk.parts):
+        ranks.send(walk.stream[part], number % ranks.size)
     return walk.stream
 
 
 @torch.inference_mode()
-def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
+def measured(original: Original, model: Layers, stream: Tensor, ranks: Ranks = ALONE) -> PerExample:
     """Measures of every example. stream: output of the last layer of `model` for the original's batch."""
     here, batch = threading.local(), original.batch  # the stream behind the last layer, of the part a thread is at
     last = model.architecture.places[-1][0].stack
@@ -149,7 +179,10 @@ def measured(original: Original, model: Layers, stream: Tensor) -> PerExample:
     with ExitStack() as stack:
         for one in {id(m): m for m in (model, original.model)}.values():
             stack.enter_context(stubs(one, instead))
-        parts = list(side_by_side(compared_there, batches(batch, model.device), model.device))
+        every = batches(batch, model.device)
+        mine = list(side_by_side(compared_there, ranks.share(every), model.device))
+    of_ranks = ranks.gather(mine)
+    parts = [of_ranks[number % ranks.size][number // ranks.size] for number in range(len(every))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

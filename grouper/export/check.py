@@ -1,6 +1,7 @@
 """`grouper check`: the self-test again on an exported folder, after a download or an upgrade."""
 
 from pathlib import Path
+from typing import Any
 
 from grouper.attention import MergedLayer
 from grouper.checkpoint.shards import checksum_of, stored
@@ -8,10 +9,12 @@ from grouper.errors import GrouperError
 from grouper.export.classes import CLASSES
 from grouper.export.format import Job, SelfTest, SelfTestFailed
 from grouper.export.hf import ragged
+from grouper.export.hf.code_names import without_code
 from grouper.export.options import ExportOptions
 from grouper.export.self_test import run_self_test
 from grouper.uptraining.exported import ExportedModel
 
+NAMING = ("auto_map", "architectures", "model_type")  # fields of config.json that say what is run
 AGAIN = "download or export it again"
 
 
@@ -48,13 +51,22 @@ def check_checksums(model: ExportedModel) -> None:
 
 
 def check_modelling_file(model: ExportedModel) -> None:
-    """Raise GrouperError where the folder names code that is not the modelling file that this version writes."""
-    path = model.folder.folder / ragged.FILE
-    named = model.folder.config.get("auto_map") or {}
-    stem = f"{path.stem}."
-    ours = path.is_file() and path.read_text(encoding="utf-8") == ragged.modelling_file(model.architecture)
-    if (named or path.is_file()) and not (ours and all(str(name).startswith(stem) for name in named.values())):
+    """Raise GrouperError where the folder names code that is not the modelling file that this version writes, or names
+    it otherwise: a name can lead to another folder, or to the Hub."""
+    path, (source, fields) = model.folder.folder / ragged.FILE, _code_of(model)
+    config, found = model.folder.config, path.read_bytes() if path.is_file() else None
+    if found != source or any(config.get(field) != value for field, value in fields.items()):
         raise GrouperError(
             f"{path} is not the file that this version of Grouper writes, or config.json names other code, so nothing "
             "is run: check the folder with the version that wrote it, or export the model again"
         )
+
+
+def _code_of(model: ExportedModel) -> tuple[bytes | None, dict[str, Any]]:
+    """(the modelling file, fields of config.json that say what is run) as this version writes them."""
+    export_class = CLASSES[model.export_class]
+    if not export_class.own_code:
+        return None, {"auto_map": None}
+    names = set(model.folder.tensors)
+    config = export_class.config(without_code(model.base.config), model.architecture, model.layout, names)
+    return ragged.modelling_file(model.architecture).encode(), {field: config[field] for field in NAMING}

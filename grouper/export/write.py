@@ -36,6 +36,7 @@ class Exported:
 
     engines: what runs it. loader: what loads it. note: why it is not of the class that the layout
     would allow. pushed: its address on the Hub. not_refined: why it was not refined though that was asked for, if so.
+    kv_cache: type of KV cache that it was chosen for (see grouper.cache_types), if another than its own.
     """
 
     folder: str
@@ -50,6 +51,7 @@ class Exported:
     pushed: str | None = None
     kv_bytes_per_source_token: tuple[int, int] = (0, 0)
     not_refined: str | None = None
+    kv_cache: str | None = None
 
     def to_data(self) -> dict[str, Any]:
         """For JSON. `deploy` is what the command line calls the class."""
@@ -135,7 +137,7 @@ def kv_bytes_of_source(layout: HeadLayout) -> tuple[int, int]:
 
 def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, report: Exported) -> None:
     """grouper.json, the card, and benchmark scores where some were measured."""
-    shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed", "not_refined")}
+    shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed", "not_refined", "kv_cache")}
     layout = json.loads(described.to_json())
     base = {"base_model": job.checkpoint.title, "base_fingerprint": job.checkpoint.fingerprint}
     everything = {**base, **facts, "layout": layout, "report": shown}

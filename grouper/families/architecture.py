@@ -5,6 +5,7 @@ Sizes, and how its tensors are read, named and written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,12 +170,13 @@ class Architecture:
             return torch.arange(self.rotary_dim).view(half, 2)
         return torch.stack([torch.arange(half), torch.arange(half) + half], dim=-1)
 
-    def kv_bytes(self, cached_heads: list[int], bytes_per_number: int, context: int) -> int:
+    def kv_bytes(self, cached_heads: list[int], bytes_per_number: float, context: int) -> int:
         """The KV cache at `context` tokens, and as many of the source where there is an encoder. cached_heads: K heads
         plus V heads of each layer; a sliding window holds no more than its tokens, an encoder none."""
         kept = [context if window is None else min(context, window) for window in self.windows]
         kept = [0 if cache == "none" else tokens for cache, tokens in zip(self.caches or ("token",) * len(kept), kept)]
-        return sum(count * tokens for count, tokens in zip(cached_heads, kept)) * self.head_dim * bytes_per_number
+        numbers = sum(count * tokens for count, tokens in zip(cached_heads, kept)) * self.head_dim
+        return math.ceil(numbers * bytes_per_number)
 
     # Names
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from grouper.errors import GrouperError, as_one_line
 from grouper.families.decoders import FAMILIES, REFUSED, Family
+from grouper.parsing import shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -173,8 +174,11 @@ def check_complete(config: dict) -> None:
     """Raise GrouperError for a decoder's configuration that lacks what transformers needs when it runs."""
     if config["model_type"] in ("t5", "mt5"):
         setting(config, "decoder_start_token_id")
-    slides = config["model_type"] in WINDOWED and "sliding_attention" in (config.get("layer_types") or ())
-    if slides and (not setting(config, "sliding_window", None) or config.get("use_sliding_window") is False):
+    kinds = config.get("layer_types") or ()
+    if strange := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise GrouperError(f"config.json has layers of {shown(min(strange))}: expected full or sliding attention")
+    windowed = setting(config, "sliding_window", None) and config.get("use_sliding_window") is not False
+    if "sliding_attention" in kinds and not windowed:
         raise GrouperError("config.json has layers of sliding_attention and no sliding_window: is it right?")
 
 

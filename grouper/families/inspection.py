@@ -96,7 +96,7 @@ def inspect(
 def savings(
     checkpoint: Checkpoint,
     a: Architecture,
-    bytes_per_number: int,
+    bytes_per_number: float,
     context: int,
     batch: int,
     card: int | None,

@@ -11,9 +11,11 @@ from grouper.ranks import ALONE, Ranks
 
 class Course(ABC):
     """Steps on examples of one length. share: this rank's share of the examples of a step. taken: number of steps so
-    far. alike: whether every step is the same computation on other numbers, so that it can become a CUDA graph."""
+    far. alike: whether every step is the same computation on other numbers, so that it can become a CUDA graph.
+    all_see: whether every rank has a share in every step."""
 
     alike: bool
+    all_see: bool
     share: float
     taken: int = 0
     graph: "torch.cuda.CUDAGraph | None" = None
@@ -48,7 +50,7 @@ class Drawn(Course):
         self.of, self.given, self.wanted = of, given, wanted
         mine = order[:, ranks.rank :: ranks.size]
         self.orders = {stream.device: mine.to(stream.device) for stream in (given, wanted)}
-        self.share = mine.shape[1] / order.shape[1]
+        self.share, self.all_see = mine.shape[1] / order.shape[1], order.shape[1] >= ranks.size
         self.batch = [torch.empty((mine.shape[1], *given.shape[1:]), device=device) for _ in range(2)]
 
     def take_up(self) -> None:
@@ -73,7 +75,7 @@ class ByPart(Course):
     alike = False
 
     def __init__(self, of: Callable[[int], Tensor], order: Tensor, ranks: Ranks = ALONE):
-        self.of, self.order, self.ranks, self.share = of, order.tolist(), ranks, 1.0
+        self.of, self.order, self.ranks, self.share, self.all_see = of, order.tolist(), ranks, 1.0, ranks.alone
 
     def take_up(self) -> None:
         self.number = self.order[self.taken]
@@ -84,15 +86,17 @@ class ByPart(Course):
         return self.of(self.number)
 
 
-def turns_of(tokens: Sequence[int], steps: int) -> list[int]:
-    """Text of each step: every text gets steps in proportion to its tokens, spread evenly.
+def turns_of(tokens: Sequence[int], steps: int, larger: Sequence[float] | None = None) -> list[int]:
+    """Text of each step: every text gets steps in proportion to its tokens, spread evenly. larger: how many times as
+    large each text's steps are as those that `steps` counts; it gets as many fewer, so that all see the same tokens.
 
-    >>> turns_of([300, 100], 8), turns_of([100], 3)
-    ([0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0])
+    >>> turns_of([300, 100], 8), turns_of([100], 3), turns_of([100, 100], 8, [1, 2])
+    ([0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0], [0, 1, 0, 0, 1, 0])
     """
+    weights = [count / times for count, times in zip(tokens, larger or [1.0] * len(tokens))]
     taken, turns = [0] * len(tokens), []
-    for step in range(1, steps + 1):
-        behind = [share * step / sum(tokens) - done for share, done in zip(tokens, taken)]
+    for step in range(1, max(1, round(steps * sum(weights) / sum(tokens))) + 1):
+        behind = [weight * step / sum(weights) - done for weight, done in zip(weights, taken)]
         turns.append(behind.index(max(behind)))
         taken[turns[-1]] += 1
     return turns

@@ -1,7 +1,7 @@
 """Adam on one layer's tensors, as fast as the device goes: on a GPU a whole step is one CUDA graph, where it can be."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from grouper.progress import Progress
 from grouper.ranks import ALONE, Ranks
 from grouper.refinement.courses import Course
+from grouper.refinement.summing import SummedGradients
 
 WARM_UP = 3  # steps that run one by one before they are captured
 TOLD = 16  # steps between two losses that are read back from a GPU, each of which waits for it
@@ -33,7 +34,8 @@ class Descent:
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True, capturable=self.gpu)
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.loss = torch.zeros((), device=device)
-        self.can_capture = self.gpu and ranks.alone
+        self.can_capture = self.gpu
+        self.summed = SummedGradients(self.tensors, ranks, torch.bfloat16 if self.gpu else torch.float32)
 
     def run(self, tell: Progress) -> None:
         if not self.gpu:
@@ -76,29 +78,26 @@ class Descent:
 
     def _step(self, course: Course) -> None:
         self.optimizer.zero_grad()  # to nothing: what backward gives then is the gradient, and nothing is added up
+        together = course.all_see and not self.ranks.alone
         if course.share:
             loss = course.share * course.loss()
-            loss.backward()
+            with self.summed.during_backward() if together else nullcontext():
+                loss.backward()
             self.loss.copy_(loss.detach())
         else:
             self.loss.zero_()
         if not self.ranks.alone:
-            self._add_up()
+            if not together:
+                self.summed.afterwards()
+            self.ranks.add_up(self.loss)
         self.optimizer.step()
-
-    def _add_up(self) -> None:
-        """Every rank's gradients and losses; a rank that sees no window of this step has none."""
-        for tensor in self.tensors:
-            if tensor.grad is None:
-                tensor.grad = torch.zeros_like(tensor)
-            self.ranks.add_up(tensor.grad)
-        self.ranks.add_up(self.loss)
 
     def _capture(self, course: Course) -> None:
         """The step as one graph; layers that look at their own numbers on the way (experts) go on step by step."""
         torch.cuda.synchronize()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        with suppress(RuntimeError), torch.cuda.graph(graph):
+        # the thread that watches over what travels asks for its state meanwhile, which is no part of the step
+        with suppress(RuntimeError), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step(course)
             course.graph = graph
         self.can_capture = course.graph is not None

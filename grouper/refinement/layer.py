@@ -230,7 +230,7 @@ class LayerWorker:
             with self.autocast():
                 return functional_call(forward, {f"module.{n}": t for n, t in state.items()}, given).float()
 
-        turns = turns_of([sides.tokens for sides in every], steps)
+        turns = turns_of([sides.tokens for sides in every], steps, [self.larger(sides) for sides in every])
         scale = every[0].of_first
         courses = [self.course(sides, turns.count(number), outputs, scale) for number, sides in enumerate(every)]
         Descent(rates, courses, turns, self.device, self.ranks).run(tell)
@@ -249,9 +249,17 @@ class LayerWorker:
 
         if not sides.walk.alike:
             return ByPart(of_part, shuffled_passes(len(sides.parts), 1, steps, seed).flatten(), self.ranks)
-        size = min(len(sides.walk), max(1, self.plan.batch_tokens // sides.walk.batch.tokens))
-        order = shuffled_passes(len(sides.walk), size, steps, seed)
+        order = shuffled_passes(len(sides.walk), self.windows(sides), steps, seed)
         return Drawn(of_windows, sides.other.stream, sides.wanted, order, self.device, self.ranks)
+
+    def windows(self, sides: Sides, ranks: int | None = None) -> int:
+        """Windows of a step: at least one for each of so many ranks, where there are as many."""
+        asked = self.plan.batch_tokens // sides.walk.batch.tokens
+        return min(len(sides.walk), max(1, asked, ranks or self.ranks.size))
+
+    def larger(self, sides: Sides) -> float:
+        """How many times as large a step is as one process's."""
+        return self.windows(sides) / self.windows(sides, ranks=1) if sides.walk.alike else 1.0
 
 
 class _Forward(nn.Module):

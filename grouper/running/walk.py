@@ -8,7 +8,7 @@ streamed ones, decoders and encoders are therefore walked alike.
 import copy
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -152,13 +152,17 @@ class Step:
         self.walk.stream[self.walk.parts[number]] = stream.to(self.walk.stream)
 
     @torch.no_grad()
-    def advance(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        """Move the whole stream through the layer, part by part; on a CPU several parts at a time."""
+    def advance(
+        self, module: nn.Module, dtype: torch.dtype = torch.float32, numbers: Sequence[int] | None = None
+    ) -> None:
+        """Move the stream through the layer, part by part; on a CPU several parts at a time. numbers: of the parts that
+        move; all unless given."""
 
         def one(number: int) -> None:
             self.put(number, self.through(module, number, dtype))
 
-        for _ in side_by_side(one, range(len(self.walk.parts)), self.walk.device):
+        numbers = range(len(self.walk.parts)) if numbers is None else numbers
+        for _ in side_by_side(one, numbers, self.walk.device):
             pass
 
 

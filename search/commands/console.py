@@ -92,6 +92,8 @@ def sizes(table: pd.DataFrame, row: pd.Series | None = None, narrow: bool = Fals
         shown += [] if narrow else [("bytes", "kv_bytes_per_token", ",")]
     if of_source and not narrow:
         shown.append(("of source", "kv_bytes_per_source_token", ","))
+    if "kv_cache" in table:
+        shown.append(("kept as", "kv_cache", ""))
     if "weight_ratio" in table or not shown:
         shown.append(("K, V weights", "weight_ratio" if "weight_ratio" in table else "kv_ratio", ".1%"))
     return [name if row is None else f"{row[column]:{form}}" for name, column, form in shown]

@@ -10,9 +10,10 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource, named_sources
 from grouper.errors import GrouperError
 from grouper.evaluation.options import TaskOptions
+from grouper.kv_cache import KEPT_IN
 from grouper.machine import Machine
 from grouper.names import expected
-from grouper.option_fields import KEY, Option, option, same
+from grouper.option_fields import KEY, Option, option, same, words_of
 from grouper.refinement.options import RefineOptions
 from search.commands.options import Config, Json, command
 from search.commands.saying import print_front, print_json, tell, tell_next
@@ -34,6 +35,10 @@ class OfRuns:
     merge: str | None = same(Selection, "merge")
     refine: bool = option(False, "Refine each layout on the run's calibration text.", panel="Refinement")
     keep_calibration: Path | None = same(Calibration, "keep")
+    kv_cache: tuple[str, ...] | None = option(
+        None, "Also measure with keys and values rounded as in these types of KV cache.",
+        panel="Text", metavar="TYPES", read=words_of, words=KEPT_IN,
+    )  # fmt: skip
     dtype: str = option(COMPUTING, "Type of numbers to compute in.", panel="Machine", words=DTYPES)
     set: tuple[str, ...] = option(
         (), "A parameter of a merge.", panel="Layout", metavar="NAME.FIELD=VALUE", several=True
@@ -109,13 +114,14 @@ def check_dtype(name: str | None) -> None:
 def say_what_was_found(run: str, front: "ParetoFront") -> None:
     """Tables, and an export that fits them."""
     from search.commands.console import closing_table
-    from search.commands.measured_tables import positions_table, proxies_table, tasks_table
+    from search.commands.measured_tables import kept_table, positions_table, proxies_table, tasks_table
     from search.evaluation.proxies import read_proxies
     from search.runs.folder import RunFolder
     from search.runs.picking import representative
     from search.runs.record import refining_options
 
     closing_table(front, run)
+    kept_table(front)
     positions_table(front)
     tasks_table(front)
     proxies_table(read_proxies(run))

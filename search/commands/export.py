@@ -12,7 +12,7 @@ from grouper.option_fields import Option
 from grouper.refinement.options import RefineOptions
 from search.commands.options import Assignments, Config, Json, Run, command
 from search.commands.saying import print_json, tell, tell_next_of_export, typed_command
-from search.runs.selection import Selection
+from search.runs.selection import ASKED_CACHES, Selection
 
 
 @command("export", first="output kv_ratio layout text refine format push_to_hub device")
@@ -27,15 +27,21 @@ def run(
     machine: Machine,
     set: Assignments = None,
     refine: Annotated[bool, Option("Refine layer by layer, on --text or the run's own text.", "Refinement")] = True,
+    kv_cache: Annotated[
+        str | None,
+        Option("Type of KV cache to serve it with, or any: what was measured so counts.", "Layout", words=ASKED_CACHES),
+    ] = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
     """Write a regrouped model that transformers loads, and test it."""
     from search.commands.bars import bar
     from search.commands.console import exported_summary
+    from search.commands.measured_tables import kept_cache_lines
     from search.export_run import export_from_run
     from search.runs.folder import RunFolder
 
+    selection = replace(selection, kv_cache=kv_cache)
     with bar("writing") as progress:
         exported = export_from_run(
             run, output, selection, calibration, refinement if refine else None, options, destination,
@@ -45,6 +51,7 @@ def run(
         print_json(exported.to_data())
     else:
         exported_summary(exported)
+        kept_cache_lines(exported)
         given = calibration and calibration.source.images
         tell_next_of_export(output, given or RunFolder.open(Path(run)).settings.options.images)
     if exported.not_refined:

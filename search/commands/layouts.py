@@ -6,6 +6,7 @@ from grouper.export.options import ASKED
 from grouper.option_fields import Option
 from search.commands.options import Json, Run, command
 from search.commands.saying import tell
+from search.runs.selection import ASKED_CACHES
 
 
 @command("layouts", first="sort deploy best_under all json")
@@ -17,6 +18,9 @@ def run(
         str | None, Option("Only the layout that an export of this KV ratio takes.", metavar="RATIO")
     ] = None,
     all: Annotated[bool, Option("All rows, not the front alone.")] = False,
+    kv_cache: Annotated[
+        str | None, Option("Rows of any type of KV cache that was measured, or of one, by bytes.", words=ASKED_CACHES)
+    ] = None,
     json: Json = False,
 ) -> None:
     """A run's front as a table: sizes, errors, what was measured."""
@@ -24,7 +28,7 @@ def run(
     from search.runs.folder import RunFolder
     from search.runs.view import View, viewed
 
-    rows = viewed(RunFolder.open(run).front(), View(sort, deploy, best_under, all), tell)
+    rows = viewed(RunFolder.open(run).front(tell), View(sort, deploy, best_under, all, kv_cache), tell)
     if json:
         print(rows.to_json(orient="records"))
     else:

@@ -13,6 +13,7 @@ from search.runs.columns import SE, band_of, error_of
 if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used
     import pandas as pd
 
+    from grouper.export import Exported
     from search.evaluation.models import EvaluatedModel
     from search.runs.pareto import ParetoFront
 
@@ -80,6 +81,36 @@ def evaluated_table(found: EvaluatedModel) -> None:
             told = ["", ""] if before is None else [f"{before:.4f}", f"{value - before:+.4f}"]
             view.add_row(*cells, *(told if found.original else []))
     OUT.print(view)
+
+
+def kept_table(front: ParetoFront) -> None:
+    """The front over layouts and types of KV cache, where others than the run's own were measured."""
+    if not len(front.kept):
+        return
+    table = front.widened.assign(over=lambda rows: front.over_of(rows))
+    shown = table[(table["on_nll_front"] == 1).fillna(False)].sort_values(["kv_ratio", "nll"], ascending=[False, True])
+    view = Table(title="heads and precision of the KV cache, by bytes", title_style="bold", box=None)
+    for heading in ("layout", "merge", "KV cache as", "bytes", "over"):
+        view.add_column(heading, justify="right" if heading in ("layout", "bytes", "over") else "left")
+    for _, row in shown.iterrows():
+        over = f"{row['over']:+.4f} ±{row['nll_se']:.4f}"
+        view.add_row(
+            str(row["layout"]), row["merge"], row["kv_cache"] or "the run's own", f"{row['kv_ratio']:.1%}", over
+        )
+    ERR.print(view)
+
+
+def kept_cache_lines(exported: Exported) -> None:
+    """On stdout: how engines are told to keep the KV cache in the type that the layout was chosen for."""
+    from grouper.cache_types import cache_type
+
+    if exported.kv_cache is None:
+        return
+    kind, (before, after) = cache_type(exported.kv_cache), exported.kv_bytes_per_token
+    share = f"{after * kind.bits / 16 / before:.1%} of the original's bytes"
+    OUT.print(f"serve with its KV cache as {kind.name} ({kind.says}), {share}", soft_wrap=True)
+    for engine, flags in kind.flags.items():
+        OUT.print(f"{engine}: {flags}", soft_wrap=True)
 
 
 def before_and_after(measured: dict[str, list[float | None]]) -> None:

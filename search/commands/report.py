@@ -8,6 +8,7 @@ from grouper.names import printable
 from grouper.option_fields import Option
 from search.commands.options import Run, command
 from search.commands.saying import tell
+from search.runs.selection import ASKED_CACHES
 
 
 @command("report", first="output format layout dark similar beside")
@@ -24,6 +25,7 @@ def run(
     dark: Annotated[bool, Option("Pictures on a dark ground.")] = False,
     similar: Annotated[bool, Option("Compare heads, for which the model's weights are read.")] = True,
     beside: Annotated[Path | None, Option("A second run, whose layouts the page shows as well.", metavar="RUN")] = None,
+    kv_cache: Annotated[str | None, Option("Rows of other KV caches, too.", words=ASKED_CACHES)] = None,
     overwrite: Annotated[bool, Option("An earlier report is replaced anyway.")] = False,
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""
@@ -49,7 +51,7 @@ def run(
     if beside:
         common_to(folders)
     with bar("comparing heads", says_how_long=True) as progress:
-        found = [facts_of(one, similar, progress) for one in folders]
+        found = [facts_of(one, similar, progress, kv_cache) for one in folders]
     for facts in found:
         if facts.missing:
             tell(facts.missing)

@@ -35,7 +35,7 @@ def tell_next_of_export(output: Path, images: object, measured: bool = False) ->
 
 
 def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
+    print(without_secrets(json.dumps(data, indent=2)))
 
 
 def print_front(front: "ParetoFront", as_json: bool, folder: Path) -> None:

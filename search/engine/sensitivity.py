@@ -10,7 +10,6 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from grouper.errors import GrouperError
 from grouper.evaluation.perplexity import nll
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES, merge_for
-from grouper.outputs import write_text
 from grouper.progress import Progress, no_progress
 from grouper.refinement.layer import LayerWorker
 from grouper.refinement.options import RefineOptions
@@ -44,12 +42,12 @@ def scaled(
 ) -> list[Found]:
     """The same candidates, their errors as losses in nats. What is measured is kept in RUN/sensitivity.csv, so that a
     killed search goes on."""
-    points = _read(folder.path / FILE)
+    points = _read(folder)
     missing = [layer for layer in range(len(found)) if layer not in points]
     if missing:
         for layer, of_layer in measured(found, missing, folder, regrouper, progress):
             points[layer] = of_layer
-            _write(folder.path / FILE, points)
+            _write(folder, points)
     curves = [curve(points[layer]) for layer in range(len(found))]
     return [
         {name: [Candidate(c.layout, loss(c.error)) for c in candidates] for name, candidates in layer.items()}
@@ -141,19 +139,20 @@ class _Point(Row):
     nats: float
 
 
-def _read(path: Path) -> dict[int, Points]:
+def _read(folder: RunFolder) -> dict[int, Points]:
     """Raises GrouperError where the file is damaged."""
-    points: dict[int, Points] = {}
+    path, points = folder.path / FILE, dict[int, Points]()
     if path.is_file():
         with damage_said(path, "delete it, and it is measured again"):
             for row in read_rows(path, _Point):
                 points.setdefault(row.layer, []).append((row.error, row.nats))
+            folder.digests.check(path.stem, path)
     return points
 
 
-def _write(path: Path, points: dict[int, Points]) -> None:
+def _write(folder: RunFolder, points: dict[int, Points]) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["layer", "error", "nats"])
     table.writerows((layer, repr(error), repr(nats)) for layer, own in sorted(points.items()) for error, nats in own)
-    write_text(path, text.getvalue())
+    folder.digests.write(folder.path / FILE, text.getvalue())

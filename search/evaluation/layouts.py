@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from grouper.attention import Merged
-from grouper.calibration.calibration import WINDOW
+from grouper.calibration.calibration import WINDOW, Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import digest
 from grouper.compress import Regrouper
@@ -21,13 +21,13 @@ from grouper.layout import HeadLayout
 from grouper.machine import Machine
 from grouper.merging import MERGES, Merge, merge_for
 from grouper.progress import Progress, duration
-from grouper.ranks import locked_by_first
+from grouper.ranks import ALONE, Ranks, locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.registry import check_assignments
 from grouper.running.in_memory import InMemoryModel
 from grouper.scratch import ScratchFolder
 from search.evaluation.choosing import add_rows, choose
-from search.evaluation.meter import Meter
+from search.evaluation.meter import Meter, kinds_of
 from search.evaluation.proxies import FILE as PROXIES
 from search.evaluation.proxies import judge_proxies, write_proxies
 from search.evaluation.texts import Texts, amount, seconds_of, texts_of
@@ -42,7 +42,8 @@ from search.runs.samples import note_sample
 
 TITLE = "KV cache against what it costs"  # of the picture
 Errors = list[tuple[float, float]]
-Measured = tuple[dict[str, float], Errors, dict[str, str]]
+Kept = dict[str, dict[str, float]]  # by type of KV cache
+Measured = tuple[dict[str, float], Kept, Errors, dict[str, str]]
 
 
 def evaluate(
@@ -57,6 +58,7 @@ def evaluate(
     limit: int | None = None,
     machine: Machine | None = None,
     dtype: str = COMPUTING,
+    kv_cache: tuple[str, ...] | None = None,
     keep_calibration: str | Path | None = None,
     set: tuple[str, ...] = (),
     overwrite: bool = False,
@@ -69,27 +71,24 @@ def evaluate(
 
     overwrite forgets all earlier measurements. Merges that need calibration, and refinement, use the run's own
     calibration text, never the one that is measured on. layouts: "spread" (the baselines, the best stock layouts and 12
-    along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows; layouts
-    that only averaging makes sense of keep the mean. refine: refine each layout first. set: parameters of merges, over
-    the run's. limit: windows of each text; without, as many as the run was measured on, or MEASURED_WINDOWS. What is
-    measured already is not measured again, unless it was on fewer windows of the text. Raises GrouperError where the
-    run was measured on other text, or refined otherwise. A model that is streamed computes in float32. Where several
-    ranks run this, layouts are shared out among them.
+    along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows. refine:
+    refine each layout first. kv_cache: types of KV cache to measure with as well (see grouper.cache_types), rows of
+    their own. set: parameters of merges, over the run's. limit: windows of each text; without, as many as before, or
+    MEASURED_WINDOWS. Nothing is measured twice, unless it was on fewer windows. Raises GrouperError where the run was
+    measured on other text, or refined otherwise. Ranks share layouts, and the text of those that are left over.
     """
     machine = machine or Machine()
     ranks = machine.ranks
     folder = RunFolder.open(Path(run))
     with locked_by_first(ranks, folder.path):
-        front, settings = folder.front(), folder.settings
+        front, settings = folder.front(machine.tell), folder.settings
         assignments = (*settings.options.set, *set)
         check_assignments(set, MERGES)
         chosen_merge = MERGES.configured(assignments).named(merge or front.own_merge)
         checkpoint = settings.open_checkpoint()
         calibration = settings.calibration(keep_calibration)
-        if refine and dtype != COMPUTING:
-            raise GrouperError(f"refinement computes in {COMPUTING}: leave --dtype {dtype} away, or --refine")
-        if refine and calibration is None:
-            raise GrouperError(f"{run} was searched without text, so there is nothing to refine on: search with --text")
+        if refine:
+            check_refinement(folder, calibration, dtype)
         kept = folder.kept_tokens()
         ranks.first_does(kept.begin)
         limit = windows_before(folder, named(source), window) if limit is None and not overwrite else limit
@@ -100,8 +99,9 @@ def evaluate(
         front = ranks.first_does(lambda: measuring.check(folder, front, plan, overwrite, machine.tell))
         wanted = add_rows(front, numbers, folder, chosen_merge, REFINED if plan else "")
         regrouper = Regrouper(checkpoint, calibration, machine.device, machine.memory, ranks, kept, folder.moments)
-        meter = Meter(regrouper, texts, tasks, dtype)
-        todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict())]
+        kinds = kinds_of(kv_cache, settings.options.kv_dtype, regrouper.architecture, texts)
+        meter = Meter(regrouper, texts, tasks, dtype, kinds)
+        todo = [i for i in wanted if meter.is_missing(front.table.loc[i].to_dict()) or meter.lacks_kept(front, i)]
         fitting = partial(merge_for, merge=chosen_merge)
         announce(folder, front, todo, meter, fitting, plan, machine)
         fill_in(folder, front, todo, meter, fitting, plan, machine.progress)
@@ -110,6 +110,16 @@ def evaluate(
             ranks.first_does(lambda: write_proxies(folder, proxies))
         ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: {TITLE}"))
         return front
+
+
+def check_refinement(folder: RunFolder, calibration: Calibration | None, dtype: str) -> None:
+    """Raise GrouperError where layouts cannot be refined before they are measured."""
+    if dtype != COMPUTING:
+        raise GrouperError(f"refinement computes in {COMPUTING}: drop --dtype {dtype} or --refine")
+    if calibration is None:
+        raise GrouperError(
+            f"{folder.path} was searched without text, so there is nothing to refine on: search with --text"
+        )
 
 
 def measuring_of(
@@ -173,23 +183,29 @@ def fill_in(
     progress: Progress,
     merged: Merged | None = None,
 ) -> None:
-    """Measure these rows, one a rank at a time, and write pareto.csv after each time. merged: the layers' weights where
-    all rows but the original's are of one layout that is merged, and refined, already."""
+    """Measure these rows, one a rank at a time, those that are left over by all ranks together, and write pareto.csv
+    after each time. merged: the layers' weights where all rows but the original's are of one layout that is merged, and
+    refined, already."""
     regrouper = meter.regrouper
     ranks = regrouper.ranks
     if todo and not ranks.alone and regrouper.calibration:
         regrouper.kept_moments(progress)  # which all ranks collect together
+    if todo and not ranks.alone:
+        meter.originals  # noqa: B018 - these, too
 
-    def measure(index: int) -> Measured:
+    def measure(index: int, together: Ranks = ALONE) -> Measured:
         row = front.table.loc[index]
         layout = folder.layout_of(row)
-        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine, merged)
+        return measured(meter, row["method"] == ORIGINAL, layout, fitting(layout), refine, merged, together)
 
     for begin in range(0, len(todo), ranks.size):
         one_each = todo[begin : begin + ranks.size]
-        mine = [measure(index) for index in ranks.share(one_each)]
-        found = [one for of_rank in ranks.gather(mine) for one in of_rank]
-        for done, (index, (values, errors, sample)) in enumerate(zip(one_each, found), begin + 1):
+        if len(one_each) < ranks.size:
+            found = [measure(index, ranks) for index in one_each]
+        else:
+            mine = [measure(index) for index in ranks.share(one_each)]
+            found = [one for of_rank in ranks.gather(mine) for one in of_rank]
+        for done, (index, (values, kept, errors, sample)) in enumerate(zip(one_each, found), begin + 1):
             number = front.table.loc[index, "layout"]
             if not math.isfinite(values.get("nll", 0.0)):
                 raise GrouperError(
@@ -197,6 +213,9 @@ def fill_in(
                 )
             front.fill(index, values)
             row = front.table.loc[index]
+            for name, of_kind in kept.items():
+                kv_bytes = folder.layout_of(row).kv_bytes_per_token(name)
+                front.kept = front.kept.filled(row, front.measured_columns, name, kv_bytes, of_kind)
             if errors and ranks.first:
                 folder.note_refined(int(number), row["merge"], errors)
             if sample and ranks.first:
@@ -204,7 +223,7 @@ def fill_in(
             what = f"layout {number}, {row['method']}, {row['kv_ratio']:.0%}"
             progress(done, len(todo), f"{what}: {told(row)}" if meter.texts else what)
         front.mark()
-        ranks.first_does(lambda: front.write(folder.path / "pareto.csv"))
+        ranks.first_does(lambda: folder.write_front(front))
 
 
 def told(row: pd.Series) -> str:
@@ -220,18 +239,25 @@ def measured(
     merge: Merge,
     refine: RefinePlan | None,
     done: Merged | None = None,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Values by column, of the model as it came, or under this layout, merged and perhaps refined; layers' errors
-    before and after refinement; a sample of text, where there is one. done: the layout's weights, merged before."""
+    before and after refinement; a sample of text, where there is one. done: the layout's weights, merged before. ranks:
+    those that do this together."""
     if original:
-        return meter.of_original(), [], meter.sample()
+        return meter.of_original(), meter.of_kept(None, ranks), [], meter.sample()
+
+    def found(merged: Merged, errors: Errors) -> Measured:
+        values, kept = meter.of_layout(layout, merged, ranks), meter.of_kept((layout, merged), ranks)
+        return values, kept, errors, meter.sample((layout, merged))
+
     if done is not None:
-        return meter.of_layout(layout, done), [], meter.sample((layout, done))
+        return found(done, [])
     regrouper = meter.regrouper
     with ScratchFolder() as folder:
         if refine:
             refined = regrouper.refined(layout, merge, refine, folder)
             errors = [refined.errors(layer) for layer in range(len(layout.layers))]
-            return meter.of_layout(layout, refined), errors, meter.sample((layout, refined))
+            return found(refined, errors)
         merged = regrouper.merged(layout, merge, None if isinstance(regrouper.model, InMemoryModel) else folder)
-        return meter.of_layout(layout, merged), [], meter.sample((layout, merged))
+        return found(merged, [])

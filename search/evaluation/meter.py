@@ -1,6 +1,6 @@
 """Measure layouts of one model: on texts, how near they are to the original; by tasks, scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, cast
@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 
 from grouper.attention import Merged
+from grouper.cache_types import CacheType, cache_type
 from grouper.calibration.text import load_tokenizer
 from grouper.compress import Regrouper
 from grouper.errors import GrouperError
-from grouper.evaluation.closeness import Columns, Original, closeness_of, mean_of
+from grouper.evaluation.closeness import Columns, Original, closeness_of, closeness_of_kept, mean_of
 from grouper.evaluation.tasks import TaskOptions, Tasks
+from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
+from grouper.ranks import ALONE, Ranks
 from grouper.running.batch import Batch
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers
 from search.options import COMPUTING
 from search.runs.columns import COMPARED
+from search.runs.pareto import ParetoFront
 
 PROMPT, ADDED = 32, 48  # tokens of a sample that are given, and that the model adds
 
@@ -29,15 +33,23 @@ class Meter:
     """Measures layouts of one model, on texts and by tasks."""
 
     def __init__(
-        self, regrouper: Regrouper, texts: Mapping[str, Tensor | Batch], tasks: TaskOptions | None, dtype: str
+        self,
+        regrouper: Regrouper,
+        texts: Mapping[str, Tensor | Batch],
+        tasks: TaskOptions | None,
+        dtype: str,
+        kept: Sequence[CacheType] = (),
     ):
-        self.regrouper, self.texts, self.asked = regrouper, texts, tasks
+        """kept: types of KV cache to measure with as well, on texts."""
+        self.regrouper, self.texts, self.asked, self.kept = regrouper, texts, tasks, kept
         if dtype != COMPUTING:
             regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))
 
     @cached_property
     def originals(self) -> dict[str, Original]:
-        return {name: Original.of(self.regrouper.model, tokens) for name, tokens in self.texts.items()}
+        """By text. All ranks together make them, whoever asks for them then."""
+        model, ranks = self.regrouper.model, self.regrouper.ranks
+        return {name: Original.of(model, tokens, ranks=ranks) for name, tokens in self.texts.items()}
 
     @cached_property
     def tasks(self) -> Tasks | None:
@@ -54,14 +66,30 @@ class Meter:
         names = () if self.asked is None else self.asked.names
         return any(all(np.isnan(row[c]) for c in row if c.startswith(f"{name},")) for name in names)
 
+    def lacks_kept(self, front: ParetoFront, index: int) -> bool:
+        """Whether a row was not measured with one of the other types of KV cache."""
+        return front.kept.lacks(front.table.loc[index], [kind.name for kind in self.kept])
+
     def of_original(self) -> Columns:
         values = on_texts({name: original.columns for name, original in self.originals.items()})
         return {**values, **self._of_tasks(None)}
 
-    def of_layout(self, layout: HeadLayout, merged: Merged) -> Columns:
-        model = self.regrouper.model
-        found = {name: closeness_of(model, original, layout, merged) for name, original in self.originals.items()}
+    def of_layout(self, layout: HeadLayout, merged: Merged, ranks: Ranks = ALONE) -> Columns:
+        """ranks: those that measure this layout together, each on its share of the texts."""
+        model, originals = self.regrouper.model, self.originals
+        found = {name: closeness_of(model, one, layout, merged, ranks=ranks) for name, one in originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
+
+    def of_kept(self, regrouped: tuple[HeadLayout, Merged] | None = None, ranks: Ranks = ALONE) -> dict[str, Columns]:
+        """The same on texts by types of KV cache; the original unless regrouped."""
+
+        def found(original: Original, kind: CacheType) -> Columns:
+            if regrouped is None:
+                return closeness_of_kept(original, kind, ranks=ranks)
+            return closeness_of(self.regrouper.model, original, *regrouped, ranks=ranks, kept=kind)
+
+        texts = self.originals.items() if self.kept else ()
+        return {kind.name: on_texts({name: found(one, kind) for name, one in texts}) for kind in self.kept}
 
     @cached_property
     def prompt(self) -> Tensor | None:
@@ -109,6 +137,19 @@ def in_memory(model: Layers) -> InMemoryModel:
         size = 4 * model.checkpoint.parameters / 1e9
         raise GrouperError(f"tasks need the model in memory, {size:.1f} GB: give more --memory")
     return model
+
+
+def kinds_of(
+    names: Sequence[str] | None, own: str, a: Architecture, texts: Mapping[str, Tensor | Batch]
+) -> list[CacheType]:
+    """Types of KV cache to measure with beside the run's own, which is measured anyway. Raises GrouperError for those
+    that the model cannot be measured with."""
+    kinds = [cache_type(name) for name in dict.fromkeys(names or ()) if name != own]
+    if names and (a.family.reads != "windows" or not texts):
+        raise GrouperError("--kv-cache is for decoders, measured on text: give --text or --dataset")
+    for kind in kinds:
+        kind.check(a.head_dim, a.family.position)
+    return kinds
 
 
 def on_texts(found: dict[str, Columns]) -> Columns:

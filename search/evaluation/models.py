@@ -79,7 +79,8 @@ def evaluate_model(
     texts = texts_of(checkpoint, source, tasks, window, limit)
     opened = open_model(checkpoint, machine.device, machine.memory)
     announce(opened, texts, 1, machine)
-    values = own(on_texts({name: Original.of(opened, one, machine.progress).columns for name, one in texts.items()}))
+    found = {name: Original.of(opened, one, machine.progress, machine.ranks) for name, one in texts.items()}
+    values = own(on_texts({name: one.columns for name, one in found.items()}))
     if tasks:
         values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
     return EvaluatedModel(checkpoint.name, values)
@@ -99,10 +100,10 @@ def _of_export(
     announce(original, texts, 2, machine)
     healed.replace_around(exported.around())
     layout, merged = exported.layout, exported.layer
-    originals = {name: Original.of(original, one, machine.progress) for name, one in texts.items()}
+    originals = {name: Original.of(original, one, machine.progress, machine.ranks) for name, one in texts.items()}
     before = own(on_texts({name: one.columns for name, one in originals.items()}))
-    found = {n: closeness_of(healed, one, layout, merged, machine.progress) for n, one in originals.items()}
-    after = on_texts(found)
+    shared = (machine.progress, machine.ranks)
+    after = on_texts({n: closeness_of(healed, one, layout, merged, *shared) for n, one in originals.items()})
     if tasks:
         loaded, tokenizer = Tasks(tasks), load_tokenizer(exported.original)
         before |= loaded.scores(in_memory(original).model, tokenizer)

@@ -16,7 +16,6 @@ from fitness import FITNESSES, Fitness, LayerFitness
 from grouper.attention import Attention
 from grouper.compress import Regrouper
 from grouper.layout import HeadLayout, LayerLayout
-from grouper.outputs import write_file
 from grouper.registry import Registry
 from grouper.schema import Row, damage_said, read_rows
 from search.methods.registry import ORIGINAL
@@ -54,7 +53,7 @@ def write_proxies(folder: RunFolder, found: pd.DataFrame) -> None:
     """RUN/proxies.csv; none where nothing could be compared."""
     path = folder.path / FILE
     if len(found):
-        write_file(path, lambda beside: found.to_csv(beside, index=False, lineterminator="\n"))
+        folder.digests.write(path, found.to_csv(index=False, lineterminator="\n"))
     else:
         path.unlink(missing_ok=True)
 
@@ -78,6 +77,7 @@ def read_proxies(run: str | Path) -> pd.DataFrame | None:
         return None
     with damage_said(path, "delete it and evaluate the run again"):
         table = pd.DataFrame([vars(row) for row in read_rows(path, _ProxyRow)], columns=COLUMNS)
+        RunFolder(Path(run)).digests.check(path.stem, path)
     return table.astype({"spearman": float, "kendall": float})
 
 

@@ -65,9 +65,14 @@ class Facts:
         return self.folder.layout(number)
 
 
-def facts_of(folder: RunFolder, similar: bool = True, progress: Progress = no_progress) -> Facts:
-    """Read a run. similar: compare heads, for which the model is read. Raises GrouperError where there is no run."""
+def facts_of(
+    folder: RunFolder, similar: bool = True, progress: Progress = no_progress, kv_cache: str | None = None
+) -> Facts:
+    """Read a run. similar: compare heads, for which the model is read. kv_cache: "any", or a type of KV cache, whose
+    rows join the others, named beside their merge. Raises GrouperError where there is no run."""
     front = folder.front()
+    if kv_cache is not None:
+        front = ParetoFront(front.kept.shown(front.table, kv_cache))
     first = folder.layout(int(front.table["layout"].iloc[0]))
     layers = range(len(first.layers))
     facts = {

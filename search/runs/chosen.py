@@ -33,12 +33,12 @@ def choose_layout(
     folder: RunFolder, selection: Selection, refine: RefinePlan | None, set: tuple[str, ...], tell: Tell
 ) -> Chosen:
     """The layout, and the merge that suits it."""
-    front, settings = folder.front(), folder.settings
+    front, settings = folder.front(tell), folder.settings
     check_assignments(set, MERGES)
     merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
     suffix = REFINED if refine else ""
     picked = pick(front, f"{merge.name}{suffix}", selection)
-    layout = folder.layout_of(picked.row)
+    layout = folder.layout_of(front.table[front.table["layout"] == picked.layout].iloc[0])
     fitting = merge_for(layout, merge)
     if fitting.name != merge.name:
         why = "regroups query heads too, which only averaging can follow"
@@ -49,6 +49,8 @@ def choose_layout(
 def announce(chosen: Chosen, tell: Tell) -> None:
     picked, row = chosen.picked, chosen.picked.row
     share = f"{row['kv_ratio']:.1%} of the KV cache"
+    if row.get("kv_cache"):
+        share += f", kept as {row['kv_cache']}"
     if "weight_ratio" in row:  # an encoder was grouped
         share = f"{row['weight_ratio']:.1%} of the K and V weights"
     what = f"layout {picked.layout} ({row['method']}, {row['deploy']}, {share})"

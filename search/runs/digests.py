@@ -1,16 +1,18 @@
-"""Digests of files that a search wrote, in RUN/digests/: of each layer and of all layouts.
+"""Digests of files of a run, in RUN/digests/: of each layer, of all layouts, and of each file that commands write again
+and again.
 
 They are written before the files. A search that was killed in between goes on: it writes those files again.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from grouper.errors import GrouperError
 from grouper.names import without_secrets
-from grouper.outputs import write_json
+from grouper.outputs import write_json, write_text
 from grouper.schema import damage_said, document, fitted, text_of
 
 LAYOUTS = "layouts"  # the record of all of them
@@ -18,9 +20,15 @@ LAYOUTS = "layouts"  # the record of all of them
 
 @dataclass(frozen=True)
 class _Record:
-    """Digests by file, as the run's folder has them."""
+    """Digests by file, as the run's folder has them. before: of files that are being replaced, which a kill leaves."""
 
     files: dict[str, str]
+    before: dict[str, str] = field(default_factory=dict)
+
+
+def whole(text: str) -> str:
+    """All of a text."""
+    return text
 
 
 @dataclass(frozen=True)
@@ -29,21 +37,38 @@ class Digests:
 
     run: Path
 
-    def note(self, record: str, texts: dict[Path, str]) -> None:
-        """texts: of files that are about to be written."""
+    def note(self, record: str, texts: dict[Path, str], before: dict[Path, str] | None = None) -> None:
+        """texts: of files that are about to be written. before: texts that may stand there yet."""
         path = self._path(record)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, {"files": {self._name(f): _digest(without_secrets(t).encode()) for f, t in texts.items()}})
+        write_json(path, {"files": self._digests(texts), **({"before": self._digests(before)} if before else {})})
 
-    def check(self, record: str, file: Path) -> None:
+    def write(self, file: Path, text: str, essence: Callable[[str], str] = whole) -> None:
+        """Replace a file whose record has its name. A new file comes before its digest: run.json makes a folder ours.
+        essence: the part of its text that nobody may edit."""
+        try:
+            before = {file: essence(text_of(file))}
+        except (OSError, GrouperError):  # none that could be taken for ours
+            before = {}
+        new = {file: essence(without_secrets(text))}
+        if before != new and (before or self._path(file.stem).is_file()):
+            self.note(file.stem, new, before)
+        write_text(file, text)
+        self.note(file.stem, new)
+
+    def check(self, record: str, file: Path, essence: Callable[[str], str] = whole) -> None:
         """Raise GrouperError where a file is not what was noted."""
         path = self._path(record)
         if not path.is_file():
             return
         with damage_said(path, "delete it, and nothing is compared with it"):
-            known = _read(text_of(path)).files
-        if known.get(self._name(file)) != _digest(file.read_bytes()):
-            raise GrouperError("it is not what the search wrote")
+            known = _read(text_of(path))
+        found, name = _digest(essence(text_of(file))), self._name(file)
+        if found not in (known.files.get(name), known.before.get(name)):
+            raise GrouperError(f"it is not what Grouper wrote; to keep the change, delete {path}")
+
+    def _digests(self, texts: dict[Path, str]) -> dict[str, str]:
+        return {self._name(file): _digest(without_secrets(text)) for file, text in texts.items()}
 
     def _path(self, record: str) -> Path:
         return self.run / "digests" / f"{record}.json"
@@ -57,5 +82,5 @@ def _read(text: str) -> _Record:
     return fitted(document(text), _Record)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

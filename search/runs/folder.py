@@ -11,15 +11,17 @@ import pandas as pd
 from grouper.calibration.kept_tokens import KeptTokens
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
+from grouper.machine import Tell, no_message
 from grouper.outputs import refuse_existing, write_text
 from grouper.schema import Row, damage_said, read_rows, text_of
 from search.methods.candidate import Candidate
 from search.runs.digests import LAYOUTS, Digests
 from search.runs.layer_table import candidates_in, text_of_layer
 from search.runs.pareto import ParetoFront
-from search.runs.settings import RunSettings
+from search.runs.settings import RunSettings, kept_in
 
 MARKER = "run.json"
+TABLE = "pareto.csv"
 ROUNDING = 1e-9
 WRITTEN = (  # by searches and evaluations of a run
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
@@ -98,7 +100,9 @@ class RunFolder:
     def settings(self) -> RunSettings:
         path = self.path / MARKER
         with damage_said(path, "search again, into another folder or with --overwrite"):
-            return RunSettings.from_json(text_of(path))
+            settings = RunSettings.from_json(text_of(path))
+            self.digests.check(path.stem, path, kept_in)
+        return settings
 
     @property
     def sets_aside(self) -> bool:
@@ -106,7 +110,7 @@ class RunFolder:
         return not self.exists() or self.settings.set_aside
 
     def write_settings(self, settings: RunSettings) -> None:
-        write_text(self.path / MARKER, settings.to_json())
+        self.digests.write(self.path / MARKER, settings.to_json(), kept_in)
 
     # layers/00.csv
 
@@ -189,8 +193,18 @@ class RunFolder:
             if not path.is_file() or path.read_bytes() != text.encode():
                 write_text(path, text)
 
-    def front(self) -> ParetoFront:
-        return ParetoFront.read(self.path / "pareto.csv")
+    def front(self, tell: Tell = no_message) -> ParetoFront:
+        """tell: called where somebody edited the table, as people may."""
+        path = self.path / TABLE
+        front = ParetoFront.read(path)
+        try:
+            self.digests.check(path.stem, path)
+        except GrouperError as error:
+            tell(f"{path} is taken as it stands ({error})")
+        return front
+
+    def write_front(self, front: ParetoFront) -> None:
+        self.digests.write(self.path / TABLE, front.to_csv())
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from packaging.version import Version
 
 from grouper.errors import GrouperError
 from grouper.layout import HeadLayout
-from grouper.outputs import write_file
+from grouper.outputs import write_text
 from grouper.schema import LARGEST_TABLE, Row, damage_said, rows_in, text_of
 from search.methods.registry import ORIGINAL
 from search.runs.columns import JUDGES
+from search.runs.kept_rows import COLUMN as KV_CACHE
+from search.runs.kept_rows import KeptRows
 
 COLUMNS = [
     "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
@@ -43,10 +45,11 @@ class Scored:
 
 class ParetoFront:
     """The table of a run: one row per layout and merge. `table` is a pandas DataFrame with the columns of
-    pareto.csv."""
+    pareto.csv. kept: rows of other types of KV cache than the run's, which pareto.csv has behind the others."""
 
-    def __init__(self, table: pd.DataFrame):
+    def __init__(self, table: pd.DataFrame, kept: KeptRows | None = None):
         self.table = table
+        self.kept = KeptRows.none(table) if kept is None else kept
 
     @classmethod
     def of(
@@ -98,6 +101,13 @@ class ParetoFront:
         if measured.any():
             points = t.loc[measured, [self.size, "nll"]].to_numpy(float)
             t.loc[measured, "on_nll_front"] = moocore.is_nondominated(points, keep_weakly=True).astype(int)
+        self.kept = self.kept.marked(t)
+
+    @property
+    def widened(self) -> pd.DataFrame:
+        """All rows with the column `kv_cache`, those of other types than the run's behind, on one front by bytes.
+        Raises GrouperError where no other type was measured."""
+        return self.kept.widened(self.table)
 
     @property
     def measured_columns(self) -> list[str]:
@@ -114,8 +124,12 @@ class ParetoFront:
     @property
     def over(self) -> pd.Series:
         """Nats over the original, row by row; NaN where either was not measured."""
+        return self.over_of(self.table)
+
+    def over_of(self, table: pd.DataFrame) -> pd.Series:
+        """The same of other rows."""
         original = self.table.loc[self.table["method"] == ORIGINAL, "nll"]
-        return self.table["nll"] - (original.iloc[0] if len(original) else np.nan)
+        return table["nll"] - (original.iloc[0] if len(original) else np.nan)
 
     @property
     def judge(self) -> str:
@@ -162,9 +176,16 @@ class ParetoFront:
         shown = self.front().dropna(axis=1, how="all")
         return f"{picture[picture.index('<svg') :]}{shown.to_html(index=False, max_rows=24)}"
 
-    def write(self, path: Path) -> None:
+    def to_csv(self) -> str:
         """Floats are written so that reading them gives the same bits."""
-        write_file(path, lambda beside: self.table.to_csv(beside, index=False, lineterminator="\n"))
+        table = self.table
+        if len(self.kept):
+            first, table = [*COLUMNS, KV_CACHE], self.kept.behind(table)
+            table = table[[*first, *(c for c in table if c not in first)]]
+        return table.to_csv(index=False, lineterminator="\n")
+
+    def write(self, path: Path) -> None:
+        write_text(path, self.to_csv())
 
     @classmethod
     def read(cls, path: Path) -> "ParetoFront":
@@ -182,7 +203,8 @@ class ParetoFront:
             if of_source.notna().any():
                 table[OF_ENCODERS[0]] = of_source.astype("int64")
         table = table.astype({"nll": float, "on_nll_front": "Int64", "weights_bytes": "Int64"}).join(rest)
-        return cls(table.reindex(columns=[*COLUMNS, *(c for c in table if c not in COLUMNS)]))
+        table = table.reindex(columns=[*COLUMNS, *(c for c in table if c not in COLUMNS)])
+        return cls(*KeptRows.apart(table))
 
 
 @dataclass(frozen=True)
@@ -203,4 +225,5 @@ class _FrontRow(Row):
     on_nll_front: int | None = None
     also_found_by: str = ""
     weights_bytes: int | None = None
+    kv_cache: str = ""
     kv_bytes_per_source_token: int | None = None

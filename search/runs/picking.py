@@ -7,11 +7,11 @@ import pandas as pd
 
 from grouper.errors import GrouperError
 from grouper.shares import rounding_of
-from search.methods.registry import not_found
+from search.methods.registry import ORIGINAL, not_found
 from search.runs.columns import JUDGES, called
 from search.runs.pareto import ParetoFront
 from search.runs.record import REFINED
-from search.runs.selection import SAME, Selection, parse_ratio
+from search.runs.selection import ANY, SAME, Selection, parse_ratio
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
     kv_ratio and kv_bytes_per_token are budgets: the largest size within them is taken, of the class that `deploy`
     names; unless given, of `stock` layouts, or of any class where no stock one fits. Of several layouts of that size a
     measured one comes first, by nats per token (or the first of JUDGES there is) under `merge`, else under the same
-    merge with or without refinement; else the one of the lowest error. A baseline is taken only by its number. Raises
-    GrouperError where there is none.
+    merge with or without refinement; else the one of the lowest error. A baseline is taken only by its number. With
+    `kv_cache` the budget is bytes of any type of KV cache, or of the one named: see `_pick_kept`. Raises GrouperError
+    where there is none.
     """
     s = selection or Selection(**asked)
     s.check()
@@ -54,6 +55,8 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
         if rows.empty:
             raise GrouperError(f"the run has no layout {s.layout}: the numbers are in the first column of pareto.csv")
         return Picked(s.layout, rows.iloc[0], "named by its number")
+    if s.kv_cache is not None:
+        return _pick_kept(front, merge, s)
     budget, found = _budget(front, s), front.table[~front.table["method"].isin(not_found())]
     within = _within(found, budget)
     rows, kind = _of_class(within, found, budget, s.deploy)
@@ -67,9 +70,25 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
     return Picked(int(best["layout"]), best, why, _gain(within, budget, best, column, merge))
 
 
-def best_within(front: ParetoFront, kv_ratio: str, deploy: str | None = None) -> Picked:
+def _pick_kept(front: ParetoFront, merge: str, asked: Selection) -> Picked:
+    """The row of the fewest nats within a budget of bytes, over layouts and types of KV cache that were measured under
+    this merge, with or without refinement. The original, with all its heads, is one of them."""
+    budget, table = _budget(front, asked), front.widened
+    bare = merge.removesuffix(REFINED)
+    original, other = table["method"] == ORIGINAL, table["method"].isin(set(not_found()) - {ORIGINAL})
+    table = table[table["nll"].notna() & ~other & (original | table["merge"].isin((bare, bare + REFINED)))]
+    if asked.kv_cache != ANY:
+        table = table[table["kv_cache"] == asked.kv_cache]
+    rows, kind = _of_class(_within(table, budget), table, budget, asked.deploy)
+    ranked = rows.sort_values(["nll", budget.size, "layout"])
+    best, at = ranked.iloc[0], "any type of KV cache" if asked.kv_cache == ANY else f"a KV cache of {asked.kv_cache}"
+    why = f"the lowest measured nats per token of {len(ranked)} {kind}rows within {budget.name}, at {at}"
+    return Picked(int(best["layout"]), best, why)
+
+
+def best_within(front: ParetoFront, kv_ratio: str, deploy: str | None = None, kv_cache: str | None = None) -> Picked:
     """The layout that `grouper export RUN --kv-ratio KV_RATIO` takes. Raises GrouperError where there is none."""
-    return pick(front, f"{front.own_merge}{REFINED}", kv_ratio=kv_ratio, deploy=deploy)
+    return pick(front, f"{front.own_merge}{REFINED}", kv_ratio=kv_ratio, deploy=deploy, kv_cache=kv_cache)
 
 
 def representative(front: ParetoFront) -> pd.Series:

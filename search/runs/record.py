@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from grouper.calibration.calibration import TOKENS, WINDOW
 from grouper.errors import GrouperError
 from grouper.machine import Tell, no_message
-from grouper.outputs import write_text
 from grouper.refinement.options import RefinePlan
 from grouper.schema import damage_said, document, fitted, text_of
 from search.methods.registry import ORIGINAL
 from search.runs.folder import RunFolder
+from search.runs.kept_rows import KeptRows
 from search.runs.pareto import ParetoFront
 
 FILE = "evaluation.json"
@@ -59,23 +60,25 @@ class Measuring:
         refinement = recipe(refine) if refine else None
         if measured and overwrite:
             front.table[columns] = np.nan
+            front.kept = KeptRows.none(front.table)
             front.mark()
-            front.write(folder.path / "pareto.csv")
+            folder.write_front(front)
             folder.forget_measured()
         elif measured and before:
             more = self._has_more_windows(before)
             self._refuse_others(folder, before, refinement, ("digest", "windows") if more else ())
             if more:
                 front.table[[c for c in columns if "," not in c]] = np.nan  # tasks stay
+                front.kept = KeptRows.none(front.table)
                 front.mark()
-                front.write(folder.path / "pareto.csv")
+                folder.write_front(front)
                 tell(f"measured on {told_windows(before['windows'])} before, which are no part of these "
                      f"{told_windows(self.windows)}, for windows are spread over the text: it is measured again, and "
                      "what is not asked for now is forgotten")  # fmt: skip
         kept = {k: v for k, v in before.items() if k in self._of_others(before)}
         refinement = refinement or before.get("refinement")
         data = {**self.to_data(), **kept, **({"refinement": refinement} if refinement else {})}
-        write_text(folder.path / FILE, json.dumps(data, indent=2) + "\n")
+        folder.digests.write(folder.path / FILE, json.dumps(data, indent=2) + "\n")
         return front
 
     def _of_others(self, before: dict) -> list[str]:
@@ -130,6 +133,7 @@ def noted(folder: RunFolder) -> dict[str, Any]:
         return {}
     with damage_said(path, "measure the run again, with --overwrite"):
         found = fitted(document(text_of(path)), _Noted)
+        folder.digests.check(path.stem, path)
     return {name: value for name, value in vars(found).items() if value is not None}
 
 
@@ -173,12 +177,15 @@ def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None,
     """The front without measurements that were made with other parameters of merges, or of layouts that were refined
     otherwise, than what is to be exported. refine: filled in by device."""
     made = noted(folder)
-    table = front.table.copy()
-    other = table[front.measured_columns].notna().any(axis=1) & (tuple(made.get("set", ())) != set)
-    if refine is not None and made.get("refinement") != recipe(refine):
-        other |= table["merge"].str.endswith(REFINED)
-    table.loc[other & (table["method"] != ORIGINAL), front.measured_columns] = np.nan
-    front = ParetoFront(table)
+    other_set, other_recipe = tuple(made.get("set", ())) != set, refine and made.get("refinement") != recipe(refine)
+
+    def made_otherwise(table: pd.DataFrame) -> pd.Series:
+        refined = table["merge"].str.endswith(REFINED) & bool(other_recipe)
+        return (refined | other_set) & (table["method"] != ORIGINAL)
+
+    table, kept = front.table.copy(), front.kept.rows
+    table.loc[made_otherwise(table), front.measured_columns] = np.nan
+    front = ParetoFront(table, KeptRows(kept[~made_otherwise(kept)].reset_index(drop=True)))
     front.mark()
     return front
 

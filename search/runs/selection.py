@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
 from grouper.export.options import ASKED
+from grouper.kv_cache import KEPT_IN
 from grouper.merging import MERGES
 from grouper.names import expected
 from grouper.option_fields import option
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 
 SAME = 1e-9  # by which two ratios of one size may differ
 
+ANY = "any"
+ASKED_CACHES = (ANY, *KEPT_IN)
+
 
 @dataclass(frozen=True)
 class Selection:
-    """One of layout, kv_ratio and kv_bytes_per_token; the latter two are budgets."""
+    """One of layout, kv_ratio and kv_bytes_per_token; the latter two are budgets. kv_cache: "any", or a type of KV
+    cache that the layout is to be kept in; the run's own unless given."""
 
     layout: int | None = option(None, "The layout of this number in pareto.csv.", panel="Layout")
     kv_ratio: str | None = option(
@@ -30,6 +35,7 @@ class Selection:
         None, "stock, padded, ragged or any; stock where one fits.", panel="Layout", words=ASKED
     )
     merge: str | None = option(None, "How heads become one; the run's own unless given.", panel="Layout", words=MERGES)
+    kv_cache: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -40,6 +46,10 @@ class Selection:
         """Raise GrouperError for what no run can answer."""
         if sum(x is not None for x in (self.layout, self.kv_ratio, self.kv_bytes_per_token)) != 1:
             raise GrouperError("say which layout by one of --layout, --kv-ratio and --kv-bytes-per-token")
+        if self.kv_cache not in (None, *ASKED_CACHES):
+            raise GrouperError(f"unknown KV cache type {self.kv_cache!r}: {expected(self.kv_cache, ASKED_CACHES)}")
+        if self.kv_cache == ANY and self.layout is not None:
+            raise GrouperError("--kv-cache any chooses a type within a budget: name the type beside --layout")
         if self.deploy is not None and self.deploy not in ASKED:
             raise GrouperError(f"unknown deployment class {self.deploy!r}: {expected(self.deploy, ASKED)}")
         if self.kv_ratio is not None:
@@ -47,6 +57,8 @@ class Selection:
 
     def check_reachable(self, architecture: "Architecture", options: "SearchOptions") -> None:
         """Raise GrouperError for a budget below the smallest layout that a search can find, which shapes tell."""
+        if self.kv_cache is not None:  # of other numbers than the search counts bytes in
+            return
         smallest = options.smallest(architecture)
         ratio = smallest.kv_ratio if smallest.kv_ratio < 1 else smallest.weight_ratio  # of an encoder beside a cache
         size = smallest.kv_bytes_per_token(options.kv_dtype)

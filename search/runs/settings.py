@@ -14,6 +14,7 @@ from grouper.schema import document, fitted
 from search.options import SearchOptions
 
 FREE = ("timings", "versions", "jobs", "device", "command", "model")  # may differ where a run goes on
+PLACES = ("text", "images")  # which people correct who moved a file; their content is known by its digest
 PACKAGES = ("kv-grouper", "torch", "numpy", "deap", "moocore")
 
 
@@ -75,6 +76,12 @@ class RunSettings:
     def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
         """On the run's own text. keep: a folder where moments are kept and looked for."""
         return self.options.calibration(keep, self.set_aside)
+
+
+def kept_in(text: str) -> str:
+    """Facts of run.json that nobody may edit: all but those that are free, and where files lie."""
+    facts = document(text)
+    return json.dumps({name: value for name, value in facts.items() if name not in (*FREE, *PLACES)}, sort_keys=True)
 
 
 def installed_version(package: str) -> str:

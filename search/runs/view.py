@@ -10,24 +10,29 @@ from grouper.export.options import ASKED
 from grouper.names import expected
 from search.runs.pareto import ParetoFront
 from search.runs.picking import best_within
+from search.runs.selection import ANY
 
 
 @dataclass(frozen=True)
 class View:
     """sort: a column, or "over" (nats over the original); a minus before it turns the order. deploy: of one export
     class. best_under: only the row that an export takes within this KV ratio (as text). every: all rows, not the front
-    alone."""
+    alone. kv_cache: "any" for rows of all types of KV cache on one front by bytes, or a type's name."""
 
     sort: str = "-kv_ratio"
     deploy: str | None = None
     best_under: str | None = None
     every: bool = False
+    kv_cache: str | None = None
 
 
 def viewed(front: ParetoFront, view: View, tell: Callable[[str], None] = lambda line: None) -> pd.DataFrame:
     """The rows, with `over` where nats were measured. The front is that by nats where these were measured, else by
     error. tell: called with the reason for the one row of `best_under`. Raises GrouperError."""
-    table = front.table.assign(over=front.over)
+    table = front.table if view.kv_cache is None else front.widened
+    table = table.assign(over=front.over_of(table))
+    if view.kv_cache not in (None, ANY):
+        table = table[table["kv_cache"] == view.kv_cache]
     measured = table["nll"].notna().any()
     if not view.every and view.best_under is None:
         table = table[(table["on_nll_front" if measured else "on_front"] == 1).fillna(False)]
@@ -36,7 +41,7 @@ def viewed(front: ParetoFront, view: View, tell: Callable[[str], None] = lambda 
             raise GrouperError(f"unknown deployment class {view.deploy!r}: {expected(view.deploy, ASKED)}")
         table = table[table["deploy"] == view.deploy]
     if view.best_under is not None:
-        best = best_within(front, view.best_under, view.deploy)
+        best = best_within(front, view.best_under, view.deploy, view.kv_cache)
         tell(f"layout {best.layout}: {best.why}")
         if best.others:
             tell(best.others)

@@ -16,7 +16,7 @@ from grouper.outputs import write_text
     ],
 )
 def test_secrets_are_struck_out(typed, kept, tmp_path: Path):
-    assert without_secrets(typed) == kept
+    assert without_secrets(typed) == printable(typed) == kept
     write_text(tmp_path / "run.json", typed)
     assert (tmp_path / "run.json").read_text() == kept
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grouper import GrouperError, HeadLayout
+from grouper import GrouperError, HeadLayout, outputs
 from search import RunFolder, SearchOptions, search
 from search.export_run import export_from_run
 from search.report.facts import facts_of
@@ -132,6 +132,7 @@ def test_what_is_no_json_of_ours_is_one_line(copy, text):
 )  # fmt: skip
 def test_a_field_of_run_json_of_another_kind_is_one_line(copy, field, fine):
     path = copy.path / "run.json"
+    (copy.path / "digests" / "run.json").unlink()
     assert field in json.loads(path.read_text())
     for value in (value for value in FIELDS if (value, type(value)) not in [(one, type(one)) for one in fine]):
         change(path, field, value)
@@ -246,7 +247,7 @@ def test_layouts_that_were_swapped_or_edited_are_refused_and_come_back(copy, mod
     assert first.read_bytes() != second.read_bytes()
     shutil.copyfile(second, first)
     line = refused(first, lambda: copy.layout(1))
-    assert line.endswith("(it is not what the search wrote): run the same search again, which writes it anew")
+    assert line.endswith("digests/layouts.json): run the same search again, which writes it anew")
     assert copy.layout(2)
     again(copy, models)
     assert bytes_of(copy) == before
@@ -260,7 +261,7 @@ def test_layers_that_were_swapped_or_edited_are_refused_and_searched_again(copy,
     for text in (copy.layer_path(1).read_text(), "\n".join(copy.layer_path(0).read_text().split("\n")[:-2]) + "\n"):
         copy.layer_path(0).write_text(text)
         line = refused(copy.layer_path(0), lambda: again(copy, models))
-        assert line.endswith("(it is not what the search wrote): delete it, and that layer is searched again")
+        assert line.endswith("digests/00.json): delete it, and that layer is searched again")
         refused(copy.layer_path(0), lambda: facts_of(copy, similar=False))
         copy.layer_path(0).unlink()
         again(copy, models)
@@ -276,7 +277,8 @@ def test_a_search_that_was_killed_between_two_files_goes_on_to_the_same(copy, mo
     for path in gone:
         path.unlink()
     again(copy, models)
-    given_up = {path.relative_to(copy.path) for path in gone if path.match("digests/0*.json")}
+    stay = ("digests/0*.json", "digests/pareto.json")  # of files that are not written again
+    given_up = {path.relative_to(copy.path) for path in gone if any(path.match(pattern) for pattern in stay)}
     assert bytes_of(copy) == {name: content for name, content in before.items() if name not in given_up}
 
 
@@ -304,3 +306,87 @@ def test_a_layout_of_an_older_run_that_was_swapped_is_not_its_rows(copy):
     with pytest.raises(GrouperError, match="are of two layouts"):
         export_from_run(copy.path, copy.path.parent / "out", Selection(layout=other))
     assert not (copy.path.parent / "out").exists()
+
+
+def test_facts_of_a_run_that_were_edited_are_refused_but_for_places_and_what_may_differ(copy):
+    path = copy.path / "run.json"
+    text, settings = path.read_text(), copy.settings
+    for field, value in (("model", "elsewhere"), ("text", "moved.txt"), ("images", "moved"), ("jobs", 3)):
+        change(path, field, value)
+        assert json.loads(path.read_text())[field] == value and copy.settings != settings
+        path.write_text(text)
+    for field, value in (("seed", 7), ("tokens", 4096), ("fingerprint", "x"), ("set_aside", False), ("mine", 1)):
+        change(path, field, value)
+        line = refused(path, lambda: copy.settings)
+        digests = copy.path / "digests" / "run.json"
+        assert line.endswith(
+            f"(it is not what Grouper wrote; to keep the change, delete {digests}): "
+            "search again, into another folder or with --overwrite"
+        )
+        path.write_text(text)
+    change(path, "seed", 7)
+    digests.unlink()
+    assert copy.settings.options.seed == 7
+
+
+def test_a_front_that_was_edited_is_taken_as_it_stands_and_that_is_told(copy):
+    told = []
+    copy.front(told.append)
+    assert not told
+    change_cell(copy.path / "pareto.csv", "error", "0.5")
+    assert copy.front(told.append).table["error"].iloc[1] == 0.5
+    assert len(told) == 1 and told[0].startswith(f"{copy.path / 'pareto.csv'} is taken as it stands (it is not what")
+    copy.write_front(copy.front())
+    copy.front(told.append)
+    assert len(told) == 1
+
+
+def test_a_file_that_was_being_replaced_is_known_before_and_after(copy):
+    """Killed between the digest and the file. Where the replacement is done, the file of before is another one."""
+    path, digests = copy.path / "proxies.csv", copy.digests
+    digests.write(path, "one")
+    digests.note("proxies", {path: "two"}, {path: "one"})
+    for text in ("one", "two"):
+        path.write_text(text)
+        digests.check("proxies", path)
+    digests.write(path, "three")
+    for text in ("one", "two"):
+        path.write_text(text)
+        with pytest.raises(GrouperError, match="not what Grouper wrote"):
+            digests.check("proxies", path)
+    path.unlink()
+    digests.write(path, "four")
+    digests.check("proxies", path)
+
+
+@pytest.mark.parametrize("file", ["proxies.csv", "run.json"])
+def test_a_kill_leaves_a_file_that_its_digest_knows(copy, monkeypatch, file):
+    """At any of the writes of a replacement, and of a first one."""
+    path, digests = copy.path / file, copy.digests
+    for fresh in (False, True):
+        for stop in range(3):
+            for old in (path, copy.path / "digests" / f"{path.stem}.json"):
+                old.unlink(missing_ok=True)
+            if not fresh:
+                digests.write(path, "one")
+            with monkeypatch.context() as killed, suppress(KeyboardInterrupt):
+                kill_at(stop, killed)
+                digests.write(path, "two")
+            assert fresh or path.read_text() in ("one", "two")
+            if path.is_file():
+                digests.check(path.stem, path)
+            else:
+                assert not (copy.path / "digests" / f"{path.stem}.json").exists(), "run.json makes a folder ours"
+
+
+def kill_at(stop: int, monkeypatch) -> None:
+    """The process ends before so many files more are written."""
+    left = iter([True] * stop)
+    write = outputs.write_file
+
+    def killed(path, how):
+        if not next(left, False):
+            raise KeyboardInterrupt
+        write(path, how)
+
+    monkeypatch.setattr(outputs, "write_file", killed)

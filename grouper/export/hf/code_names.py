@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from grouper.errors import GrouperError
 from grouper.outputs import write_text
+from grouper.parsing import check_extent
 
+MOST_VALUES = 10**7
 NAMES_CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
 
 
@@ -35,13 +38,19 @@ def copy_without_code(source: str | Path, target: str | Path) -> None:
 
 
 def _configuration(path: Path) -> Any:
-    """The data of a configuration; None of any other file, as vocabularies, and of what is no JSON."""
+    """The data of a configuration; None of any other file, as vocabularies, and of what is no JSON. Raises GrouperError
+    for one so deep that others may read what we cannot."""
     if path.suffix != ".json" or not ("config" in path.name or path.name == "modules.json"):
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
         return None
+    except RecursionError as error:
+        raise GrouperError(f"{path} has lists or objects too deep within one another: refused") from error
+    if isinstance(data, dict | list):
+        check_extent(data, str(path), MOST_VALUES)
+    return data
 
 
 def _all_theirs(modules: Any) -> bool:

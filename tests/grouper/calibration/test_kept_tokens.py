@@ -66,4 +66,7 @@ def test_a_name_changes_with_the_text_and_the_tokenizer(reader, text, tmp_path):
     names.append(key_of(file, tmp_path / "model", 64))
     assert len(set(names)) == 5
     (tmp_path / "model" / "model.safetensors").unlink()
+    with open(tmp_path / "model" / "notes.txt", "wb") as huge:
+        huge.truncate(2**40)
+    (tmp_path / "model" / "link.txt").symlink_to(text)
     assert key_of(file, tmp_path / "model", 64) == names[-1], "weights read no text"

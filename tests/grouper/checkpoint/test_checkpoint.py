@@ -1,12 +1,14 @@
 import json
 import os
 import struct
+import time
 
 import pytest
 import torch
 from tiny_models import edit_weights, make_model
 
 from grouper import Architecture, Checkpoint, GrouperError
+from grouper.checkpoint.header import read_header
 from grouper.checkpoint.shards import write_shards
 from grouper.families.architecture import Family
 from grouper.families.storage import Fused
@@ -160,3 +162,13 @@ def test_names_without_the_leading_model(models, tmp_path):
     a, b = (Checkpoint.open(f) for f in (folder, models("llama")))
     architecture = Architecture.of(a.config)
     assert torch.equal(architecture.read(a, 2).k, architecture.read(b, 2).k)
+
+
+@pytest.mark.parametrize("shape", [[10**6] * 300_000, [2**63, 0], [1] * 65], ids=lambda shape: str(len(shape)))
+def test_a_shape_that_no_tensor_has_is_refused_before_it_is_multiplied(shape):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(4)
+    began = time.process_time()
+    with pytest.raises(GrouperError, match="its header cannot be read"):
+        read_header("x", lambda start, stop: content[start:stop], len(content))
+    assert time.process_time() - began < 5

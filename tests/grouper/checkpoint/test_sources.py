@@ -66,9 +66,22 @@ def test_a_link_to_itself_is_no_file_of_the_model(reader, tmp_path):
     assert "LICENSE" not in LocalSource(folder).files()
 
 
-def test_no_library_is_given_a_huge_json_file(reader, tmp_path):
+@pytest.mark.parametrize("name", ["generation_config.json", "merges.txt", "vocab.txt", "tokenizer.model", "x.jinja"])
+def test_no_library_is_given_a_huge_file(reader, tmp_path, name):
     folder = shutil.copytree(reader, tmp_path / "model")
-    with open(folder / "generation_config.json", "wb") as file:
+    with open(folder / name, "wb") as file:
         file.truncate(2**28 + 1)
-    with pytest.raises(GrouperError, match=r"generation_config\.json has more than 256 MiB"):
+    with pytest.raises(GrouperError, match=rf"{name} has more than 256 MiB"):
+        LocalSource(folder)
+    (folder / name).rename(folder / "notes.txt")
+    assert "notes.txt" in LocalSource(folder).files(), "a text of somebody's"
+
+
+@pytest.mark.parametrize("name", ["source.spm", "additional_chat_templates/x.jinja"])
+def test_a_link_out_of_the_folder_is_refused_where_libraries_look(reader, tmp_path, name):
+    folder, secret = shutil.copytree(reader, tmp_path / "model"), tmp_path / "secret"
+    secret.write_text("secret")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(GrouperError, match=rf"{name} is a link out of the model's folder"):
         LocalSource(folder)

@@ -58,6 +58,7 @@ def test_a_right_configuration_passes():
         ({"logits_scaling": 0}, "logits_scaling 0: expected a number from 1e-06"),
         ({"chunk_size_feed_forward": 7}, "chunk_size_feed_forward 7: expected a whole number from 0 to 1"),
         ({"decoder_start_token_id": -1}, "decoder_start_token_id -1: expected a whole number"),
+        ({"return_dict": False}, "return_dict False: expected true, or no such field"),
         ({"id2label": 1.5}, "id2label 1.5: expected an object with a name for each number"),
         ({"id2label": [1]}, "id2label [1]: expected an object"),
         ({"id2label": {"a": "b"}}, "id2label {'a': 'b'}: expected an object"),

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from rank_threads import side_by_side
 
 from grouper import Checkpoint, HeadLayout
 from grouper.compress import Regrouper
@@ -13,7 +14,9 @@ from grouper.evaluation import closeness
 from grouper.evaluation.closeness import Original, closeness_of
 from grouper.evaluation.perplexity import nll
 from grouper.merging import MEAN
+from grouper.ranks import ALONE, Ranks
 from grouper.running.in_memory import InMemoryModel
+from grouper.running.walk import Step
 
 WINDOWS = torch.randint(3, 190, (6, 24), generator=torch.Generator().manual_seed(1))
 
@@ -56,6 +59,34 @@ def test_batches_change_nothing(measured, monkeypatch):
     monkeypatch.setattr("grouper.evaluation.perplexity.BATCH_TOKENS", (24, 24))
     other = closeness_of(model, Original.of(model, WINDOWS), layout, merged)
     assert (one["nll"], one["kl"], one["kl_se"]) == pytest.approx((other["nll"], other["kl"], other["kl_se"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 4, 7], ids="{} ranks".format)
+def test_ranks_find_what_one_finds(models, monkeypatch, size):
+    """To the bit, each on its share of six parts; of seven ranks one has none."""
+    monkeypatch.setattr("grouper.evaluation.perplexity.BATCH_TOKENS", (24, 24))
+    layout = HeadLayout.from_labels([[0, 0, 1, 1, 2, 2, 3, 3]] * 3, 8, 16)
+    walked: list[tuple[int, int]] = []
+    through = Step.through
+
+    def counted(self, module, number, dtype=torch.float32):
+        walked.append((id(self.walk), number))
+        return through(self, module, number, dtype)
+
+    monkeypatch.setattr(Step, "through", counted)
+
+    def work(ranks: Ranks = ALONE):
+        checkpoint = Checkpoint.open(models("llama"))
+        model, merged = InMemoryModel(checkpoint), Regrouper(checkpoint).merged(layout, MEAN)
+        original = Original.of(model, WINDOWS, ranks=ranks)
+        return original.columns, closeness_of(model, original, layout, merged, ranks=ranks), original.stream
+
+    columns, found, stream = work()
+    alone = len(walked)
+    walked.clear()
+    for of_rank in side_by_side(size, work):
+        assert of_rank[:2] == (columns, found) and torch.equal(of_rank[2], stream)
+    assert len(walked) == alone, "nothing is computed twice"
 
 
 def test_a_single_window_has_no_error(measured):

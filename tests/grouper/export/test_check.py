@@ -84,7 +84,32 @@ def test_a_class_that_computes_otherwise_fails(exported, tmp_path):
         check_folder(folder, str(original))
 
 
-@pytest.mark.parametrize("way", ["another file", "another name", "no file"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auto_map": {"AutoConfig": "modeling_ragged.d--evil.C"}}, {"auto_map": ["modeling_ragged.RaggedConfig"]},
+        {"auto_map": "modeling_ragged.RaggedConfig"}, {"auto_map": {}}, {"architectures": []}, {"architectures": None},
+        {"model_type": "llama"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_our_file_that_is_named_otherwise_is_not_run(exported, tmp_path, monkeypatch, change):
+    """transformers takes "FOLDER--FILE.CLASS" from another folder, or from the Hub."""
+    original, out = exported("qwen2", "ragged")
+    folder, ran = shutil.copytree(out, tmp_path / "x"), tmp_path / "ran"
+    (tmp_path / "modeling_ragged.d").mkdir()
+    (tmp_path / "modeling_ragged.d" / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for field, value in change.items():
+        config[field] = {**config[field], **value} if isinstance(value, dict) and value else value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(GrouperError, match="so nothing is run"):
+        check_folder(folder, str(original))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("way", ["another file", "no text", "another name", "no file"])
 def test_code_that_is_not_ours_is_not_run(exported, tmp_path, way):
     original, out = exported("qwen2", "stock" if way == "no file" else "ragged")
     folder, ran = shutil.copytree(out, tmp_path / "x"), tmp_path / "ran"
@@ -92,6 +117,8 @@ def test_code_that_is_not_ours_is_not_run(exported, tmp_path, way):
     config = json.loads((folder / "config.json").read_text())
     if way == "another file":
         (folder / "modeling_ragged.py").write_text(evil + (folder / "modeling_ragged.py").read_text())
+    elif way == "no text":
+        (folder / "modeling_ragged.py").write_bytes(b"\xff")
     else:
         (folder / "evil.py").write_text(evil)
         config["auto_map"] = {**config.get("auto_map", {}), "AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from evil_models import add_code, answers  # noqa: F401  a fixture
 
-from grouper import Architecture, Checkpoint, HeadLayout, export
+from grouper import Architecture, Checkpoint, GrouperError, HeadLayout, export
 from grouper.export.hf.code_names import copy_without_code, without_code
 
 LAYOUTS = {"stock": [0, 0, 1, 1, 2, 2, 3, 3], "padded": [0, 0, 0, 1, 1, 2, 2, 2], "ragged": None}
@@ -47,6 +47,16 @@ def test_all_else_stays_as_it_was(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"z": "\\ud800", "auto_map": [], "a": 2}')
     copy_without_code(tmp_path / "tokenizer_config.json", tmp_path / "copy")
     assert list(json.loads((tmp_path / "copy").read_text()).items()) == [("z", "\ud800"), ("a", 2)]
+
+
+@pytest.mark.parametrize("depth", [101, 700, 985, 5000])
+def test_a_configuration_that_others_may_read_and_we_cannot_is_refused(tmp_path, depth):
+    """Nested so deep that the stack's own depth decides who reads it."""
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text('{"auto_map": {"AutoTokenizer": "x.Y"}, "a": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(GrouperError, match=r"tokenizer_config\.json has .* within one another"):
+        copy_without_code(path, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,8 @@ def test_a_layer_as_it_came_and_layouts_of_a_model():
              "use_sliding_window": False},
             "no sliding_window",
         ),
+        ({"model_type": "llama", "layer_types": ["sliding_attention"]}, "no sliding_window"),
+        ({"model_type": "llama", "layer_types": ["chunked_attention"]}, "'chunked_attention': expected full or"),
     ],
 )  # fmt: skip
 def test_a_configuration_lacks_what_its_class_needs_to_run(config, said):
@@ -223,4 +225,5 @@ def test_a_configuration_lacks_what_its_class_needs_to_run(config, said):
 def test_a_complete_configuration():
     check_complete({"model_type": "t5", "decoder_start_token_id": 0})
     check_complete({"model_type": "qwen2", "layer_types": ["full_attention"], "sliding_window": None})
+    check_complete({"model_type": "gpt_oss", "layer_types": ["sliding_attention", "full_attention"]})
     check_complete({"model_type": "mistral", "layer_types": ["sliding_attention"]})

@@ -387,6 +387,34 @@ def test_each_text_takes_its_turns():
     """The one that is furthest behind its share of the tokens is next, of equals the first."""
     assert turns_of([300, 100], 8) == [0, 0, 1, 0, 0, 0, 1, 0]
     assert turns_of([1, 1, 2], 4) == [2, 0, 1, 2] and turns_of([5, 5], 3) == [0, 1, 0] and turns_of([7], 2) == [0, 0]
+    assert turns_of([100, 100], 8, [1, 2]) == [0, 1, 0, 0, 1, 0], "steps twice as large: half as many"
+
+
+class Eight:
+    """A walk of eight windows."""
+
+    alike = True
+
+    def __init__(self, tokens: int):
+        self.batch = SimpleNamespace(tokens=tokens)
+
+    def __len__(self) -> int:
+        return 8
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ranks", "windows", "larger"),
+    [(64, 1, 4, 1), (64, 3, 4, 1), (64, 6, 6, 1.5), (64, 99, 8, 2), (256, 1, 1, 1), (256, 2, 2, 2), (512, 1, 1, 1),
+     (512, 2, 2, 2)],
+)  # fmt: skip
+def test_every_rank_has_a_window_of_each_step(tokens, ranks, windows, larger):
+    """Of 8 windows, steps of 256 tokens asked for. One process takes what is asked, or a window that is longer."""
+    worker = LayerWorker.__new__(LayerWorker)
+    worker.plan, worker.ranks = RefineOptions(batch_tokens=256).plan("cpu"), Ranks(0, ranks)
+    sides = SimpleNamespace(walk=Eight(tokens))
+    assert worker.windows(sides) == windows and worker.larger(sides) == larger
+    sides.walk.alike = False
+    assert worker.larger(sides) == 1, "parts are a rank's each"
 
 
 @pytest.mark.parametrize(

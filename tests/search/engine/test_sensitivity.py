@@ -45,6 +45,9 @@ def test_a_search_adds_up_losses_and_goes_on_where_it_was_killed(reader, text, t
     whole = {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.csv")}
     measured[measured["layer"] < 2].to_csv(tmp_path / "run" / FILE, index=False)
     (tmp_path / "run" / "pareto.csv").unlink()
+    with pytest.raises(GrouperError, match=r"sensitivity.csv is damaged \(.*\): delete it, and it is measured again"):
+        search(reader, tmp_path / "run", options)
+    (tmp_path / "run" / "digests" / "sensitivity.json").unlink()
     search(reader, tmp_path / "run", options)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.csv")} == whole
     plain = search(reader, tmp_path / "plain", SearchOptions(**{**vars(options), "sensitivity": False})).table

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_runs import SEARCHED, made_up_run, scored
+from rank_threads import side_by_side
 from scipy.stats import kendalltau, spearmanr
 
 from grouper import Checkpoint, GrouperError
@@ -46,6 +47,50 @@ def run(reader, tmp_path):
 
 def original(front: ParetoFront) -> pd.Series:
     return front.table[front.table["method"] == "original"].iloc[0]
+
+
+def test_other_types_of_kv_cache_have_rows_of_their_own(run, text, models):
+    """Measured once, resumed by type; the run's own type is measured anyway."""
+    source, said = TextSource(str(text)), []
+    machine = Machine("cpu", tell=said.append)
+    how = {"window": 64, "limit": 4, "layouts": "0,3", "machine": machine}
+    before = evaluate(run, source, **how)
+    bare = (run / "pareto.csv").read_bytes()
+    front = evaluate(run, source, **how, kv_cache=("bfloat16",))
+    assert (run / "pareto.csv").read_bytes() == bare and not len(front.kept)
+    front = evaluate(run, source, **how, kv_cache=("fp8", "bfloat16"))
+    pd.testing.assert_frame_equal(front.table, before.table)
+    rows = front.kept.rows
+    assert rows[["layout", "kv_cache"]].to_numpy().tolist() == [[0, "fp8"], [3, "fp8"]]
+    assert (rows["kl"] > 0).all() and (rows["nll"] != front.table.loc[[0, 3], "nll"].to_numpy()).all()
+    assert rows["kv_ratio"].tolist() == (front.table.loc[[0, 3], "kv_ratio"] / 2).tolist()
+    table = pd.read_csv(run / "pareto.csv")
+    assert len(table) == len(front.table) + 2 and table["kv_cache"].tail(2).tolist() == ["fp8"] * 2
+    said.clear()
+    evaluate(run, source, **how, kv_cache=("fp8",))
+    assert not any("measuring" in line and "measuring 0" not in line for line in said), "nothing is measured again"
+    evaluate(run, source, **how, kv_cache=("fp8-scaled",))
+    assert len(RunFolder(run).front().kept) == 4
+    evaluate(run, source, **how, overwrite=True)
+    assert not len(RunFolder(run).front().kept), "forgotten with the others"
+
+
+def test_types_of_kv_cache_that_cannot_be_measured(run, text):
+    source = TextSource(str(text))
+    for kv_cache, message in ((("q4_0",), "blocks of 32 values"), (("q3",), "unknown KV cache type 'q3'")):
+        with pytest.raises(GrouperError, match=message):
+            evaluate(run, source, window=64, limit=2, layouts="0", kv_cache=kv_cache)
+
+
+def test_an_export_for_another_type_says_so(run, text, tmp_path):
+    said: list[str] = []
+    evaluate(run, TextSource(str(text)), window=64, limit=4, layouts="0,3", kv_cache=("fp8",))
+    chosen = Selection(kv_ratio="1/2", kv_cache="any")
+    done = export_from_run(run, tmp_path / "out", chosen, machine=Machine("cpu", tell=said.append))
+    assert done.kv_cache == "fp8" and done.kv_bytes_per_token[0] > 0 and "kept as fp8" in said[0]
+    assert "kv_cache" not in json.loads((tmp_path / "out" / "grouper.json").read_text())["report"]
+    done = export_from_run(run, tmp_path / "other", Selection(layout=3))
+    assert done.kv_cache is None
 
 
 def test_closeness_stands_behind_the_columns_there_are(run, text):
@@ -212,8 +257,8 @@ def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
     sample = {"prompt": "Once", "text": " upon"}
     meter = SimpleNamespace(
         sample=lambda regrouped=None: sample if regrouped else {}, regrouper=regrouper, texts={"": None},
-        of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0},
-        of_layout=lambda layout, merged: {**values, "nll": 2.5 if merged is refined else math.nan},
+        of_original=lambda: {"nll": 2.0, "kl": 0.0, "kl_se": 0.0}, of_kept=lambda *given: {},
+        of_layout=lambda layout, merged, _ranks: {**values, "nll": 2.5 if merged is refined else math.nan},
     )  # fmt: skip
     told = []
     fitting = lambda layout: MERGES["mean"]  # noqa: E731
@@ -231,6 +276,32 @@ def test_rows_are_filled_noted_and_told_by_their_layouts(tmp_path):
     regrouper.merged = lambda *given: None
     with pytest.raises(GrouperError, match="layout 2 gives nan nats per token"):
         fill_in(folder, front, [2], meter, fitting, None, lambda *given: None)
+
+
+def test_rows_that_are_left_over_are_measured_by_all_ranks_together(tmp_path):
+    front = made_up_run(tmp_path / "run", scored(*SEARCHED)).front()
+    folder = RunFolder(tmp_path / "run")
+
+    def work(ranks: Ranks) -> tuple[list, list]:
+        measured = []
+
+        def of_layout(layout, merged, together: Ranks) -> dict[str, float]:
+            measured.append((layout.layers[0].kv_heads, together.size))
+            return {"nll": float(layout.layers[0].kv_heads)}
+
+        regrouper = SimpleNamespace(ranks=ranks, calibration=None, model=None, merged=lambda *given: None)
+        meter = SimpleNamespace(
+            sample=lambda regrouped=None: {}, regrouper=regrouper, texts={"": None}, originals={}, of_layout=of_layout,
+            of_kept=lambda *given: {},
+        )  # fmt: skip
+        mine = ParetoFront(front.table.copy())
+        fill_in(folder, mine, [1, 2, 3], meter, lambda layout: MERGES["mean"], None, lambda *given: None)
+        return measured, mine.table["nll"].tolist()[1:]
+
+    heads = [folder.layout(number).layers[0].kv_heads for number in (1, 2, 3)]
+    (first, nll), (second, same) = side_by_side(2, work)
+    assert first == [(heads[0], 1), (heads[2], 2)] and second == [(heads[1], 1), (heads[2], 2)]
+    assert nll == same == [float(n) for n in heads]
 
 
 def test_merges_have_the_runs_parameters_unless_others_are_given(reader, text, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from random_layers import random_attention, random_moments
 from scipy.stats import kendalltau, spearmanr
 
 from fitness import FITNESSES
-from grouper import Grouping, HeadLayout, LayerLayout
+from grouper import GrouperError, Grouping, HeadLayout, LayerLayout
 from search.evaluation import proxies
 
 
@@ -84,6 +84,9 @@ def test_ranks_are_compared_at_one_size_and_merge(tmp_path, monkeypatch):
         assert row.kendall == pytest.approx(kendalltau(*given).statistic)
     proxies.write_proxies(folder, found)
     assert proxies.read_proxies(folder.path)["layouts"].tolist() == [5, 5]
+    (folder.path / "proxies.csv").write_text((folder.path / "proxies.csv").read_text().replace("weight", "spectral"))
+    with pytest.raises(GrouperError, match=r"proxies.csv is damaged \(it is not .*: delete it and evaluate"):
+        proxies.read_proxies(folder.path)
     proxies.write_proxies(folder, found.iloc[:0])
     assert proxies.read_proxies(folder.path) is None, "an older one would be of other rows"
 

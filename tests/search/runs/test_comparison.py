@@ -55,6 +55,9 @@ def test_losses_where_all_were_measured_on_one_text(runs, text, tmp_path):
     assert (tmp_path / "both.svg").stat().st_size > 1000 and (tmp_path / "both.png").read_bytes()[:4] == b"\x89PNG"
     facts = json.loads((runs[1] / "evaluation.json").read_text())
     (runs[1] / "evaluation.json").write_text(json.dumps({**facts, "digest": "another"}))
+    with pytest.raises(GrouperError, match=r"evaluation.json is damaged \(it is not what Grouper wrote"):
+        compare(runs)
+    (runs[1] / "digests" / "evaluation.json").unlink()
     assert compare(runs)[0][0].column == "error", "another text: what the fitness says is left"
 
 

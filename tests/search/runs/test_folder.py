@@ -80,7 +80,7 @@ def test_a_new_run_takes_over_nothing_of_the_one_that_it_replaces(tmp_path):
     assert RunFolder.start(folder.path, folder.settings, overwrite=False).read_layer(0, 4, 4) == found[0], "it goes on"
     assert RunFolder.start(folder.path, settings, overwrite=True).settings == settings
     left = {p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*") if p.is_file()}
-    assert left == {"run.json", "mine.txt"}
+    assert left == {"run.json", "digests/run.json", "mine.txt"}
 
 
 def test_refinements_of_other_merges_stay(tmp_path):

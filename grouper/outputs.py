@@ -63,6 +63,9 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(beside)
         os.replace(beside, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     except Exception as error:
         if isinstance(error, GrouperError) or not is_disk_full(error):
             raise

@@ -167,6 +167,7 @@ def estimate_seconds(
         first = sorted(told)[len(told) // 2 - 1]  # from the middle on: steps as they are from then on
         step = (told[steps] - told[first]) / (steps - first)
     once = max(took - step * steps, 0)  # errors before and after, on up to 16 parts
+    worker.advance(worker.regrouped, here.own, here)  # a GPU's first pass takes ten times as long as those to come
     forward = _seconds(lambda: worker.advance(worker.regrouped, here.own, here), device)
     passes = 2 if plan.scope == "block" else 3
     measured = 2 * forward * (min(parts, MEASURED) - 1)

@@ -11,7 +11,7 @@ from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, scored
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-MARGIN = 0.9  # of the error without, which a scale must fall below to be taken
+MARGIN = 0.75  # of the error without, which a scale must fall below to be taken
 DRAWN = 256  # keys, queries and values of each head, that errors are estimated from
 FURTHEST = 2.0**8
 LONGEST = 4096  # positions that they stand at

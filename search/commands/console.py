@@ -206,8 +206,8 @@ def _savings(found: Inspection) -> Table:
     return view
 
 
-def exported_summary(exported: Exported) -> None:
-    """On stdout: what was written and how to load it."""
+def exported_summary(exported: Exported, measured: bool = False) -> None:
+    """On stdout: what was written and how to load it. measured: whether it was, so that nobody need be told how."""
     from grouper.export.formats import FORMATS
     from search.commands.options import as_flags
 
@@ -223,8 +223,8 @@ def exported_summary(exported: Exported) -> None:
         OUT.print(f"KV cache {before:,} -> {after:,} bytes per token of the source ({after / before:.1%})")
     OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
     if exported.self_test.passed:
-        near = f"how close that is to the original: grouper evaluate {place}"
-        OUT.print(f"self-test passed: {exported.self_test.summary}; {near}", soft_wrap=True)
+        near = "" if measured else f"; how close that is to the original: grouper evaluate {place}"
+        OUT.print(f"self-test passed: {exported.self_test.summary}{near}", soft_wrap=True)
     if exported.pushed:
         OUT.print(f"pushed to {exported.pushed}", soft_wrap=True)
     OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from grouper.names import listed
 from grouper.option_fields import KEY, Option, words_of
 from search.commands.config_file import read_options
 from search.commands.limits import usable_device, within_limits
@@ -71,12 +72,30 @@ def as_flags(message: str) -> str:
 class Command(TyperCommand):
     """A command whose help has nothing behind a flag."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """An option of other commands is refused with a word on where it belongs."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if type(error).__name__ == "NoSuchOption" and (where := belongs(ctx, vars(error)["option_name"])):
+                vars(error).update(message=f"{vars(error)['message']}: {where}", possibilities=None)
+            raise
+
     def get_params(self, ctx: Any) -> list:
         params = super().get_params(ctx)
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
         return params
+
+
+def belongs(context: Any, option: str) -> str | None:
+    """Which commands take an option that this one does not."""
+    if option == "--kv-heads":
+        return "a search finds all numbers of KV heads; --kv-ratio of regroup and export picks one"
+    commands = getattr(context.parent and context.parent.command, "commands", {})
+    found = [name for name, one in commands.items() if any(option in p.opts for p in one.params)]
+    return f"it is an option of {listed(found)}" if found else None
 
 
 def command(name: str, first: str) -> Callable[[Callable], Callable]:

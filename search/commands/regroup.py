@@ -58,7 +58,7 @@ def run(
     if json:
         print_json(done.to_data())
     else:
-        exported_summary(done.exported)
+        exported_summary(done.exported, measured=bool(done.measured))
         before_and_after(done.measured)
         tell_next_of_export(output, options.images, measured=bool(done.measured))
         tell_next("layouts", done.run)

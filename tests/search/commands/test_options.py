@@ -76,6 +76,20 @@ def test_what_may_be_left_away_is_none_without_what_it_needs():
     assert got["guest"] is None and got["table"] is None
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (("search", "demo", "--merge", "mean"), "No such option: --merge: it is an option of regroup, evaluate and export"),
+    (("search", "demo", "--kv-ratio=1/2"), "No such option: --kv-ratio: it is an option of regroup and export"),
+    (("search", "demo", "--kv-heads", "4"), "finds all numbers of KV heads; --kv-ratio of regroup and export picks"),
+    (("export", "run", "--generations", "4"), "No such option: --generations: it is an option of regroup and search"),
+    (("layouts", "run", "--card", "80GB"), "No such option: --card: it is an option of inspect"),
+    (("search", "demo", "--txt", "demo"), "No such option: --txt (Possible options: --"),
+    (("export", "run", "-o"), "Option '-o' requires an argument."),
+])  # fmt: skip
+def test_an_option_of_another_command_is_sent_there(words, said):
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    assert done.exit_code == 2 and said in done.output
+
+
 def test_usage_errors():
     assert typed()[1].exit_code == 2 and typed("-p", "x", "--oven", "yours")[1].exit_code == 2
     assert typed("-p", "x", "--layers", 10**16)[1].exit_code == 2

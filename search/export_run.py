@@ -87,8 +87,7 @@ def export_from_run(
     announce(chosen, tell)
     if regrouper.calibration and not ranks.alone:
         regrouper.kept_moments(machine.progress)  # which all ranks collect together
-    aside = held_out.read(checkpoint, kept) if held_out else None
-    record = Record(folder, chosen, set, command, aside, options.overwrite)
+    record = Record(folder, chosen, set, command, held_out and held_out.read(checkpoint, kept), options.overwrite)
     with locked_by_first(ranks, output):
         done = carry_out(regrouper, chosen, output, plan, options, record, destination, machine)
     served = chosen.picked.row.get("kv_cache") or selection.kv_cache

@@ -402,7 +402,7 @@ def test_text_too_short_or_not_text(tmp_path):
     ):
         with pytest.raises(GrouperError, match=message):
             windows(TextSource(str(tmp_path / name)), tokenizer, 64)
-    with pytest.raises(GrouperError, match="--text"):
+    with pytest.raises(GrouperError, match="`text=FILE`"):
         TextSource()
     (tmp_path / "good.jsonl").write_text('{"text": "one two three four"}\n' * 40)
     rows = windows(TextSource(str(tmp_path / "good.jsonl")), tokenizer, 32)

@@ -12,13 +12,15 @@ import traceback
 
 from grouper.errors import GrouperError, is_disk_full, is_memory_short
 from grouper.names import printable, shortened
+from grouper.outputs import as_asked_for
 from grouper.ranks import FirstFailed
 from search.commands.application import app
 from search.commands.console import ERR
 from search.commands.notes import print_notes
+from search.commands.options import as_flags
 from search.stopping import Stopped, stop_on_signals
 
-STOPPED = "stopped; the same command goes on from here"
+RESUMED = ("search", "regroup", "evaluate", "export", "uptrain")
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks, the others when they fail
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     print_notes(ERR)
-    heard = stop_on_signals(lambda: _say(STOPPED))
+    heard = stop_on_signals(lambda: _say(_stopped()))
     try:
         if strange := [a for a in sys.argv if a != a.encode(errors="replace").decode()]:
             raise GrouperError(f"{strange[0]!r} is not UTF-8: rename it")
@@ -51,9 +53,9 @@ def main() -> None:
         app()
     except Stopped as stop:
         heard.set()
-        _fail(STOPPED, stop.code)
+        _fail(_stopped(), stop.code)
     except KeyboardInterrupt:
-        _fail(STOPPED, 130)
+        _fail(_stopped(), 130)
     except FirstFailed:
         sys.exit(1)
     except Exception as error:
@@ -66,14 +68,22 @@ def _said(error: Exception) -> str:
     """A line for people: the failure, and its cure."""
     if is_disk_full(error):
         return f"{error}: the disk is full, or a limit is reached; make room, and the same command goes on"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{os.fspath(error.filename)!s}: {error.strerror.lower()}"
     if isinstance(error, GrouperError | OSError):
-        return str(error)
+        return as_flags(str(error))
     if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
         return "the GPU's memory is short: give fewer --jobs, or --device cpu"
     if is_memory_short(error):
         return "memory is short: give --memory an amount that is there, or fewer --jobs"
     last = (str(error).strip().splitlines() or ["no message"])[-1]
     return f"internal error: {type(error).__name__}, {last}; run again with --debug for the traceback, please report"
+
+
+def _stopped() -> str:
+    """Last words of a command that a signal stopped."""
+    resumed = next((word for word in sys.argv[1:] if not word.startswith("-")), None) in RESUMED
+    return "stopped; the same command goes on from here" if resumed else "stopped"
 
 
 def _fail(why: str, code: int = 1) -> None:
@@ -96,7 +106,7 @@ def _say(why: str) -> None:
 def _line(why: str) -> str:
     rank = os.environ.get("RANK", "0")
     who = "grouper" if rank == "0" else f"grouper, rank {rank}"
-    return f"{who}: {shortened(printable(' '.join(why.split())))}"
+    return f"{who}: {shortened(printable(as_asked_for(' '.join(why.split()))))}"
 
 
 def _print(told: str) -> None:

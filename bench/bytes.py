@@ -25,7 +25,7 @@ from bytes_tables import tables
 from grouper import Checkpoint, GrouperError
 from grouper.attention import Merged
 from grouper.cache_types import CACHE_TYPES, CacheType
-from grouper.calibration.calibration import Calibration
+from grouper.calibration.calibration import TOKENS, Calibration
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import text_of
 from grouper.compress import Regrouper
@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder, self.machine = args, folder, Machine(device=args.device)
         self.device, self.checkpoint = self.machine.device, Checkpoint.open(args.model)
-        self.calibration = Calibration(TextSource(args.text), keep=folder / "kept")
+        self.calibration = Calibration(TextSource(args.text), tokens=args.tokens, keep=folder / "kept")
         self.regrouper = Regrouper(self.checkpoint, self.calibration, self.device)
         self.kinds = [CACHE_TYPES[name] for name in args.kv_cache.split(",")]
         texts = dict(pair.split("=", 1) for pair in args.evaluation)
@@ -70,7 +70,7 @@ class Bench:
         if not wanted:
             return
         began = time.perf_counter()
-        options = SearchOptions(text=self.args.text)
+        options = SearchOptions(text=self.args.text, tokens=self.args.tokens)
         search(self.args.model, self.folder / "run", options, machine=self.machine, keep_calibration=True)
         self.say("search", began)
         folder = RunFolder.open(self.folder / "run")
@@ -81,7 +81,7 @@ class Bench:
                 print(f"{name}: {error}", flush=True)
                 continue
             layout = folder.layout(picked.layout)
-            if layout.kv_heads not in [row["kv_heads"] for row in self.found["rows"]]:
+            if list(layout.kv_heads) not in [row["kv_heads"] for row in self.found["rows"]]:
                 self.measure(name, layout, self.merged(name, layout))
 
     def merged(self, name: str, layout: HeadLayout) -> Merged:
@@ -97,7 +97,17 @@ class Bench:
         return merged
 
     def measure(self, name: str, layout: HeadLayout, merged: Merged | None) -> None:
-        """One row for each type of cache. merged: None for the original's weights."""
+        """One row for each type of cache, and with --gauge one more. merged: None for the original's weights."""
+        self.measure_as(name, layout, merged)
+        if self.args.gauge:
+            own = merged or self.regrouper.merged(layout, MERGES["mean"])
+            gauged = self.regrouper.gauged(layout, own)
+            layers = [gauged(layer) for layer in range(len(layout.layers))]
+            strengths = [gauge.strengths for gauge in gauged.gauges.values()]
+            print(f"strengths by layer and KV head: {strengths}", flush=True)
+            self.measure_as(f"{name}, gauged", layout, layers.__getitem__)
+
+    def measure_as(self, name: str, layout: HeadLayout, merged: Merged | None) -> None:
         for kind in self.kinds:
             began = time.perf_counter()
             try:
@@ -138,6 +148,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a folder, or demo")
     parser.add_argument("--tables", type=Path, help="print what an earlier --json holds")
     parser.add_argument("--text", help="calibration and refinement text")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of calibration")
     parser.add_argument("--evaluation", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--window", type=int, default=512, help="tokens of evaluation's windows")
     parser.add_argument("--limit", type=int, default=64, help="windows of each evaluation text")
@@ -145,6 +156,7 @@ def main() -> None:
     parser.add_argument("--kv-cache", default="bfloat16,fp8,fp8-scaled,q8_0,q4_0,quanto4")
     parser.add_argument("--not-refined", action="store_true", help="merged alone: quick, and worse")
     parser.add_argument("--refine-tokens", type=int)
+    parser.add_argument("--gauge", action="store_true", help="measure with scaled keys and values, too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

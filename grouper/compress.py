@@ -20,6 +20,7 @@ from grouper.calibration.text import WindowedText, digest, spread
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.families.architecture import Architecture
+from grouper.gauge import GaugedLayers
 from grouper.layout import HeadLayout
 from grouper.machine import Tell, no_message
 from grouper.merging import Merge
@@ -80,7 +81,7 @@ class Regrouper:
     def calibrated_on(self) -> Calibration:
         """`calibration`. Raises GrouperError where there is none."""
         if self.calibration is None:
-            raise GrouperError("this needs calibration text: give --text or --dataset")
+            raise GrouperError("this needs calibration text: give `text=FILE` or `dataset`")
         return self.calibration
 
     @cached_property
@@ -138,13 +139,13 @@ class Regrouper:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
         GrouperError where there is none, and for encoders."""
         if not self.reads_windows:
-            raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
+            raise GrouperError("merges are judged by the loss (`acceptance=loss`, `sensitivity`) in decoders alone")
         used, limit = Batch.of(self.windows(self.calibrated_on.tokens)).ids, max(1, tokens // self.calibrated_on.window)
         around = self.text.around(len(used), limit)
         rest = around[~Seen.of(used).touches(around)]
         if not len(rest):
             name = self.calibrated_on.source.name
-            raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer --tokens")
+            raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer `tokens`")
         return spread(rest, limit)
 
     # Moments
@@ -215,6 +216,10 @@ class Regrouper:
             return MergedLayer(merge.merge(attention, layout.layers[layer], self.moments_of(layer)))
 
         return made
+
+    def gauged(self, layout: HeadLayout, merged: Merged) -> GaugedLayers:
+        """The same layers, scaled so that KV caches of few bits round keys and values less."""
+        return GaugedLayers(self.architecture, self.checkpoint.config, layout, merged, self.moments_of)
 
     def estimate(self, layout: HeadLayout, merge: Merge, options: AskedRefinement) -> float:
         """Seconds that `refined` will take, shared by all ranks."""

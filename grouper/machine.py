@@ -10,6 +10,7 @@ from grouper.progress import Progress, no_progress
 from grouper.ranks import Ranks, own_gpu, started_ranks
 
 Tell = Callable[[str], None]
+NO_FLOAT64 = "Apple's GPUs (mps) have no float64, in which heads are merged: --device cpu computes on the processor"
 
 
 def no_message(line: str) -> None:
@@ -19,7 +20,7 @@ def no_message(line: str) -> None:
 def bytes_read(text: str) -> int:
     from grouper.model.memory import parsed_bytes
 
-    return parsed_bytes(text, "--memory")
+    return parsed_bytes(text, "`memory`")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Machine:
     model may take; a larger one is streamed. tell: gets a line now and then. progress: gets steps done. Raises
     GrouperError for a device that is not usable here."""
 
-    device: str = option("auto", "auto, cpu or cuda.", panel="Machine")
+    device: str = option("auto", "auto, cpu or cuda. auto is cuda where there is one, else cpu.", panel="Machine")
     memory: int | None = option(
         None,
         "Memory that a model may take, like 8GB; a larger one is streamed. Half of what is free unless given.",
@@ -54,6 +55,8 @@ def usable(device: str) -> str:
 
     if device == "auto":
         return own_gpu() if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] == "mps":
+        raise GrouperError(NO_FLOAT64)
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

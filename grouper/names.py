@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SECRETS = (
@@ -42,6 +42,15 @@ def shortened(text: str, most: int = 500) -> str:
     'xxxxxxxxxx ... xxxxx'
     """
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2 - 5) :]}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a sentence.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([", ".join(words[:-1]), *words[-1:]] if words[1:] else words)
 
 
 def in_markdown(text: str) -> str:

@@ -17,10 +17,21 @@ from pathlib import Path
 
 from grouper.errors import GrouperError, is_disk_full
 from grouper.names import without_secrets
+from grouper.writable import refuse_unwritable
 
 STALE = 3600  # seconds since the last byte after which nobody is writing a file any more
 WORK = (".refine", ".uptrain", ".logs")  # endings of the folders beside an output that hold work in progress
 KEY = re.compile("[0-9a-f]{16}")  # a name that `work_key` gave
+BESIDE = re.compile(r"\.([^/\\\s'\"]+?)\.[\w-]+\.partial\b")  # names under which outputs are written
+
+
+def as_asked_for(message: str) -> str:
+    """A message with the names of outputs in the place of those under which they are written.
+
+    >>> as_asked_for("no space for /tmp/.run.json.77-0a1b.partial")
+    'no space for /tmp/run.json'
+    """
+    return BESIDE.sub(r"\1", message)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,20 +91,20 @@ def _writer() -> str:
 
 def _is_dead(partial: Path) -> bool:
     """Whether the process that wrote it was one of this machine and is no more."""
+    import psutil
+
     process, _, machine = partial.suffixes[-2][1:].partition("-")
     if not process.isdecimal() or _writer() != f"{os.getpid()}-{machine}":
         return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        pass
+    with suppress(OSError, OverflowError):
+        return not psutil.pid_exists(int(process))
     return False
 
 
 def refuse_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
-    """Raise GrouperError where the file `path` cannot be written: it is a folder, or is there and not ours."""
+    """Raise GrouperError where the file `path` cannot be written: it is a folder, or is there and not ours, or
+    the system does not let it."""
+    refuse_unwritable(path)
     if path.is_dir():
         raise GrouperError(f"{path} is a folder: give the name of a file")
     if (path.exists() or path.is_symlink()) and not (path.is_file() and not path.is_symlink() and is_ours(path)):
@@ -112,7 +123,9 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
     """Raise GrouperError if `folder` holds something that must not be replaced.
 
     marker: the file by which a folder of ours is known; nothing else is ever replaced, and that only with `overwrite`.
+    Nor if the system would not let it be written.
     """
+    refuse_unwritable(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise GrouperError(f"{folder} exists and is not a folder: choose another output")
     if not folder.exists() or all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*")):
@@ -121,7 +134,7 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
         raise GrouperError(f"{folder} exists and was not written by Grouper: choose another output folder")
     if not overwrite:
         raise GrouperError(
-            f"{folder} exists and is an earlier output: choose another output folder, or --overwrite to replace it"
+            f"{folder} exists and is an earlier output: choose another output folder, or `overwrite=True` to replace it"
         )
 
 
@@ -163,6 +176,7 @@ def locked(folder: Path) -> Iterator[None]:
     when its holder dies. What such a one left half-written is removed."""
     from filelock import FileLock, Timeout
 
+    refuse_unwritable(folder)
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, or in it where somebody may write there alone.
@@ -172,6 +186,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         held.acquire(timeout=0)
     except Timeout as error:
+        if not lock.exists():
+            raise GrouperError(f"nothing can be written in {place}: choose another output") from error
         who = holder.read_text() if holder.is_file() else "another process"
         raise GrouperError(f"{folder} is being written by {who}: wait for it, or choose another output") from error
     try:
@@ -180,7 +196,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows removes no file that is open, but removes this one when it is released
+            lock.unlink(missing_ok=True)
         held.release()
 
 

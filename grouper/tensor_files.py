@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, uint8
 
 from grouper.errors import GrouperError
@@ -48,7 +48,7 @@ def load_tensors(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
     is damaged, was changed, or is another one, which raises GrouperError."""
     with damage_said(path, cure), _as_ours():
         header, facts = _read_header(path, kind)
-        tensors = load_file(path)
+        tensors = _tensors_of(path)
         if header.digest is not None and header.digest != _digest(tensors, header.facts):
             raise GrouperError("it changed since it was written")
         return tensors, facts
@@ -84,9 +84,26 @@ def _digest(tensors: Tensors, facts: dict[str, Any]) -> int:
     return found
 
 
+def _tensors_of(path: Path) -> Tensors:
+    """All tensors, mapped into memory; read where the disk has no such thing."""
+    try:
+        return load_file(path)
+    except OSError:
+        return load(path.read_bytes())
+
+
+def _metadata_of(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except OSError:
+        with open(path, "rb") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
+        return document(header.decode(), finite=False).get("__metadata__", {})
+
+
 def _read_header(path: Path, kind: type[T]) -> tuple[_Header, T]:
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] = file.metadata() or {}
+    metadata = _metadata_of(path)
     if FIELD in metadata:
         header = fitted(document(metadata[FIELD], finite=False), _Header)
         if header.file != name_of(path):

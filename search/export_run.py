@@ -22,6 +22,7 @@ from grouper.outputs import forget_work, refuse_existing, refuse_inside, tempora
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import RefineOptions, RefinePlan
 from grouper.refinement.store import LayerStore
+from grouper.writable import refuse_unwritable
 from search.evaluation.held_out import HeldOut
 from search.evaluation.record import Record
 from search.run import digest_of_text
@@ -56,6 +57,7 @@ def export_from_run(
     over the run's. command: what was typed, for the record. The machine is told a line or two. Where several ranks run
     this, they calibrate and refine together, and the first one writes. Raises GrouperError.
     """
+    refuse_unwritable(Path(output))
     machine = machine or Machine()
     ranks, tell = machine.ranks, machine.tell
     options, output = options or ExportOptions(), Path(output)
@@ -128,6 +130,7 @@ def carry_out(
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
         origin["measured"] = record.measured(regrouper, refine, merged, machine.progress)
+        merged = regrouper.gauged(chosen.layout, merged) if options.kv_gauge else merged
 
         def write() -> Exported:
             with told_where(kept):

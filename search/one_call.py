@@ -22,11 +22,11 @@ from grouper.outputs import refuse_existing
 from grouper.progress import Progress, no_progress
 from grouper.refinement.options import RefineOptions
 from grouper.scratch import ScratchFolder
-from search.evaluation.held_out import HeldOut, HeldOutOptions, text_held_out
+from search.evaluation.held_out import HeldOut, text_held_out
 from search.export_run import export_from_run
-from search.options import SearchOptions
+from search.options import HeldOutOptions, SearchOptions
 from search.regrouped import Regrouped
-from search.run import search
+from search.run import check_counts, search
 from search.runs.columns import in_order
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
@@ -81,8 +81,11 @@ def regroup_into(
     machine, export, output = machine or Machine(), export or ExportOptions(), Path(output)
     options, run = (options or SearchOptions()).resolved(), Path(f"{output}.run")
     check(selection, output, export, destination)
+    architecture = Architecture.of(Checkpoint.open(model, revision).config)
+    check_counts(architecture, options.kv_heads_multiple_of)
+    selection.check_reachable(architecture, options)
     aside = export.overwrite or RunFolder(run).sets_aside
-    text = text_to_measure(model, revision, options, aside, measuring or HeldOutOptions())
+    text = text_held_out(measuring or HeldOutOptions(), options, architecture.family.reads, aside)
     machine.tell(text if isinstance(text, str) else text.told)
     search(
         model, run, options, revision=revision, jobs=jobs, machine=machine, keep_calibration=keep_calibration or True,
@@ -107,14 +110,6 @@ def check(selection: Selection, output: Path, export: ExportOptions, destination
         destination.check()
     if not (destination and (output / MARKER).is_file()):  # what the same command wrote is pushed
         refuse_existing(output, MARKER, export.overwrite)
-
-
-def text_to_measure(
-    model: str | PathLike, revision: str | None, options: SearchOptions, set_aside: bool, asked: HeldOutOptions
-) -> HeldOut | str:
-    """Text held out, or why there is none."""
-    reads = Architecture.of(Checkpoint.open(model, revision).config).family.reads
-    return text_held_out(asked, options, reads, set_aside)
 
 
 def regroup(

@@ -10,7 +10,7 @@ from grouper.calibration.calibration import Calibration
 from grouper.calibration.source import TextSource, is_file_name
 from grouper.errors import GrouperError
 from grouper.kv_cache import BYTES, bytes_of
-from grouper.layout import CACHES
+from grouper.layout import CACHES, HeadLayout, LayerLayout
 from grouper.names import expected
 from grouper.option_fields import option, same
 from grouper.uptraining.options import LARGEST_SEED
@@ -122,6 +122,13 @@ class SearchOptions:
             raise GrouperError(f"--blocks {self.blocks}: the model has no such attention")
         return found
 
+    def smallest(self, architecture: "Architecture") -> HeadLayout:
+        """The layout of fewest KV heads that a search can find."""
+        searched, fewest = self.searched(architecture), min(architecture.uniform_counts(self.kv_heads_multiple_of))
+        labels = [min(head, fewest - 1) for head in range(architecture.kv_heads)]
+        grouped, whole = LayerLayout.from_labels(labels, architecture.queries_per_kv_head), architecture.whole_layer
+        return architecture.layout([grouped if i in searched else whole for i in range(architecture.layers)])
+
     def _check_not_the_recipes(self, recipe: dict[str, Any]) -> None:
         """Raise GrouperError where something else than the recipe's was asked for."""
         for field in (f for f in fields(self) if f.name in recipe and f.name != "set"):
@@ -175,3 +182,14 @@ class SearchOptions:
 def _check_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise GrouperError(f"unknown {what} {value!r}: {expected(value, known)}")
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """evaluation: text unlike any that is learnt from, or a folder of pictures."""
+
+    evaluation: str | None = option(
+        None, "Text to measure on, before and after; of a --text of 2 MiB or more some is set aside for that.",
+        panel="Text", metavar="FILE",
+    )  # fmt: skip
+    limit: int = option(MEASURED_WINDOWS, "Windows to measure on, at most.", panel="Text")

@@ -16,6 +16,7 @@ from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside
 from grouper.ranks import Ranks, locked_by_first
 from grouper.weight_size import weight_bytes
+from grouper.writable import refuse_unwritable
 from search.engine.assemble import assemble_layouts
 from search.engine.layers import search_layers
 from search.engine.parallelism import parsed_jobs
@@ -51,6 +52,7 @@ def search(
     typed, for the record. Raises GrouperError for what cannot be searched, before anything is written. Where several
     ranks run this, layers and text are shared out among them.
     """
+    refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
     device, memory, ranks = machine.device, machine.memory, machine.ranks
     options = with_equal_groups((options or SearchOptions()).resolved())
@@ -58,8 +60,7 @@ def search(
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
     check_model(checkpoint)  # before anything is downloaded
-    methods = methods_of(options, architecture)
-    jobs = parsed_jobs(str(jobs), architecture, device)
+    methods, jobs = methods_of(options, architecture), parsed_jobs(str(jobs), architecture, device)
     set_aside = overwrite or RunFolder(Path(output)).sets_aside  # a run that exists goes on as it began
     calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
     if memory is None and "cuda" in device and options.acceptance != "loss":

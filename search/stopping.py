@@ -25,7 +25,8 @@ def stop_on_signals(say: Callable[[], None] = lambda: None) -> threading.Event:
     at all, so that nothing is lost; the next run sweeps up."""
     heard, tell = os.pipe()
     said = threading.Event()
-    os.set_blocking(tell, False)
+    if hasattr(os, "set_blocking"):  # on Windows from Python 3.12 on, where it may block
+        os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
 
     def stop(number: int, _frame: FrameType | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import python
 from safetensors import SafetensorError
 from tiny_models import ROOT
 
@@ -21,9 +22,7 @@ BENCH = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "ben
 
 
 def bench(*command: str) -> list[dict]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "bench" / command[0], *command[1:]], capture_output=True, text=True, env=BENCH
-    )
+    done = python(ROOT / "bench" / command[0], *command[1:], environment=BENCH)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])["rows"]
 
@@ -53,7 +52,8 @@ def test_signals_stop_a_command_also_deep_in_a_computation(tmp_path, number, cod
         "cli.app = busy\ncli.main()\n"
     )
     env = {**BENCH, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as busy:
+    command = [sys.executable, program, "--quiet", "search"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as busy:
         assert busy.stdout.readline() == b"at work\n"
         time.sleep(0.3)
         asked = time.monotonic()
@@ -63,18 +63,19 @@ def test_signals_stop_a_command_also_deep_in_a_computation(tmp_path, number, cod
 
 
 def test_a_signal_that_is_heard_at_once_ends_in_one_line(tmp_path):
-    """Also where the process cannot end within the time that it has."""
+    """Also where the process cannot end within the time that it has. Nothing goes on where nothing is kept."""
     program = tmp_path / "idle.py"
     program.write_text(
         "import atexit, sys, time, cli\n"
         "def idle():\n    atexit.register(time.sleep, 30)\n    print('at work', flush=True)\n    time.sleep(30)\n"
         "cli.app = idle\ncli.main()\n"
     )
-    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BENCH) as idle:
+    command = [sys.executable, program, "inspect", "search"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BENCH) as idle:
         assert idle.stdout.readline() == b"at work\n"
         idle.send_signal(signal.SIGTERM)
         assert idle.wait(10) == 143
-        assert idle.stderr.read() == b"grouper: stopped; the same command goes on from here\n"
+        assert idle.stderr.read() == b"grouper: stopped\n"
 
 
 def failing(monkeypatch, capsys, error: BaseException, *arguments: str) -> tuple[int, str]:
@@ -121,6 +122,11 @@ def test_a_full_disk_is_said_with_what_to_do(monkeypatch, capsys):
     full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert "make room" in failing(monkeypatch, capsys, full)[1]
     assert "make room" not in failing(monkeypatch, capsys, PermissionError(errno.EACCES, "Permission denied"))[1]
+
+
+def test_errors_of_the_system_are_said_in_words_and_name_outputs_as_they_were_asked_for(monkeypatch, capsys):
+    error = PermissionError(errno.EACCES, "Permission denied", "/x/.run.json.77-0a1b2c3d.partial")
+    assert failing(monkeypatch, capsys, error) == (1, "grouper: /x/run.json: permission denied\n")
 
 
 def test_memory_that_is_short_is_said(monkeypatch, capsys):

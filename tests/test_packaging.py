@@ -56,3 +56,13 @@ def test_modelling_files_name_the_newest_transformers_that_they_are_run_with(nam
     docstring = ast.get_docstring(ast.parse((ROOT / "grouper" / "export" / "hf" / f"{name}.py").read_text()))
     (newest,) = re.findall(r"([\d.]+) is the newest release that it was tested with", docstring)
     assert Version(newest) == pins("constraints.txt")["transformers"]
+
+
+def test_folders_of_data_are_packages_that_are_named():
+    """setuptools warns at length of others, and may leave them out one day."""
+    setuptools = pytest.importorskip("setuptools")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert settings.pop("namespaces", True)
+    found = setuptools.find_namespace_packages(str(ROOT), **settings)
+    assert {"grouper.data.demo", "search.report.page"} <= set(found)
+    assert not [name for name in found if "__pycache__" in name or name.partition(".")[0] not in OURS]

@@ -15,6 +15,11 @@ TRIES, WAIT = 4, 1.0  # seconds before the second one
 BUSY = (408, 429, 500, 502, 503, 504)
 BROKEN = ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ConnectTimeout", "IncompleteRead")
 LARGEST = 2**28  # bytes of a file that libraries read at once
+IS_GGUF = (
+    '{0} is a GGUF file: give the Hugging Face original, or convert it: pip install gguf; then python -c "from '
+    "transformers import AutoModelForCausalLM as M, AutoTokenizer as T; [c.from_pretrained('{2}', gguf_file='{1}')"
+    ".save_pretrained('converted') for c in (M, T)]\"; then give converted as MODEL"
+)
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm")  # what libraries may look into
 WHOLE = ("*.json", "*.model", "*.jinja", "*.tiktoken", "*.spm", "vocab.txt", "merges.txt")  # what they read at once
 TEMPLATES = "additional_chat_templates"  # the folder in a model's that transformers looks into
@@ -152,7 +157,7 @@ class HubSource:
             snapshot = Path(patiently(fetch))  # each time from where the last one broke off
         if snapshot.name != self.commit:
             raise GrouperError(
-                f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with --revision"
+                f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with `revision`"
             )
         return LocalSource(snapshot, self.commit)
 
@@ -222,6 +227,8 @@ def open_source(model: str | os.PathLike, revision: str | None = None) -> Source
     if folder.is_dir():
         return LocalSource(folder)
     name = os.fspath(model)
+    if name.lower().endswith(".gguf"):
+        raise GrouperError(IS_GGUF.format(name, folder.name, folder.parent))
     if folder.exists():
         raise GrouperError(f"{name} is a file: give the model's folder, or its id on the Hub")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

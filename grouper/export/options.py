@@ -29,8 +29,11 @@ class ExportOptions:
         MAX_PADDING,
         "Share that a padded export may add to the weights; beyond it, ragged.",
         panel="Layout",
-        read=lambda typed: parsed_share(typed, "--max-padding"),
+        read=lambda typed: parsed_share(typed, "`max_padding`"),
         shown="{:.0%}".format,
+    )
+    kv_gauge: bool = option(
+        True, "Scale keys and values, where that helps KV caches of 4 and 8 bits; no score changes.", panel="Output"
     )
     shard_bytes: int = SHARD_BYTES
     overwrite: bool = option(False, "Replace what is there.", panel="Output")

@@ -177,13 +177,14 @@ def run_layer(module: nn.Module, stream: Tensor, arguments: Arguments) -> Tensor
 
 def room(shape: tuple[int, ...], device: str) -> Tensor:
     """Uninitialised float32 tensor: on the GPU if it takes at most a quarter of the free memory there, in main memory
-    if it takes at most a third, else on disk."""
+    if it takes at most a third, else on disk, where files there can be mapped."""
     elements = math.prod(shape)
     if "cuda" in str(device) and 4 * elements < torch.cuda.mem_get_info()[0] / 4:
         return torch.empty(shape, device=device)
-    if 4 * elements < free_memory() / 3:
-        return torch.empty(shape)
-    with tempfile.NamedTemporaryFile(
-        prefix="grouper-stream-"
-    ) as file:  # the name goes at once, the space with the tensor
-        return torch.from_file(file.name, shared=True, size=elements, dtype=torch.float32).view(shape)
+    if 4 * elements >= free_memory() / 3:
+        with (
+            suppress(RuntimeError, OSError, ValueError),  # a disk whose files cannot be mapped; Windows
+            tempfile.NamedTemporaryFile(prefix="grouper-stream-") as file,  # the name goes at once, the space later
+        ):
+            return torch.from_file(file.name, shared=True, size=elements, dtype=torch.float32).view(shape)
+    return torch.empty(shape)

@@ -13,12 +13,15 @@ from search.commands.console import ERR
 
 WORTH_SAYING = 60  # seconds that are left
 SILENT = 25  # seconds without a line, at most, where there is no terminal
+CALM = 10  # seconds between two lines, at least, where parts are done faster
+FEW = 200  # parts, layers or layouts, each of which is said when it is done; of more, as steps are, none
 
 
 @contextmanager
 def bar(what: str, says_how_long: bool = False) -> Iterator[Progress]:
-    """A bar of steps with a note; without a terminal, a line every SILENT seconds. transformers' own bars stay out of
-    the way. says_how_long: once, where much is left; for work that nobody estimated before."""
+    """A bar of steps with a note; without a terminal, a line for each part that is done, and every SILENT seconds.
+    transformers' own bars stay out of the way. says_how_long: once, where much is left; for work that nobody estimated
+    before."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -72,17 +75,21 @@ class Lively:
 
     def __init__(self, what: str):
         self.what, self.note, self.left = what, "", TimeLeft()
-        self.began = time.monotonic()
+        self.began = self.spoke = time.monotonic()
+        self.news = threading.Event()
 
     def at(self, done: int, total: int, note: str) -> float | None:
         """Note how far the work is. Returns the seconds that are left, where that is known."""
-        self.note = note
-        return self.left.after(done, total)
+        news = done > self.left.last and total <= FEW and time.monotonic() - self.spoke >= CALM
+        self.note, left = note.removeprefix(f"{self.what}, "), self.left.after(done, total)
+        if news:
+            self.news.set()
+        return left
 
     @property
     def line(self) -> str:
         done = [f"{self.left.last} of {self.left.total} done"] if self.left.total else []
-        seconds = self.left.now()
+        seconds = self.left.now() if self.left.last < self.left.total else None  # other work may follow
         left = [] if seconds is None else [f"about {duration(seconds)} left"]
         so_far = f"{duration(time.monotonic() - self.began)} so far"
         return f"{self.what}: {', '.join([*done, *([self.note] if self.note else []), so_far, *left])}"
@@ -90,11 +97,16 @@ class Lively:
 
 @contextmanager
 def lines(what: str) -> Iterator[Lively]:
-    """Where stderr is no terminal, say every SILENT seconds how far the work is, from a thread of its own."""
+    """Where stderr is no terminal, say how far the work is when a part is done and every SILENT seconds, from a thread
+    of its own."""
     lively, done = Lively(what), threading.Event()
 
     def speak() -> None:
-        while not done.wait(SILENT):
+        while lively.news.wait(SILENT) or not done.is_set():
+            if done.is_set():
+                return
+            lively.news.clear()
+            lively.spoke = time.monotonic()
             ERR.print(lively.line, soft_wrap=True)
             ERR.file.flush()
 
@@ -105,6 +117,7 @@ def lines(what: str) -> Iterator[Lively]:
         yield lively
     finally:
         done.set()
+        lively.news.set()
 
 
 def memory_in_use() -> int:

@@ -206,15 +206,16 @@ def _savings(found: Inspection) -> Table:
     return view
 
 
-def exported_summary(exported: Exported) -> None:
-    """On stdout: what was written and how to load it."""
+def exported_summary(exported: Exported, measured: bool = False) -> None:
+    """On stdout: what was written and how to load it. measured: whether it was, so that nobody need be told how."""
     from grouper.export.formats import FORMATS
+    from search.commands.options import as_flags
 
     before, after = exported.kv_bytes_per_token
     place = printable(exported.folder)
     OUT.print(f"wrote {place}, class {exported.export_class}", soft_wrap=True)
     if exported.note:
-        OUT.print(exported.note, soft_wrap=True)
+        OUT.print(as_flags(exported.note), soft_wrap=True)
     if before:
         OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
     if exported.kv_bytes_per_source_token[0]:
@@ -222,8 +223,8 @@ def exported_summary(exported: Exported) -> None:
         OUT.print(f"KV cache {before:,} -> {after:,} bytes per token of the source ({after / before:.1%})")
     OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
     if exported.self_test.passed:
-        near = f"how close that is to the original: grouper evaluate {place}"
-        OUT.print(f"self-test passed: {exported.self_test.summary}; {near}", soft_wrap=True)
+        near = "" if measured else f"; how close that is to the original: grouper evaluate {place}"
+        OUT.print(f"self-test passed: {exported.self_test.summary}{near}", soft_wrap=True)
     if exported.pushed:
         OUT.print(f"pushed to {exported.pushed}", soft_wrap=True)
     OUT.print(f"runs in {', '.join(exported.engines)}", soft_wrap=True)

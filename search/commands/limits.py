@@ -2,6 +2,7 @@
 
 import typer
 
+from grouper.machine import NO_FLOAT64
 from grouper.uptraining.options import LARGEST_SEED
 from search.options import MOST_GENERATIONS, MOST_ROWS
 
@@ -21,6 +22,8 @@ def usable_device(name: str | None) -> str | None:
     """The name of a device that computes here, or "auto". Raises BadParameter for any other."""
     if name in (None, "auto", "cpu"):
         return name
+    if name is not None and name.partition(":")[0] == "mps":
+        raise typer.BadParameter(NO_FLOAT64)
     import torch
 
     try:

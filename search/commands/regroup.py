@@ -12,8 +12,7 @@ from grouper.refinement.options import RefineOptions
 from search.commands.options import Config, Json, Model, command
 from search.commands.saying import print_json, tell, tell_next, tell_next_of_export, typed_command
 from search.commands.search import WITHOUT_TEXT, Jobs, Keep, Revision
-from search.evaluation.held_out import HeldOutOptions
-from search.options import SearchOptions
+from search.options import HeldOutOptions, SearchOptions
 from search.runs.selection import Selection
 
 
@@ -59,7 +58,7 @@ def run(
     if json:
         print_json(done.to_data())
     else:
-        exported_summary(done.exported)
+        exported_summary(done.exported, measured=bool(done.measured))
         before_and_after(done.measured)
         tell_next_of_export(output, options.images, measured=bool(done.measured))
         tell_next("layouts", done.run)

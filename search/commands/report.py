@@ -25,9 +25,7 @@ def run(
     dark: Annotated[bool, Option("Pictures on a dark ground.")] = False,
     similar: Annotated[bool, Option("Compare heads, for which the model's weights are read.")] = True,
     beside: Annotated[Path | None, Option("A second run, whose layouts the page shows as well.", metavar="RUN")] = None,
-    kv_cache: Annotated[
-        str | None, Option("Show rows of any type of KV cache that was measured, or of one, too.", words=ASKED_CACHES)
-    ] = None,
+    kv_cache: Annotated[str | None, Option("Rows of other KV caches, too.", words=ASKED_CACHES)] = None,
     overwrite: Annotated[bool, Option("An earlier report is replaced anyway.")] = False,
 ) -> None:
     """A run as one page to look at, that needs no network; or its pictures, for papers."""

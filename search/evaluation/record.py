@@ -66,4 +66,5 @@ class Record:
             rows = add_rows(front, numbers, folder, merge, REFINED if refine else "")
             meter = Meter(regrouper, text.texts, None, COMPUTING)
             todo = [i for i in rows if meter.is_missing(front.table.loc[i].to_dict())]
+            progress(0, len(todo), "measuring")
             fill_in(folder, front, todo, meter, lambda _: merge, refine, progress, merged)

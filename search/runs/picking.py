@@ -11,9 +11,7 @@ from search.methods.registry import ORIGINAL, not_found
 from search.runs.columns import JUDGES, called
 from search.runs.pareto import ParetoFront
 from search.runs.record import REFINED
-from search.runs.selection import ANY, Selection, parse_ratio
-
-SAME = 1e-9  # by which two ratios of one size may differ
+from search.runs.selection import ANY, SAME, Selection, parse_ratio
 
 
 @dataclass(frozen=True)

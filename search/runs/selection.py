@@ -1,6 +1,7 @@
 """What is asked of a run: one of its layouts."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
 from grouper.export.options import ASKED
@@ -8,7 +9,13 @@ from grouper.kv_cache import KEPT_IN
 from grouper.merging import MERGES
 from grouper.names import expected
 from grouper.option_fields import option
-from grouper.shares import parsed_share
+from grouper.shares import parsed_share, rounding_of
+
+if TYPE_CHECKING:
+    from grouper.families.architecture import Architecture
+    from search.options import SearchOptions
+
+SAME = 1e-9  # by which two ratios of one size may differ
 
 ANY = "any"
 ASKED_CACHES = (ANY, *KEPT_IN)
@@ -47,6 +54,19 @@ class Selection:
             raise GrouperError(f"unknown deployment class {self.deploy!r}: {expected(self.deploy, ASKED)}")
         if self.kv_ratio is not None:
             parse_ratio(self.kv_ratio)
+
+    def check_reachable(self, architecture: "Architecture", options: "SearchOptions") -> None:
+        """Raise GrouperError for a budget below the smallest layout that a search can find, which shapes tell."""
+        if self.kv_cache is not None:  # of other numbers than the search counts bytes in
+            return
+        smallest = options.smallest(architecture)
+        ratio = smallest.kv_ratio if smallest.kv_ratio < 1 else smallest.weight_ratio  # of an encoder beside a cache
+        size = smallest.kv_bytes_per_token(options.kv_dtype)
+        if self.kv_ratio is not None and ratio - parse_ratio(self.kv_ratio) > rounding_of(self.kv_ratio) + SAME:
+            raise GrouperError(f"no layout within KV ratio {self.kv_ratio}: the smallest of this model has {ratio:.1%}")
+        if self.kv_bytes_per_token is not None and size > self.kv_bytes_per_token:
+            asked = f"{self.kv_bytes_per_token:,} KV bytes per token"
+            raise GrouperError(f"no layout within {asked}: the smallest of this model has {size:,} bytes")
 
 
 def parse_ratio(text: str) -> float:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from grouper import GrouperError
+from grouper import GrouperError, tensor_files
 from grouper.tensor_files import FIELD, facts_of, load_tensors, save_tensors
 
 CALM = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -155,3 +155,22 @@ def test_tensors_that_are_saved_can_still_be_resized(tmp_path):
     save_tensors(tmp_path / "a.safetensors", {"a": tensor}, Facts(**vars(FACTS)))
     tensor.untyped_storage().resize_(0)
     assert tensor.untyped_storage().size() == 0
+
+
+def test_a_disk_whose_files_cannot_be_mapped_is_read(kept, monkeypatch):
+    def refused(*_given, **_options):
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(tensor_files, "load_file", refused)
+    monkeypatch.setattr(tensor_files, "safe_open", refused)
+    tensors, facts = load_tensors(kept, Facts, "delete it")
+    assert facts == FACTS and all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(GrouperError, match="is damaged"):
+        load_tensors(kept, Facts, "delete it")
+    kept.write_bytes(b"\xff" * 100)
+    with pytest.raises(GrouperError, match="is damaged"):
+        load_tensors(kept, Facts, "delete it")
+    kept.unlink()
+    with pytest.raises(GrouperError, match=r"cannot be read \(No such file"):
+        load_tensors(kept, Facts, "delete it")

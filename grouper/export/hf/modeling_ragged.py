@@ -39,6 +39,14 @@ class RaggedConfig(LlamaConfig):
         self.allow_global_per_layer_attribute_access = True
         super().__init__(**kwargs)
 
+    def __getattribute__(self, name):
+        """A global count is the largest of all layers, so that whoever plans a cache by it never takes too little.
+        transformers warns of each such look, its own classes' too."""
+        per_layer = object.__getattribute__(self, "__dict__").get("_heterogeneity_spec")
+        if per_layer is not None and name in per_layer.per_layer_attributes:
+            return self._getattr_without_heterogeneous_validation(name)
+        return super().__getattribute__(name)
+
     def validate_architecture(self):
         """Some families' own check reads one head count for all layers."""
 

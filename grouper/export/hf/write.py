@@ -32,9 +32,10 @@ COMPANIONS = (  # what belongs to a model beside its weights; never code
 PYTHON = """```python
 from transformers import {auto}
 
-model = {auto}.from_pretrained("{place}"{remote})
+{note}model = {auto}.from_pretrained("{place}"{remote})
 ```
 """
+ASKS = "# Give trust_remote_code=True to AutoTokenizer as well: transformers 5 asks in a terminal otherwise.\n"
 VLLM = """```sh
 vllm serve "{place}"{trust}
 ```
@@ -84,7 +85,7 @@ class HuggingFace(Format):
     def how_to_load(self, report: Report, place: str) -> tuple[str, str]:
         own_code = CLASSES[report.export_class].own_code
         remote = ", trust_remote_code=True" if own_code else ""
-        blocks = [PYTHON.format(auto=report.loader, place=place, remote=remote)]
+        blocks = [PYTHON.format(auto=report.loader, place=place, remote=remote, note=ASKS if own_code else "")]
         if any(engine.startswith("vLLM") for engine in report.engines):
             blocks.append(VLLM.format(place=place, trust=" --trust-remote-code" if own_code else ""))
         return f'{report.loader}.from_pretrained("{place}"{remote})', "\n".join(blocks)

@@ -107,6 +107,15 @@ def test_no_such_folder():
         Checkpoint.open("./nowhere")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gguf_file_is_no_model_and_how_to_convert_it_is_said(tmp_path, there):
+    path = tmp_path / "model.Q8_0.gguf"
+    if there:
+        path.write_bytes(b"GGUF")
+    with refuse(rf"is a GGUF file: .*from_pretrained\('{tmp_path}', gguf_file='model.Q8_0.gguf'\)"):
+        Checkpoint.open(path)
+
+
 @pytest.mark.parametrize("fused", ["stacked", "multi-head per-group", "per-group"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_fused_projections_are_split_in_every_usual_order(fused, transposed, tmp_path):

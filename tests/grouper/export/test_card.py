@@ -209,9 +209,11 @@ def test_how_to_load_it():
     line, markdown = form.how_to_load(REPORT, "out")
     assert line == 'AutoModelForCausalLM.from_pretrained("out", trust_remote_code=True)'
     assert f"model = {line}\n" in markdown and 'vllm serve "out" --trust-remote-code\n' in markdown
+    assert "trust_remote_code=True to AutoTokenizer as well" in markdown
     stock = SimpleNamespace(**{**vars(REPORT), "export_class": "stock", "engines": ["vLLM"]})
     line, markdown = form.how_to_load(stock, "out")
     assert line == 'AutoModelForCausalLM.from_pretrained("out")' and 'vllm serve "out"\n' in markdown
+    assert "AutoTokenizer" not in markdown
     alone = SimpleNamespace(**{**vars(REPORT), "engines": ["transformers with trust_remote_code"]})
     assert "vllm" not in form.how_to_load(alone, "out")[1]
 

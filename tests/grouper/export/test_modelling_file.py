@@ -335,6 +335,19 @@ def test_families_side_by_side_keep_their_own_functions(file_of):
     assert functions == [file_of(name).ragged_attention for name in ("gpt_oss", "llama", "bert")]
 
 
+def test_a_global_count_is_the_largest_and_is_read_without_a_warning(file_of, monkeypatch):
+    """Planners of capacity multiply it by the number of layers: rather too much than too little."""
+    theirs = pytest.importorskip("transformers.integrations.heterogeneity.configuration_utils")
+    warned = []
+    monkeypatch.setattr(theirs.logger, "warning_once", warned.append)
+    per_layer = {"1": {"num_attention_heads": 12, "num_key_value_heads": 2}}
+    sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 2}
+    config = file_of("llama").RaggedConfig(**sizes, kv_groups=[[2, 2, 2, 2], [2, 6]], per_layer_config=per_layer)
+    assert (config.num_key_value_heads, config.num_attention_heads) == (max(map(len, config.kv_groups)), 8)
+    assert [one.num_key_value_heads for one in config.per_layer_config] == list(map(len, config.kv_groups)) == [4, 2]
+    assert config.to_dict()["num_key_value_heads"] == 4 and not warned
+
+
 def test_lists_are_copied_to_a_device_once(file_of):
     """For training and for inference each, for tensors of the latter cannot be trained through."""
     file = file_of("llama")

@@ -122,6 +122,15 @@ def test_where_streams_are_kept(monkeypatch):
         assert kept.sum() == 24
 
 
+def test_where_files_cannot_be_mapped_streams_are_kept_in_memory(monkeypatch):
+    def refused(*_given, **_options):
+        raise RuntimeError("unable to mmap 96 bytes from file: No such device (19)")
+
+    monkeypatch.setattr(walking, "free_memory", lambda: 0.0)
+    monkeypatch.setattr(torch, "from_file", refused)
+    assert room((2, 3, 4), "cpu").fill_(1).sum() == 24
+
+
 def test_arguments_of_any_shape_are_moved():
     one = torch.ones(2)
     found = moved(((one, 3), [one, None], "a"), "meta")

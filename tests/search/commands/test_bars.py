@@ -102,3 +102,25 @@ def test_lines_are_flushed_and_a_terminal_gets_none(quick, capsys, monkeypatch):
 
 def test_silence_lasts_half_a_minute_at_most():
     assert 0 < bars.SILENT <= 30
+
+
+def test_a_part_that_is_done_is_said_at_once_but_not_each_of_many(clock, capsys, monkeypatch):
+    monkeypatch.setattr(bars, "SILENT", 60)
+    with bars.bar("searching") as update:
+        update(0, 30, "layer 0")
+        clock[0] += bars.CALM
+        update(0, 30, "layer 0, generation 7")
+        update(1, 30, "layer 0 is done")
+        assert line_of(capsys, "so far") == "searching: 1 of 30 done, layer 0 is done, 10 s so far, about 5 min left"
+        clock[0] += bars.CALM / 2
+        update(2, 30, "layer 1 is done")
+        clock[0] += bars.CALM / 2
+        update(3, 30, "layer 2 is done")
+        assert "layer 2 is done" in line_of(capsys, "so far")
+        clock[0] += bars.CALM
+        update(30, 30, "searching, layer 29")
+        assert line_of(capsys, "so far").endswith(" done, layer 29, 30 s so far"), "other work may follow"
+        clock[0] += bars.CALM
+        update(31, bars.FEW + 1, "step 31")
+        time.sleep(0.1)
+    assert not capsys.readouterr().err, "steps are not said one by one"

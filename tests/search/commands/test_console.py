@@ -3,6 +3,8 @@
 import pytest
 from made_up_runs import SEARCHED, made_up_run, scored
 
+from grouper.export import Exported
+from grouper.export.format import SelfTest
 from search.commands import console
 
 
@@ -18,3 +20,11 @@ def test_the_closing_table_shows_perplexity_and_standard_errors(tmp_path, capsys
     assert len(rows) == 1 and rows[0].rstrip().endswith("+1.0000 ±0.1234")
     assert "±" not in next(line for line in lines if "7.39" in line), "the original"
     assert all(len(line) <= width for line in lines[:5])
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_how_to_measure_is_said_where_nothing_was_measured(capsys, measured):
+    same = {"format": "hf", "export_class": "stock", "kv_bytes_per_token": (8, 4), "weight_bytes": (10, 9)}
+    exported = Exported("half", engines=["transformers"], self_test=SelfTest(0.0, 16, 16), loader="AutoModel", **same)
+    console.exported_summary(exported, measured)
+    assert ("how close that is to the original: grouper evaluate half" in capsys.readouterr().out) != measured

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from grouper.option_fields import Option, option, same, words_of
 from search.commands.application import app
-from search.commands.options import Command, command, completing
+from search.commands.options import Command, as_flags, command, completing
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,20 @@ def test_what_may_be_left_away_is_none_without_what_it_needs():
     assert got["guest"] is None and got["table"] is None
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (("search", "demo", "--merge", "mean"), "No such option: --merge: it is an option of regroup, evaluate and export"),
+    (("search", "demo", "--kv-ratio=1/2"), "No such option: --kv-ratio: it is an option of regroup and export"),
+    (("search", "demo", "--kv-heads", "4"), "finds all numbers of KV heads; --kv-ratio of regroup and export picks"),
+    (("export", "run", "--generations", "4"), "No such option: --generations: it is an option of regroup and search"),
+    (("layouts", "run", "--card", "80GB"), "No such option: --card: it is an option of inspect"),
+    (("search", "demo", "--txt", "demo"), "No such option: --txt (Possible options: --"),
+    (("export", "run", "-o"), "Option '-o' requires an argument."),
+])  # fmt: skip
+def test_an_option_of_another_command_is_sent_there(words, said):
+    done = CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    assert done.exit_code == 2 and said in done.output
+
+
 def test_usage_errors():
     assert typed()[1].exit_code == 2 and typed("-p", "x", "--oven", "yours")[1].exit_code == 2
     assert typed("-p", "x", "--layers", 10**16)[1].exit_code == 2
@@ -107,3 +121,17 @@ def test_words_are_found_where_they_stand():
     named = Option("A merge.", words="grouper.merging.MERGES")
     assert "spectral" in named.known_words() and Option("None.").known_words() == []
     assert words_of("a, b") == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("`tokens=0`: expected a number above 0", "--tokens 0: expected a number above 0"),
+        ("see `overwrite=True`, or `merge=mean` `refine=False`", "see --overwrite, or --merge mean --no-refine"),
+        ("take a lower `lr`; `few_shot=-1`", "take a lower --lr; --num-fewshot -1"),
+        ("give `text=FILE`, with a `text` or chat `messages`", "give --text FILE, with a `text` or chat `messages`"),
+        ("`clip=0` is no option of a command", "`clip=0` is no option of a command"),
+    ],
+)
+def test_fields_that_a_message_names_are_flags_on_the_command_line(message, shown):
+    assert as_flags(message) == shown

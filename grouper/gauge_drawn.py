@@ -1,0 +1,107 @@
+"""Keys, queries and values as the moments of a layer's inputs let one expect them, and the scales under which caches of
+few bits change them least: grouper.gauge chooses by them."""
+
+import torch
+from torch import Tensor
+
+from grouper.attention import Attention
+from grouper.cache_types import fp8, q4_0, quanto4
+from grouper.calibration.input_moments import InputMoments
+from grouper.layout import LayerLayout
+from grouper.merging.folding import augmented, scored
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+MARGIN = 0.9  # of the error without, which a scale must fall below to be taken
+DRAWN = 512  # keys, queries and values of each head, that errors are estimated from
+LONGEST = 4096  # positions that they stand at
+MIDDLE = 2.0  # root mean square that fp8 has room above and below for
+
+
+def power_of_two(scale: Tensor) -> Tensor:
+    """The nearest power of two, by ratio.
+
+    >>> power_of_two(torch.tensor([0.7, 0.75, 3.0])).tolist()
+    [0.5, 1.0, 4.0]
+    """
+    return torch.exp2(torch.log2(scale).round())
+
+
+class Drawn:
+    """Keys, queries and values of one layer, drawn at random positions from the moments of its inputs.
+
+    units: [d] the number of the plane that a row is in, or of its own where RoPE leaves it alone.
+    """
+
+    def __init__(self, attention: Attention, layout: LayerLayout, inputs: InputMoments, theta: float, seed: int = 0):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.planes, d = attention.rotated_planes, attention.head_dim
+        q, k = scored(attention.to("cpu"), inputs)  # [H, d, D + 1], [G, d, D + 1]
+        self.k_of = torch.from_numpy(layout.k.group_of)
+        self.units = torch.arange(d)
+        if len(self.planes):
+            self.units[self.planes[:, 1]] = self.planes[:, 0]
+        speeds = theta ** (-torch.arange(len(self.planes)) / max(1, len(self.planes)))
+        self.speeds = speeds.double()
+        self.k = torch.stack([self._turned(self._drawn(head, inputs)) for head in k])  # [G, n, d]
+        self.q = torch.stack([self._turned(self._drawn(head, inputs)) for head in q])  # [H, n, d]
+        self.v = torch.stack([self._drawn(head, inputs) for head in augmented(attention.projection("v"))])
+
+    def _drawn(self, weights: Tensor, inputs: InputMoments) -> Tensor:
+        """[n, d] of one head [d, D + 1]."""
+        second = inputs.times(weights) @ weights.T  # [d, d]
+        mean = inputs.times(weights)[:, -1]  # the constant input's
+        values, vectors = torch.linalg.eigh(second - torch.outer(mean, mean))
+        noise = torch.randn(DRAWN, len(mean), generator=self.generator, dtype=torch.float64)
+        return mean + noise * values.clamp_min(0).sqrt() @ vectors.T
+
+    def _turned(self, drawn: Tensor) -> Tensor:
+        """[n, d] after RoPE."""
+        a, b = self.planes.T
+        places = torch.randint(LONGEST, (DRAWN, 1), generator=self.generator)
+        turn = torch.exp(1j * places * self.speeds)  # [n, P]
+        turned = torch.complex(drawn[:, a], drawn[:, b]) * turn
+        drawn[:, a], drawn[:, b] = turned.real, turned.imag
+        return drawn
+
+    def size(self, drawn: Tensor) -> Tensor:
+        """[d]: root mean square of each row's unit, of [..., d]."""
+        square = drawn.flatten(0, -2).square().mean(0)
+        total = torch.zeros_like(square).index_add(0, self.units, square)
+        return total[self.units].clamp_min(1e-30).sqrt()
+
+    def errors(self, head: int, scale: Tensor) -> Tensor:
+        """[ways]: mean square of what rounding to 4 bits changes scores by, of two ways to round; scale: [d]. What all
+        keys have in common changes no softmax."""
+        queries = self.q[self.k_of == head].flatten(0, 1) * scale  # [readers n, d]
+        moment, keys = queries.T @ queries / len(queries), self.k[head] / scale
+        ways = (q4_0, quanto4) if len(scale) % 32 == 0 else (quanto4,)
+        wrong = torch.stack([rounded(keys.float()[:, None], "k")[:, 0].double() for rounded in ways]) - keys
+        wrong = wrong - wrong.mean(1, keepdim=True)  # [ways, n, d]
+        return ((wrong @ moment) * wrong).sum(-1).mean(-1)
+
+    def scale_of(self, head: int, strength: float) -> Tensor:
+        """[d] powers of two, their middle at 1."""
+        ratio = self.size(self.k[head]) / self.size(self.q[self.k_of == head])
+        scale = ratio ** (strength / 2)
+        return power_of_two(scale / scale.log().mean().exp())
+
+    def best(self, head: int) -> tuple[float, Tensor]:
+        """The strength that changes scores least, and its scale [d]."""
+        without = self.errors(head, torch.ones(self.k.shape[-1], dtype=torch.float64)).clamp_min(1e-30)
+        errors = {s: float((self.errors(head, self.scale_of(head, s)) / without).mean()) for s in STRENGTHS}
+        strength = min(errors, key=lambda s: errors[s])
+        strength = strength if errors[strength] < MARGIN else 0.0
+        scale = self.scale_of(head, strength)
+        return strength, scale / best_number(self.k[head] / scale)
+
+    def best_value(self, head: int) -> Tensor:
+        """What values of this head are multiplied by; []."""
+        return best_number(self.v[head])
+
+
+def best_number(drawn: Tensor) -> Tensor:
+    """The power of two that brings keys or values [n, d] of a head into the middle of e4m3's range; 1 where they are
+    rounded no less there. []"""
+    number = power_of_two(MIDDLE / drawn.square().mean().sqrt().clamp_min(1e-30))
+    without, within = ((fp8(drawn * n, "v") / n - drawn).square().mean() for n in (1.0, number))
+    return number if within < MARGIN * without else torch.ones_like(number)

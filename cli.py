@@ -17,6 +17,7 @@ from grouper.ranks import FirstFailed
 from search.commands.application import app
 from search.commands.console import ERR
 from search.commands.notes import print_notes
+from search.commands.options import as_flags
 from search.stopping import Stopped, stop_on_signals
 
 RESUMED = ("search", "regroup", "evaluate", "export", "uptrain")
@@ -70,7 +71,7 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{os.fspath(error.filename)!s}: {error.strerror.lower()}"
     if isinstance(error, GrouperError | OSError):
-        return str(error)
+        return as_flags(str(error))
     if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
         return "the GPU's memory is short: give fewer --jobs, or --device cpu"
     if is_memory_short(error):

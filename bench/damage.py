@@ -9,12 +9,14 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+TEXT = "text.txt"  # beside the folders that are worked in: short, for every command tokenises all of it
 Commands = list[list[str]]
 Case = tuple[str, Callable[[Path], Commands | None]]  # what is done to a copy of the model, or around it
 
 
 def all_commands(work: Path) -> Commands:
-    model, run, text = str(work / "model"), str(work / "run"), ["--text", "demo", "--tokens", "1024", "--window", "64"]
+    model, run = str(work / "model"), str(work / "run")
+    text = ["--text", str(work.parent / TEXT), "--tokens", "1024", "--window", "64"]
     return [
         ["inspect", model],
         ["search", model, "-o", run, *text, "--population", "8", "--generations", "2", "--jobs", "1"],

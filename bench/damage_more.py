@@ -98,8 +98,8 @@ def hostile_names(rng: random.Random) -> Iterator[Case]:
         def damage(work: Path, name=name, front=front) -> Commands:
             (work / "model").rename(work / name)
             (work / name / "README.md").write_text(f"---\n{front}\n---\nWords\n")
-            (work / "text.txt").write_text("My fellow citizens, the state of the Union is strong. " * 200)
-            model, run, text = f"./{name}", f"./run {name}", f"{name}=./text.txt"
+            (work / f"{name}.txt").write_text("My fellow citizens, the state of the Union is strong. " * 200)
+            model, run, text = f"./{name}", f"./run {name}", f"./{name}.txt"
             small = ["--fitness", "weight", "--population", "4", "--generations", "1", "--jobs", "1"]
             return [
                 ["inspect", model],

@@ -27,7 +27,7 @@ os.environ.update(OMP_NUM_THREADS="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_OF
 
 import damage_more
 from damage import CLASSES as FIRST
-from damage import OF_WORK, Commands, all_commands
+from damage import OF_WORK, TEXT, Commands, all_commands
 from measured import report
 
 CLASSES = {**FIRST, **damage_more.CLASSES}
@@ -130,10 +130,11 @@ def in_child(work: Path, commands: Commands, log: Path) -> None:
 
 
 def small_model(folder: Path) -> Path:
-    """A Llama of two layers, with the tokenizer of the model in the box."""
+    """A Llama of two layers, with the tokenizer of the model in the box, and beside it a text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from grouper.calibration.source import DATA
     from grouper.checkpoint.checkpoint import DEMO
 
     torch.manual_seed(0)
@@ -144,19 +145,21 @@ def small_model(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     for file in DEMO.glob("tokenizer*"):
         shutil.copyfile(file, folder / file.name)
+    (folder.parent / TEXT).write_text((DATA / "addresses-1977-2016.txt").read_text()[:60_000])
     return folder
 
 
 def imported() -> None:
     """Everything that the commands need, once, so that children start at once."""
+    from transformers import LlamaForCausalLM
+
     import cli  # noqa: F401
     import search
-    from grouper import export
-    from grouper.running.in_memory import InMemoryModel
-    from grouper.running.streamed import StreamedModel
-    from search import demo  # noqa: F401
+    from grouper.export.hf import write  # noqa: F401
+    from grouper.uptraining import uptrain  # noqa: F401
+    from search import demo, one_call  # noqa: F401
 
-    _ = (search.search, search.evaluate, search.export_from_run, export, InMemoryModel, StreamedModel)
+    _ = (search.search, search.evaluate, LlamaForCausalLM)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import faults
-from damage import Commands, all_commands
+from damage import TEXT, Commands, all_commands
 from measured import report
 
 PATIENCE = 2.5  # seconds from SIGTERM to the end: two, and what a busy machine adds
@@ -28,8 +28,9 @@ PATIENCE = 2.5  # seconds from SIGTERM to the end: two, and what a busy machine 
 
 def commands(work: Path) -> Commands:
     _, search, evaluate, export = all_commands(work)
-    refine = ["--refine", "--refine-tokens", "512", "--window", "64", "--text", "demo"]
-    heal = ["uptrain", "out", "-o", "healed", "--base", "model", "--text", "demo", "--window", "64", "--tokens", "2048"]
+    text = str(work.parent / TEXT)
+    refine = ["--refine", "--refine-tokens", "512", "--window", "64", "--text", text]
+    heal = ["uptrain", "out", "-o", "healed", "--base", "model", "--text", text, "--window", "64", "--tokens", "2048"]
     heal += ["--step-tokens", "256", "--seed", "1"]
     todo = [] if (work / "out").exists() else [[*export, *refine]]
     search = [*search, "--keep-calibration", str(work / "kept")]

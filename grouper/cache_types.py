@@ -53,10 +53,10 @@ class CacheType:
         if head_dim % self.block:
             raise GrouperError(
                 f"{self.name} keeps blocks of {self.block} values, and heads of this model have {head_dim}: engines "
-                "refuse that; take another --kv-cache"
+                "refuse that; take another `kv_cache`"
             )
         if self.residual and position == "alibi":
-            raise GrouperError(f"{self.name} cannot be measured with ALiBi: take another --kv-cache")
+            raise GrouperError(f"{self.name} cannot be measured with ALiBi: take another `kv_cache`")
 
 
 def fp8(values: Tensor, part: Part) -> Tensor:

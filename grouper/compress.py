@@ -81,7 +81,7 @@ class Regrouper:
     def calibrated_on(self) -> Calibration:
         """`calibration`. Raises GrouperError where there is none."""
         if self.calibration is None:
-            raise GrouperError("this needs calibration text: give --text or --dataset")
+            raise GrouperError("this needs calibration text: give `text=FILE` or `dataset`")
         return self.calibration
 
     @cached_property
@@ -139,13 +139,13 @@ class Regrouper:
         """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
         GrouperError where there is none, and for encoders."""
         if not self.reads_windows:
-            raise GrouperError("merges are judged by the loss (--acceptance loss, --sensitivity) in decoders alone")
+            raise GrouperError("merges are judged by the loss (`acceptance=loss`, `sensitivity`) in decoders alone")
         used, limit = Batch.of(self.windows(self.calibrated_on.tokens)).ids, max(1, tokens // self.calibrated_on.window)
         around = self.text.around(len(used), limit)
         rest = around[~Seen.of(used).touches(around)]
         if not len(rest):
             name = self.calibrated_on.source.name
-            raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer --tokens")
+            raise GrouperError(f"{name} has no text left to judge merges on: give more text, or fewer `tokens`")
         return spread(rest, limit)
 
     # Moments

@@ -20,7 +20,7 @@ def no_message(line: str) -> None:
 def bytes_read(text: str) -> int:
     from grouper.model.memory import parsed_bytes
 
-    return parsed_bytes(text, "--memory")
+    return parsed_bytes(text, "`memory`")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def home() -> Path:
 
 
 def remember(original: Checkpoint) -> None:
-    """Keep the place of a model that is a local folder. A place that cannot be kept is no error: --base names it."""
+    """Keep the place of a model that is a local folder. A place that cannot be kept is no error: `base` names it."""
     if Path(original.name).is_dir():
         with suppress(OSError, RuntimeError):
             record = _record(original.fingerprint)

@@ -67,15 +67,18 @@ def sweep_files(folder: Path, name: str | None = None) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a name beside `path`, then rename. A library that says of a full disk no more than that is
-    given the file's name."""
+    """Call `write` with a name beside `path`, then rename. Errors of a full disk get the file's name, which they often
+    lack."""
     sweep_files(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{_writer()}.partial")
     try:
         write(beside)
         os.replace(beside, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     except Exception as error:
-        if isinstance(error, OSError | GrouperError) or not is_disk_full(error):
+        if isinstance(error, GrouperError) or not is_disk_full(error):
             raise
         raise GrouperError(f"cannot write {path} ({error})") from error
     finally:
@@ -131,7 +134,7 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
         raise GrouperError(f"{folder} exists and was not written by Grouper: choose another output folder")
     if not overwrite:
         raise GrouperError(
-            f"{folder} exists and is an earlier output: choose another output folder, or --overwrite to replace it"
+            f"{folder} exists and is an earlier output: choose another output folder, or `overwrite=True` to replace it"
         )
 
 

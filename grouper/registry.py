@@ -1,7 +1,7 @@
 """Registries of merges, fitnesses and search methods: an entry is whole, and nothing else names it.
 
 An entry is a frozen dataclass. Its `name` is what people ask for; its other fields are parameters, which
-`--set NAME.FIELD=VALUE` assigns and run.json records.
+an assignment NAME.FIELD=VALUE sets and run.json records.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,12 +121,12 @@ def check_assignments(assignments: Sequence[str], *registries: Registry) -> None
         entries = [registry[name] for registry in registries if name in registry]
         if not entries:
             raise GrouperError(
-                f"--set {name}.{parameter}: there is no {' or '.join(r.kind for r in registries)} {name!r}"
+                f"`set={name}.{parameter}`: there is no {' or '.join(r.kind for r in registries)} {name!r}"
             )
         known = [p for entry in entries for p in entry.parameters]
         if parameter not in known:
             expected = f"it has {', '.join(known)}" if known else "it has none"
-            raise GrouperError(f"--set {name}.{parameter}: {name} has no such parameter, {expected}")
+            raise GrouperError(f"`set={name}.{parameter}`: {name} has no such parameter, {expected}")
 
 
 def parsed(assignment: str) -> tuple[str, str, str]:
@@ -138,7 +138,7 @@ def parsed(assignment: str) -> tuple[str, str, str]:
     left, equals, value = assignment.partition("=")
     name, dot, parameter = left.strip().partition(".")
     if not (equals and dot and name and parameter):
-        raise GrouperError(f"--set {assignment!r}: expected NAME.FIELD=VALUE")
+        raise GrouperError(f"`set={assignment!r}`: expected NAME.FIELD=VALUE")
     return name, parameter.strip(), value.strip()
 
 
@@ -151,4 +151,4 @@ def _typed(default: Any, value: str, what: str) -> Any:
         return kind(value)
     except (KeyError, ValueError) as error:
         expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-        raise GrouperError(f"--set {what}={value}: expected {expected}") from error
+        raise GrouperError(f"`set={what}={value}`: expected {expected}") from error

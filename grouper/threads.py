@@ -1,9 +1,10 @@
 """One thread for what is summed, several sums side by side: results are the same however many threads there are."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -45,6 +46,32 @@ def in_background(give_up: Callable[[], object] = lambda: None) -> Iterator[Call
         except BaseException:
             give_up()
             raise
+
+
+@contextmanager
+def made_ahead(make: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Callable[[Item], Result]]:
+    """Yields a function that returns `make(item)`, and has a thread make the one behind it meanwhile. items: in the
+    order in which they are asked for; one that is not asked for in its turn is made when it is. Exceptions are raised
+    where their item is asked for."""
+    following = dict(pairwise(items))
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        waiting: dict[Item, Future[Result]] = {}
+
+        def made(item: Item) -> Result:
+            future = waiting.pop(item, None)
+            for other in waiting.values():
+                other.cancel()
+            waiting.clear()
+            result = make(item) if future is None else future.result()
+            if item in following:
+                waiting[following[item]] = thread.submit(make, following[item])
+            return result
+
+        try:
+            yield made
+        finally:
+            for future in waiting.values():
+                future.cancel()
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:

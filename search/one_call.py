@@ -22,9 +22,9 @@ from grouper.outputs import refuse_existing
 from grouper.progress import Progress, no_progress
 from grouper.refinement.options import RefineOptions
 from grouper.scratch import ScratchFolder
-from search.evaluation.held_out import HeldOut, HeldOutOptions, text_held_out
+from search.evaluation.held_out import HeldOut, text_held_out
 from search.export_run import export_from_run
-from search.options import SearchOptions
+from search.options import HeldOutOptions, SearchOptions
 from search.regrouped import Regrouped
 from search.run import check_counts, search
 from search.runs.columns import in_order

@@ -182,3 +182,14 @@ class SearchOptions:
 def _check_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise GrouperError(f"unknown {what} {value!r}: {expected(value, known)}")
+
+
+@dataclass(frozen=True)
+class HeldOutOptions:
+    """evaluation: text unlike any that is learnt from, or a folder of pictures."""
+
+    evaluation: str | None = option(
+        None, "Text to measure on, before and after; of a --text of 2 MiB or more some is set aside for that.",
+        panel="Text", metavar="FILE",
+    )  # fmt: skip
+    limit: int = option(MEASURED_WINDOWS, "Windows to measure on, at most.", panel="Text")

@@ -1,6 +1,7 @@
 """Fixtures for all tests: tiny models made once a session, the model in the box, planted groupings."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,6 +28,15 @@ LONGEST = {  # they begin first, so that no worker waits for the other one's las
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.name.partition("[")[0] not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Runs of small models lack their picture, which takes longer to draw than they take to search; a file that looks
+    at pictures marks its tests with `drawn`. Commands in processes of their own draw."""
+    if not request.node.get_closest_marker("drawn"):
+        for name in {"search.run", "search.evaluation.layouts"} & sys.modules.keys():
+            monkeypatch.setattr(sys.modules[name], "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def gathered(folder: Path, target: Path, layout: HeadLayout) -> Path:
 
     def mean(layer: int, heads: torch.Tensor) -> torch.Tensor:
         out = heads.clone()
-        for sources in layout.layers[layer].k.sources:
+        for sources in layout.layers[layer].k.members:
             out[list(sources)] = heads[list(sources)].mean(0)
         return out
 
@@ -215,11 +215,12 @@ def check_planted(
     heads = len(labels[0])
     found = pick(front, "mean", kv_ratio=f"{len(set(labels[0]))}/{heads}", deploy="any")
     layout = RunFolder(tmp_path / "run").layout(found.layout)
-    assert [layer.k.sources for layer in layout.layers] == [groups_of(row) for row in labels]
+    assert [layer.k.members for layer in layout.layers] == [groups_of(row) for row in labels]
+    wanted = logits(planted, prompt)
     for merge in ("mean", "spectral"):
         export(planted, layout, tmp_path / merge, merge=merge)
         limit = tolerance if merge == "spectral" else 1e-4
-        assert (logits(tmp_path / merge, prompt) - logits(planted, prompt)).abs().max() < limit, merge
+        assert (logits(tmp_path / merge, prompt) - wanted).abs().max() < limit, merge
 
 
 def check_refined(

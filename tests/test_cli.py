@@ -202,7 +202,11 @@ def test_commands_guide(models, tmp_path):
 def test_usage_errors_exit_2():
     assert grouper("search").returncode == 2 and grouper("fly").returncode == 2 and grouper("--help").returncode == 0
     for arguments, code in ((["fly"], 2), (["--help"], 0)):  # as `python -m cli`, from the start of Python
-        assert subprocess.run([sys.executable, "-m", "cli", *arguments], capture_output=True).returncode == code
+        command = [sys.executable, "-X", "importtime", "-m", "cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+        assert done.returncode == code and "typer" in imported
+        assert not {"torch", "pandas", "scipy", "matplotlib"} & imported, "they take seconds, and help needs none"
 
 
 def test_the_demo_does_the_whole_job_and_can_be_run_again(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import python
 from safetensors import SafetensorError
 from tiny_models import ROOT
 
@@ -21,9 +22,7 @@ BENCH = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "ben
 
 
 def bench(*command: str) -> list[dict]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "bench" / command[0], *command[1:]], capture_output=True, text=True, env=BENCH
-    )
+    done = python(ROOT / "bench" / command[0], *command[1:], environment=BENCH)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])["rows"]
 

@@ -126,8 +126,15 @@ def test_public_names_are_where_the_readme_shows_them():
         exec("from grouper import luck")
 
 
-def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
-    """As it stands, but for fewer tokens and generations."""
+def of_model(folder: Path, script: str) -> str:
+    """The script for another model than the one in the box."""
+    found, many = re.subn(r'\b(search|regroup|open)\("demo"', rf'\1("{folder}"', script)
+    assert many
+    return found
+
+
+def test_the_python_of_the_docs_runs(reader, tmp_path, monkeypatch):
+    """As it stands, but for a smaller model, fewer tokens and generations."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
     script = next(block for block in blocks if "import" in block and "search(" in block)
     short = script.replace('text="demo")', 'text="demo", tokens=2048, window=128, generations=2, population=16)')
@@ -136,17 +143,19 @@ def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
     )
     short = short.replace('TextSource("demo"))', 'TextSource("demo"), tokens=2048, window=128)')
     assert short != script
+    short = of_model(reader, short)
     monkeypatch.chdir(tmp_path)
     exec(compile(short, "python.md", "exec"), {})
     assert (tmp_path / "regrouped" / "model.safetensors").is_file() and (tmp_path / "bare" / "config.json").is_file()
 
 
-def test_the_readmes_one_call_runs(tmp_path, monkeypatch):
+def test_the_readmes_one_call_runs(reader, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     script = next(block for block in blocks if "regroup(" in block)
     quick = "tokens=2048, window=128, refine_tokens=512, options=SearchOptions(generations=2, population=8)"
     short = script.replace("kv_ratio=0.5)", f"kv_ratio=0.5, {quick})", 1)
     assert short != script
+    short = of_model(reader, short)
     monkeypatch.chdir(tmp_path)
     exec(compile(f"from search import SearchOptions\n{short}", "README.md", "exec"), {})
     assert (tmp_path / "half" / "model.safetensors").is_file()
@@ -190,6 +199,15 @@ def test_no_function_is_longer_than_one_reads_at_a_glance():
                 text = ast.get_docstring(node, clean=False) or ""
                 lines = node.end_lineno - node.lineno + 1 - (text.count("\n") + 1 if text else 0)
                 assert lines <= 50, f"{module_of(path)}.{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module_of(p).startswith(("grouper.", "fitness."))], ids=module_of)
+def test_errors_below_the_command_line_name_fields_and_no_flags(path):
+    """People read them in Python, too; the command line shows flags instead."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise):
+            said = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            assert not [text for text in said if re.search(r"(^|[ (])--[a-z]", text)]
 
 
 @pytest.mark.parametrize("package", [grouper, search, importlib.import_module("grouper.export")])

@@ -32,4 +32,4 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.keep is not None and Path(self.keep).exists() and not Path(self.keep).is_dir():
-            raise GrouperError(f"--keep-calibration {self.keep} is not a folder: name another one")
+            raise GrouperError(f"`keep_calibration={self.keep}` is not a folder: name another one")

@@ -65,7 +65,7 @@ def read_examples(
         saved = next(iter(checkpoint.config.get("architectures") or []), "a model without a head")
         raise GrouperError(f"{checkpoint.name} is {saved}, which can be grouped without text or pictures alone")
     if (kind == "pictures") != bool(source.images):
-        takes = "pictures: give --images FOLDER" if kind == "pictures" else "text: give --text FILE, not --images"
+        takes = "pictures: give `images=FOLDER`" if kind == "pictures" else "text: give `text=FILE`, not `images`"
         raise GrouperError(f"{checkpoint.name} takes {takes}")
     if kind == "windows":
         return Batch.of(text_of(checkpoint, source, window, limit, kept))

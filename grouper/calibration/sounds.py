@@ -17,7 +17,7 @@ from grouper.running.batch import NOT_ASKED, Batch, padded
 def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Batch:
     """pairs: the name of a .wav file beside or below the text's file, and the words. Raises GrouperError."""
     if not source.text:
-        raise GrouperError("recordings lie beside a file that names them: give --text FILE")
+        raise GrouperError("recordings lie beside a file that names them: give `text=FILE`")
     with as_one_line(f"{checkpoint.name} has no feature extractor that transformers can load"):
         extractor = load("AutoFeatureExtractor", checkpoint.local().folder)
     tokenizer, folder = load_tokenizer(checkpoint), Path(os.path.expanduser(source.text)).parent

@@ -64,7 +64,7 @@ class TextSource:
         if self.part is None:
             object.__setattr__(self, "part", "learnt" if self.purpose == "calibration" else "whole")
         if sum(map(bool, (self.text, self.dataset, self.images))) != 1:
-            raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images FOLDER, one of them")
+            raise GrouperError("give text by `text=FILE` or by `dataset=NAME[:split]`, or `images=FOLDER`, one of them")
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ class TextSource:
     def pairs(self) -> list[tuple[str, str]]:
         """(source, target) of every line or row. Raises GrouperError where there are no pairs."""
         if self.text in DATASETS and is_named(self.text):
-            raise GrouperError(f"{self.text} has no pairs of source and target: give a file of pairs, or --dataset")
+            raise GrouperError(f"{self.text} has no pairs of source and target: give a file of pairs, or `dataset`")
         wanted = (set(PAIR),)
         found = _from_dataset(self.dataset, wanted) if self.dataset else list(self._lines_of_pairs())
         pairs = [(row["source"], row["target"]) for row in found]
@@ -137,12 +137,12 @@ class TextSource:
 def named_sources(
     texts: list[str], dataset: str | None, purpose: str, images: str | None = None
 ) -> TextSource | dict[str, TextSource]:
-    """What several --text NAME=FILE say; one FILE alone needs no name. Raises GrouperError."""
+    """What several texts NAME=FILE say; one FILE alone needs no name. Raises GrouperError."""
     if len(texts) <= 1 and not (texts and _name_of(texts[0])):
         return TextSource(texts[0] if texts else None, dataset, purpose, images)
     names = [_name_of(text) or "" for text in texts]
     if dataset or images or not all(names) or len(set(names)) < len(names):
-        raise GrouperError("several texts need a name each: --text wiki=a.txt --text code=b.txt")
+        raise GrouperError("several texts need a name each: `text=wiki=a.txt` `text=code=b.txt`")
     return {name: TextSource(text.partition("=")[2], None, purpose) for name, text in zip(names, texts)}
 
 

@@ -98,7 +98,7 @@ class WindowedText:
     ) -> "WindowedText":
         """By the model's own tokenizer. Raises GrouperError, now or later."""
         if source.images:
-            raise GrouperError(f"{checkpoint.name} takes text: give --text FILE, not --images")
+            raise GrouperError(f"{checkpoint.name} takes text: give `text=FILE`, not `images`")
         local = checkpoint.local()
         return cls(
             source, lambda: load_tokenizer(local), window, chained=chained,
@@ -173,7 +173,7 @@ class WindowedText:
         count = len(ids) // self.window
         if count == 0:
             known = f"{self.source.name} has {len(ids)} tokens, too few for one window of {self.window}"
-            raise GrouperError(f"{known}: give more text or --window")
+            raise GrouperError(f"{known}: give more text, or a smaller `window`")
         return torch.tensor(ids[: count * self.window]).view(count, self.window)
 
     def _sampled(self, limit: int) -> Tensor | None:

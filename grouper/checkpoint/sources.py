@@ -157,7 +157,7 @@ class HubSource:
             snapshot = Path(patiently(fetch))  # each time from where the last one broke off
         if snapshot.name != self.commit:
             raise GrouperError(
-                f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with --revision"
+                f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with `revision`"
             )
         return LocalSource(snapshot, self.commit)
 

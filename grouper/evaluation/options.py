@@ -33,8 +33,8 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         if not self.names or not all(self.names):
-            raise GrouperError("--tasks is empty: give names like hellaswag,arc_easy,piqa")
+            raise GrouperError("`names` is empty: give names like hellaswag,arc_easy,piqa")
         if (self.limit is not None and self.limit < 1) or (self.few_shot is not None and self.few_shot < 0):
-            raise GrouperError(f"--limit {self.limit}, --num-fewshot {self.few_shot}: expected at least 1, and 0")
+            raise GrouperError(f"`limit={self.limit}`, `few_shot={self.few_shot}`: expected at least 1, and 0")
         if self.folder is not None and not self.folder.is_dir():
-            raise GrouperError(f"--task-path {self.folder} is no folder: expected one with the tasks' YAML files")
+            raise GrouperError(f"`folder={self.folder}` is no folder: expected one with the tasks' YAML files")

@@ -38,7 +38,7 @@ class Tasks:
         try:
             from lm_eval.tasks import TaskManager
         except ImportError as error:
-            raise GrouperError("--tasks needs lm-evaluation-harness: pip install 'kv-grouper[eval]'") from error
+            raise GrouperError("tasks need lm-evaluation-harness: pip install 'kv-grouper[eval]'") from error
         with _quiet():
             own = TaskManager(include_path=str(options.folder), include_defaults=False) if options.folder else None
             if own is None or any(name not in own.task_index for name in options.names):

@@ -24,7 +24,7 @@ class Destination:
         from huggingface_hub import HfApi
 
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
-            raise GrouperError(f"--push-to-hub {self.repo_id!r}: expected USER/NAME")
+            raise GrouperError(f"`repo_id={self.repo_id!r}`: expected USER/NAME")
         with hub_errors(self.repo_id, self.revision):
             HfApi().whoami()
 

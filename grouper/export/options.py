@@ -29,7 +29,7 @@ class ExportOptions:
         MAX_PADDING,
         "Share that a padded export may add to the weights; beyond it, ragged.",
         panel="Layout",
-        read=lambda typed: parsed_share(typed, "--max-padding"),
+        read=lambda typed: parsed_share(typed, "`max_padding`"),
         shown="{:.0%}".format,
     )
     kv_gauge: bool = option(

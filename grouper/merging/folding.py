@@ -14,7 +14,7 @@ def check_readers_are_sources(attention: Attention, layout: LayerLayout, merge: 
     before: only then does a change of basis fold into it."""
     if not layout.keeps_readers(attention.queries_per_kv_head):
         raise GrouperError(
-            f"the {merge} merge needs query heads to stay with the KV head they read; for this layout use --merge mean"
+            f"the {merge} merge needs query heads to stay with the KV head they read; for this layout use `merge=mean`"
         )
 
 

@@ -30,7 +30,7 @@ class Mean(Merge):
 
 def averaged(attention: Attention, part: Part, grouping: Grouping) -> Projection:
     """Heads of a projection [G, ...] -> [groups, ...]: the mean over each group's sources."""
-    sources = [list(s) for s in grouping.sources]
+    sources = [list(s) for s in grouping.members]
     return attention.projection(part).changed(lambda heads: torch.stack([heads[s].mean(0) for s in sources]))
 
 

@@ -29,7 +29,7 @@ def merge_normed_keys(layer: SpectralLayer, norms: Gains, layout: LayerLayout, r
     gains = norms.k.double().to(layer.k.device)
     raw_size = sizes(layer.raw_k, layer.inputs, norms.kind)  # [G, 1, 1]
     keys, new_gains = [], []
-    for sources in map(list, layout.k.sources):
+    for sources in map(list, layout.k.members):
         if len(sources) == 1:
             new_gains.append(gains[sources[0]])
             keys.append(layer.raw_k[sources[0]])

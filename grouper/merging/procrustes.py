@@ -54,7 +54,7 @@ class Procrustes(Merge):
         rotary, (a, b) = attention.rotated_planes.flatten(), attention.rotated_planes.T
         unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in set(rotary.tolist())], dtype=torch.long)
         merged = []
-        for sources in map(list, grouping.sources):
+        for sources in map(list, grouping.members):
             members = k[sources]  # [S, d, D + 1]
             shared = torch.empty_like(members[0])
             if len(rotary):
@@ -83,7 +83,7 @@ class Procrustes(Merge):
         """The shared V heads, and o turned back and scaled."""
         v, o = augmented(attention.projection("v")), attention.o.double().clone()
         merged = []
-        for sources in map(list, grouping.sources):
+        for sources in map(list, grouping.members):
             members = v[sources]
             rotations = self.aligned(_products(members, inputs))
             shared = (rotations @ members).mean(0)

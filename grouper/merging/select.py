@@ -28,11 +28,11 @@ class Select(Merge):
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
         k, v = (distances(attention, part, inputs) for part in ("k", "v"))
-        if layout.k.sources == layout.v.sources:
+        if layout.k.members == layout.v.members:
             k = v = (k + v) / 2
-        kept: dict[Part, list[int]] = {"k": self.chosen(k, layout.k.sources), "v": self.chosen(v, layout.v.sources)}
+        kept: dict[Part, list[int]] = {"k": self.chosen(k, layout.k.members), "v": self.chosen(v, layout.v.members)}
         if layout.q is not None:
-            kept["q"] = self.chosen(distances(attention, "q", inputs), layout.q.sources)
+            kept["q"] = self.chosen(distances(attention, "q", inputs), layout.q.members)
         return attention.with_projections(
             {part: attention.projection(part).taken(heads) for part, heads in kept.items()}
         )

@@ -58,13 +58,13 @@ class Spectral(Merge):
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         layer = SpectralLayer(attention, inputs, device)
-        v, o = merged_values(layer, layout.v.sources)
+        v, o = merged_values(layer, layout.v.members)
         new_v, v_bias = split(v, attention.v_bias, attention.v)
         gains = attention.gains
         if gains is not None:
             merged = merge_normed_keys(layer, gains, layout, self.rescale)
         else:
-            k, q = merged_keys(layer, layout.k.sources, self.rescale)
+            k, q = merged_keys(layer, layout.k.members, self.rescale)
             new_q, q_bias = split(q.flatten(0, 1), attention.q_bias, attention.q)
             new_k, k_bias = split(k, attention.k_bias, attention.k)
             merged = replace(attention, q=new_q, q_bias=q_bias, k=new_k, k_bias=k_bias)

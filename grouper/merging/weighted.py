@@ -59,8 +59,8 @@ class Weighted(Merge):
         o = attention.o.double().unflatten(1, (attention.kv_heads, -1))  # [D, G, queries, d]
         seen_of_v = torch.einsum("xgqd,xgqe->gde", o, o)  # [G, d, d]
         seen_of_k = query_energy(attention, inputs.of_queries.second_moment)
-        new_k = [self.fitted(k[list(s)], seen_of_k[list(s)], second_moment) for s in layout.k.sources]
-        new_v = [self.fitted(v[list(s)], seen_of_v[list(s)], second_moment) for s in layout.v.sources]
+        new_k = [self.fitted(k[list(s)], seen_of_k[list(s)], second_moment) for s in layout.k.members]
+        new_v = [self.fitted(v[list(s)], seen_of_v[list(s)], second_moment) for s in layout.v.members]
         k, k_bias = split(torch.stack(new_k), attention.k_bias, attention.k)
         v, v_bias = split(torch.stack(new_v), attention.v_bias, attention.v)
         k_norm = averaged(attention, "k", layout.k).gain

@@ -13,7 +13,7 @@ from grouper.errors import GrouperError
 def parsed_bytes(text: str, what: str) -> int:
     """An amount of memory in bytes. Raises GrouperError.
 
-    >>> parsed_bytes("8GB", "--memory"), parsed_bytes("1.5 GiB", "--memory"), parsed_bytes("4096", "--memory")
+    >>> parsed_bytes("8GB", "memory"), parsed_bytes("1.5 GiB", "memory"), parsed_bytes("4096", "memory")
     (8000000000, 1610612736, 4096)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)

@@ -144,12 +144,12 @@ class LayerWorker:
         """Fill `sides.wanted` with the output of the original layer, once for all steps."""
 
         def work(number: int) -> float:
-            came = sides.walk.stream[sides.parts[number]].to(self.device)
+            stream = sides.walk.stream[sides.parts[number]].to(self.device)
             with self.autocast():
-                output = self.output(self.original, came, sides.own.arguments_of(number)).float()
+                output = self.output(self.original, stream, sides.own.arguments_of(number)).float()
             measured = number < MEASURED
-            added = relative(output - came, output, sides.own.mask_of(number)).item() if measured else 0.0
-            sides.wanted[sides.parts[number]] = output.to(sides.wanted)  # which may be where `came` is
+            added = relative(output - stream, output, sides.own.mask_of(number)).item() if measured else 0.0
+            sides.wanted[sides.parts[number]] = output.to(sides.wanted)  # which may be where `stream` is
             return added
 
         added = self.over_parts(sides, sides.wanted, work)

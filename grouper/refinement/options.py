@@ -45,7 +45,7 @@ class RefineOptions:
 
     def __post_init__(self) -> None:
         if self.long_share is not None and not 0 <= self.long_share < 1:
-            raise GrouperError(f"--long-share {self.long_share}: expected a share from 0 to below 1")
+            raise GrouperError(f"`long_share={self.long_share}`: expected a share from 0 to below 1")
 
     def plan(self, device: str) -> "RefinePlan":
         kind = "cuda" if "cuda" in str(device) else "cpu"

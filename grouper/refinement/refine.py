@@ -39,7 +39,7 @@ from grouper.refinement.sides import Sides
 from grouper.refinement.store import LayerStore
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
-from grouper.threads import in_background
+from grouper.threads import in_background, made_ahead
 
 ESTIMATED = {"cpu": 8, "cuda": 2 * TOLD}  # steps that a time is estimated from
 Texts = Tensor | Batch | Sequence[Tensor | Batch]
@@ -74,7 +74,8 @@ def refine_layers(
     every = sides_of(model, texts, plan, device)
     steps, layers = plan.steps_for(sum(sides.tokens for sides in every)), len(layout.layers)
     store = LayerStore(folder)
-    with deterministic(), in_background() as background:
+    todo = [site.index for place in model.architecture.places for site in place if site.index not in store]
+    with deterministic(), in_background() as background, made_ahead(merged, ranks.first_does(lambda: todo)) as start:
         for place in model.architecture.places:
             here = [sides.at(place) for sides in every]
             worker, advanced = LayerWorker(here[0].own, device, plan, ranks), False
@@ -88,7 +89,7 @@ def refine_layers(
                     for sides in here:
                         worker.set_targets(sides)
                     advanced = plan.scope == "block"  # what is wanted is the original's next stream
-                done = worker.fit(merged(site.index).attention, here, steps, _of_layer(progress, site, layers))
+                done = worker.fit(start(site.index).attention, here, steps, _of_layer(progress, site, layers))
                 tell(errors_of(site, done.before, done.after))
                 if folder is None:
                     store.keep(site.index, done.on_cpu())
@@ -145,11 +146,10 @@ def estimate_seconds(
     here, start = sides.at(place), merged(0).attention
 
     def worker_of_a_layer() -> LayerWorker:
-        merged(0)
         return LayerWorker(here.own, device, plan).take_up(place[0], layout.layers[0])
 
     worker = worker_of_a_layer()
-    set_up = _seconds(worker_of_a_layer, device)
+    merging, set_up = _seconds(lambda: merged(0), device), _seconds(worker_of_a_layer, device)
     told: dict[int, float] = {}
     steps = ESTIMATED["cuda" if "cuda" in str(device) else "cpu"]
     worker.set_targets(here)
@@ -167,12 +167,17 @@ def estimate_seconds(
         first = sorted(told)[len(told) // 2 - 1]  # from the middle on: steps as they are from then on
         step = (told[steps] - told[first]) / (steps - first)
     once = max(took - step * steps, 0)  # errors before and after, on up to 16 parts
+    worker.advance(worker.regrouped, here.own, here)  # a GPU's first pass takes ten times as long as those to come
     forward = _seconds(lambda: worker.advance(worker.regrouped, here.own, here), device)
     passes = 2 if plan.scope == "block" else 3
     measured = 2 * forward * (min(parts, MEASURED) - 1)
     shared = (step * plan.steps_for(tokens) + passes * forward * parts) / ranks.size
-    per_layer = set_up + once + measured + shared
-    return len(layout.layers) * per_layer
+    return len(layout.layers) * _of_a_layer(merging, set_up + once + measured + shared, device)
+
+
+def _of_a_layer(merging: float, rest: float, device: str) -> float:
+    """Seconds of a layer, whose merge is made while the layer before it is refined: a GPU leaves the cores to that."""
+    return max(merging, rest) if "cuda" in str(device) else merging + rest
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:

@@ -50,7 +50,7 @@ def kept_as(attention: nn.Module, kind: CacheType | None) -> Iterator[None]:
         return
     name = next((n for n in signature(attention.forward).parameters if n in NAMES), None)
     if name is None:
-        raise GrouperError(f"{type(attention).__name__} has no KV cache, so --kv-cache cannot be measured with it")
+        raise GrouperError(f"{type(attention).__name__} has no KV cache, so `kv_cache` cannot be measured with it")
     cache = RoundingCache(kind)
 
     def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -66,7 +66,7 @@ def kept_as(attention: nn.Module, kind: CacheType | None) -> Iterator[None]:
     finally:
         handle.remove()
     if not cache.asked:
-        raise GrouperError(f"{type(attention).__name__} asks no KV cache, so --kv-cache cannot be measured with it")
+        raise GrouperError(f"{type(attention).__name__} asks no KV cache, so `kv_cache` cannot be measured with it")
 
 
 def _stream(inputs: tuple, named: dict[str, Any]) -> Tensor:

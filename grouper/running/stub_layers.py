@@ -86,11 +86,11 @@ def given_beside(model: Layers) -> list[tuple | None]:
 def _gives_tuples(model: Layers) -> bool:
     """Whether this class's layers return tuples that begin with the stream. Found out without running one: from a bare
     stream [1, 2, D] in its place, the model takes the first row."""
-    came: list[int] = []
+    dimensions: list[int] = []
 
     def stub(*inputs: Any, **named: Any) -> Tensor:
-        came.append(stream_of(inputs, named).ndim)
-        if len(came) == 2:
+        dimensions.append(stream_of(inputs, named).ndim)
+        if len(dimensions) == 2:
             raise Enough
         return stream_of(inputs, named)
 
@@ -99,11 +99,11 @@ def _gives_tuples(model: Layers) -> bool:
         for module in modules:
             module.forward = stub
         with suppress(Enough):
-            came.append(model.decoder(inputs_embeds=embedded(model, 2), use_cache=False)[0].ndim)
+            dimensions.append(model.decoder(inputs_embeds=embedded(model, 2), use_cache=False)[0].ndim)
     finally:
         for module in modules:
             vars(module).pop("forward", None)
-    return came[1] < 3
+    return dimensions[1] < 3
 
 
 def embedded(model: Layers, tokens: int) -> Tensor:

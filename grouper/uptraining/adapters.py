@@ -17,7 +17,7 @@ def add_adapters(model: "PreTrainedModel", rank: int, seed: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise GrouperError("--train lora needs the peft package: pip install 'kv-grouper[lora]'") from error
+        raise GrouperError("`train=lora` needs the peft package: pip install 'kv-grouper[lora]'") from error
     head = model.get_output_embeddings()
     linear = [
         name

@@ -32,12 +32,12 @@ def accelerator_for(device: str, options: UptrainPlan, saved: SavedTraining) -> 
     weights in float32."""
     if sharded():
         if options.tracker:
-            raise GrouperError("--tracker does not go with FSDP: uptraining.jsonl has what it would get")
+            raise GrouperError("`tracker` does not go with FSDP: uptraining.jsonl has what it would get")
         return Sharding(device)
     from accelerate import Accelerator
 
     if options.tracker is not None and find_spec(options.tracker) is None:
-        raise GrouperError(f"--tracker {options.tracker} is not installed: pip install {options.tracker}")
+        raise GrouperError(f"`tracker={options.tracker}` is not installed: pip install {options.tracker}")
     with as_one_line("accelerate cannot begin"):
         accelerator = Accelerator(
             cpu="cuda" not in device, mixed_precision="bf16" if "cuda" in device else "no", log_with=options.tracker,

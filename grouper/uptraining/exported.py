@@ -40,14 +40,14 @@ class ExportedModel:
         folder = Path(folder)
         facts = read_facts(folder)
         if facts["report"].get("format") != "hf" or facts["report"].get("deploy") not in CLASSES:
-            raise GrouperError(f"{folder} is no model for transformers: export with --format hf, and train that")
+            raise GrouperError(f"{folder} is no model for transformers: export with `format=hf`, and train that")
         exported = Checkpoint.open(folder)
         base = source = _original(folder, facts, original, otherwise).local()
         check_model(base)
         layout, a = HeadLayout.from_data(facts["layout"]), Architecture.of(base.config)
         theirs = (len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
         if theirs != (a.layers, a.query_heads, a.kv_heads, a.head_dim):
-            raise GrouperError(f"{base.name} is not the model that {folder} was made from: give that one by --base")
+            raise GrouperError(f"{base.name} is not the model that {folder} was made from: give that one by `base`")
         if a.as_phi:
             if facts["report"]["deploy"] != "stock":
                 raise GrouperError(
@@ -101,7 +101,7 @@ def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise:
     if given is not None:
         return Checkpoint.open(given)
     if not named:
-        raise GrouperError(f"{folder / MARKER} does not name the model that {folder} was made from: give it by --base")
+        raise GrouperError(f"{folder / MARKER} does not name the model that {folder} was made from: give it by `base`")
     if named.count("/") == 1:
         return Checkpoint.open(named)  # its fingerprint is a commit, and not every commit changes weights
     places: list[str | Path] = [named, folder.absolute().parent / named] if Path(named).name == named else []
@@ -116,4 +116,4 @@ def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise:
     if otherwise is not None:
         return Checkpoint.open(otherwise)
     where = f"neither here nor beside it{f', and {others[-1]} holds another model' if others else ''}"
-    raise GrouperError(f"{named}, which {folder} was made from, is {where}: say --base FOLDER")
+    raise GrouperError(f"{named}, which {folder} was made from, is {where}: say `base=FOLDER`")

@@ -33,9 +33,9 @@ def losses_of(
     if losses.causal and ours is not None and right is not None:
         terms.append(losses.causal * _in_parts(_right_one, ours, right))
     if not terms:
-        why = "a model without a head learns hidden states alone (--hidden)"
+        why = "a model without a head learns hidden states alone (`hidden`)"
         if ours is not None:
-            why = "the right answers of this text are not known: learn the original's (--kl, --hidden)"
+            why = "the right answers of this text are not known: learn the original's (`kl`, `hidden`)"
         raise GrouperError(f"nothing to learn: {why}")
     return sum(terms[1:], terms[0])
 

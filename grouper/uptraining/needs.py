@@ -31,7 +31,7 @@ def check_memory(folder: Checkpoint, options: UptrainOptions, device: str, share
     what, cure = "adapters", "a device with more"
     if options.train == "full":
         what, adapters = "all", least_bytes(folder, UptrainOptions(train="lora"))
-        cure = f"--train lora ({adapters / 1e9:.0f} GB)"
+        cure = f"`train=lora` ({adapters / 1e9:.0f} GB)"
     many = ", or share it among GPUs by accelerate launch --use_fsdp" if gpu else ""
     takes = f"training {what} of {folder.parameters / 1e9:.1f}B parameters takes {needed / 1e9:.0f} GB at least"
     raise GrouperError(f"{takes}, too much for {where}: take {cure}{many}")

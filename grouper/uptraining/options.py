@@ -79,29 +79,24 @@ class UptrainOptions:
     )
 
     def __post_init__(self) -> None:
-        numbers = {"tokens": self.tokens, "step-tokens": self.step_tokens, "micro-tokens": self.micro_tokens}
-        for name, value in {**numbers, "window": self.window, "lora-rank": self.lora_rank}.items():
-            if value is not None and value < (2 if name == "window" else 1):
-                raise GrouperError(f"--{name} {value}: expected a number above {1 if name == 'window' else 0}")
-        if (
-            (self.lr is not None and not 0 < self.lr < 1)
-            or self.clip <= 0
-            or self.weight_decay < 0
-            or not 0 <= self.warm_up < 1
+        for name in ("tokens", "step_tokens", "micro_tokens", "window", "lora_rank"):
+            value, least = getattr(self, name), 2 if name == "window" else 1
+            if value is not None and value < least:
+                raise GrouperError(f"`{name}={value}`: expected a number above {least - 1}")
+        for name, fits, expected in (
+            ("lr", self.lr is None or 0 < self.lr < 1, "a rate between 0 and 1"),
+            ("clip", self.clip > 0, "a norm above 0"),
+            ("weight_decay", self.weight_decay >= 0, "no negative decay"),
+            ("warm_up", 0 <= self.warm_up < 1, "a share from 0 to below 1"),
+            ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
+            ("validate", self.validate >= 1, "at least one validation"),
+            ("patience", self.patience >= 0, "no negative number"),
+            ("seed", 0 <= self.seed <= LARGEST_SEED, "a number from 0 to below 2**64"),
         ):
-            raise GrouperError(
-                f"--lr {self.lr}, --clip {self.clip}, --weight-decay {self.weight_decay}, --warm-up {self.warm_up}: "
-                "expected a rate between 0 and 1, a norm above 0, no negative decay, and a share below 1"
-            )
-        if not 0 < self.held_out < 1 or self.validate < 1 or self.patience < 0 or self.seed < 0:
-            raise GrouperError(
-                f"--held-out {self.held_out}, --validate {self.validate}, --patience {self.patience}, --seed "
-                f"{self.seed}: expected a share between 0 and 1, at least one validation, and no negative numbers"
-            )
-        if self.seed > LARGEST_SEED:
-            raise GrouperError(f"--seed {self.seed}: expected a number below 2**64")
+            if not fits:
+                raise GrouperError(f"`{name}={getattr(self, name)}`: expected {expected}")
         if self.train not in NEW_WEIGHTS:
-            raise GrouperError(f"--train {self.train!r}: expected {' or '.join(NEW_WEIGHTS)}")
+            raise GrouperError(f"`train={self.train!r}`: expected {' or '.join(NEW_WEIGHTS)}")
 
     def plan(self, device: str, text_tokens: int) -> "UptrainPlan":
         """Training as it will be done. text_tokens: tokens of the text."""

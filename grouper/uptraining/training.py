@@ -222,7 +222,7 @@ class Training:
     def checked(self, loss: float) -> float:
         if not math.isfinite(loss):
             kept = f"; the state of step {self.saved_step} is kept in {self.saved.folder}" if self.saved_step else ""
-            raise GrouperError(f"the loss became {loss} at step {self.reached.step}: take a lower --lr{kept}")
+            raise GrouperError(f"the loss became {loss} at step {self.reached.step}: take a lower `lr`{kept}")
         return loss
 
     # Validation

@@ -127,7 +127,7 @@ def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> S
 def check_text(text: TrainingText, plan: UptrainPlan, name: str, ranks: Ranks) -> None:
     """Raise GrouperError where the text does not go far enough for what is asked, or ranks cannot share a step."""
     if plan.step_windows % ranks.size:
-        windows = f"--step-tokens {plan.step_tokens} are {plan.step_windows} windows of {plan.window}"
+        windows = f"`step_tokens={plan.step_tokens}` are {plan.step_windows} windows of {plan.window}"
         raise GrouperError(f"{windows}, which {ranks.size} processes cannot share alike: give a multiple")
     if not text.weights.any():
         raise GrouperError(f"{name} has no answers to learn: chats need messages of the role assistant")
@@ -135,7 +135,7 @@ def check_text(text: TrainingText, plan: UptrainPlan, name: str, ranks: Ranks) -
     if passes > MOST_PASSES:
         raise GrouperError(
             f"{plan.tokens:,} tokens are {passes:.0f} passes over the {text.tokens:,} of {name}: give more "
-            f"text, or at most {MOST_PASSES * text.tokens:,} --tokens"
+            f"text, or at most {MOST_PASSES * text.tokens:,} `tokens`"
         )
     if plan.steps < 2:
         raise GrouperError(f"{plan.tokens:,} tokens are {plan.steps} step of {plan.step_tokens:,}: give more")
@@ -169,7 +169,7 @@ def told(score: Score, best_step: int) -> str:
         found.append(f"KL {score.kl:.4f}, the same likeliest token {score.agreement:.1%} of the time")
     if not math.isnan(score.cosine):
         found.append(f"cosine with the original's vectors {score.cosine:.4f}")
-    same = "training made nothing better, so weights stay as they were (more --tokens, or a lower --lr?): "
+    same = "training made nothing better, so weights stay as they were (more `tokens`, or a lower `lr`?): "
     return (same if best_step == 0 else "") + "; ".join(found)
 
 

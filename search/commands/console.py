@@ -209,12 +209,13 @@ def _savings(found: Inspection) -> Table:
 def exported_summary(exported: Exported, measured: bool = False) -> None:
     """On stdout: what was written and how to load it. measured: whether it was, so that nobody need be told how."""
     from grouper.export.formats import FORMATS
+    from search.commands.options import as_flags
 
     before, after = exported.kv_bytes_per_token
     place = printable(exported.folder)
     OUT.print(f"wrote {place}, class {exported.export_class}", soft_wrap=True)
     if exported.note:
-        OUT.print(exported.note, soft_wrap=True)
+        OUT.print(as_flags(exported.note), soft_wrap=True)
     if before:
         OUT.print(f"KV cache {before:,} -> {after:,} bytes per token ({after / before:.1%})")
     if exported.kv_bytes_per_source_token[0]:

@@ -5,6 +5,7 @@ import logging
 from rich.console import Console
 
 from grouper.names import printable
+from search.commands.options import as_flags
 
 
 class Notes(logging.Handler):
@@ -15,7 +16,7 @@ class Notes(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(f"note: {printable(record.getMessage())}", soft_wrap=True)
+        self.console.print(f"note: {printable(as_flags(record.getMessage()))}", soft_wrap=True)
 
 
 def print_notes(console: Console) -> None:

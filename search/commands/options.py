@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
@@ -48,7 +49,24 @@ Config = Annotated[
 ]  # fmt: skip
 
 
+FLAGS: dict[str, str] = {}  # of fields that are options of some command
+NAMED = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")  # a field in a message, or what it is set to
+
 METAVARS = ((int, "N"), (float, "X"), (str, "WORD"), (Path, "PATH"), (list[str], "WORD"))
+
+
+def as_flags(message: str) -> str:
+    """The message with flags in place of the fields that it names."""
+
+    def flag(found: re.Match) -> str:
+        name, value = found.groups()
+        if name not in FLAGS or found[0] == "`text`":  # which documents have, too
+            return found[0]
+        if value in ("True", "False"):
+            return FLAGS[name] if value == "True" else f"--no-{FLAGS[name][2:]}"
+        return FLAGS[name] if value is None else f"{FLAGS[name]} {value}"
+
+    return NAMED.sub(flag, message)
 
 
 class Command(TyperCommand):
@@ -125,7 +143,10 @@ def parameters_of(name: str, hint: Any, default: Any, first: list[str], optional
 
 def parameter(name: str, hint: Any, default: Any, told: Option, first: list[str], optional: bool = False) -> Parameter:
     """One option for typer. optional: whether what it belongs to may be left away as a whole."""
+    flag = f"--{(told.name or name).replace('_', '-')}"
+    FLAGS.setdefault(name, flag)
     name = told.name or name
+    FLAGS[name] = flag
     if optional and default is MISSING:
         hint, default = hint | None, None
     if told.read or get_origin(hint) is tuple:
@@ -133,7 +154,6 @@ def parameter(name: str, hint: Any, default: Any, told: Option, first: list[str]
         default = None if default is None or told.several else shown(told, default)
         hint = several or (str | None if default is None else str)
     metavar = told.metavar or next((word for kind, word in METAVARS if kind in (hint, *get_args(hint))), None)
-    flag = f"--{name.replace('_', '-')}"
     flags = [f"{flag}/--no-{flag[2:]}" if hint is bool and default is True else flag]
     words = told.known_words()
     listed = f" One of {', '.join(words)}." if any(word not in told.help for word in words) else ""

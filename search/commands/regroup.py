@@ -12,8 +12,7 @@ from grouper.refinement.options import RefineOptions
 from search.commands.options import Config, Json, Model, command
 from search.commands.saying import print_json, tell, tell_next, tell_next_of_export, typed_command
 from search.commands.search import WITHOUT_TEXT, Jobs, Keep, Revision
-from search.evaluation.held_out import HeldOutOptions
-from search.options import SearchOptions
+from search.options import HeldOutOptions, SearchOptions
 from search.runs.selection import Selection
 
 

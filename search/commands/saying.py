@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grouper.names import printable, without_secrets
 from search.commands.console import ERR
+from search.commands.options import as_flags
 
 if TYPE_CHECKING:
     from search.runs.pareto import ParetoFront
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def tell(line: str) -> None:
     """A line for people."""
-    ERR.print(printable(line), soft_wrap=True)
+    ERR.print(printable(as_flags(line)), soft_wrap=True)
 
 
 def tell_next(*words: object) -> None:

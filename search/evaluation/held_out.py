@@ -9,25 +9,12 @@ from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.source import TextSource, is_file_name
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.option_fields import option
 from grouper.running.batch import Batch
 from grouper.uptraining.division import SETS_ASIDE
 from search.evaluation.layouts import texts_of
-from search.options import SearchOptions
+from search.options import HeldOutOptions, SearchOptions
 
-WINDOWS = 64
 GIVE = "give --evaluation FILE"
-
-
-@dataclass(frozen=True)
-class HeldOutOptions:
-    """evaluation: text unlike any that is learnt from, or a folder of pictures."""
-
-    evaluation: str | None = option(
-        None, "Text to measure on, before and after; of a --text of 2 MiB or more some is set aside for that.",
-        panel="Text", metavar="FILE",
-    )  # fmt: skip
-    limit: int = option(WINDOWS, "Windows to measure on, at most.", panel="Text")
 
 
 @dataclass(frozen=True)

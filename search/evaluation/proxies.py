@@ -3,14 +3,11 @@
 Sizes alone would make any proxy look good, so layouts are compared at one KV ratio, bare and refined ones apart.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau, spearmanr
 
 from fitness import FITNESSES, Fitness, LayerFitness
 from grouper.attention import Attention
@@ -44,8 +41,7 @@ def judge_proxies(
     for (ratio, merge), rows in sorted(groups.items(), key=lambda group: (-group[0][0], group[0][1])):
         for name, of_layout in errors.items():
             proxy = [of_layout[int(n)] for n in rows["layout"]]
-            values = (_correlation(measure, proxy, rows["nll"]) for measure in (spearmanr, kendalltau))
-            found.append((name, merge, ratio, len(rows), *values))
+            found.append((name, merge, ratio, len(rows), *_correlations(proxy, rows["nll"])))
     return pd.DataFrame(found, columns=COLUMNS)
 
 
@@ -123,8 +119,10 @@ class _LayerErrors:
         return float(self.tables[part].errors(labels[None])[0])
 
 
-def _correlation(measure: Callable[[list[float], pd.Series], Any], proxy: list[float], nll: pd.Series) -> float:
-    """measure: one of scipy's. NaN where all are the same."""
+def _correlations(proxy: list[float], nll: pd.Series) -> tuple[float, float]:
+    """Spearman's and Kendall's. NaN where all are the same."""
+    from scipy.stats import kendalltau, spearmanr  # half a second, which few commands need
+
     if len(set(proxy)) < 2 or nll.nunique() < 2:
-        return float("nan")
-    return float(measure(proxy, nll).statistic)
+        return float("nan"), float("nan")
+    return float(spearmanr(proxy, nll).statistic), float(kendalltau(proxy, nll).statistic)

@@ -94,7 +94,7 @@ def similarity(facts: Facts, layout: int) -> Figure | None:
     figure, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained")
     for column, (kind, when) in enumerate([("k", "before"), ("k", "aligned"), ("v", "before"), ("v", "aligned")]):
         grouping = getattr(facts.layout(layout).layers[layer], kind)
-        order = [source for sources in grouping.sources for source in sources]
+        order = [source for sources in grouping.members for source in sources]
         shown = getattr(facts.similarity[layer][kind], when)[order][:, order]
         image = axes[column].imshow(shown, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         axes[column].set_title(f"{kind.upper()}, {'as they are' if when == 'before' else 'aligned'}")

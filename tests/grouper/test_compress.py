@@ -26,9 +26,9 @@ def test_a_merged_layer_is_kept_until_another_merge_is_asked_for(reader):
     assert regrouper.merged(LAYOUT, MERGES["first"])(0) is not first
 
 
-def test_refinement_starts_from_the_merge_without_rescaling_and_keeps_none(reader, monkeypatch):
+def test_refinement_starts_from_the_merge_without_rescaling_and_keeps_none(reader, text, monkeypatch):
     monkeypatch.setattr(compress, "refine_layers", lambda model, layout, start, *_args, **_more: start)
-    regrouper = compress.Regrouper(Checkpoint.open(reader), Calibration(TextSource("demo"), 2048, 128))
+    regrouper = compress.Regrouper(Checkpoint.open(reader), Calibration(TextSource(str(text)), 2048, 128))
     q = regrouper.refined(LAYOUT, MERGES["spectral"])(0).attention.q
     assert not regrouper._kept
     assert torch.equal(q, regrouper.merged(LAYOUT, Spectral(rescale=False))(0).attention.q)

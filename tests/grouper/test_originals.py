@@ -52,7 +52,7 @@ def test_a_wrong_model_is_never_taken(place):
     right = place / "right"
     shutil.move(place / "models" / "original", right)
     shutil.copytree(other, place / "models" / "original")
-    with pytest.raises(GrouperError, match="models/original holds another model: say --base FOLDER"):
+    with pytest.raises(GrouperError, match="models/original holds another model: say `base=FOLDER`"):
         found(place)
     assert ExportedModel.open(place / "out" / "exported", str(right)).original.folder == right
     shutil.rmtree(place / "out" / "original")
@@ -62,7 +62,7 @@ def test_a_wrong_model_is_never_taken(place):
 
 def test_exports_of_before_are_looked_for_by_name(place):
     facts_of(place / "out" / "exported", base_fingerprint=None)
-    with pytest.raises(GrouperError, match=r"original, which .* is neither here nor beside it: say --base FOLDER"):
+    with pytest.raises(GrouperError, match=r"original, which .* is neither here nor beside it: say `base=FOLDER`"):
         found(place)
     shutil.copytree(place / "models" / "original", place / "elsewhere" / "original")
     assert found(place) == Path("original")

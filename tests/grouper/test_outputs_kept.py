@@ -1,5 +1,6 @@
 """Locks, and what killed processes leave."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -158,6 +159,12 @@ def test_a_full_disk_is_said_with_the_files_name(tmp_path):
     with pytest.raises(GrouperError, match=r"cannot write .*best.safetensors.* No space left") as full:
         write_file(tmp_path / "best.safetensors", fill)
     assert is_disk_full(full.value) and list(tmp_path.iterdir()) == []
+
+    def fill_up(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*front.csv'$"):
+        write_file(tmp_path / "front.csv", fill_up)
 
 
 def test_work_in_progress_has_the_same_name_when_options_that_are_off_are_added():

@@ -44,11 +44,12 @@ def test_alone_nothing_is_joined(monkeypatch):
         ALONE.first_does(lambda: (_ for _ in ()).throw(GrouperError("mine")))
 
 
-def test_two_ranks_write_what_one_writes(reader, tmp_path):
+@pytest.mark.drawn
+def test_two_ranks_write_what_one_writes(reader, text, tmp_path):
     """Layers, front and measurements byte for byte; refined weights but for the order of sums."""
     alone, two = tmp_path / "alone", tmp_path / "two"
-    whole_job(str(reader), alone)
-    done = together(HERE / "whole_job.py", reader, two)
+    whole_job(str(reader), str(text), alone)
+    done = together(HERE / "whole_job.py", reader, text, two)
     assert done.returncode == 0, done.stderr
     files = sorted(p.relative_to(alone) for p in alone.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
@@ -69,12 +70,12 @@ def test_two_ranks_write_what_one_writes(reader, tmp_path):
         assert refined["tokens"] == 1536 and refined["steps"] == 5
 
 
-def test_ranks_that_hold_parts_of_the_model_train_what_one_trains(reader, tmp_path):
+def test_ranks_that_hold_parts_of_the_model_train_what_one_trains(reader, text, tmp_path):
     """FSDP, as `accelerate launch --use_fsdp` asks for it; interrupted by nothing, resumed by nothing."""
     export(reader, HeadLayout.from_labels([[0, 0, 1, 1, 2, 2, 3, 3]] * 3, 8, 16), tmp_path / "in", merge="mean")
     options = UptrainOptions(tokens=2048, step_tokens=256, micro_tokens=64, window=64, validate=4, lr=1e-3)
-    uptrain_model(tmp_path / "in", tmp_path / "alone", TextSource("demo"), options, base=str(reader))
-    asked = ["--base", reader, "--text", "demo", "--tokens", 2048, "--step-tokens", 256, "--micro-tokens", 64]
+    uptrain_model(tmp_path / "in", tmp_path / "alone", TextSource(str(text)), options, base=str(reader))
+    asked = ["--base", reader, "--text", text, "--tokens", 2048, "--step-tokens", 256, "--micro-tokens", 64]
     asked += ["--window", 64, "--lr", 0.001, "--device", "cpu"]
     launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     done = together("-m", "cli", "uptrain", tmp_path / "in", "-o", tmp_path / "two", *asked, **launched)

@@ -10,7 +10,7 @@ from grouper.calibration.moments import collect_moments
 from grouper.calibration.source import TextSource
 from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
-from grouper.threads import in_background, one_thread, side_by_side
+from grouper.threads import in_background, made_ahead, one_thread, side_by_side
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_what_goes_wrong_is_raised_and_threads_are_given_back(four_threads):
     assert torch.get_num_threads() == 4
 
 
-def test_moments_and_losses_are_the_same_bits_for_any_number_of_threads():
-    regrouper = Regrouper(Checkpoint.open("demo"), Calibration(TextSource("demo"), tokens=12_288, window=128))
+def test_moments_and_losses_are_the_same_bits_for_any_number_of_threads(text):
+    regrouper = Regrouper(Checkpoint.open("demo"), Calibration(TextSource(str(text)), tokens=12_288, window=128))
     windows, before, found = regrouper.windows(12_288), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -84,3 +84,35 @@ def test_work_in_the_background_is_done_in_turn_and_tells_what_went_wrong():
     assert done == [1, 2]
     with pytest.raises(OSError, match="disk is full"), in_background() as background:
         background(work, 3)
+
+
+def test_the_next_item_is_made_while_the_caller_is_busy():
+    made, threads = [], set()
+
+    def make(item: int) -> int:
+        made.append(item)
+        threads.add(threading.current_thread().name)
+        return 10 * item
+
+    with made_ahead(make, [1, 2, 4]) as get:
+        assert get(1) == 10
+        deadline = time.monotonic() + 60
+        while made != [1, 2] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert made == [1, 2], "nobody asked for 2 yet"
+        assert (get(2), get(4)) == (20, 40) and made == [1, 2, 4], "each is made once"
+        assert get(3) == 30 and made == [1, 2, 4, 3], "one that was not announced"
+    assert len(threads) == 2 and threading.current_thread().name in threads
+
+
+def test_an_item_that_is_skipped_does_no_harm():
+    with made_ahead(lambda item: 10 * item, range(9)) as get:
+        assert [get(item) for item in (0, 4, 5, 2)] == [0, 40, 50, 20]
+
+
+def test_what_goes_wrong_ahead_is_raised_where_its_item_is_asked_for():
+    with made_ahead(lambda item: 1 / item, [1, 0, 2]) as get:
+        assert get(1) == 1
+        with pytest.raises(ZeroDivisionError):
+            get(0)
+        assert get(2) == 0.5

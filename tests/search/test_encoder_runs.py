@@ -22,6 +22,7 @@ from search import RunFolder, SearchOptions, Selection, evaluate, export_from_ru
 from search.evaluation.models import evaluate_model
 from search.runs.view import View, viewed
 
+pytestmark = pytest.mark.drawn
 QUICK = {"generations": 3, "population": 16, "tokens": 512, "window": 24}
 MANY = 10**6  # windows: all that there are
 KINDS = {

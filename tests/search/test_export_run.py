@@ -15,9 +15,9 @@ from search import SearchOptions, Selection, export_from_run, search
 from search.export_run import as_begun, kept_refinement
 
 
-def test_a_self_test_that_fails_throws_no_refinement_away(reader, tmp_path, monkeypatch):
+def test_a_self_test_that_fails_throws_no_refinement_away(reader, text, tmp_path, monkeypatch):
     search(reader, tmp_path / "run", SearchOptions(generations=2, population=8, fitness="weight"))
-    calibration = Calibration(TextSource("demo"), tokens=512, window=64)
+    calibration = Calibration(TextSource(str(text)), tokens=512, window=64)
 
     def export():
         options = RefineOptions(tokens=512, steps=2)

@@ -28,6 +28,7 @@ from search.run import kept_where
 from search.runs.folder import RunFolder
 from search.runs.pareto import COLUMNS
 
+pytestmark = pytest.mark.drawn
 QUICK = SearchOptions(fitness="weight", generations=4, population=24)
 
 

@@ -87,11 +87,11 @@ def check_file_format(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) ->
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise GrouperError("--format gguf needs the gguf package: pip install 'kv-grouper[gguf]'") from error
+        raise GrouperError("`format=gguf` needs the gguf package: pip install 'kv-grouper[gguf]'") from error
     if dtype not in DTYPES:
         raise GrouperError(f"a GGUF of dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     a = Architecture.of(config)
-    deci, instead = "llama.cpp's deci architecture", "use --format hf"
+    deci, instead = "llama.cpp's deci architecture", "use `format=hf`"
     if a.family.model_type not in FAMILIES or a.nested:
         kind = "vision-language" if a.nested else a.family.model_type
         raise GrouperError(f"{deci} holds {', '.join(FAMILIES)} models, not {kind} ones: {instead}")

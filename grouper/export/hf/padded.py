@@ -35,7 +35,7 @@ class Padded(ExportClass):
             return f"no class carries {what} with more query heads than they have"
         if share > max_padding:
             largest = f"padding groups to {largest_group(layout)} query heads would add {share:.1%} of weights"
-            return f"{largest}, more than --max-padding {max_padding:.0%}"
+            return f"{largest}, more than `max_padding={max_padding:.0%}`"
         if carrier == "mistral" and config.get("mlp_bias") and not as_llama:
             return "a padded Llama goes out as a Mistral, which has no MLP biases"
         if (as_llama or carrier == DIVIDES) and size % query_heads:

@@ -32,7 +32,7 @@ class TrainingMethod(Entry):
         if self.from_mean and merge != "mean":
             raise GrouperError(
                 f"{self.name} begins with the mean of the original's heads, and {exported.folder.name} was merged by "
-                f"{merge}: export with --merge mean --no-refine"
+                f"{merge}: export with `merge=mean` `refine=False`"
             )
         if self.from_mean and exported.base is exported.folder:
             raise GrouperError(f"{self.name} needs the original's heads, which a model folded into Phi has no more")

@@ -9,7 +9,7 @@ from grouper.uptraining.options import Losses
 
 @dataclass(frozen=True)
 class Continued(TrainingMethod):
-    """How many tokens 5% are, only the one who trained the original knows: say --tokens."""
+    """How many tokens 5% are, only the one who trained the original knows: say `tokens`."""
 
     name: str = "gqa"
     paper = "GQA, arXiv 2305.13245"

@@ -86,6 +86,6 @@ class SummedAttention(SharedAttention):
 def membership(grouping: Grouping, heads: int) -> Tensor:
     """[G, G0]: 1 where an original head goes into a shared one."""
     members = torch.zeros(grouping.kv_heads, heads)
-    for g, sources in enumerate(grouping.sources):
+    for g, sources in enumerate(grouping.members):
         members[g, list(sources)] = 1.0
     return members

@@ -102,4 +102,4 @@ def dealt(layout: LayerLayout, sizes: list[int]) -> LayerLayout:
     for size in sizes:
         readers.append(tuple(order[first : first + size]))
         first += size
-    return replace(layout, k=Grouping(tuple(readers), layout.k.sources), v=Grouping(tuple(readers), layout.v.sources))
+    return replace(layout, k=Grouping(tuple(readers), layout.k.members), v=Grouping(tuple(readers), layout.v.members))

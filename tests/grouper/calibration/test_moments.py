@@ -96,7 +96,7 @@ def test_kept_calibration_is_used_again_and_only_for_the_same_text(reader, text,
 
 def test_what_is_no_folder_keeps_no_calibration(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(GrouperError, match=r"--keep-calibration .*file is not a folder"):
+    with pytest.raises(GrouperError, match=r"`keep_calibration=.*file` is not a folder"):
         Calibration(TextSource("demo"), keep=tmp_path / "file")
 
 

@@ -87,7 +87,7 @@ def test_refusals(folder, tmp_path):
         TaskOptions(("sentences",), tmp_path / "nowhere")
     one = {"names": ("a",)}
     for wrong in ({"names": ()}, {"names": ("a", "")}, {**one, "limit": 0}, {**one, "few_shot": -1}):
-        with pytest.raises(GrouperError, match=r"--tasks is empty|expected at least"):
+        with pytest.raises(GrouperError, match=r"`names` is empty|expected at least"):
             TaskOptions(**wrong)
     (tmp_path / "gone.yaml").write_text(TASK.format(data='"/nowhere/items.jsonl"').replace("sentences", "gone"))
     with pytest.raises(GrouperError, match="cannot load the items of gone"):

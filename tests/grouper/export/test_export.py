@@ -51,7 +51,7 @@ def gathered(folder, layout, prompt, merge="mean"):
                 name = f"model.layers.{layer}.self_attn.{kind}_proj.{part}"
                 if name in state:
                     blocks = state[name].view(a.kv_heads, a.head_dim, -1)
-                    merged = [blocks[list(sources)].mean(0) for sources in heads.k.sources]
+                    merged = [blocks[list(sources)].mean(0) for sources in heads.k.members]
                     per_query = [
                         merged[next(g for g, readers in enumerate(heads.k.readers) if h in readers)]
                         for h in range(a.query_heads)
@@ -90,7 +90,7 @@ def test_padding_beyond_the_cap_goes_out_as_ragged(models, tmp_path):
     done = export(folder, layout_of(folder, "padded"), tmp_path / "out")
     assert (
         done.export_class == "ragged"
-        and "--max-padding 10%" in done.note
+        and "`max_padding=10%`" in done.note
         and done.engines
         != export(
             folder, layout_of(folder, "padded"), tmp_path / "padded", options=ExportOptions(max_padding=9.0)
@@ -302,7 +302,7 @@ def test_outputs_that_are_in_the_way(models, tmp_path):
     with pytest.raises(GrouperError, match="not written by Grouper"):
         export(folder, layout, tmp_path / "notes", options=ExportOptions(overwrite=True))
     export(folder, layout, tmp_path / "out")
-    with pytest.raises(GrouperError, match="--overwrite"):
+    with pytest.raises(GrouperError, match="`overwrite=True`"):
         export(folder, layout, tmp_path / "out")
     export(folder, layout, tmp_path / "out", options=ExportOptions(overwrite=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "notes", "out"]

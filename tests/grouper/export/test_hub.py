@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import commands
 import pytest
 from hub_server import serve
 
@@ -22,9 +21,7 @@ def grouper(hub, home, *arguments, **environment):
         **environment,
     }
     env.pop("HF_HUB_OFFLINE", None) if "HF_HUB_OFFLINE" not in environment else None
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *map(str, arguments)], capture_output=True, text=True, env=env, timeout=300
-    )
+    return commands.grouper(*arguments, environment=env)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +128,8 @@ def test_an_export_is_pushed_and_loads_from_the_hub(empty_hub, run, tmp_path):
     ]
     assert hub.commits[0]["summary"] == "Regrouped with Grouper"
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_DISABLE_XET": "1"}
-    loaded = subprocess.run(
-        [sys.executable, "-c", LOADING, str(tmp_path / "out")], capture_output=True, text=True, env=env
-    )
+    (tmp_path / "loading.py").write_text(LOADING)
+    loaded = commands.python(tmp_path / "loading.py", tmp_path / "out", environment=env)
     assert loaded.returncode == 0, loaded.stderr
 
 

@@ -63,7 +63,7 @@ def test_weighted_merges_are_fitted_to_what_attention_sees(rope, kind):
     generator = torch.Generator().manual_seed(0)
     for size in (1e-4, 1e-2):
         changed = with_bias(merged.v, merged.v_bias)
-        for group, sources in enumerate(layout.v.sources):
+        for group, sources in enumerate(layout.v.members):
             weights = size * torch.randn(shape, generator=generator, dtype=torch.float64)
             changed[group] += (weights * v[list(sources)]).sum(0)
         other = Attention(**{**vars(merged), "v": changed[..., :-1], "v_bias": changed[..., -1]})
@@ -232,7 +232,7 @@ def test_heads_without_queries_and_dead_heads_do_not_break_the_merge():
 @pytest.mark.parametrize("merge", ["procrustes", "spectral"])
 def test_a_change_of_basis_needs_readers_that_are_sources(merge):
     grouping = Grouping(((0, 1, 2), (3, 4, 5, 6, 7)), ((0, 1), (2, 3)))
-    with pytest.raises(GrouperError, match="--merge mean"):
+    with pytest.raises(GrouperError, match="`merge=mean`"):
         MERGES.named(merge).merge(random_attention(7), LayerLayout.shared(grouping), random_moments(7))
 
 

@@ -37,12 +37,12 @@ def test_keys_are_fitted_to_their_readers(rope, kind, across):
     seen = query_energy(attention, (inputs.queries or inputs).second_moment)
 
     def error(group: int, head: torch.Tensor) -> float:
-        changes = [(k[s] - head, seen[s]) for s in layout.k.sources[group]]
+        changes = [(k[s] - head, seen[s]) for s in layout.k.members[group]]
         return sum(float((w @ e @ inputs.second_moment * e).sum()) for e, w in changes)
 
     shape = {"scalar": (2, 1, 1), "column": (2, d, 1), "row": (2, 1, k.shape[-1])}[kind]
     generator = torch.Generator().manual_seed(0)
-    for group, sources in enumerate(layout.k.sources):
+    for group, sources in enumerate(layout.k.members):
         best = error(group, shared[group])
         assert best < error(group, k[list(sources)].mean(0)) * (1 - 1e-9)
         for size in (1e-3, 1e-2, 0.1):

@@ -431,7 +431,7 @@ def test_shares_of_long_windows():
     found = [RefineOptions(long_share=share).plan("cpu").long_share for share in (None, 0.0, 0.25)]
     assert found == [0.5, 0.0, 0.25]
     for share in (-0.1, 1.0):
-        with pytest.raises(GrouperError, match=f"--long-share {share}: expected a share from 0 to below 1"):
+        with pytest.raises(GrouperError, match=f"`long_share={share}`: expected a share from 0 to below 1"):
             RefineOptions(long_share=share)
 
 
@@ -511,10 +511,10 @@ def test_gains_are_trained_where_each_head_has_its_own_and_sinks_always(qk_norm,
 @pytest.mark.parametrize(("scope", "passes"), [("attention", 3), ("block", 2)])
 @pytest.mark.parametrize("size", [1, 2], ids=lambda n: f"{n} ranks")
 def test_the_time_of_a_refinement_is_that_of_its_parts(model, monkeypatch, scope, passes, size):
-    """Of one layer: setting up 2 s; 20 steps of 1 s; 8 steps took 50 s with 42 beside them, which come once; passes of
-    3 s over four batches; errors before and after on three batches more than were timed. Ranks share steps and
-    passes."""
-    took, clock = iter([2.0, 50.0, 3.0]), iter(range(1000))
+    """Of one layer: merging 1.5 s; setting up 0.5 s; 20 steps of 1 s; 8 steps took 50 s with 42 beside them, which come
+    once; passes of 3 s over four batches; errors before and after on three batches more than were timed. Ranks share
+    steps and passes."""
+    took, clock = iter([1.5, 0.5, 50.0, 3.0]), iter(range(1000))
 
     def seconds(call, device) -> float:
         call()
@@ -528,3 +528,10 @@ def test_the_time_of_a_refinement_is_that_of_its_parts(model, monkeypatch, scope
     )  # fmt: skip
     one_layer = 2 + 42 + 2 * 3 * (4 - 1) + (20 * 1 + passes * 3 * 4) / size
     assert found == pytest.approx(3 * one_layer)
+
+
+@pytest.mark.parametrize(
+    ("device", "merging", "seconds"), [("cpu", 3.0, 13.0), ("cuda:1", 3.0, 10.0), ("cuda", 12.0, 12.0)]
+)
+def test_a_gpu_refines_while_the_next_layer_is_merged(device, merging, seconds):
+    assert refine._of_a_layer(merging, 10.0, device) == seconds

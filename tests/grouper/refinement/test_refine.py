@@ -24,21 +24,23 @@ FEW = {"window": 128, "tokens": 2048}
 REFINE = RefineOptions(tokens=512)
 
 
-def regrouper(model="demo") -> Regrouper:
-    return Regrouper(Checkpoint.open(model), Calibration(TextSource("demo"), **FEW))
+@pytest.fixture
+def regrouper(text):
+    """regrouper(MODEL), calibrated on a text."""
+    return lambda model="demo": Regrouper(Checkpoint.open(model), Calibration(TextSource(str(text)), **FEW))
 
 
 @pytest.fixture(scope="module")
-def texted_run(tmp_path_factory):
+def texted_run(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    search("demo", folder, SearchOptions(generations=3, population=16, text="demo", tokens=2048, window=128))
+    search("demo", folder, SearchOptions(generations=3, population=16, text=str(text), tokens=2048, window=128))
     return folder
 
 
 @pytest.fixture(scope="module")
-def small_run(reader, tmp_path_factory):
+def small_run(reader, text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "run"
-    search(reader, folder, SearchOptions(generations=3, population=16, text="demo", tokens=2048, window=128))
+    search(reader, folder, SearchOptions(generations=3, population=16, text=str(text), tokens=2048, window=128))
     return folder
 
 
@@ -58,7 +60,7 @@ def weights(merged, layers=3):
 
 
 @pytest.mark.parametrize("scope", ["attention", "block"])
-def test_refinement_lowers_every_layers_error_and_the_loss_on_other_text(scope):
+def test_refinement_lowers_every_layers_error_and_the_loss_on_other_text(regrouper, scope):
     ours = regrouper()
     layout = ragged_layout()
     held_out = windows(TextSource("demo", purpose="evaluation"), load_tokenizer(ours.checkpoint), 128, 12)
@@ -74,7 +76,7 @@ def test_refinement_lowers_every_layers_error_and_the_loss_on_other_text(scope):
     assert nll(ours.model.model, held_out) == original, "the model in memory is the original again"
 
 
-def test_the_same_call_gives_the_same_weights_and_a_killed_one_goes_on(reader, tmp_path):
+def test_the_same_call_gives_the_same_weights_and_a_killed_one_goes_on(reader, regrouper, tmp_path):
     layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=3, batch_tokens=512, tokens=512)
 
     class Killed(Exception):
@@ -108,9 +110,9 @@ def test_the_same_call_gives_the_same_weights_and_a_killed_one_goes_on(reader, t
 
 
 @pytest.mark.parametrize("scope", ["attention", "block"])
-def test_a_refined_export_is_what_was_refined(reader, small_run, tmp_path, prompt, scope):
+def test_a_refined_export_is_what_was_refined(reader, text, small_run, tmp_path, prompt, scope):
     lines = []
-    calibration, quarter = Calibration(TextSource("demo"), **FEW), Selection(kv_ratio="1/4")
+    calibration, quarter = Calibration(TextSource(str(text)), **FEW), Selection(kv_ratio="1/4")
     refine = replace(REFINE, scope=scope)
     done = export_from_run(
         small_run, tmp_path / "out", quarter, calibration, refine, machine=Machine(tell=lines.append)
@@ -148,7 +150,7 @@ def test_evaluation_measures_other_merges_and_refinement_beside_the_runs_own(tex
         evaluate(tmp_path / "run", source, merge="luck", **options)
 
 
-def test_refinement_without_text_or_with_an_unknown_scope_is_refused(tmp_path):
+def test_refinement_without_text_or_with_an_unknown_scope_is_refused(regrouper, tmp_path):
     search("demo", tmp_path / "run", SearchOptions(generations=2, population=16))
     with pytest.raises(GrouperError, match="searched without text"):
         evaluate(tmp_path / "run", TextSource("demo", purpose="evaluation"), refine=REFINE, limit=2)
@@ -161,7 +163,7 @@ def test_more_text_gets_more_steps():
     assert steps == [20, 150, 424, 967] and Architecture.of(Checkpoint.open("demo").config).layers == 6
 
 
-def test_streams_on_disk_give_the_same_weights(reader, monkeypatch):
+def test_streams_on_disk_give_the_same_weights(reader, regrouper, monkeypatch):
     layout, options = ragged_layout(3, 8, 16), RefineOptions(steps=2, batch_tokens=512, tokens=512)
     in_memory = weights(regrouper(reader).refined(layout, MERGES["spectral"], options))
     monkeypatch.setattr("grouper.running.walk.free_memory", lambda: 0.0)

@@ -194,5 +194,5 @@ def test_an_example_with_other_answers_is_another_one(encoders):
 
 @pytest.mark.parametrize("losses", [Losses(1, 0, 0), Losses(0, 0, 1), Losses(1, 0, 1)], ids=["kl", "causal", "both"])
 def test_a_model_without_a_head_learns_hidden_states_or_nothing(pairs, tmp_path, losses):
-    with pytest.raises(GrouperError, match=r"without a head learns hidden states alone \(--hidden\)"):
+    with pytest.raises(GrouperError, match=r"without a head learns hidden states alone \(`hidden`\)"):
         pairs("bert-bare").training(tmp_path, losses).loss_of(torch.arange(2))

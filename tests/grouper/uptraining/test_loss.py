@@ -78,7 +78,7 @@ def test_what_is_learnt_by_default():
 
 def test_nothing_to_learn_is_said_with_its_reason():
     logits = torch.zeros(1, 2, 3)
-    with pytest.raises(GrouperError, match=r"the right answers of this text are not known: .*\(--kl, --hidden\)"):
+    with pytest.raises(GrouperError, match=r"the right answers of this text are not known: .*\(`kl`, `hidden`\)"):
         losses_of(logits, None, None, Losses(0, 0, 1))
-    with pytest.raises(GrouperError, match=r"a model without a head learns hidden states alone \(--hidden\)"):
+    with pytest.raises(GrouperError, match=r"a model without a head learns hidden states alone \(`hidden`\)"):
         losses_of(None, None, None, Losses(1, 0, 1))

@@ -43,7 +43,7 @@ def test_learned_sums_begin_with_the_mean_and_scale_what_they_are_named_after(me
     with torch.no_grad():
         attention.k_shares[0].zero_()  # head 0 no longer counts in its group
         attention.k_shares[1].fill_(2.0)
-    members = attention.layout.k.sources[0]
+    members = attention.layout.k.members[0]
     wanted = 2 * original.k[1] + sum(original.k[m] / len(members) for m in members if m > 1)
     assert torch.allclose(attention.weights().k[0], wanted, atol=1e-5)
     bias = 2 * original.k_bias[1] + sum(original.k_bias[m] / len(members) for m in members if m > 1)
@@ -56,7 +56,7 @@ def test_queries_are_dealt_out_in_their_order():
     layer = LayerLayout.from_labels([0, 0, 1, 1, 2, 2, 3, 3])
     again = dealt(layer, [1, 4, 2, 1])
     assert again.k.readers == ((0,), (1, 2, 3, 4), (5, 6), (7,))
-    assert again.k.sources == layer.k.sources and again.v.readers == again.k.readers
+    assert again.k.members == layer.k.members and again.v.readers == again.k.readers
 
 
 def test_dgqa_deals_by_key_norms_every_so_many_steps(mean_of_neighbours):
@@ -133,7 +133,7 @@ def test_wgqa_refuses_what_is_no_mean(samples, tmp_path):
     original = samples("llama")
     layout = layout_for(original, EQUAL)
     export(original, HeadLayout(layout.layers, 8, 4, 16), tmp_path / "in", merge="spectral")
-    with pytest.raises(GrouperError, match="export with --merge mean --no-refine"):
+    with pytest.raises(GrouperError, match="export with `merge=mean` `refine=False`"):
         METHODS["wgqa"].check(ExportedModel.open(tmp_path / "in", str(original)))
 
 

@@ -33,7 +33,7 @@ def test_all_weights_of_a_7b_do_not_fit_a_card(monkeypatch):
     """16 bytes of each, and a tenth: 118 GB."""
     free(monkeypatch, 80e9)
     with pytest.raises(GrouperError, match=r"all of 6\.7B parameters takes 118 GB .* cuda:0, which has 80 GB free: "
-                                           r"take --train lora \(28 GB\), or share it among GPUs"):  # fmt: skip
+                                           r"take `train=lora` \(28 GB\), or share it among GPUs"):  # fmt: skip
         check_memory(SEVEN, UptrainOptions(), "cuda:0")
     check_memory(SEVEN, UptrainOptions(train="lora"), "cuda:0")
     check_memory(SEVEN, UptrainOptions(), "cuda:0", shared_by=2)
@@ -43,7 +43,7 @@ def test_all_weights_of_a_7b_do_not_fit_a_card(monkeypatch):
 
 def test_main_memory_counts_on_a_cpu(monkeypatch):
     free(monkeypatch, 0.0, 24e9)
-    with pytest.raises(GrouperError, match=r"too much for this machine, which has 24 GB: take --train lora \(28 GB\)$"):
+    with pytest.raises(GrouperError, match=r"too much for this machine, which has 24 GB: take `train=lora` \(28 GB\)$"):
         check_memory(SEVEN, UptrainOptions(), "cpu")
     with pytest.raises(GrouperError, match=r"adapters of 6\.7B .* takes 31 GB .*: take a device with more$"):
         check_memory(SEVEN, UptrainOptions(train="lora"), "cpu")

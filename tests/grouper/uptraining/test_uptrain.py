@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import grouper
 from safetensors.torch import load_file
-from tiny_models import ROOT, add_tokenizer, edit_weights, make_model
+from tiny_models import add_tokenizer, edit_weights, make_model
 from uptrained_files import files_of
 
 from grouper import Checkpoint, ExportOptions, GrouperError, HeadLayout, UptrainOptions, export, uptrain_model
@@ -144,7 +143,7 @@ def test_a_start_refined_on_all_of_the_text_is_not_preferred_for_it(folders, rea
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(folders, source, tmp_path, monkeypatch):
     step = Training.step
     monkeypatch.setattr(Training, "step", lambda self, n: step(self, n) * (float("nan") if n >= 9 else 1.0))
-    with pytest.raises(GrouperError, match=r"became nan at step 10: take a lower --lr; the state of step 8 is kept"):
+    with pytest.raises(GrouperError, match=r"became nan at step 10: take a lower `lr`; the state of step 8 is kept"):
         uptrain_model(folders["stock"], tmp_path / "out", source, QUICK)
     assert not (tmp_path / "out").exists()
     (state,) = tmp_path.rglob("state.safetensors")
@@ -162,19 +161,19 @@ def test_refusals(folders, reader, source, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Too little to learn from. " * 4)
     refused("too few for one window", text=TextSource(str(short)))
-    refused("takes text: give --text FILE, not --images", text=TextSource(images=str(tmp_path)))
+    refused("takes text: give `text=FILE`, not `images`", text=TextSource(images=str(tmp_path)))
     other = add_tokenizer(make_model(tmp_path / "other", vocab_size=4100))
     refused("4,100 tokens, the exported model 4,096", teacher=str(other))
     wide = add_tokenizer(make_model(tmp_path / "wide", vocab_size=4096, heads=4))
     refused("not the model that", base=str(wide))
     refused("unknown way to train", options=UptrainOptions(**{**vars(QUICK), "method": "prayer"}))
-    refused("--tracker nonesuch is not installed", options=UptrainOptions(**{**vars(QUICK), "tracker": "nonesuch"}))
+    refused("`tracker=nonesuch` is not installed", options=UptrainOptions(**{**vars(QUICK), "tracker": "nonesuch"}))
     refused("no such parameter", options=UptrainOptions(**{**vars(QUICK), "set": ("dgqa.luck=1",)}))
     away = tmp_path / "away" / "exported"
     shutil.copytree(folders["stock"], away)
     facts = json.loads((away / "grouper.json").read_text())
     (away / "grouper.json").write_text(json.dumps({**facts, "base_model": "gone", "base_fingerprint": "0" * 64}))
-    refused("gone, which .* neither here nor beside it: say --base", folder=away)
+    refused("gone, which .* neither here nor beside it: say `base=FOLDER`", folder=away)
     refined = {**facts, "merge": "spectral+refine"}
     (away / "grouper.json").write_text(json.dumps(refined))
     refused("merged by spectral", folder=away, options=UptrainOptions(**{**vars(QUICK), "method": "wgqa"}),
@@ -287,10 +286,7 @@ def test_every_method_trains_and_ends_in_an_ordinary_export(folders, reader, sou
 def test_low_rank_training_from_the_command_line(folders, text, tmp_path):
     pytest.importorskip("peft")  # the extra `lora`
     options = ["--train", "lora", "--tokens", "2048", "--step-tokens", "256", "--window", "64", "--lr", "0.003"]
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "uptrain", folders["stock"], "-o", tmp_path / "out", "--text", text, *options,
-         "--json"], capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+    done = grouper("uptrain", folders["stock"], "-o", tmp_path / "out", "--text", text, *options, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["deploy"] == "stock" and "about" in done.stderr
 

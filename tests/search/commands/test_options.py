@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from grouper.option_fields import Option, option, same, words_of
 from search.commands.application import app
-from search.commands.options import Command, command, completing
+from search.commands.options import Command, as_flags, command, completing
 
 
 @dataclass(frozen=True)
@@ -121,3 +121,17 @@ def test_words_are_found_where_they_stand():
     named = Option("A merge.", words="grouper.merging.MERGES")
     assert "spectral" in named.known_words() and Option("None.").known_words() == []
     assert words_of("a, b") == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("`tokens=0`: expected a number above 0", "--tokens 0: expected a number above 0"),
+        ("see `overwrite=True`, or `merge=mean` `refine=False`", "see --overwrite, or --merge mean --no-refine"),
+        ("take a lower `lr`; `few_shot=-1`", "take a lower --lr; --num-fewshot -1"),
+        ("give `text=FILE`, with a `text` or chat `messages`", "give --text FILE, with a `text` or chat `messages`"),
+        ("`clip=0` is no option of a command", "`clip=0` is no option of a command"),
+    ],
+)
+def test_fields_that_a_message_names_are_flags_on_the_command_line(message, shown):
+    assert as_flags(message) == shown

@@ -1,14 +1,11 @@
 """`grouper regroup` in a process of its own: one command from a model to a smaller one that was measured."""
 
 import json
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import pytest
 from commands import grouper
-from tiny_models import ROOT
 from typer.testing import CliRunner
 
 from grouper import GrouperError, TextSource
@@ -84,14 +81,9 @@ def test_of_a_short_text_nothing_is_measured_unless_another_one_is_given(reader,
 def test_a_killed_one_goes_on_to_the_same_weights(reader, long_text, tmp_path):
     words = ("regroup", str(reader), "--text", str(long_text), *map(str, QUICK))
     assert grouper(*words, "-o", tmp_path / "whole").returncode == 0
-    command = [sys.executable, "-m", "cli", *words, "-o", str(tmp_path / "out")]
     for sign in ("out.run/layers/00.csv", "out.refine/*/layer-000.safetensors"):
-        killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + 120
-        while not [*tmp_path.glob(sign)] and killed.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        killed.kill()
-        killed.wait()
+        killed = grouper(*words, "-o", tmp_path / "out", killed_at=tmp_path / sign)
+        assert killed.returncode == -signal.SIGKILL
         assert [*tmp_path.glob(sign)] and not (tmp_path / "out").exists()
     done = grouper(*words, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,8 @@ import pytest
 
 from grouper import GrouperError, TextSource
 from search import SearchOptions
-from search.evaluation.held_out import HeldOut, HeldOutOptions, text_held_out
+from search.evaluation.held_out import HeldOut, text_held_out
+from search.options import HeldOutOptions
 
 NOT = HeldOutOptions()
 

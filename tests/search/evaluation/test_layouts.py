@@ -216,11 +216,13 @@ def test_proxies_are_ranked_at_one_kv_ratio(run, text, monkeypatch):
 
 def test_a_model_and_its_export_are_measured_by_themselves(run, reader, text, tmp_path):
     source = TextSource(str(text))
-    front = evaluate(run, source, window=64, limit=6, layouts="all")
     done = export_from_run(run, tmp_path / "out", Selection(kv_ratio="1/2", deploy="any"))
-    number = json.loads((tmp_path / "out" / "grouper.json").read_text())["layout"]
-    row = next(r for _, r in front.table.iterrows()
-               if json.loads(RunFolder.open(run).layout(int(r["layout"])).to_json()) == number)  # fmt: skip
+    written = json.loads((tmp_path / "out" / "grouper.json").read_text())["layout"]
+    folder = RunFolder.open(run)
+    numbers = folder.front().table["layout"].astype(int)
+    number = next(n for n in numbers if json.loads(folder.layout(n).to_json()) == written)
+    front = evaluate(run, source, window=64, limit=6, layouts=f"0,{number}")
+    row = front.table.set_index("layout").loc[number]
     found = evaluate_model(tmp_path / "out", source, base=str(reader), window=64, limit=6)
     assert done.export_class in ("stock", "padded", "ragged")
     for column in ("nll", "kl", "agreement", "kl_se"):

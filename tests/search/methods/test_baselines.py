@@ -10,7 +10,7 @@ from search.options import GeneticOptions
 def test_neighbours_share_and_the_first_groups_are_larger():
     tables = random_pairs(0, 5)
     found = Neighbour().search_layer(task_of(tables), np.random.default_rng(0), GeneticOptions())
-    assert [c.layout.k.sources for c in found] == [
+    assert [c.layout.k.members for c in found] == [
         ((0, 1, 2, 3, 4),), ((0, 1, 2), (3, 4)), ((0, 1), (2, 3), (4,)), ((0, 1), (2,), (3,), (4,)),
     ]  # fmt: skip
     assert [c.error for c in found] == [tables.errors(c.layout.k.labels[None])[0] for c in found]

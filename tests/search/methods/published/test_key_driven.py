@@ -39,7 +39,7 @@ def test_layouts_keep_order_and_neighbours(shares):
     assert [c.kv_heads for c in found] == list(range(1, 8))
     for c in found:
         assert c.layout.k.reader_order == list(range(8))
-        assert [h for sources in c.layout.k.sources for h in sources] == list(range(8))
+        assert [h for sources in c.layout.k.members for h in sources] == list(range(8))
 
 
 def test_equal_keys_give_equal_shares():
@@ -95,7 +95,7 @@ def test_the_head_with_the_least_norm_gets_one_query():
     found = KeyDriven().search_layer(keyed_task(4, keys), np.random.default_rng(0), GeneticOptions())
     two = {c.kv_heads: c.layout.k for c in found}[2]
     # the averaged pairs have norms sqrt(2) / 2 and sqrt(26) / 2
-    assert two.sizes == (1, 3) and two.sources == ((0, 1), (2, 3))
+    assert two.sizes == (1, 3) and two.members == ((0, 1), (2, 3))
 
 
 def test_shares_of_no_known_kind_are_refused():

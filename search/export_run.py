@@ -58,9 +58,8 @@ def export_from_run(
     this, they calibrate and refine together, and the first one writes. Raises GrouperError.
     """
     refuse_unwritable(Path(output))
-    machine = machine or Machine()
+    machine, options, output = machine or Machine(), options or ExportOptions(), Path(output)
     ranks, tell = machine.ranks, machine.tell
-    options, output = options or ExportOptions(), Path(output)
     if destination:
         destination.check()
     folder = RunFolder.open(Path(run))

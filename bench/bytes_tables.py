@@ -8,8 +8,9 @@ Found = dict[str, Any]
 def tables(found: Found) -> str:
     """Markdown: what was measured on, then for each text a table of heads against types of cache."""
     tokens = ", ".join(f"{count:,} of {found['texts'][name]} ({name})" for name, count in found["tokens"].items())
-    refined = "refined" if found["refined"] else "not refined"
-    lines = [f"{found['model']} on {found['device']}, {refined}; windows of {found['window']:,} tokens: {tokens}."]
+    fewer = any(not row["heads"].startswith("all") for row in found["rows"])
+    refined = (", refined" if found["refined"] else ", not refined") if fewer else ""
+    lines = [f"{found['model']} on {found['device']}{refined}; windows of {found['window']:,} tokens: {tokens}."]
     for text, nll in found["original"].items():
         lines += ["", *of_text(found["rows"], text, nll)]
     return "\n".join(lines)

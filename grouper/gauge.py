@@ -12,9 +12,9 @@ scores feel it least.
 s = (size of the plane's keys / size of its readers' queries) to the power of `strength` / 2, by root mean squares. If
 the error were spread evenly over a head, as a rotation does, it would be sum (k / s)^2 times sum (q s)^2, and by
 Cauchy-Schwarz least at strength 1. Each KV head takes the strength under which rounding to 4 bits changes scores
-least, 0 where none changes them less by MARGIN. Keys and queries are drawn from the moments of what
-enters them, at random positions, so no text is read again. V and, where it has no other, K take one number for the
-whole head, which brings it into the middle of e4m3's range: for caches of fp8 with scale 1.0.
+least, 0 where none changes them less by MARGIN. Keys and queries are drawn from the moments of what enters them, at
+random positions. K and V take one more number for the whole head where that rounds them less in e4m3, whose middle it
+brings them to: for caches of fp8 with scale 1.0.
 
 Norms on q and k: across heads (OLMo 2) gains are per head, and take s in place of the weights. Per head (Qwen3,
 Gemma 3) all heads have the same gains: one s per plane for all heads is free there, but is not used, and K stays.
@@ -56,9 +56,7 @@ def gauged(attention: Attention, layout: LayerLayout, gauge: Gauge) -> Attention
     q, keys, values = (attention.projection(part) for part in ("q", "k", "v"))
     if attention.gains is None:
         q = replace(q, weight=q.weight * k[k_of][..., None], bias=None if q.bias is None else q.bias * k[k_of])
-        keys = replace(
-            keys, weight=keys.weight / k[..., None], bias=None if keys.bias is None else keys.bias / k
-        )  # fmt: skip
+        keys = replace(keys, weight=keys.weight / k[..., None], bias=None if keys.bias is None else keys.bias / k)
     else:
         q, keys = replace(q, gain=attention.gains.q * k[k_of]), replace(keys, gain=attention.gains.k / k)
     values = values.changed(lambda heads: heads * v.view(-1, *[1] * (heads.ndim - 1)))
@@ -102,7 +100,7 @@ def best_gauge(attention: Attention, layout: LayerLayout, inputs: InputMoments, 
     attention = attention.to("cpu", torch.float32)
     drawn = Drawn(attention, layout, inputs.to("cpu"), theta)
     fixed = attention.qk_norm == "head"  # gains are the same in all heads
-    unscaled = 0.0, torch.ones(attention.head_dim, dtype=torch.float64)
+    unscaled = 0.0, torch.ones(attention.head_dim)
     best = [unscaled if fixed else drawn.best(head) for head in range(len(attention.k))]
     values = torch.stack([drawn.best_value(head) for head in range(len(attention.v))])
     return Gauge(torch.stack([scale for _, scale in best]), values, [strength for strength, _ in best])

@@ -12,7 +12,8 @@ from grouper.merging.folding import augmented, scored
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 MARGIN = 0.9  # of the error without, which a scale must fall below to be taken
-DRAWN = 512  # keys, queries and values of each head, that errors are estimated from
+DRAWN = 256  # keys, queries and values of each head, that errors are estimated from
+FURTHEST = 2.0**8
 LONGEST = 4096  # positions that they stand at
 MIDDLE = 2.0  # root mean square that fp8 has room above and below for
 
@@ -41,18 +42,18 @@ class Drawn:
         if len(self.planes):
             self.units[self.planes[:, 1]] = self.planes[:, 0]
         speeds = theta ** (-torch.arange(len(self.planes)) / max(1, len(self.planes)))
-        self.speeds = speeds.double()
+        self.speeds = speeds
         self.k = torch.stack([self._turned(self._drawn(head, inputs)) for head in k])  # [G, n, d]
         self.q = torch.stack([self._turned(self._drawn(head, inputs)) for head in q])  # [H, n, d]
         self.v = torch.stack([self._drawn(head, inputs) for head in augmented(attention.projection("v"))])
 
     def _drawn(self, weights: Tensor, inputs: InputMoments) -> Tensor:
         """[n, d] of one head [d, D + 1]."""
-        second = inputs.times(weights) @ weights.T  # [d, d]
-        mean = inputs.times(weights)[:, -1]  # the constant input's
+        products = inputs.times(weights)  # [d, D + 1]
+        second, mean = products @ weights.T, products[:, -1]  # the last input is the constant 1
         values, vectors = torch.linalg.eigh(second - torch.outer(mean, mean))
-        noise = torch.randn(DRAWN, len(mean), generator=self.generator, dtype=torch.float64)
-        return mean + noise * values.clamp_min(0).sqrt() @ vectors.T
+        root = values.clamp_min(0).sqrt()[:, None] * vectors.T
+        return mean.float() + torch.randn(DRAWN, len(mean), generator=self.generator) @ root.float()
 
     def _turned(self, drawn: Tensor) -> Tensor:
         """[n, d] after RoPE."""
@@ -75,20 +76,22 @@ class Drawn:
         queries = self.q[self.k_of == head].flatten(0, 1) * scale  # [readers n, d]
         moment, keys = queries.T @ queries / len(queries), self.k[head] / scale
         ways = (q4_0, quanto4) if len(scale) % 32 == 0 else (quanto4,)
-        wrong = torch.stack([rounded(keys.float()[:, None], "k")[:, 0].double() for rounded in ways]) - keys
+        wrong = torch.stack([rounded(keys[:, None], "k")[:, 0] for rounded in ways]) - keys
         wrong = wrong - wrong.mean(1, keepdim=True)  # [ways, n, d]
         return ((wrong @ moment) * wrong).sum(-1).mean(-1)
 
     def scale_of(self, head: int, strength: float) -> Tensor:
-        """[d] powers of two, their middle at 1."""
+        """[d] powers of two, their middle at 1, none further from it than FURTHEST."""
         ratio = self.size(self.k[head]) / self.size(self.q[self.k_of == head])
         scale = ratio ** (strength / 2)
-        return power_of_two(scale / scale.log().mean().exp())
+        return power_of_two((scale / scale.log().mean().exp()).clamp(1 / FURTHEST, FURTHEST))
 
     def best(self, head: int) -> tuple[float, Tensor]:
-        """The strength that changes scores least, and its scale [d]."""
-        without = self.errors(head, torch.ones(self.k.shape[-1], dtype=torch.float64)).clamp_min(1e-30)
-        errors = {s: float((self.errors(head, self.scale_of(head, s)) / without).mean()) for s in STRENGTHS}
+        """The strength that changes scores least in the mean of the ways to round, and more in none of them; its scale
+        [d]."""
+        without = self.errors(head, torch.ones(self.k.shape[-1])).clamp_min(1e-30)
+        shares = {s: self.errors(head, self.scale_of(head, s)) / without for s in STRENGTHS}
+        errors = {s: float(share.mean()) for s, share in shares.items() if s == 0 or (share <= 1).all()}
         strength = min(errors, key=lambda s: errors[s])
         strength = strength if errors[strength] < MARGIN else 0.0
         scale = self.scale_of(head, strength)

@@ -134,7 +134,10 @@ def carry_out(
         else:
             merged = regrouper.merged(chosen.layout, chosen.merge, temporary)
         origin["measured"] = record.measured(regrouper, refine, merged, machine.progress)
-        merged = regrouper.gauged(chosen.layout, merged) if options.kv_gauge else merged
+        if options.kv_gauge:
+            if regrouper.calibration and not regrouper.ranks.alone:
+                regrouper.kept_moments(machine.progress)  # before the first rank writes alone
+            merged = regrouper.gauged(chosen.layout, merged)
 
         def write() -> Exported:
             with told_where(kept):

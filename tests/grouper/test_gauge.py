@@ -75,7 +75,7 @@ def test_a_spike_is_scaled_and_nothing_else():
     assert gauge.strengths[0] > 0 and gauge.strengths[1] == 0
     assert gauge.k[0, 2] == gauge.k[0, 34] == gauge.k[0].max() and torch.equal(gauge.k[1], torch.ones(64))
     drawn = Drawn(attention, layout.layers[0], inputs(attention), 10000.0)
-    without, within = drawn.errors(0, torch.ones(64).double()), drawn.errors(0, gauge.k[0])
+    without, within = drawn.errors(0, torch.ones(64)), drawn.errors(0, gauge.k[0])
     assert (within < 0.5 * without).all()
     assert torch.equal(torch.exp2(torch.log2(gauge.k).round()), gauge.k), "powers of two"
 
@@ -94,6 +94,24 @@ def llama() -> Architecture:
         "model_type": "llama", "hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
         "num_hidden_layers": 1, "head_dim": 64, "vocab_size": 9, "intermediate_size": 9,
     })  # fmt: skip
+
+
+def test_a_plane_without_keys_has_a_scale_all_the_same():
+    attention, layout = spiked()
+    attention.k[0, 5] = attention.k[0, 37] = 0
+    drawn = Drawn(attention, layout.layers[0], inputs(attention), 10000.0)
+    scale = drawn.scale_of(0, 1.0)
+    assert scale[5] == 2.0**-8 == scale.min() and torch.equal(drawn.scale_of(0, 0.0), torch.ones(64))
+
+
+def test_no_way_to_round_may_lose(monkeypatch):
+    """A strength that one of the two rounds much less under, and the other a little more, is not taken."""
+    attention, layout = spiked()
+    drawn = Drawn(attention, layout.layers[0], inputs(attention), 10000.0)
+    for share, taken in ((1.01, False), (0.99, True)):
+        changed = torch.tensor([0.1, share])
+        monkeypatch.setattr(drawn, "errors", lambda head, scale, c=changed: c if (scale != 1).any() else torch.ones(2))
+        assert (drawn.best(0)[0] > 0) == taken
 
 
 def test_chance_is_the_seeds_alone():
@@ -122,7 +140,7 @@ def test_norms_per_head_leave_keys_alone():
 
 
 def test_small_and_large_values_come_into_the_range_of_fp8():
-    drawn = torch.randn(512, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.randn(512, 32, generator=torch.Generator().manual_seed(0))
     assert best_number(drawn) == 1 and best_number(8 * drawn) == 1
     assert best_number(0.001 * drawn).log2() == 11 and best_number(500 * drawn).log2() == -8
 

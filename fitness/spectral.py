@@ -24,6 +24,7 @@ from grouper.calibration.input_moments import InputMoments
 from grouper.layout import LayerLayout
 from grouper.merging import MEAN
 from grouper.merging.leading import beyond_leading
+from grouper.merging.plane_signs import best_signs, sum_of
 from grouper.merging.spectral_layer import SpectralLayer, SpectralTables
 
 SIZES = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of groups that the surrogate learns from
@@ -193,6 +194,8 @@ def _blocks(table: Tensor, index: Tensor, d: int) -> Tensor:
 
 
 def _of_mean(gram: Tensor, fixed: Tensor) -> Tensor:
-    """gram [..., S, S] Hermitian, fixed [..., S]. Returns [...]: what the projection on `fixed` leaves."""
-    along = torch.einsum("...a,...ab,...b->...", fixed, gram.real, fixed) / fixed.square().sum(-1).clamp_min(1e-300)
+    """gram [..., S, S] Hermitian, fixed [..., S]. Returns [...]: the energy that the projection on `fixed` leaves, with
+    the signs under which it leaves least (grouper.merging.plane_signs)."""
+    products = fixed[..., :, None] * fixed[..., None, :] * gram.real
+    along = sum_of(products, best_signs(products)) / fixed.square().sum(-1).clamp_min(1e-300)
     return (gram.diagonal(dim1=-2, dim2=-1).real.sum(-1) - along).clamp_min(0)

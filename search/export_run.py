@@ -58,9 +58,8 @@ def export_from_run(
     this, they calibrate and refine together, and the first one writes. Raises GrouperError.
     """
     refuse_unwritable(Path(output))
-    machine = machine or Machine()
+    machine, options, output = machine or Machine(), options or ExportOptions(), Path(output)
     ranks, tell = machine.ranks, machine.tell
-    options, output = options or ExportOptions(), Path(output)
     if destination:
         destination.check()
     folder = RunFolder.open(Path(run))
@@ -91,8 +90,13 @@ def export_from_run(
     record = Record(folder, chosen, set, command, aside, options.overwrite)
     with locked_by_first(ranks, output):
         done = carry_out(regrouper, chosen, output, plan, options, record, destination, machine)
+    return replace(done, not_refined=not_refined, kv_cache=_cache_type(chosen, selection))
+
+
+def _cache_type(chosen: Chosen, selection: Selection) -> str | None:
+    """The type of KV cache that the layout was chosen with, where that is another than the run's."""
     served = chosen.picked.row.get("kv_cache") or selection.kv_cache
-    return replace(done, not_refined=not_refined, kv_cache=served if served in CACHE_TYPES else None)
+    return served if served in CACHE_TYPES else None
 
 
 def own_text(regrouper: Regrouper, settings: RunSettings) -> tuple[bool, str | None]:

@@ -227,7 +227,7 @@ def check_refined(
     folder: Path, tmp_path: Path, prompt: torch.Tensor, layouts: list[HeadLayout], windows: torch.Tensor
 ) -> None:
     checkpoint = Checkpoint.open(folder)
-    search(folder, tmp_path / "run", SearchOptions(generations=3, population=16))
+    search(folder, tmp_path / "run", SearchOptions(generations=2, population=8))
     ours = Regrouper(checkpoint)
     for number, (layout, scope) in enumerate(zip(layouts, ("attention", "block"))):
         start = ours.merged(layout, MERGES["spectral"].before_refinement())

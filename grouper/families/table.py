@@ -52,7 +52,7 @@ def note(family: Family) -> str:
     kind = family.qk_norm
     behind = [f"{name} {merge.behind_norms[kind]}" for name, merge in MERGES.items() if kind in merge.behind_norms]
     if family.qk_norm == "head":
-        text = f"norms on q and k leave no basis of K free: {', '.join(behind)}"
+        text = f"norms on q and k leave K no rotation: {', '.join(behind)}"
     elif family.qk_norm == "all":
         text = f"a norm across heads changes with them, in the mean restored: {', '.join(behind)}"
     elif family.position != "rope":

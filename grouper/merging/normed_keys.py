@@ -2,9 +2,10 @@
 head within that.
 
 "head" (Qwen3, Gemma 3). Each head is divided by its own size and scaled by gains that all heads share. Sizes are gone,
-    and a rotation of a plane does not commute with two different gains: nothing is free. The best shared head is, per
-    plane, the mean of the heads behind the norm, weighted by query energy: argmin of sum_h w_h |kappa_h - kappa|^2_C.
-    Its own size is the norm's again, so its error is an estimate.
+    and a rotation of a plane does not commute with two different gains: signs of planes alone are free, and are chosen
+    before this (grouper.merging.plane_signs). The best shared head is, per plane, the mean of the heads behind the
+    norm, weighted by query energy: argmin of sum_h w_h |kappa_h - kappa|^2_C. Its own size is the norm's again, so its
+    error is an estimate.
 "all" (OLMo 2 and 3, OLMoE). One size for all heads, and gains for each: q's gains take a real factor per plane and
     head. As without norms, with the real part of the Gram matrix in its place: kappa_h ~ c_h kappa, c_h real, from its
     leading eigenvector. The size, which changes with them, is restored in the mean by k's gains; from token to token it

@@ -9,7 +9,7 @@ inputs' second moment C: all that is asked of heads are their inner products W C
 [D + 1, D + 1] is never decomposed.
 
 A norm between projection and RoPE leaves K no rotation (its gains differ from row to row) and q no scale: there K is
-the plain mean.
+the plain mean, once planes have signs that agree (grouper.merging.plane_signs).
 """
 
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from grouper.layout import Grouping, LayerLayout
 from grouper.merging.base import Merge
 from grouper.merging.folding import augmented, check_readers_are_sources, energy, split
 from grouper.merging.mean import averaged
+from grouper.merging.plane_signs import aligned, with_signs
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,26 @@ class Procrustes(Merge):
     gain: float = 1e-9
     paper = "Align heads before merging, arXiv 2412.20677"
     expensive = True
-    behind_norms: ClassVar[dict[str, str]] = {"head": "rotates V alone", "all": "rotates V alone"}
+    behind_norms: ClassVar[dict[str, str]] = dict.fromkeys(("head", "all"), "rotates V, and takes signs of K's planes")
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         inputs = AssumedInputs.from_norm(None, None, attention.q.shape[-1]) if inputs is None else inputs
         if attention.qk_norm:
-            merged = attention.with_projections({"k": averaged(attention, "k", layout.k)})
+            agreeing = with_signs(attention, self.signs(attention, layout.k, inputs))
+            merged = agreeing.with_projections({"k": averaged(agreeing, "k", layout.k)})
         else:
             merged = self.keys(attention, layout.k, inputs)
         v, o = self.values(attention, layout.v, inputs)
         return replace(merged, v=v.weight, v_bias=v.bias, o=o)
+
+    def signs(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> Tensor:
+        """[G, P]: signs of planes under which the mean of each group's heads keeps most."""
+        k, (a, b) = augmented(attention.projection("k")), attention.rotated_planes.T
+        planes = torch.complex(k[:, a], k[:, b])  # [G, P, D + 1]
+        products = torch.einsum("ipx,jpx->pij", inputs.times(planes), planes.conj()).real
+        return aligned(products, grouping.members)
 
     def keys(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> Attention:
         """The layer with the shared K heads, and q turned and scaled as they were."""

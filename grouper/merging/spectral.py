@@ -32,6 +32,7 @@ from grouper.layout import Groups, LayerLayout
 from grouper.merging.base import Merge
 from grouper.merging.folding import check_readers_are_sources, energy, split
 from grouper.merging.normed_keys import merge_normed_keys
+from grouper.merging.plane_signs import with_signs
 from grouper.merging.spectral_layer import SpectralLayer
 
 
@@ -45,7 +46,7 @@ class Spectral(Merge):
     paper = "ours"
     expensive = True
     behind_norms: ClassVar[dict[str, str]] = {
-        "head": "takes the weighted mean behind them",
+        "head": "takes the weighted mean behind them, up to signs of planes",
         "all": "takes real factors of K's planes",
     }
 
@@ -58,6 +59,9 @@ class Spectral(Merge):
         """Raises GrouperError where query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         layer = SpectralLayer(attention, inputs, device)
+        if attention.qk_norm == "head":
+            attention = with_signs(attention, layer.signs(layout.k.members))
+            layer = SpectralLayer(attention, inputs, device)
         v, o = merged_values(layer, layout.v.members)
         new_v, v_bias = split(v, attention.v_bias, attention.v)
         gains = attention.gains

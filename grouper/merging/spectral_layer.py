@@ -7,8 +7,10 @@ from torch import Tensor
 
 from grouper.attention import Attention
 from grouper.calibration.input_moments import InputMoments
+from grouper.layout import Groups
 from grouper.merging.folding import augmented, energy, row_energy, scored
 from grouper.merging.leading import leading_vectors
+from grouper.merging.plane_signs import aligned
 
 TINY = 1e-12  # of the largest eigenvalue: directions below carry rounding
 
@@ -19,7 +21,7 @@ class SpectralTables:
 
     v: [G d, G d] A C A^T. planes: [P, G, G] Hermitian b_a C b_b^H, or None without RoPE. unrotated: [G f, G f], or
     None. plane_weight: 1/2 with a partial rotary (a phase-averaged square), else 1. fixed: [G, P] how a shared head is
-    put together where no factor is free, else None.
+    put together, up to signs, where no other factor is free, else None.
     """
 
     v: Tensor
@@ -86,6 +88,14 @@ class SpectralLayer:
         """b [P, S, D + 1] -> [P, S, S]: Hermitian; real where a norm across heads leaves only real factors free."""
         gram = self.inputs.times(b) @ b.mH
         return gram.real if self.attention.qk_norm == "all" else gram
+
+    def signs(self, groups: Groups) -> Tensor:
+        """[G, P]: signs of planes under which the weighted mean of each group's heads keeps most; 1 without RoPE."""
+        if not len(self.planes):
+            return self.k.new_ones(self.kv_heads, 0)
+        root = self.q_energy.sqrt().T  # [P, G]
+        gram = self._plane_gram(self.b.transpose(0, 1)).real  # [P, G, G]
+        return aligned(root[:, :, None] * root[:, None] * gram, groups)
 
     def key_energy(self, sources: list[int]) -> Tensor:
         """[S]: E|k_h|^2 before the merge; of unrotated rows without what is the same for all keys."""

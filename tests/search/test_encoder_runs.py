@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_to_the_same_files(run_of, tmp_path):
 @pytest.mark.parametrize(
     ("name", "source", "words"),
     [
-        ("vit", {"text": "demo"}, "takes pictures: give --images"),
+        ("vit", {"text": "demo"}, "takes pictures: give `images=FOLDER`"),
         ("bert", {"images": "."}, "takes text"),
         ("t5", {"text": "demo"}, "no pairs"),
         ("vit", {"images": "nowhere"}, "is no folder of pictures"),

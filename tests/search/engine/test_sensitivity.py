@@ -37,7 +37,9 @@ def test_it_never_falls():
     assert curve([(0.5, -1.0)])(0.5) == pytest.approx(LEAST) and curve([])(0.7) == 0.7
 
 
-def test_a_search_adds_up_losses_and_goes_on_where_it_was_killed(reader, text, tmp_path):
+def test_a_search_adds_up_losses_and_goes_on_where_it_was_killed(reader, text, tmp_path, monkeypatch):
+    for name in ("TOKENS", "JUDGED"):  # of refining and of judging: fewer
+        monkeypatch.setattr(f"search.engine.sensitivity.{name}", 1024)
     options = SearchOptions(**{**vars(QUICK), "text": str(text)})
     search(reader, tmp_path / "run", options)
     measured = pd.read_csv(tmp_path / "run" / FILE, **EXACT)

@@ -101,7 +101,7 @@ def test_a_page_begins_with_what_an_export_at_half_takes(measured_run, data):
 def test_the_options_that_refine_on_the_runs_own_text(measured_run, tmp_path, searched, refined, words):
     run = shutil.copytree(measured_run.path, tmp_path / "run")
     settings = json.loads((run / "run.json").read_text())
-    (run / "digests" / "run.json").unlink()
+    shutil.rmtree(run / "digests")
     (run / "run.json").write_text(json.dumps(settings | searched))
     (run / "evaluation.json").write_text(json.dumps({"refinement": refined} if refined else {}))
     assert refining_options(RunFolder(run)) == words.split()

@@ -80,8 +80,13 @@ class Meter:
         found = {name: closeness_of(model, one, layout, merged, ranks=ranks) for name, one in originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
 
-    def of_kept(self, regrouped: tuple[HeadLayout, Merged] | None = None, ranks: Ranks = ALONE) -> dict[str, Columns]:
-        """The same on texts by types of KV cache; the original unless regrouped."""
+    def of_kept(
+        self, regrouped: tuple[HeadLayout, Merged] | None = None, ranks: Ranks = ALONE
+    ) -> dict[str, Columns]:
+        """The same on texts by types of KV cache; the original unless regrouped. A layout is measured in the gauge that
+        `export` gives it, the original in its own."""
+        if regrouped is not None and self.kept:
+            regrouped = regrouped[0], self.regrouper.gauged(*regrouped)
 
         def found(original: Original, kind: CacheType) -> Columns:
             if regrouped is None:

@@ -1,4 +1,4 @@
-"""What a grouping is, and how it is put into a model.
+"""Regrouping of a model's KV heads: layouts, merges, refinement, training and export.
 
 >>> from grouper import Checkpoint, inspect
 >>> inspect(Checkpoint.open("demo")).kv_heads
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from grouper.uptraining.options import UptrainOptions as UptrainOptions
     from grouper.uptraining.uptrain import uptrain_model as uptrain_model
 
-# Threads of torch that wait for one another sleep instead of spinning: on a busy machine, spinning ones fight for the
-# cores that the others need, and small eigenproblems become thirty times slower. It counts if torch comes later.
+# Waiting torch threads sleep instead of spinning. On a busy machine, spinning threads take the cores that the others
+# need, and small eigenproblems run thirty times slower. The setting takes effect if torch is imported later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Without it, a GPU's products of matrices are refused where the same gradients are wanted every time; older versions of
-# torch look once, at the first product.
+# Without it, a GPU refuses matrix products when deterministic gradients are asked for. Older versions of torch read
+# it only once, at the first product.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 MODULES = {

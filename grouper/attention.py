@@ -6,8 +6,8 @@ Symbols, here and in every other module:
     H   query heads of a layer (attention outputs); where query projections are shared, q itself has fewer
     G   KV heads of a layer: the model's own before regrouping, the layout's after
     d   head_dim: rows of one head
-    D   hidden size: what enters the projections; D + 1 where a constant input 1 carries the biases
-    S   heads behind one shared head: a group's members
+    D   hidden size: inputs of the projections; D + 1 where a constant input 1 carries the biases
+    S   members of a group: original heads merged into one shared head
     P   planes of a head: pairs of rows that RoPE rotates together
     f   rows of a head that RoPE leaves alone
     m   largest group of a layer
@@ -40,21 +40,22 @@ class Projection:
 
     @property
     def shift(self) -> Tensor:
-        """[heads, d]: the bias, or zeros."""
+        """Bias [heads, d]; zeros if there is none."""
         return self.weight.new_zeros(self.weight.shape[:2]) if self.bias is None else self.bias
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Projection":
-        """All that there is, changed along its heads: change([heads, ...]) -> [other heads, ...]."""
+        """Projection with its weight, bias and gain changed along the heads: change([heads, ...]) -> [other heads,
+        ...]."""
         bias, gain = (None if t is None else change(t) for t in (self.bias, self.gain))
         return Projection(change(self.weight), bias, gain)
 
     def taken(self, index: Tensor | list[int]) -> "Projection":
-        """These of its heads."""
+        """Selection of the heads, by index."""
         return self.changed(lambda heads: heads[index])
 
 
 class Gains(NamedTuple):
-    """Norms on q and k. kind: as Attention.qk_norm. q, k: gains [H, d] and [G, d]."""
+    """Norms on q and k. kind: one of the values of Attention.qk_norm. q, k: gains [H, d] and [G, d]."""
 
     kind: str
     q: Tensor
@@ -63,7 +64,7 @@ class Gains(NamedTuple):
 
 @dataclass
 class Attention:
-    """One layer's projections; float32 unless said otherwise. Raises GrouperError where shapes do not go together.
+    """One layer's projections, in float32 unless stated otherwise. Raises GrouperError if shapes do not fit together.
 
     Before regrouping, G is the model's own number of KV heads and query head h reads KV head h * G // H. After a merge,
     k and v have the layout's heads in its order, and the layout says who reads which. K and V may then differ in
@@ -80,7 +81,7 @@ class Attention:
     o_bias: Tensor | None = None  # [D]
     q_norm: Tensor | None = None  # [H, d] gains of a norm between q's projection and RoPE
     k_norm: Tensor | None = None  # [G, d]
-    sinks: Tensor | None = None  # [H] a score that each softmax has beside those of tokens
+    sinks: Tensor | None = None  # [H] an extra score in each softmax, in addition to the tokens'
     planes: Tensor | None = None  # [P, 2] the rows of each plane; None without RoPE
     qk_norm: str | None = None  # "head": each head is divided by its own root mean square, "all": by that of all heads
 
@@ -120,7 +121,7 @@ class Attention:
 
     @property
     def queries_per_kv_head(self) -> int:
-        """Before regrouping: how many query heads read each KV head."""
+        """Number of query heads that read each KV head, before regrouping."""
         return self.query_heads // self.kv_heads
 
     @property
@@ -128,13 +129,13 @@ class Attention:
         return self.q.shape[1]
 
     def projection(self, part: Part) -> Projection:
-        """q, k or v as it is stored, bias and gain with it."""
+        """Projection q, k or v as stored, with bias and gain."""
         if part == "q":
             return Projection(self.q, self.q_bias, self.q_norm)
         return Projection(self.k, self.k_bias, self.k_norm) if part == "k" else Projection(self.v, self.v_bias)
 
     def with_projections(self, parts: Mapping[Part, Projection]) -> "Attention":
-        """The same with these in the place of its own."""
+        """Copy of the attention with these projections replaced."""
         q, k, v = (parts.get(part, self.projection(part)) for part in PARTS)
         return replace(
             self, q=q.weight, k=k.weight, v=v.weight, q_bias=q.bias, k_bias=k.bias, v_bias=v.bias, q_norm=q.gain,
@@ -142,34 +143,34 @@ class Attention:
         )  # fmt: skip
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Attention":
-        """The same with these in the place of its own, by field."""
+        """Copy of the attention with these tensors replaced, by field name."""
         fields: dict[str, Any] = dict(tensors)
         return replace(self, **fields)
 
     @property
     def gains(self) -> Gains | None:
-        """The norms on q and k, where there are any."""
+        """Norms on q and k; None if there are none."""
         if self.qk_norm is None or self.q_norm is None or self.k_norm is None:
             return None
         return Gains(self.qk_norm, self.q_norm, self.k_norm)
 
     @property
     def rotated_planes(self) -> Tensor:
-        """[P, 2]: `planes`; without RoPE P is 0."""
+        """Planes [P, 2] that RoPE rotates; P is 0 without RoPE."""
         return torch.empty(0, 2, dtype=torch.long) if self.planes is None else self.planes
 
     def readers_of(self, kv_head: int) -> list[int]:
-        """Before regrouping: the query heads that read this KV head."""
+        """Query heads that read this KV head, before regrouping."""
         return list(range(kv_head * self.queries_per_kv_head, (kv_head + 1) * self.queries_per_kv_head))
 
     @property
     def head_read(self) -> Tensor:
-        """[H]: before regrouping, the KV head that each query head reads."""
+        """KV head that each query head reads, before regrouping [H]."""
         return torch.arange(self.query_heads) // self.queries_per_kv_head
 
     def expanded(self, layout: LayerLayout) -> "Attention":
-        """One q, K and V head per attention output, by index from the layout's: what a merge comes to, for reference
-        and evaluation.
+        """One q, K and V head per attention output, gathered from the layout's heads. Reference and evaluation run a
+        merge in this form.
 
         Where a norm spans all K heads, that holds only before it: see grouper.running.in_memory.
         """
@@ -179,25 +180,26 @@ class Attention:
         )
 
     def to(self, *args: Any, **kwargs: Any) -> "Attention":
-        """Every weight moved or cast, as Tensor.to does; `planes` are indices and stay."""
+        """Every weight moved or cast, as by Tensor.to. `planes` are indices and keep their type."""
         tensors = {name: t for name, t in vars(self).items() if isinstance(t, Tensor) and name != "planes"}
         return self.with_tensors({name: t.to(*args, **kwargs) for name, t in tensors.items()})
 
 
 @lru_cache(maxsize=64)
 def readers_index(grouping: Grouping, device: torch.device) -> Tensor:
-    """[H]: the head that each attention output reads, on the device; made once, for a copy would stall a GPU."""
-    with torch.inference_mode(False):  # it may be used where gradients flow
+    """Index [H], on the device, of the head that each attention output reads. Cached, because copying it each time
+    would stall a GPU."""
+    with torch.inference_mode(False):  # gradients may flow through its users
         return torch.from_numpy(grouping.group_of).to(device)
 
 
 @dataclass
 class MergedLayer:
-    """What a layer becomes.
+    """Weights of a layer after merging or refinement.
 
-    attention: its weights, KV heads in the layout's order. others: the layer's other tensors that changed, by name
-    within the layer. before, after: where it was refined, the error of the regrouped residual stream behind the layer,
-    relative to what the layer adds.
+    attention: attention weights, KV heads in the layout's order. others: other tensors of the layer that changed, by
+    name within the layer. before, after: errors before and after refinement, if the layer was refined: error of the
+    regrouped residual stream after the layer, relative to what the layer adds.
     """
 
     attention: Attention
@@ -206,8 +208,8 @@ class MergedLayer:
     after: float = float("nan")
 
     def on_cpu(self, pinned: bool = False) -> "MergedLayer":
-        """In main memory. pinned: in pages that a GPU writes to by itself, in a tenth of the time, but which the
-        system cannot move."""
+        """Copy in main memory. pinned: use page-locked memory (about ten times faster from a GPU, but not
+        swappable)."""
         device = self.attention.q.device
         attention = self.attention.to("cpu", non_blocking=pinned)
         others = {n: t.to("cpu", non_blocking=pinned) for n, t in self.others.items()}
@@ -216,4 +218,4 @@ class MergedLayer:
         return replace(self, attention=attention, others=others)
 
 
-Merged = Callable[[int], MergedLayer]  # a layer's weights, when asked for
+Merged = Callable[[int], MergedLayer]  # weights of a layer, computed when asked for

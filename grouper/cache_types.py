@@ -1,4 +1,7 @@
-"""Types that engines keep keys and values in: bits of a value, scales counted, and how each type rounds.
+"""Data types of KV caches in serving engines: bits per value, scales included, and the rounding of each type.
+
+Rounding is simulated: a tensor is returned as attention would read it from such a cache. Keys are rounded after RoPE,
+because engines store rotated keys. The rules were taken from the engines' sources:
 
 Rounding is simulated: a tensor goes in and comes back as attention reads it from such a cache. Keys are rounded after
 RoPE, as engines store them. The rules were taken from the engines' sources:
@@ -25,16 +28,17 @@ from grouper.names import expected
 Part = Literal["k", "v"]
 Rounding = Callable[[Tensor, Part], Tensor]  # [..., tokens, d] -> the same shape, in float32
 LARGEST_FP8 = 448.0
-BLOCK = 32  # values of llama.cpp's blocks
+BLOCK = 32  # values per block of llama.cpp
 ROTATED = 64  # rows of the smallest Hadamard matrix that llama.cpp rotates by
-GROUP = 64  # values of a group of transformers' cache
+GROUP = 64  # values per group of transformers' cache
 RESIDUAL = 128  # newest tokens that transformers' cache keeps exact
 
 
 @dataclass(frozen=True)
 class CacheType:
-    """bits: of one value, with its share of the scales. rounding: None where values stay as they are. block: head_dim
-    must be a multiple of it. residual: newest tokens that stay exact, at most. flags: how engines are told."""
+    """KV cache type. bits: bits per value, its share of the scales included. rounding: None if values stay as they are.
+    block: divisor that head_dim must have. residual: largest number of newest tokens that stay exact. flags:
+    command-line flags that select the type in engines."""
 
     name: str
     bits: float
@@ -45,11 +49,12 @@ class CacheType:
     flags: dict[str, str] = field(default_factory=dict, compare=False)
 
     def rounded(self, values: Tensor, part: Part) -> Tensor:
-        """Values [..., tokens, d] as attention reads them from the cache, in their own type."""
+        """Values [..., tokens, d] as attention reads them from the cache, in their original dtype."""
         return values if self.rounding is None else self.rounding(values.float(), part).to(values.dtype)
 
     def check(self, head_dim: int, position: str = "rope") -> None:
-        """Raise GrouperError for heads, or positions (as a family's), that such a cache cannot be measured with."""
+        """Raise GrouperError if a cache of this type cannot be measured with this head_dim or kind of positions
+        (Family.position)."""
         if head_dim % self.block:
             raise GrouperError(
                 f"{self.name} keeps blocks of {self.block} values, and heads of this model have {head_dim}: engines "
@@ -60,7 +65,7 @@ class CacheType:
 
 
 def fp8(values: Tensor, part: Part) -> Tensor:
-    """Nearest e4m3, cut off at 448.
+    """Values rounded to the nearest e4m3 number, clipped at 448.
 
     >>> fp8(torch.tensor([0.3, 17.0, -900.0]), "k").tolist()
     [0.3125, 16.0, -448.0]
@@ -69,13 +74,14 @@ def fp8(values: Tensor, part: Part) -> Tensor:
 
 
 def fp8_scaled(values: Tensor, part: Part) -> Tensor:
-    """e4m3 with a scale for each head [..., tokens, d]."""
+    """Values [..., tokens, d] rounded to e4m3 with one scale per head."""
     scale = values.abs().amax((-2, -1), keepdim=True).clamp_min(1e-12) / LARGEST_FP8
     return fp8(values / scale, part) * scale
 
 
 def q8_0(values: Tensor, part: Part) -> Tensor:
-    """llama.cpp's 8 bits: of each block of 32 the largest size becomes 127; halves are rounded away from zero."""
+    """llama.cpp's 8-bit rounding. The largest magnitude of each block of 32 becomes 127; halves are rounded away from
+    zero."""
 
     def rounded(blocks: Tensor) -> Tensor:  # [..., 32]
         scale = blocks.abs().amax(-1, keepdim=True) / 127
@@ -86,8 +92,8 @@ def q8_0(values: Tensor, part: Part) -> Tensor:
 
 
 def q4_0(values: Tensor, part: Part) -> Tensor:
-    """llama.cpp's 4 bits: of each block of 32 the value of the largest size becomes -8, so that 8 itself is cut to 7 on
-    the other side."""
+    """llama.cpp's 4-bit rounding. The value of largest magnitude in each block of 32 becomes -8, so 8 on the other side
+    is clipped to 7."""
 
     def rounded(blocks: Tensor) -> Tensor:  # [..., 32]
         largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
@@ -99,8 +105,8 @@ def q4_0(values: Tensor, part: Part) -> Tensor:
 
 
 def quanto4(values: Tensor, part: Part) -> Tensor:
-    """transformers' 4 bits: groups of 64 values, one token's or, of smaller heads, neighbouring tokens', between their
-    smallest and their largest. [..., tokens, d]"""
+    """transformers' 4-bit rounding of [..., tokens, d]: groups of 64 values between their smallest and largest. A group
+    lies within one token or, if heads are smaller, spans neighbouring tokens."""
     flat = values.flatten(-2)  # [..., tokens * d]
     short = -flat.shape[-1] % GROUP
     filled = torch.cat([flat, flat[..., -1:].expand(*flat.shape[:-1], short)], -1)
@@ -112,12 +118,13 @@ def quanto4(values: Tensor, part: Part) -> Tensor:
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """1 / scale, and 0 where the scale is 0."""
+    """Reciprocal of the scale, 0 where the scale is 0."""
     return torch.where(scale == 0, 0.0, 1 / scale)
 
 
 def _rotated(values: Tensor, part: Part, rounded: Callable[[Tensor], Tensor]) -> Tensor:
-    """Blocks [..., 32] of the last dimension rounded; between two rotations where llama.cpp rotates."""
+    """Values rounded in blocks [..., 32] of the last dimension, between a rotation and its inverse where llama.cpp
+    rotates."""
     d = values.shape[-1]
     if d % ROTATED:
         return rounded(values.unflatten(-1, (-1, BLOCK))).flatten(-2)
@@ -130,7 +137,7 @@ def _rotated(values: Tensor, part: Part, rounded: Callable[[Tensor], Tensor]) ->
 
 @lru_cache(maxsize=8)
 def hadamard(size: int, device: torch.device) -> Tensor:
-    """[size, size]: orthonormal, symmetric, its own inverse.
+    """Orthonormal, symmetric Hadamard matrix [size, size], its own inverse.
 
     >>> hadamard(2, torch.device("cpu")).mul(2**0.5).round().tolist()
     [[1.0, 1.0], [1.0, -1.0]]
@@ -165,7 +172,7 @@ CACHE_TYPES = {
 
 
 def cache_type(name: str) -> CacheType:
-    """The type of this name. Raises GrouperError where there is none.
+    """KV cache type of this name. Raises GrouperError for an unknown name.
 
     >>> cache_type("q4_0").bits
     4.5

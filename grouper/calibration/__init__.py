@@ -1,1 +1,1 @@
-"""Text, and what it tells of a layer's inputs."""
+"""Calibration text, and the statistics of layer inputs that are measured on it."""

@@ -1,4 +1,4 @@
-"""What to calibrate on, and how much of it."""
+"""Options of calibration: the text, and how much of it to use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,19 @@ WINDOW = 512
 
 @dataclass(frozen=True)
 class Calibration:
-    """tokens: of `source`, spread over it, for the moments. window: tokens that are seen together.
+    """Options of calibration. tokens: number of tokens for the moments, spread evenly over `source`. window: tokens per
+    window.
 
-    keep: a folder where the moments of this model, text and tokens are kept and looked for. Raises GrouperError where
-    that is something else.
+    keep: folder that caches the moments of this model, text and number of tokens. Raises GrouperError if the path is
+    something else.
     """
 
     source: TextSource
-    tokens: int = option(TOKENS, "Tokens of text to calibrate on.", panel="Text")
-    window: int = option(WINDOW, "Tokens of a window.", panel="Text")
+    tokens: int = option(TOKENS, "Number of tokens to calibrate on.", panel="Text")
+    window: int = option(WINDOW, "Tokens per window.", panel="Text")
     keep: Path | None = option(
         None,
-        "Folder where what was calibrated is kept and looked for.",
+        "Folder that caches calibration results, so that later runs reuse them.",
         panel="Text",
         name="keep_calibration",
         metavar="FOLDER",

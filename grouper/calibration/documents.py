@@ -1,7 +1,8 @@
-"""Documents of a text, read piece by piece from any place on, so that a long text is never held whole.
+"""Documents of a text, read piece by piece from any position, so that a long text is never held in memory whole.
 
-A place is a number of bytes from the text's begin. Places are moved on to the next gap between words (or between
-characters, where there is no blank near), always to the same one, so that pieces from place to place fit together.
+A position is a number of bytes from the start of the text. It is moved forward to the next gap between words (between
+characters if no whitespace is near). The same position always moves to the same gap, so consecutive pieces fit
+together.
 """
 
 import json
@@ -16,13 +17,13 @@ from grouper.calibration.encoding import HEAD, decoded, opened, text_begin
 from grouper.errors import GrouperError
 
 Piece = tuple[str, bool]  # text, and whether a document ends with it
-LOOK = 4096  # bytes in which a gap between words is looked for
-BLOCK = 2**16  # bytes that are read at a time to find where a line begins
-GAP, GAP_IN_BYTES = re.compile(r"(?<=\S)\s"), re.compile(rb"(?<=\S)\s")  # blanks go with the word after them
+LOOK = 4096  # bytes searched for a gap between words
+BLOCK = 2**16  # bytes read at a time to find the start of a line
+GAP, GAP_IN_BYTES = re.compile(r"(?<=\S)\s"), re.compile(rb"(?<=\S)\s")  # whitespace belongs to the word after it
 
 
 class PlainText:
-    """One document. open_text: opens its bytes; size: of them."""
+    """A single document. open_text: opens its bytes. size: number of bytes."""
 
     def __init__(self, name: str, open_text: Callable[[], BinaryIO]):
         self.name, self._open = name, open_text
@@ -31,7 +32,7 @@ class PlainText:
             self.size = file.seek(0, 2)
 
     def pieces(self, start: int, stop: int, most: int | None = None) -> Iterator[Piece]:
-        """From `start` to `stop`, about `most` bytes each; whole without."""
+        """Pieces of about `most` bytes between two positions; one piece if `most` is None."""
         with self._open() as file:
             place, stop = self._gap(file, start), self._gap(file, stop)
             while place < stop:
@@ -51,26 +52,26 @@ class PlainText:
 
 
 class Rows(ABC):
-    """A document a row. Subclasses say where rows are, and call a row's place by its number."""
+    """Documents stored as rows, one each. Subclasses locate the rows and name them in messages."""
 
     name: str
     size: int
 
     def __init__(self, tokenizer: Callable[[], Any]):
-        """tokenizer: loads the one whose template writes chats."""
+        """Prepare to read rows. tokenizer: loads the tokenizer whose template formats chats."""
         self._tokenizer = tokenizer
-        self._last: tuple[int, int, str] = (0, 0, "")  # a long row is parsed once for all pieces of it
+        self._last: tuple[int, int, str] = (0, 0, "")  # a long row is parsed once for all its pieces
 
     @abstractmethod
     def row(self, place: int) -> tuple[int, int, Any] | None:
-        """(begin, end, content) of the row at this place, or of the next one; None after the last."""
+        """Row at this position or the next one, as (begin, end, content); None after the last row."""
 
     @abstractmethod
     def called(self, begin: int) -> str:
-        """The row that begins at this place, for messages."""
+        """Name, for messages, of the row that begins at this position."""
 
     def pieces(self, start: int, stop: int, most: int | None = None) -> Iterator[Piece]:
-        """As of plain text. A row's text is taken to be spread evenly over its bytes."""
+        """Pieces as for plain text. The text of a row is assumed to be spread evenly over its bytes."""
         place = start
         while place < stop:
             if not self._last[0] <= place < self._last[1]:
@@ -91,7 +92,8 @@ class Rows(ABC):
             place = end
 
     def chats(self, spans: list[tuple[int, int]] | None = None) -> list[list[dict]] | None:
-        """The conversations, where there is nothing else; of those the ones that lie wholly in one of the spans."""
+        """Conversations, if all rows are chats; else None. With `spans`, only those that lie entirely within one
+        span."""
         found: list[list[dict]] = []
         end = 0
         while row := self.row(end):
@@ -117,7 +119,7 @@ class Rows(ABC):
         return self._said(begin, with_template)
 
     def _said(self, begin: int, read: Callable[[], Any]) -> Any:
-        """What `read` gives. Its errors are said with the row's place."""
+        """Result of `read`. An error names the row that it occurred in."""
         try:
             return read()
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -125,7 +127,7 @@ class Rows(ABC):
 
 
 class JsonLines(Rows):
-    """A row a line."""
+    """Rows stored one per line."""
 
     def __init__(self, path: Path, tokenizer: Callable[[], Any]):
         super().__init__(tokenizer)
@@ -165,7 +167,7 @@ class JsonLines(Rows):
 
     def _line_begin(self, file: BinaryIO, place: int) -> int:
         file.seek(max(self._begin, place - 1))
-        if file.read(1) == b"\n":  # as rows are read one after the other
+        if file.read(1) == b"\n":  # rows are usually read in order
             return place
         end = place
         while end > self._begin:
@@ -178,7 +180,8 @@ class JsonLines(Rows):
 
 
 class DatasetRows(Rows):
-    """Rows of a dataset, which are taken to be of one length. size: bytes, unless the dataset does not say."""
+    """Rows of a dataset, assumed to be of equal length. size: number of bytes, an estimate if the dataset does not
+    state it."""
 
     def __init__(self, name: str, rows: Any, tokenizer: Callable[[], Any]):
         super().__init__(tokenizer)
@@ -197,7 +200,7 @@ class DatasetRows(Rows):
 
 
 def check_template(tokenizer: Any, name: str) -> None:
-    """Raise GrouperError where the tokenizer cannot write the chats of the text `name`."""
+    """Raise GrouperError if the tokenizer cannot format the chats of the text `name`."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise GrouperError(
             f"{name} has chats (`messages`), and the model's tokenizer has no chat template to write them with: give "
@@ -215,7 +218,7 @@ def _chat(row: dict) -> list[dict]:
 
 
 def _gap(text: str, begin: int, end: int, place: int) -> int:
-    """In characters, of a text whose bytes are `begin` to `end`."""
+    """Character position of the next gap after byte `place`, in a text of bytes `begin` to `end`."""
     if place <= begin or place >= end:
         return 0 if place <= begin else len(text)
     at = len(text) * (place - begin) // (end - begin)

@@ -1,4 +1,4 @@
-"""Text files as bytes: UTF-8, or one sentence that says what they are instead and how to convert them."""
+"""Decoding of text files as UTF-8. Other encodings are reported in one sentence that tells how to convert them."""
 
 import codecs
 import re
@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from grouper.errors import GrouperError
 
-HEAD = 4096  # bytes by which an encoding is told
-MARKS = {  # byte-order marks; UTF-32's begin as UTF-16's do, so that they come first
+HEAD = 4096  # bytes in which the encoding is detected
+MARKS = {  # byte-order marks; UTF-32 comes first, because its marks begin like those of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
@@ -22,7 +22,8 @@ def opened(path: Path) -> BinaryIO:
 
 
 def content_of(path: Path) -> str:
-    """A whole file; a byte-order mark of UTF-8 is skipped, and \\r\\n and \\r are read as \\n. Raises GrouperError."""
+    """Content of a whole file. A UTF-8 byte-order mark is skipped; \\r\\n and \\r are read as \\n. Raises
+    GrouperError."""
     with opened(path) as file:
         data = file.read()
     begin = text_begin(data[:HEAD], str(path))
@@ -30,7 +31,7 @@ def content_of(path: Path) -> str:
 
 
 def text_begin(head: bytes, name: str) -> int:
-    """The place after a byte-order mark of UTF-8; 0 without one. Raises GrouperError for UTF-16 and UTF-32."""
+    """Position after a UTF-8 byte-order mark; 0 if there is none. Raises GrouperError for UTF-16 and UTF-32."""
     if head.startswith(codecs.BOM_UTF8):
         return len(codecs.BOM_UTF8)
     for mark, encoding in MARKS.items():
@@ -43,7 +44,7 @@ def text_begin(head: bytes, name: str) -> int:
 
 
 def decoded(data: bytes, place: int, name: str) -> str:
-    """data: a part of the file that begins at byte `place`. Raises GrouperError where it is not UTF-8."""
+    """Text of a part of a file. data: bytes from position `place` on. Raises GrouperError if they are not UTF-8."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -54,7 +55,8 @@ def decoded(data: bytes, place: int, name: str) -> str:
 
 
 def _looks(data: bytes) -> str:
-    """What bytes that are not UTF-8 look like, and what to do. Control characters occur in no text."""
+    """Likely kind of bytes that are not UTF-8, and advice on converting them. Control characters do not occur in
+    text."""
     if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", data):
         return "(it looks like binary data): give plain text or JSONL"
     encoding, region = "LATIN1", "Western European"

@@ -1,4 +1,4 @@
-"""Text as Python gives it: the name of a file, documents, pairs, rows of a dataset."""
+"""Text given in Python: a file name, documents, pairs or rows of a dataset."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -9,15 +9,15 @@ from grouper.calibration.source import PAIR, is_file_name
 from grouper.errors import GrouperError
 
 Given = str | Path | Iterable[str] | Iterable[tuple[str, str]] | Iterable[Mapping[str, Any]]
-COLUMNS = (("text",), ("messages",), PAIR)  # of rows; the first that a row has
-STREAMED = 2**26  # bytes that are read of text without a length, which may have no end
-NAME = 255  # characters that the name of a file has at most
+COLUMNS = (("text",), ("messages",), PAIR)  # of rows; the first ones present are read
+STREAMED = 2**26  # bytes read of text without a length, which may be endless
+NAME = 255  # most characters in a file name
 EXPECTED = "text is neither a file nor documents: give a path, or a list of strings, of pairs, or of dicts with `text`"
 
 
 def named_text(text: Given, file: Path) -> str:
-    """A name that TextSource takes: the given one, or that of `file`, to which documents are written as JSONL. Raises
-    GrouperError where the text is none of these."""
+    """Name that TextSource accepts: the given one, or that of `file`, to which documents are written as JSONL. Raises
+    GrouperError if the text is neither."""
     if isinstance(text, str | Path):
         return _name(str(text))
     if isinstance(text, Mapping):
@@ -31,7 +31,7 @@ def named_text(text: Given, file: Path) -> str:
 
 
 def _name(text: str) -> str:
-    """The text itself. A document in the place of a name is answered without repeating it."""
+    """File name, unchanged. If it is a document given by mistake, the error does not repeat it."""
     if (len(text) > NAME or "\n" in text) and not _is_file(text):
         raise GrouperError(f"text is a string of {len(text):,} characters and no file: give a path, or [text]")
     return text
@@ -45,7 +45,7 @@ def _is_file(text: str) -> bool:
 
 
 def _lines(rows: Iterable[Any]) -> Iterator[str]:
-    """Documents, pairs or rows as JSONL, all of one kind."""
+    """Lines of JSONL for documents, pairs or rows, all of the same kind."""
     written, columns = 0, None
     for row in rows:
         found = _columns(row)
@@ -62,7 +62,7 @@ def _lines(rows: Iterable[Any]) -> Iterator[str]:
 
 
 def _columns(row: Any) -> dict[str, Any]:
-    """The parts of a row that are read. Raises GrouperError where there are none."""
+    """Columns of a row that are read. Raises GrouperError if there are none."""
     if isinstance(row, str):
         return {"text": row}
     if isinstance(row, tuple) and len(row) == 2:

@@ -1,4 +1,4 @@
-"""Pictures in folders, one folder for each class, as the datasets library's imagefolder has them."""
+"""Images in folders, one folder per class, laid out as for the datasets library's imagefolder."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,8 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -> Batch:
-    """The pictures of FOLDER/CLASS/*.png and so on, through the model's own processor; labels are the model's where it
-    has as many classes, named alike or in the same order. Raises GrouperError."""
+    """Images of FOLDER/CLASS/*.png and other formats, preprocessed by the model's own processor. They get the model's
+    labels if it has as many classes, with the same names or in the same order. Raises GrouperError."""
     from PIL import Image
 
     files = picture_files(Path(os.path.expanduser(folder)))
@@ -44,7 +44,7 @@ def read_images(checkpoint: Checkpoint, folder: str, limit: int | None = None) -
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """In the order of their names. Raises GrouperError where there are none."""
+    """Image files in alphabetical order. Raises GrouperError if there are none."""
     if not folder.is_dir():
         raise GrouperError(f"{folder} is no folder of pictures: expected FOLDER/CLASS/PICTURE.png")
     files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in ENDINGS and f.is_file())
@@ -54,8 +54,8 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def numbers_of(checkpoint: Checkpoint, names: list[str]) -> dict[str, int]:
-    """The model's number of each class: by its name, else by the folders' order where there are as many."""
-    known = checkpoint.config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # which transformers leaves out
+    """Class number in the model for each folder: by name, else by order if the counts are equal."""
+    known = checkpoint.config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers omits these defaults
     by_name = {str(label).lower(): int(number) for number, label in known.items()}
     if all(name.lower() in by_name for name in names):
         return {name: by_name[name.lower()] for name in names}

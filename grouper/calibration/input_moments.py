@@ -1,5 +1,5 @@
-"""Inputs of an attention as merging and fitness know them: their second moment, measured on text or assumed from a
-norm's weights."""
+"""Second moments of the inputs of an attention, as merging and fitness use them: measured on text, or assumed from the
+weights of a norm."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from torch import Tensor
 from grouper.errors import GrouperError
 from grouper.tensor_files import load_tensors, save_tensors
 
-TINY = 1e-12  # of what a division by the constant input's own moment may not fall below
+TINY = 1e-12  # lower bound of the constant input's own moment in divisions
 
 
 class InputMoments(ABC):
-    """Second moment of the inputs of q, k and v, with a constant 1 appended that multiplies biases.
+    """Second moment of the inputs of q, k and v. A constant 1 is appended to the inputs, as the multiplier of biases.
 
-    second_moment: [D + 1, D + 1] float64, E[x x^T]. queries: moments of the inputs of q, where these are others than
-    those of k and v (attention across from a decoder to an encoder).
+    second_moment: [D + 1, D + 1] float64, E[x x^T]. queries: moments of the inputs of q, if they differ from
+    those of k and v (cross-attention from a decoder to an encoder).
     """
 
     second_moment: Tensor
@@ -32,20 +32,24 @@ class InputMoments(ABC):
 
     @abstractmethod
     def times(self, weights: Tensor) -> Tensor:
-        """weights [..., D + 1], real or complex -> weights @ second_moment."""
+        """Product weights @ second_moment. weights: [..., D + 1], real or complex."""
 
     @abstractmethod
     def centred(self) -> "InputMoments":
-        """Moments of the inputs less their mean, so that what is the same for all tokens is gone."""
+        """Moments of the inputs minus their mean, so that the part common to all tokens is removed."""
 
     @abstractmethod
     def to(self, device: str | torch.device) -> "InputMoments":
-        """The same in float64 on that device."""
+        """Copy in float64 on that device."""
 
 
 @dataclass(frozen=True)
 class MeasuredInputs(InputMoments):
     """Moments measured on text.
+
+    tokens: number of tokens averaged over. keys: [windows, G, G] inner products of the K heads' outputs, summed over
+    the tokens of each window (for key-driven allocation); None for inputs that k does not read.
+
 
     tokens: how many were averaged. keys: [windows, G, G] inner products of the K heads' outputs, summed over each
     window's tokens (for key-driven allocation); None for inputs that k does not read.
@@ -59,7 +63,7 @@ class MeasuredInputs(InputMoments):
     def times(self, weights: Tensor) -> Tensor:
         if weights.is_complex():
             return torch.complex(self.times(weights.real), self.times(weights.imag))
-        flat = weights.reshape(-1, weights.shape[-1])  # one product: a batch of them copies the matrix for each
+        flat = weights.reshape(-1, weights.shape[-1])  # one product: batched, the matrix would be copied for each
         return (flat @ self.second_moment).view(weights.shape)
 
     def centred(self) -> "MeasuredInputs":
@@ -72,7 +76,7 @@ class MeasuredInputs(InputMoments):
         return replace(self, second_moment=self.second_moment.to(device, torch.float64), queries=queries)
 
     def save(self, path: Path) -> None:
-        """Write one file, in float32: 67 MB for a hidden size of 4096."""
+        """Write one file, in float32 (67 MB for a hidden size of 4096)."""
         tensors, written = {"second_moment": self.second_moment.float()}, self.tokens
         if self.keys is not None:
             tensors["keys"] = self.keys
@@ -82,7 +86,7 @@ class MeasuredInputs(InputMoments):
 
     @classmethod
     def load(cls, path: Path) -> "MeasuredInputs":
-        """Read a file that `save` wrote, to the bit. Raises GrouperError where the file is something else."""
+        """Read a file that `save` wrote, bit for bit. Raises GrouperError if the file is something else."""
         cure = "delete its folder, and it is made again"
         tensors, facts = load_tensors(path, _Tokens, cure)
         moments = [tensors[name] for name in ("second_moment", "queries") if name in tensors]
@@ -95,7 +99,8 @@ class MeasuredInputs(InputMoments):
 
 @dataclass(frozen=True)
 class _Tokens:
-    """How many tokens moments are of: those that k and v read, and those that q reads where that is another text."""
+    """Number of tokens that moments were measured on: those that k and v read, and those that q reads if it reads
+    another text."""
 
     tokens: int
     written: int | None = None
@@ -103,8 +108,8 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class AssumedInputs(InputMoments):
-    """Moments assumed without text: diag(diagonal) + mean mean^T, never written out unless somebody asks, since
-    products cost nothing beside those with a whole matrix. diagonal, mean: [D + 1] float64."""
+    """Moments assumed without text: diag(diagonal) + mean mean^T. The matrix is formed only on request, since products
+    without it are much cheaper. diagonal, mean: [D + 1] float64."""
 
     diagonal: Tensor
     mean: Tensor
@@ -114,8 +119,8 @@ class AssumedInputs(InputMoments):
     def from_norm(
         cls, gain: Tensor | None, bias: Tensor | None, hidden_size: int, queries: InputMoments | None = None
     ) -> "AssumedInputs":
-        """The norm's output has about unit variance times its gain g, so diag(g^2), plus b b^T for a LayerNorm's bias
-        b. gain, bias: [D], or None where there is none."""
+        """Moments for the output of a norm: about unit variance times its gain g, so diag(g^2), plus b b^T for the bias
+        b of a LayerNorm. gain, bias: [D], or None if absent."""
         gain = torch.ones(hidden_size) if gain is None else gain
         mean = torch.zeros(hidden_size) if bias is None else bias
         constant = torch.ones(1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Tokens on disk, so that the same command, given again, does not tokenise its text again to know what it is."""
+"""Cache of tokens on disk, so that a repeated command does not tokenise its text again."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ from grouper.checkpoint.sources import LARGEST, is_own_file
 from grouper.errors import GrouperError
 from grouper.tensor_files import load_tensors, save_tensors
 
-MOST = 2**20  # tokens of one text that are kept
-BLOCKS, BLOCK = 64, 2**16  # parts of a file that are compared, and their bytes: files up to 4 MiB are compared whole
+MOST = 2**20  # most tokens of a text that are cached
+BLOCKS, BLOCK = 64, 2**16  # parts of a file that are compared, and bytes per part: files up to 4 MiB are compared whole
 
 OF_TOKENIZERS = (".json", ".model", ".txt", ".jinja", ".spm", ".tiktoken")
 
 
 class KeptTokens:
-    """Windows of tokens by a key, as files of a folder. Nothing is written before `begin`."""
+    """Windows of tokens by key, stored as files in a folder. Nothing is written before `begin`."""
 
     def __init__(self, folder: Path):
         self._folder, self._begun = Path(folder), False
@@ -30,14 +30,15 @@ class KeptTokens:
         self._damaged: set[str] = set()
 
     def begin(self) -> None:
-        """Write from now on, and now what has been found before."""
+        """Start writing: what was found so far is written now, later finds at once."""
         self._begun = True
         for key, tokens in self._waiting.items():
             self.keep(key, tokens)
         self._waiting.clear()
 
     def find(self, key: str) -> Tensor | None:
-        """[n, window] ids; None where they are not kept, or the file is damaged or another one, which is replaced."""
+        """Cached ids [n, window]; None if they are not cached, or if the file is damaged or belongs to another text (it
+        is then replaced)."""
         if not self._path(key).is_file():
             return None
         try:
@@ -49,7 +50,7 @@ class KeptTokens:
         return tokens
 
     def keep(self, key: str, tokens: Tensor) -> None:
-        """tokens [n, window]. A folder that cannot be written to keeps nothing."""
+        """Cache tokens [n, window]. If the folder is not writable, nothing is cached."""
         if tokens.numel() > MOST:
             return
         if not self._begun:
@@ -65,12 +66,12 @@ class KeptTokens:
 
 @dataclass(frozen=True)
 class _Nothing:
-    """Facts beside the tokens: none."""
+    """Facts stored with the tokens: none."""
 
 
 def key_of(text: Path, tokenizer: Path, *more: object) -> str:
-    """A name for a file of text as the tokenizer in this folder reads it. It changes when one of the two does. more:
-    how the text is read."""
+    """Key for a text file and the tokenizer in this folder. It changes when either changes. more: settings for reading
+    the text."""
     facts = [*_of_text(text), *_of_tokenizer(tokenizer), *more]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
@@ -89,7 +90,7 @@ def _of_tokenizer(folder: Path) -> list[object]:
     found = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in OF_TOKENIZERS and is_own_file(p, folder)):
         if path.stat().st_size > LARGEST:
-            continue  # no tokenizer's
+            continue  # not a tokenizer file
         found.update(f"{path.name} {path.stat().st_size} ".encode())
         found.update(path.read_bytes())
     return [found.hexdigest(), version("transformers"), version("tokenizers")]

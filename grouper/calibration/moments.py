@@ -1,4 +1,4 @@
-"""The second moments of every attention's inputs: one walk over a batch, and what was found kept on disk."""
+"""Second moments of the inputs of every attention, collected in one walk over a batch and cached on disk."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -26,13 +26,12 @@ Found = dict[str, Tensor]  # of one part and one attention: products of "inputs"
 def collect_moments(
     model: Layers, batch: Tensor | Batch, progress: Progress = no_progress, ranks: Ranks = ALONE
 ) -> Iterator[MeasuredInputs]:
-    """Attention by attention E[x x^T] of what enters q, k and v (of what enters q apart, where that is something else),
-    and the K heads' inner products; what only fills examples up is left out. batch: windows [n, tokens] of ids, or what
-    an encoder takes.
+    """Collect, attention by attention, E[x x^T] of the inputs of q, k and v (separately for q if its inputs differ),
+    and inner products of the K heads. Padding is left out. batch: windows [n, tokens] of ids, or inputs of an encoder.
 
-    Products are float32 (on the GPU where the model is there, whose layers compute in bfloat16), sums float64, results
-    rounded to float32; the residual stream is kept, and no other activation. Each of several ranks runs its portion of
-    the batches; all get the whole sums.
+    Products are computed in float32, sums in float64, and results are rounded to float32. On a GPU, layers run in
+    bfloat16. Of the activations, only the residual stream is kept. Each rank runs its portion of the batches; all ranks
+    get the complete sums.
     """
     whole = Batch.of(batch)
     size = max(1, BATCH_TOKENS // whole.tokens)
@@ -51,8 +50,8 @@ def collect_moments(
 
 @torch.no_grad()
 def _passed(step: Step, model: Layers) -> Iterator[list[Found]]:
-    """Advance the stream through the layer; yields the products of its attentions for each part."""
-    gpu, seen = "cuda" in str(model.device), threading.local()  # seen: what this thread's part made the hooks see
+    """Advance the stream through the layer. Yields the products of its attentions for each part."""
+    gpu, seen = "cuda" in str(model.device), threading.local()  # values that the hooks recorded for this thread's part
 
     def run(number: int) -> list[Found]:
         seen.part, seen.found = step.walk.batch[step.walk.parts[number]], [{} for _ in step.sites]
@@ -95,14 +94,15 @@ def _hooks(model: Layers, site: Site, place: int, seen: threading.local) -> list
 
 
 def _product(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x [examples, tokens, D], mask [examples, tokens] or None. Returns [D + 1, D + 1]."""
+    """Sum of x x^T with a constant 1 appended [D + 1, D + 1]. x: [examples, tokens, D]. mask: [examples, tokens], or
+    None."""
     rows = x.float()[mask.to(x.device)] if mask is not None else x.float().flatten(0, -2)
     rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
     return rows.T @ rows
 
 
 class _Sums:
-    """Sums of the products of one attention over parts."""
+    """Sums of one attention's products over parts."""
 
     def __init__(self, site: Site, model: Layers):
         size = model.architecture.hidden_size + 1
@@ -130,7 +130,7 @@ class _Sums:
 
 
 class KeptMoments:
-    """A folder with a file for each attention, read when asked for."""
+    """Folder with one file of moments per attention, read on demand."""
 
     def __init__(self, folder: Path, layers: int):
         self.folder, self.layers = folder, layers
@@ -148,7 +148,7 @@ class KeptMoments:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
         return sum(self.path(layer).stat().st_size for layer in range(self.layers))
 
     @property
@@ -158,8 +158,8 @@ class KeptMoments:
     def keep(
         self, moments: Iterable[MeasuredInputs], tell: Callable[[int], None] = lambda layer: None
     ) -> "KeptMoments":
-        """Write what comes, each file whole or not at all, and call `tell` with each layer that can be read. Where
-        not all come, those that did stay, and the next ones are written over them."""
+        """Write the moments as they arrive, each file completely or not at all, and call `tell` with each layer that
+        can now be read. After an interruption the finished files stay; a later call overwrites them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep_files(self.folder)
         for layer, inputs in enumerate(moments):

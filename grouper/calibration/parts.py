@@ -1,7 +1,7 @@
-"""Parts of a long text: what may be learnt from, and stretches that are set aside from the start, to judge training by.
+"""Division of a long text into a part to learn from and stretches held out from the start, to judge training by.
 
-Calibration, refinement and training skip what is set aside. Places are bytes, so that each of them cuts the text alike,
-whatever its windows.
+Calibration, refinement and training skip the held-out stretches. Positions are bytes, so all of them divide the text in
+the same way, whatever their windows.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from grouper.calibration.documents import DatasetRows, JsonLines, Piece, PlainTe
 Part = Literal["learnt", "judged", "whole"]
 Span = tuple[int, int]  # begin and end, in bytes
 
-LONG = 2**21  # bytes: a shorter text is learnt whole, for refinement on a GPU takes nearly two million
+LONG = 2**21  # bytes: a shorter text is not divided, because refinement on a GPU takes nearly two million
 STRETCHES = 8  # spread evenly over the text
-SHARE = 16  # one byte in so many is set aside,
-MOST = 2**17  # as far as a stretch has no more than this
-GAP = 2**11  # bytes on both sides of a stretch, about a window, that are in neither part
+SHARE = 16  # one byte in 16 is held out,
+MOST = 2**17  # up to this many per stretch
+GAP = 2**11  # bytes on both sides of a stretch, about a window, that belong to neither part
 
 
 def spans_of(size: int, part: Part) -> list[Span]:
-    """The places of a part of a text of so many bytes, in order."""
+    """Spans of a part of a text of `size` bytes, in order."""
     if part == "whole" or size < LONG:
         return [] if part == "judged" else [(0, size)]
     length = min(size // SHARE // STRETCHES, MOST)
@@ -33,14 +33,14 @@ def spans_of(size: int, part: Part) -> list[Span]:
 
 
 class PartOfText:
-    """Documents of some spans of a text, one behind the other. Places count the bytes of these alone."""
+    """Documents within some spans of a text, one after the other. Positions count only the bytes of these spans."""
 
     def __init__(self, documents: PlainText | JsonLines | DatasetRows, spans: list[Span]):
         self._documents, self._spans = documents, spans
         self.size = sum(end - begin for begin, end in spans)
 
     def pieces(self, start: int, stop: int, most: int | None = None) -> Iterator[Piece]:
-        """Pieces between two places, as of all documents; a document ends at the end of its span."""
+        """Pieces between two positions, as for whole documents. A document ends at the end of its span."""
         before = 0
         for begin, end in self._spans:
             first, last = begin + max(0, start - before), min(end, begin + stop - before)
@@ -56,5 +56,5 @@ class PartOfText:
                 yield held[0], held[1] or last == end
 
     def chats(self) -> list[list[dict]] | None:
-        """The conversations that lie wholly in one span, where there is nothing else."""
+        """Conversations that lie entirely within one span, if the text consists of chats; else None."""
         return None if isinstance(self._documents, PlainText) else self._documents.chats(self._spans)

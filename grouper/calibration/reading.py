@@ -1,4 +1,4 @@
-"""From files to what a model takes: text in windows, pairs, pictures, sounds with their words."""
+"""Conversion of files to model inputs: windows of text, pairs, images, or recordings with their transcripts."""
 
 from functools import cache
 
@@ -15,16 +15,16 @@ from grouper.families.architecture import Architecture
 from grouper.model.auto import auto_class
 from grouper.running.batch import NOT_ASKED, Batch, padded
 
-MOST_FILES = 4096  # pictures or recordings that are read, spread over all that there are
+MOST_FILES = 4096  # images or recordings read at most, spread evenly over all
 WRITING = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
-# What these read is no text, and no picture, alone.
+# Families read otherwise than by text or images alone.
 UNREAD = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling")
-MASKED = 0.15  # share of a window's tokens that a masked language model is asked for, as BERT was trained
+MASKED = 0.15  # share of a window's tokens masked for a masked language model, as in BERT's training
 
 
 class CalibrationExamples:
-    """Examples to calibrate on, read once. Text is read as far as it is asked for; pairs, pictures and sounds all are,
-    up to MOST_FILES of the latter."""
+    """Examples to calibrate on, read once. Text is read as far as needed. Pairs, images and recordings are read
+    completely, the latter two up to MOST_FILES."""
 
     def __init__(self, checkpoint: Checkpoint, source: TextSource, window: int, kept: KeptTokens | None = None):
         self._architecture, self._window = Architecture.of(checkpoint.config), window
@@ -32,7 +32,7 @@ class CalibrationExamples:
 
     @property
     def window(self) -> int:
-        """Tokens of one example."""
+        """Tokens per example."""
         family = self._architecture.family
         if family.reads == "text" and not family.parts:
             return min(self._window, positions(self._architecture) or self._window)
@@ -43,7 +43,7 @@ class CalibrationExamples:
         return self._read(MOST_FILES if self._architecture.family.reads in ("pictures", "sounds") else None)
 
     def spread(self, limit: int) -> Batch:
-        """At most `limit` examples, spread evenly."""
+        """Selection of at most `limit` examples, spread evenly."""
         family = self._architecture.family
         return self._read(limit) if family.reads == "text" and not family.parts else spread(self._every, limit)
 
@@ -55,9 +55,8 @@ def read_examples(
     limit: int | None = None,
     kept: KeptTokens | None = None,
 ) -> Batch:
-    """What `source` holds, as this model takes it; at most `limit` examples, spread evenly. window: tokens of one at
-    most. kept: where a text's tokens are kept and looked for. Raises GrouperError where source and model do not go
-    together."""
+    """Examples of `source` in the form that this model reads; at most `limit`, spread evenly. window: most tokens per
+    example. kept: cache of a text's tokens. Raises GrouperError if source and model do not fit together."""
     check_sizes(window, limit)
     architecture = Architecture.of(checkpoint.config)
     kind, auto = architecture.family.reads, auto_class(checkpoint.config)
@@ -83,7 +82,8 @@ def read_examples(
 
 
 def positions(architecture: Architecture) -> int:
-    """Tokens that it takes at most; 0 where there is no such number. RoBERTa counts positions from its padding's on."""
+    """Largest number of tokens that the model accepts; 0 if there is no limit. RoBERTa numbers positions from its
+    padding index on."""
     taken = 2 if architecture.family.model_type == "roberta" else 0
     return 0 if architecture.position == "relative" else max(0, architecture.context - taken)
 
@@ -91,9 +91,9 @@ def positions(architecture: Architecture) -> int:
 def _windows(
     checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None, kept: KeptTokens | None
 ) -> Batch:
-    """Text end to end, cut into windows, each begun and ended as the tokenizer does. For a masked language model a
-    share of the tokens is masked, always the same ones, and these are asked for. limit: windows that are wanted of a
-    long text; of another one all are cut."""
+    """Windows of text, cut end to end, each with the tokenizer's begin and end tokens. For a masked language model a
+    share of the tokens is masked, always the same ones; they are the ones to predict. limit: number of windows needed
+    of a long text; a shorter text is cut completely."""
     tokenizer = load_tokenizer(checkpoint)
     begin, end = ([i] if i is not None else [] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
     size = window - len(begin) - len(end)
@@ -116,7 +116,7 @@ def _windows(
 
 
 def _pairs(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Batch:
-    """Sources with what is to be written for them, filled up to the longest."""
+    """Sources with their targets, padded to the longest."""
     tokenizer = load_tokenizer(checkpoint)
     with as_one_line(f"the tokenizer of {checkpoint.name} cannot read {source.name}"):
         options = {"truncation": True, "max_length": window, "verbose": False}

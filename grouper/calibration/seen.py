@@ -1,5 +1,5 @@
-"""Which windows of a text a refinement has seen: training from there judges itself on others, for on those the start
-looks better than it is."""
+"""Record of the windows of a text that a refinement has seen. Later training validates on other windows, since on these
+the starting model looks better than it is."""
 
 import base64
 from contextlib import suppress
@@ -15,17 +15,17 @@ from grouper.errors import GrouperError
 from grouper.running.batch import NOT_ASKED, Batch
 from grouper.schema import fitted
 
-SKIPPED = 8  # tokens at a window's begin, which may be others where the text is cut elsewhere
-ANCHOR = 24  # tokens after these, by which the window is known
+SKIPPED = 8  # tokens at the start of a window, which may differ if the text is cut elsewhere
+ANCHOR = 24  # tokens after these, which identify the window
 HEAD = 1024  # tokens that tell texts apart
-MOST = 2**26  # windows of a text
-KNOWN = {"extra": "forbid"}  # to pydantic: what has other fields is of another kind
+MOST = 2**26  # most windows of a text
+KNOWN = {"extra": "forbid"}  # for pydantic: data with other fields is of another kind
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Windows of `window` tokens, each known by some of its tokens, so that they are found wherever they stand: in the
-    same text cut otherwise, in a longer one, among others. anchors: their hashes, 8 bytes each, as base64."""
+    """Windows of `window` tokens, each identified by some of its tokens. They are found wherever they stand: in the
+    same text cut differently, in a longer one, among others. anchors: their hashes, 8 bytes each, as base64."""
 
     __pydantic_config__ = KNOWN
     window: int
@@ -33,14 +33,14 @@ class Seen:
 
     @classmethod
     def of(cls, windows: Tensor) -> "Seen":
-        """windows [n, window] of ids: all that were seen."""
+        """Record of these windows [n, window] of ids, all of which were seen."""
         window = windows.shape[1]
         begin, length = _anchor(window)
         return cls(window, _as_text([int(_hashes(row[begin : begin + length].numpy())[0]) for row in windows]))
 
     @classmethod
     def from_data(cls, data: Any) -> "Seen | SeenExamples | SeenRows | None":
-        """What to_data gave, of older versions, too; None where it is anything else."""
+        """Record as written by to_data, of older versions too; None for anything else."""
         keys = data if isinstance(data, dict) else {}
         kind: type[Seen | SeenExamples | SeenRows]
         kind = SeenExamples if "hashes" in keys else cls if "anchors" in keys else SeenRows
@@ -54,12 +54,12 @@ class Seen:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it makes sense. Raises ValueError where its hashes are no base64."""
+        """Whether the record is consistent. Raises ValueError if its hashes are not base64."""
         return 0 < self.window < MOST and self.used > 0
 
     @property
     def used(self) -> int:
-        """How many windows were seen."""
+        """Number of windows that were seen."""
         return len(self._known)
 
     @property
@@ -67,7 +67,7 @@ class Seen:
         return _hashes_in(self.anchors)
 
     def touches(self, given: Tensor | Batch) -> Tensor:
-        """[n], bool: which of these windows [n, any length], which follow one another, hold a token that was seen."""
+        """True for windows that contain a token that was seen [n]. given: consecutive windows [n, any length]."""
         tokens = Batch.of(given).ids
         begin, length = _anchor(self.window)
         found = np.flatnonzero(np.isin(_hashes(tokens.flatten().numpy(), length), self._known, kind="sort")) - begin
@@ -90,14 +90,14 @@ class SeenExamples:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it makes sense. Raises ValueError where its hashes are no base64."""
+        """Whether the record is consistent. Raises ValueError if its hashes are not base64."""
         return len(_hashes_in(self.hashes)) > 0
 
     def to_data(self) -> dict:
         return asdict(self)
 
     def touches(self, given: Tensor | Batch) -> Tensor:
-        """[n], bool: which of these were seen."""
+        """True for examples that were seen [n]."""
         hashes = np.array(_of_examples(Batch.of(given)), np.uint64)
         return torch.from_numpy(np.isin(hashes, _hashes_in(self.hashes), kind="sort"))
 
@@ -107,7 +107,7 @@ def _of_examples(batch: Batch) -> list[int]:
 
 
 def _unfilled(one: Batch) -> Batch:
-    """An example without its filling, of which there is as much as the longest of those read with it asks for."""
+    """An example without its padding, whose length depends on the other examples read with it."""
     inputs, labels = one.inputs, one.labels
     if one.read is not None:
         inputs = {n: given[one.read] if given.shape == one.read.shape else given for n, given in inputs.items()}
@@ -123,13 +123,13 @@ def _hashes_in(text: str) -> np.ndarray:
 
 
 def _anchor(window: int) -> tuple[int, int]:
-    """(begin, tokens) of what a window is known by."""
+    """Tokens that identify a window, as (begin, number)."""
     length = min(ANCHOR, window)
     return min(SKIPPED, window - length), length
 
 
 def _hashes(ids: np.ndarray, length: int | None = None) -> np.ndarray:
-    """[n - length + 1]: of `length` tokens from each place on; of all of them unless given."""
+    """Hashes [n - length + 1] of `length` tokens from each position on; by default one hash of all tokens."""
     length = length or len(ids)
     mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
@@ -141,8 +141,8 @@ def _hashes(ids: np.ndarray, length: int | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SeenRows:
-    """Windows as older versions wrote them down. head: digest of the text's first tokens. windows, window: the text as
-    it was cut, tokenised whole. used: how many of these windows were seen, spread evenly."""
+    """Record of windows in the form of older versions. head: digest of the text's first tokens. windows, window: number
+    and length of the windows that the whole text was cut into. used: number of windows seen, spread evenly."""
 
     __pydantic_config__ = KNOWN
     head: str
@@ -152,11 +152,11 @@ class SeenRows:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it makes sense."""
+        """Whether the record is consistent."""
         return 0 < self.used <= self.windows < MOST and 0 < self.window < MOST
 
     def touches(self, given: Tensor | Batch) -> Tensor:
-        """[n], bool: which of these windows [n, window] hold a token that was seen; none if it is another text."""
+        """True for windows [n, window] that contain a token that was seen [n]; all False for another text."""
         tokens = Batch.of(given).ids
         if digest(tokens.flatten()[:HEAD]) != self.head:
             return torch.zeros(len(tokens), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Recordings with what is said in them, for Whisper."""
+"""Recordings with their transcripts, for Whisper."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,8 @@ from grouper.running.batch import NOT_ASKED, Batch, padded
 
 
 def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Batch:
-    """pairs: the name of a .wav file beside or below the text's file, and the words. Raises GrouperError."""
+    """Recordings and transcripts as a batch. pairs: the name of a .wav file in or below the folder of the text file,
+    and its transcript. Raises GrouperError."""
     if not source.text:
         raise GrouperError("recordings lie beside a file that names them: give `text=FILE`")
     with as_one_line(f"{checkpoint.name} has no feature extractor that transformers can load"):
@@ -29,7 +30,7 @@ def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[st
     features = extractor(sounds, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
     begin = setting(checkpoint.config, "decoder_start_token_id", None)
     rows = [tokenizer(words, truncation=True, max_length=window, verbose=False)["input_ids"] for _, words in pairs]
-    rows = [row[1:] if row[:1] == [begin] else row for row in rows]  # which the model puts there itself
+    rows = [row[1:] if row[:1] == [begin] else row for row in rows]  # the model adds this token itself
     check_known(checkpoint, padded(rows, 0))
     positions = setting(checkpoint.config, "max_source_positions")
     labels = padded(rows, NOT_ASKED)
@@ -37,7 +38,7 @@ def read_sounds(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[st
 
 
 def samples_of(folder: Path, name: str, rate: int) -> np.ndarray:
-    """[samples] float32 from -1 to 1, both channels as one, at `rate` samples a second."""
+    """Samples [samples] in float32 from -1 to 1, both channels averaged, at `rate` samples per second."""
     from scipy.io import wavfile
     from scipy.signal import resample_poly
 

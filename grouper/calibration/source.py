@@ -1,4 +1,4 @@
-"""Where text comes from: files, datasets, the texts in the box."""
+"""Sources of text: files, datasets and the built-in demo texts."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from grouper.errors import GrouperError
 from grouper.option_fields import option
 
 DATA = Path(__file__).parent.parent / "data"
-DATASETS = {  # texts by a short name: dataset, and its split for each purpose
+DATASETS = {  # short names of texts: dataset, and its split for each purpose
     "wikitext": ("Salesforce/wikitext:wikitext-2-raw-v1", {"calibration": "train", "evaluation": "test"}),
     "ultrachat": ("HuggingFaceH4/ultrachat_200k", {"calibration": "train_sft[:5000]", "evaluation": "test_sft[:5000]"}),
 }
 PAIR = ("source", "target")
-LINES = ("wikitext",)  # whose rows are lines of one text
+LINES = ("wikitext",)  # datasets whose rows are lines of one text
 DEMO_TEXTS = {"calibration": DATA / "addresses-1977-2016.txt", "evaluation": DATA / "addresses-2017-on.txt"}
 
 Documents = PlainText | JsonLines | DatasetRows | PartOfText
@@ -29,32 +29,32 @@ Documents = PlainText | JsonLines | DatasetRows | PartOfText
 
 @dataclass(frozen=True)
 class TextSource:
-    """One of: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split] or
-    NAME:config:split, `demo`, or a name in DATASETS; or images, a folder of pictures. For models that write what they
-    read anew, a file has pairs: source, tab and target in each line, or .jsonl with `source` and `target`. Files are
-    UTF-8; a byte-order mark is skipped, and CRLF and CR at ends of lines are read as LF.
+    """Source of text: a file (plain text, or .jsonl with `text` or chat `messages`), a dataset NAME[:split] or
+    NAME:config:split, `demo`, or a name in DATASETS; or images, a folder of images. For encoder-decoder models a file
+    holds pairs: source, tab and target in each line, or .jsonl with `source` and `target`. Files are UTF-8; a
+    byte-order mark is skipped, and CRLF and CR line ends are read as LF.
 
-    purpose: "calibration" or "evaluation", which text `demo`, or which split a name in DATASETS means: never the same
-    one for both. part: of a long text, what may be "learnt" from (for calibration, unless given), what is set aside and
-    training is "judged" by, or the "whole" (for evaluation); pairs and pictures are read whole.
+    purpose: "calibration" or "evaluation". It selects the text of `demo` and the split of a name in DATASETS, which
+    always differ between the two. part: part of a long text that is read: "learnt" (default for calibration), "judged"
+    (held out for validation of training) or "whole" (default for evaluation); pairs and images are always read whole.
     """
 
     text: str | None = option(
         None,
-        "Plain text, JSONL with `text` or chat `messages`; demo, wikitext, ultrachat. Encoders read other files too.",
+        "Text file, JSONL with `text` or chat `messages`, or demo, wikitext, ultrachat. Encoders read other files too.",
         panel="Text",
         metavar="FILE",
     )
     dataset: str | None = option(
         None,
-        "NAME[:split] or NAME:config:split of a dataset (needs kv-grouper[datasets]).",
+        "Dataset as NAME[:split] or NAME:config:split (needs kv-grouper[datasets]).",
         panel="Text",
         metavar="NAME",
     )
     purpose: str = "calibration"
     images: str | None = option(
         None,
-        "Pictures in folders of classes, FOLDER/CLASS/*.png, for models that look at them.",
+        "Folder of images, one subfolder per class (FOLDER/CLASS/*.png), for vision models.",
         panel="Text",
         metavar="FOLDER",
     )
@@ -71,7 +71,7 @@ class TextSource:
         return self.text or self.dataset or f"{self.images}"
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(source, target) of every line or row. Raises GrouperError where there are no pairs."""
+        """Pairs (source, target) of every line or row. Raises GrouperError if there are none."""
         if self.text in DATASETS and is_named(self.text):
             raise GrouperError(f"{self.text} has no pairs of source and target: give a file of pairs, or `dataset`")
         wanted = (set(PAIR),)
@@ -102,7 +102,7 @@ class TextSource:
             yield row
 
     def documents(self, tokenizer: Callable[[], Any]) -> Documents:
-        """The text, opened. tokenizer: loads the one whose template writes chats. Raises GrouperError."""
+        """Documents of the text. tokenizer: loads the tokenizer whose template formats chats. Raises GrouperError."""
         whole = self._documents(tokenizer)
         spans = spans_of(whole.size, self.part)
         return whole if spans == [(0, whole.size)] else PartOfText(whole, spans)
@@ -123,13 +123,13 @@ class TextSource:
 
     @property
     def path(self) -> Path | None:
-        """The file, where it is one."""
+        """Path of the file; None if the source is not a file."""
         if self.text is None or is_named(self.text):
             return None
         return DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(os.path.expanduser(self.text))
 
     def chats(self) -> list[list[dict]] | None:
-        """The conversations, where there is nothing else."""
+        """Conversations, if the text consists of chats; else None."""
         documents = self.documents(lambda: None)
         return None if isinstance(documents, PlainText) else documents.chats()
 
@@ -137,7 +137,7 @@ class TextSource:
 def named_sources(
     texts: list[str], dataset: str | None, purpose: str, images: str | None = None
 ) -> TextSource | dict[str, TextSource]:
-    """What several texts NAME=FILE say; one FILE alone needs no name. Raises GrouperError."""
+    """Sources for texts given as NAME=FILE; a single FILE needs no name. Raises GrouperError."""
     if len(texts) <= 1 and not (texts and _name_of(texts[0])):
         return TextSource(texts[0] if texts else None, dataset, purpose, images)
     names = [_name_of(text) or "" for text in texts]
@@ -147,13 +147,13 @@ def named_sources(
 
 
 def _name_of(text: str) -> str | None:
-    """ "wiki=a.txt" -> "wiki"; None where there is no name, or a file is called so."""
+    """Name in a text given as NAME=FILE; None if there is none, or if the whole string is the name of a file."""
     name, equals, _ = text.partition("=")
     return name if equals and re.fullmatch(r"[\w-]+", name) and not Path(text).exists() else None
 
 
 def is_demo(text: str) -> bool:
-    """`demo` means the texts in the box unless there is a file of that name."""
+    """Whether `demo` means the built-in texts: there is no file of that name."""
     return text == "demo" and not Path("demo").is_file()
 
 
@@ -162,17 +162,17 @@ def is_file_name(text: str) -> bool:
 
 
 def is_named(text: str) -> bool:
-    """Whether this is a name in DATASETS, and no file is called so."""
+    """Whether this is a name in DATASETS and there is no file of that name."""
     return text in DATASETS and not Path(text).is_file()
 
 
 def _from_dataset(name: str, wanted: tuple[set[str], ...] = ({"text"}, {"messages"})) -> Sequence[dict[str, Any]]:
-    """wanted: columns, one of which sets there must be; others are not read."""
+    """Rows of a dataset. wanted: sets of columns, one of which must be present; other columns are not read."""
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise GrouperError(f"{name} needs the datasets package: pip install 'kv-grouper[datasets]'") from error
-    path, *more = re.split(r":(?![^\[]*\])", name)  # not at those of a slice, as in NAME:train[:1%]
+    path, *more = re.split(r":(?![^\[]*\])", name)  # colons within a slice do not split, as in NAME:train[:1%]
     if len(more) > 2:
         raise GrouperError(f"the dataset {name} has {len(more) + 1} parts: expected NAME[:split] or NAME:config:split")
     config, split = more[0] if len(more) == 2 else None, more[-1] if more else "train"

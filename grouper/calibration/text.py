@@ -20,13 +20,13 @@ from grouper.model.loading import load
 from grouper.running.batch import Batch
 
 Several = TypeVar("Several", Tensor, Batch, list)
-WHOLE = 2**22  # bytes: a text of no more is tokenised whole, in one piece
-SPARSE = 16  # bytes per token, hardly ever more
-PIECE = 2**20  # bytes of a longer text that are tokenised at a time
+WHOLE = 2**22  # bytes: a text up to this size is tokenised in one piece
+SPARSE = 16  # bytes per token, an upper bound in practice
+PIECE = 2**20  # bytes of a longer text tokenised at a time
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The model's own, of transformers."""
+    """The model's own tokenizer, as transformers loads it."""
     with as_one_line(f"{checkpoint.name} has no tokenizer that transformers can load"):
         return load("AutoTokenizer", checkpoint.local().folder)
 
@@ -34,13 +34,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 def text_of(
     checkpoint: Checkpoint, source: TextSource, window: int, limit: int | None = None, kept: KeptTokens | None = None
 ) -> Tensor:
-    """[n, window] token ids, as `windows` cuts them, by the model's own tokenizer. kept: where they are looked for and
-    kept. Raises GrouperError where the tokenizer knows tokens that the model has no embedding for."""
+    """Token ids [n, window] as `windows` cuts them, by the model's own tokenizer. kept: cache of tokens. Raises
+    GrouperError if the tokenizer has tokens without an embedding in the model."""
     return WindowedText.of(checkpoint, source, window, kept).spread(limit)
 
 
 def check_known(checkpoint: Checkpoint, tokens: Tensor) -> None:
-    """Raise GrouperError for ids that the model has no embedding for, and where there are none at all."""
+    """Raise GrouperError for ids without an embedding in the model, or if there are no ids at all."""
     if not tokens.numel():
         raise GrouperError(f"the text gives no tokens for {checkpoint.name}: are its sources or targets empty?")
     known = setting(decoder_config(checkpoint.config), "vocab_size", None)
@@ -52,20 +52,21 @@ def check_known(checkpoint: Checkpoint, tokens: Tensor) -> None:
 
 
 def windows(source: TextSource, tokenizer: Any, window: int, limit: int | None = None) -> Tensor:
-    """[n, window] token ids: documents end to end, an end-of-text token between two, cut into windows that do not
+    """Token ids [n, window]: documents end to end, separated by an end-of-text token, cut into windows that do not
     overlap.
 
-    limit: windows at most, spread evenly over the text. Raises GrouperError where the text is shorter than one window.
+    limit: largest number of windows, spread evenly over the text. Raises GrouperError if the text is shorter than one
+    window.
     """
     return WindowedText(source, lambda: tokenizer, window).spread(limit)
 
 
 class WindowedText:
-    """A text in windows of one length, tokenised as far as windows are asked for.
+    """Text in windows of equal length, tokenised as far as windows are needed.
 
-    A text of up to WHOLE bytes, or of which most is asked for, is tokenised whole and cut into windows end to end. Of a
-    longer one, n windows are the first ones in n stretches of equally many bytes: the rest is not read. The two cut
-    differently, and each always in the same way.
+    A text of up to WHOLE bytes, or one that is mostly needed, is tokenised whole and cut into windows end to end. A
+    longer text is divided into n stretches of equally many bytes, and the first window of each is taken; the rest is
+    not read. The two ways cut differently, but each always cuts in the same way.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class WindowedText:
         kept: tuple[KeptTokens, Path] | None = None,
         check: Callable[[Tensor], None] = lambda tokens: None,
     ):
-        """tokenizer: loads it. chained: with the tokenizer's own tokens at the text's begin, and an end-of-text token
-        after each document. reader: whose tokenizer it is, for messages. kept: where windows are kept, and the
-        tokenizer's folder. check: raises GrouperError for tokens that the model does not know."""
+        """Prepare a text for reading. tokenizer: loads the tokenizer. chained: add the tokenizer's own tokens at the
+        start of the text, and an end-of-text token after each document. reader: name of the tokenizer's owner, for
+        messages. kept: cache of windows, and the tokenizer's folder. check: raises GrouperError for tokens that the
+        model does not know."""
         check_sizes(window, None)
         self.source, self.window, self._chained, self._reader, self._kept = source, window, chained, reader, kept
         self._load, self._check = cache(tokenizer), check
@@ -96,7 +98,7 @@ class WindowedText:
         kept: KeptTokens | None = None,
         chained: bool = True,
     ) -> "WindowedText":
-        """By the model's own tokenizer. Raises GrouperError, now or later."""
+        """Text by the model's own tokenizer. Raises GrouperError, now or on reading."""
         if source.images:
             raise GrouperError(f"{checkpoint.name} takes text: give `text=FILE`, not `images`")
         local = checkpoint.local()
@@ -107,8 +109,8 @@ class WindowedText:
         )  # fmt: skip
 
     def spread(self, limit: int | None = None) -> Tensor:
-        """[n, window] ids: `limit` windows at most, spread evenly over the text; all of it without. Raises GrouperError
-        where the text is shorter than one window."""
+        """Windows [n, window] of ids: at most `limit`, spread evenly over the text; all of it by default. Raises
+        GrouperError if the text is shorter than one window."""
         check_sizes(self.window, limit)
         if limit not in self._read:
             path = self.source.path
@@ -118,9 +120,9 @@ class WindowedText:
         return self._read[limit]
 
     def around(self, used: int, limit: int) -> Tensor:
-        """[n, window] ids: those of `spread(used)`, perhaps cut otherwise, and at least `limit` others where the text
-        has so many."""
-        parts = 1 + -(-limit // used)  # of each stretch, the first of which begins as it does
+        """Windows [n, window] of ids: those of `spread(used)`, perhaps cut differently, and at least `limit` others if
+        the text is long enough."""
+        parts = 1 + -(-limit // used)  # windows per stretch; the first one starts where the stretch does
         if self.is_long(used * parts):
             every = self.spread(used * parts)
             if torch.equal(every[::parts], self.spread(used)):
@@ -128,7 +130,7 @@ class WindowedText:
         return self.spread()
 
     def is_long(self, limit: int | None) -> bool:
-        """Whether so many windows are few of this text."""
+        """Whether this number of windows is a small part of the text."""
         return limit is not None and self._documents.size > max(WHOLE, SPARSE * limit * self.window)
 
     @cached_property
@@ -136,7 +138,7 @@ class WindowedText:
         return self.source.documents(self._load)
 
     def _found(self, text: Path, kept: KeptTokens, tokenizer: Path, limit: int | None) -> Tensor:
-        """As `_tokenised`, unless it is kept."""
+        """Cached windows if there are any, else those of `_tokenised`."""
         part = (self.source.part,) if isinstance(self._documents, PartOfText) else ()
         how = (self.window, self._chained, limit, WHOLE, SPARSE, PIECE, *part)
         with as_one_line(f"{self._reader} cannot read {self.source.name}"):
@@ -154,7 +156,7 @@ class WindowedText:
             return spread(self._every, limit) if found is None else found
 
     def resized(self, window: int) -> "WindowedText":
-        """The same text in windows of another length. What was tokenised whole is not tokenised again."""
+        """Same text in windows of another length. A text that was tokenised whole is not tokenised again."""
         check_sizes(window, None)
         other = copy.copy(self)
         other.window, other._read = window, {}
@@ -163,7 +165,7 @@ class WindowedText:
 
     @cached_property
     def _whole(self) -> array:
-        """Ids of all of it."""
+        """Ids of the whole text."""
         size = self._documents.size
         return self._ids(0, size, None if size <= WHOLE else PIECE)
 
@@ -177,7 +179,7 @@ class WindowedText:
         return torch.tensor(ids[: count * self.window]).view(count, self.window)
 
     def _sampled(self, limit: int) -> Tensor | None:
-        """[limit, window]; None where a stretch of the text has too few tokens."""
+        """Windows [limit, window], one per stretch; None if a stretch has too few tokens."""
         size, most = self._documents.size, SPARSE * self.window // 2
         rows = []
         for k in range(limit):
@@ -188,7 +190,7 @@ class WindowedText:
         return torch.stack(rows)
 
     def _ids(self, start: int, stop: int, most: int | None, enough: int | None = None) -> array:
-        """Ids of the text between two places, tokenised in pieces of `most` bytes; `enough` of them, or more."""
+        """Ids between two positions, tokenised in pieces of `most` bytes. enough: stop after this number of ids."""
         ids, tokenizer, blank = array("q"), self._load(), True
         for piece, ends in self._documents.pieces(start, stop, most):
             first = self._chained and start == 0 and not ids
@@ -204,14 +206,14 @@ class WindowedText:
 
 
 def check_sizes(window: int, limit: int | None) -> None:
-    """Raise GrouperError for windows of fewer than 2 tokens, or fewer than one of them."""
+    """Raise GrouperError for windows of fewer than 2 tokens, or for fewer than one window."""
     if window < 2 or (limit is not None and limit < 1):
         raise GrouperError(f"windows of {window} tokens, {limit} at most: expected at least 2 tokens and 1 window")
 
 
 def spread(every: Several, limit: int) -> Several:
-    """At most `limit` of the windows or examples, evenly over the text. every: whatever takes a tensor as index, or a
-    list."""
+    """Selection of at most `limit` windows or examples, spread evenly over the text. every: a list, or any object that
+    can be indexed by a tensor."""
     if limit >= len(every):
         return every
     rows = torch.linspace(0, len(every) - 1, limit).round().long()
@@ -219,7 +221,7 @@ def spread(every: Several, limit: int) -> Several:
 
 
 def shuffled_passes(n: int, size: int, steps: int, seed: int) -> Tensor:
-    """[steps, size]: for each step the windows it sees, of n, in shuffled passes over all of them."""
+    """Windows of each step [steps, size], taken from n windows in shuffled passes over all of them."""
     generator = torch.Generator().manual_seed(seed)
     passes = -(-steps * size // n)
     flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(passes)])
@@ -227,5 +229,5 @@ def shuffled_passes(n: int, size: int, steps: int, seed: int) -> Tensor:
 
 
 def digest(tokens: Tensor | Batch) -> str:
-    """A short name for these tokens or examples."""
+    """Short hash of these tokens or examples."""
     return Batch.of(tokens).digest

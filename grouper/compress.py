@@ -1,4 +1,4 @@
-"""From a layout to weights: calibrate once, merge layers, refine them. What export and evaluation share."""
+"""Calibration, merging and refinement of a model under a layout, shared by export and evaluation."""
 
 from collections import deque
 from collections.abc import Callable
@@ -38,10 +38,9 @@ from grouper.scratch import ScratchFolder
 
 
 class Regrouper:
-    """One model's merges. Moments are collected once; merges of a layer are kept while its layout stays the same.
-    memory: bytes that a model may take; what is larger is streamed from disk. ranks: with whom text is shared. kept:
-    where tokens of the text are kept and looked for. found: a run's folder of moments, which are used where they are of
-    the same text."""
+    """Merges of one model. Moments are collected once; merges of a layer are kept while its layout stays the same.
+    memory: memory budget for the model in bytes; a larger model is streamed from disk. ranks: processes that share the
+    text. kept: cache of tokens. found: a run's folder of moments, reused if they are of the same text."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class Regrouper:
         return open_model(self.checkpoint, self.device, self.memory)
 
     def release(self) -> None:
-        """Forget what takes memory; it is made again if it is asked for."""
+        """Free memory. Whatever is needed later is computed again."""
         vars(self).pop("model", None)
         self._kept.clear()
         if "cuda" in self.device:
@@ -79,18 +78,18 @@ class Regrouper:
 
     @property
     def calibrated_on(self) -> Calibration:
-        """`calibration`. Raises GrouperError where there is none."""
+        """Calibration options. Raises GrouperError if there are none."""
         if self.calibration is None:
             raise GrouperError("this needs calibration text: give `text=FILE` or `dataset`")
         return self.calibration
 
     @cached_property
     def text(self) -> WindowedText:
-        """The calibration text of a decoder. Raises GrouperError where there is none."""
+        """Calibration text of a decoder. Raises GrouperError if there is none."""
         return WindowedText.of(self.checkpoint, self.calibrated_on.source, self.calibrated_on.window, self.kept)
 
     def on_whole_text(self) -> "Regrouper":
-        """The same on all of the calibration text, of which nothing is set aside."""
+        """Copy that uses all of the calibration text, held-out stretches included."""
         whole = self.calibration and replace(self.calibration, source=replace(self.calibration.source, part="whole"))
         return Regrouper(self.checkpoint, whole, self.device, self.memory, self.ranks, self.kept, self.found)
 
@@ -101,22 +100,23 @@ class Regrouper:
 
     @cached_property
     def examples(self) -> CalibrationExamples:
-        """Calibration text, pictures or sounds of a model with an encoder. Raises GrouperError where there are none."""
+        """Calibration text, images or recordings for a model with an encoder. Raises GrouperError if there are none."""
         return CalibrationExamples(self.checkpoint, self.calibrated_on.source, self.calibrated_on.window, self.kept)
 
     @property
     def reads_windows(self) -> bool:
-        """Of text, end to end, as decoders do."""
+        """Whether the model reads windows of text, cut end to end, as decoders do."""
         return self.architecture.family.reads == "windows"
 
     def windows(self, tokens: int) -> Tensor | Batch:
-        """[n, window] of the calibration text, spread over it, or examples of what an encoder takes."""
+        """Windows [n, window] spread over the calibration text, or examples for an encoder; about `tokens` tokens in
+        total."""
         read = self.text if self.reads_windows else self.examples
         return read.spread(max(1, tokens // read.window))
 
     def texts(self, options: AskedRefinement) -> list[Tensor | Batch]:
-        """What is refined on, spread over the calibration text: windows of its own length and, where the text has room
-        for them, a share of long ones."""
+        """Windows to refine on, spread over the calibration text: windows of the usual length and, if the text is long
+        enough, a share of long ones."""
         plan = options.plan(self.device)
         if not self.reads_windows:
             return [self.windows(plan.tokens)]
@@ -129,15 +129,15 @@ class Regrouper:
         return [short, self._resized(long).spread(count)]
 
     def seen(self, options: AskedRefinement) -> Seen | SeenExamples:
-        """What `refined` sees of the calibration text, for training that follows."""
+        """Record of the calibration windows that `refined` uses, for the training that follows."""
         texts = [Batch.of(text) for text in self.texts(options)]
         if not self.reads_windows:
             return SeenExamples.of(texts[0])
         return Seen.of(torch.cat([text.ids.view(-1, self.text.window) for text in texts]))
 
     def held_out(self, tokens: int) -> Tensor:
-        """[n, window] of the calibration text that the moments have not seen, for judging merges on. Raises
-        GrouperError where there is none, and for encoders."""
+        """Windows [n, window] of the calibration text that the moments have not seen, to judge merges on. Raises
+        GrouperError if there are none, and for encoders."""
         if not self.reads_windows:
             raise GrouperError("merges are judged by the loss (`acceptance=loss`, `sensitivity`) in decoders alone")
         used, limit = Batch.of(self.windows(self.calibrated_on.tokens)).ids, max(1, tokens // self.calibrated_on.window)
@@ -151,7 +151,7 @@ class Regrouper:
     # Moments
 
     def moments_of(self, layer: int) -> InputMoments:
-        """From calibration text, or without it from the norm's weights."""
+        """Input moments of a layer: from calibration text, or, without text, from the norm's weights."""
         if self.calibration is None:
             return self.architecture.input_moments(self.checkpoint, layer)
         return self.kept_moments()[layer]
@@ -159,9 +159,9 @@ class Regrouper:
     def kept_moments(
         self, progress: Progress = no_progress, tell: Callable[[int, Path], None] = lambda layer, path: None
     ) -> KeptMoments:
-        """Of the calibration text, collected unless they are there: in the folder where they are to be kept, or in a
-        temporary one. Of several ranks all have to ask at the same time, the first time. tell: called with each layer
-        that this process has just kept, and the file that holds it, while the others are on their way."""
+        """Moments of the calibration text. They are collected unless they exist already, in the cache folder or else in
+        a temporary one. All ranks must make the first call at the same time. tell: called with each layer that this
+        process has just saved and its file, while later layers are still being collected."""
         if self._moments is None:
             tokens = self.windows(self.calibrated_on.tokens)
             name = f"{self.checkpoint.fingerprint[:16]}-{digest(tokens)}-{tokens.shape[1]}"
@@ -177,25 +177,25 @@ class Regrouper:
                 if self.ranks.first or self._temporary:
                     moments.keep(collected, lambda layer: tell(layer, moments.path(layer)))
                 else:
-                    deque(collected, maxlen=0)  # the first rank keeps them for all
+                    deque(collected, maxlen=0)  # the first rank saves them for all
             self.ranks.wait()
             self._moments = moments
         return self._moments
 
     @property
     def keeps_moments(self) -> bool:
-        """Whether moments were asked for, and stay when this process ends."""
+        """Whether moments were collected into a folder that outlasts this process."""
         return self._moments is not None and self._temporary is None
 
     def _has(self, folder: Path | None, name: str) -> bool:
-        """Whether all moments of this name are there."""
+        """Whether all moments of this name exist."""
         return folder is not None and KeptMoments(folder / name, self.architecture.layers).complete
 
     # Weights
 
     def merged(self, layout: HeadLayout, merge: Merge, folder: Path | None = None) -> Merged:
-        """Layer by layer when asked for. folder: where layers that are expensive to merge are kept instead of in
-        memory; the others are merged again."""
+        """Merged weights, computed layer by layer on request. folder: where layers that are expensive to merge are
+        cached instead of in memory; the others are merged again."""
         made = self._made(layout, merge)
 
         def kept(layer: int) -> MergedLayer:
@@ -218,11 +218,11 @@ class Regrouper:
         return made
 
     def gauged(self, layout: HeadLayout, merged: Merged) -> GaugedLayers:
-        """The same layers, scaled so that KV caches of few bits round keys and values less."""
+        """Same layers, with keys and values scaled so that low-bit KV caches round them less."""
         return GaugedLayers(self.architecture, self.checkpoint.config, layout, merged, self.moments_of)
 
     def estimate(self, layout: HeadLayout, merge: Merge, options: AskedRefinement) -> float:
-        """Seconds that `refined` will take, shared by all ranks."""
+        """Estimated seconds that `refined` will take, shared by all ranks."""
         start, plan = self._made(layout, merge.before_refinement()), options.plan(self.device)
         return estimate_seconds(self.model, layout, start, self.texts(plan), plan, self.device, self.ranks)
 
@@ -236,7 +236,7 @@ class Regrouper:
         ranks: Ranks = ALONE,
         tell: Tell = no_message,
     ) -> LayerStore:
-        """Merge and refine. folder, tell: as refine_layers has them. ranks: with whom each step is shared."""
+        """Merged and refined layers. folder, tell: as in refine_layers. ranks: processes that share each step."""
         plan = (options or RefineOptions()).plan(self.device)
         start = self._made(layout, merge.before_refinement())
         return refine_layers(

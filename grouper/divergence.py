@@ -1,4 +1,4 @@
-"""How far one model's distribution of the next token is from another's."""
+"""Divergence between two models' distributions of the next token."""
 
 from torch import Tensor
 from torch.nn.functional import log_softmax

@@ -1,4 +1,5 @@
-"""The one exception that the command line turns into one line, and errors of others that need a cure of their own."""
+"""GrouperError, which the command line prints as one line, and detection of library errors that need advice of their
+own."""
 
 import errno
 import re
@@ -9,13 +10,13 @@ FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|r
 
 
 class GrouperError(Exception):
-    """Something the user can mend. The message says what was wrong, what was expected and what to do."""
+    """An error that the user can fix. The message says what was wrong, what was expected and what to do."""
 
 
 @contextmanager
 def as_one_line(what: str) -> Iterator[None]:
-    """Any error of a library as a GrouperError: what could not be done, and the last line of why. Memory or a disk that
-    is full stays what it is."""
+    """Turn any library error into a GrouperError with the failed action and the last line of the cause. Errors of full
+    memory or a full disk pass unchanged."""
     try:
         yield
     except (GrouperError, MemoryError):
@@ -28,14 +29,14 @@ def as_one_line(what: str) -> Iterator[None]:
 
 
 def is_memory_short(error: BaseException) -> bool:
-    """Whether memory ran out, by torch's words for it, too."""
+    """Whether memory ran out, torch's own errors included."""
     short = ("OutOfMemoryError", "DefaultCPUAllocator", "can't allocate memory")
     return isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in short)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a full disk, a quota or a limit on the size of files is behind this error, whichever library raised it:
-    those of safetensors, numpy and torch are no OSError, or have no number."""
+    """Whether this error comes from a full disk, a quota or a file size limit, whichever library raised it. Such errors
+    of safetensors, numpy and torch are not OSErrors, or lack an errno."""
     while True:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             return True

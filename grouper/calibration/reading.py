@@ -17,7 +17,7 @@ from grouper.running.batch import NOT_ASKED, Batch, padded
 
 MOST_FILES = 4096  # images or recordings read at most, spread evenly over all
 WRITING = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
-# Families read otherwise than by text or images alone.
+# Heads whose inputs are neither plain text nor plain images; calibration cannot read them.
 UNREAD = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling")
 MASKED = 0.15  # share of a window's tokens masked for a masked language model, as in BERT's training
 

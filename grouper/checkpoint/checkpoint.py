@@ -17,7 +17,7 @@ from grouper.checkpoint.validation import check_configuration
 from grouper.errors import GrouperError
 from grouper.parsing import read_object
 
-if TYPE_CHECKING:  # configuration and headers are read without torch: `grouper inspect` answers at once
+if TYPE_CHECKING:  # configuration and headers are read without torch, so that `grouper inspect` answers at once
     import torch
 
 INDEX = "model.safetensors.index.json"
@@ -26,17 +26,17 @@ INDEX_LIMITS = 2**27, 10**6  # bytes and entries
 ADAPTER = "adapter_config.json"
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 EXPECTED = "expected the folder or Hub id of a Hugging Face model"
-OTHER_FOLDERS = {  # files that tell what a folder without config.json is, and what to do
+OTHER_FOLDERS = {  # files that identify a folder without config.json, and advice for each
     "adapter_config.json": "it is a LoRA adapter; load it on its base with peft, call merge_and_unload() and save that",
     ".gguf": "GGUF files are not read; give the Hugging Face original, or load the file with transformers "
     "(from_pretrained(folder, gguf_file=...)), dequantise and save it",
 }
-LARGEST = 1e12  # of a weight: squares of larger ones, summed up, leave float32
-SAMPLE = 1024  # bytes of each end of a tensor that enter the fingerprint
+LARGEST = 1e12  # largest magnitude of a weight: sums of squares of larger ones overflow float32
+SAMPLE = 1024  # bytes at each end of a tensor that enter the fingerprint
 
 
 class Checkpoint:
-    """Lazy reader: nothing but configuration and headers is read until a tensor is asked for.
+    """Lazy reader of a checkpoint: only the configuration and headers are read until a tensor is requested.
 
     >>> checkpoint = Checkpoint.open("HuggingFaceTB/SmolLM2-135M")  # doctest: +SKIP
     >>> checkpoint.tensor("model.layers.0.self_attn.k_proj.weight").shape  # doctest: +SKIP
@@ -46,7 +46,7 @@ class Checkpoint:
     def __init__(self, name: str, source: Source):
         self.name, self.source = name, source
         self._before: dict[str, str] = {}
-        self.judged = False  # whether transformers was asked if it finds every tensor: grouper.model.loadable
+        self.judged = False  # whether transformers was asked if it finds every tensor (grouper.model.loadable)
         self._config: dict = self._json("config.json")
         check_configuration(self._config, name)
         if self._config.get("quantization_config") is not None:
@@ -54,7 +54,7 @@ class Checkpoint:
                 f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and "
                 "save it as bfloat16"
             )
-        if ADAPTER in source.files():  # which transformers would put on the weights, where peft is installed
+        if ADAPTER in source.files():  # transformers would apply it to the weights if peft is installed
             raise GrouperError(
                 f"{name} has an adapter beside its weights ({ADAPTER}): load it with transformers and peft, call "
                 "merge_and_unload() and save the model; or remove the adapter's files"
@@ -62,13 +62,14 @@ class Checkpoint:
 
     @property
     def config(self) -> dict:
-        """config.json as it is on disk: a copy for each caller, because transformers edits the one that it is given."""
+        """Contents of config.json as on disk. Each caller gets a copy, because transformers edits the one that it is
+        given."""
         return copy.deepcopy(self._config)
 
     @classmethod
     def open(cls, model: str | os.PathLike, revision: str | None = None) -> "Checkpoint":
-        """model: a folder, a Hub id, or `demo`, the model that comes with Grouper. Raises GrouperError if there is
-        none."""
+        """Checkpoint of a model. model: a folder, a Hub id, or `demo`, the model that comes with Grouper. Raises
+        GrouperError if there is none."""
         if str(model) == "demo" and not Path("demo").is_dir():
             model = DEMO
             return cls("demo", LocalSource(DEMO))
@@ -76,12 +77,13 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
-        """What opens it again from anywhere: a folder's full path, a Hub id, or `demo`."""
+        """Argument that opens the checkpoint again from any working directory: a folder's full path, a Hub id, or
+        `demo`."""
         return os.path.abspath(self.name) if Path(self.name).is_dir() else self.name
 
     @property
     def title(self) -> str:
-        """For people and other machines: a Hub id or `demo`, of a folder its name alone."""
+        """Name to show or publish: a Hub id, `demo`, or the folder's name without its path."""
         return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
 
     def _json(self, file: str) -> dict:
@@ -96,7 +98,7 @@ class Checkpoint:
     @cached_property
     def weight_files(self) -> list[str]:
         present = self.source.files()
-        if SINGLE in present:  # transformers takes it before an index
+        if SINGLE in present:  # transformers prefers it to an index
             return [SINGLE]
         if INDEX in present:
             weight_map = self._json(INDEX).get("weight_map")
@@ -116,7 +118,8 @@ class Checkpoint:
         return self._without_index(present)
 
     def _without_index(self, present: list[str]) -> list[str]:
-        """Never more than one file: transformers takes model.safetensors alone."""
+        """Weight files of a model without an index: at most one, because transformers then reads only
+        model.safetensors."""
         files = [f for f in present if f.endswith(".safetensors")]
         if len(files) == 1:
             raise GrouperError(f"{self.name} has {files[0]}: rename it to {SINGLE}, which transformers looks for")
@@ -126,7 +129,7 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor's file, dtype, shape and bytes, from the headers alone."""
+        """Every tensor's file, dtype, shape and byte range, read from the headers alone."""
         found: dict[str, TensorInfo] = {}
         for file in self.weight_files:
             found.update(read_header(file, partial(self.source.read, file), self.source.size(file)))
@@ -138,23 +141,23 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Of all tensors as stored."""
+        """Total size in bytes of all tensors as stored."""
         return sum(info.nbytes for info in self.tensors.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
     def before(self, layer: str) -> str:
-        """What precedes `layer` ("layers.0.") in the names of the decoder's tensors: checkpoints begin with `model.`,
-        with `language_model.model.`, with nothing; `model.` where there is none."""
+        """Prefix of `layer` ("layers.0.") in the names of the decoder's tensors. Checkpoints use `model.`,
+        `language_model.model.` or none; `model.` is the default if the layer is not found."""
         if layer not in self._before:
             self._before[layer] = decoder_prefix(self.tensors, layer, otherwise="model.")
         return self._before[layer]
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """One tensor as stored, on the CPU, in memory of its own: files are read, not mapped, for a mapped file counts
-        as memory where a limit is set, and page by page it comes more slowly. Raises GrouperError where it is missing
-        or cannot be read."""
+        """Tensor as stored, on the CPU, in memory of its own. Files are read instead of mapped, because mapped pages
+        count towards memory limits and load more slowly. Raises GrouperError if the tensor is missing or cannot be
+        read."""
         import torch
 
         if name not in self.tensors:
@@ -179,10 +182,10 @@ class Checkpoint:
         return tensor
 
     def finite(self, name: str) -> "torch.Tensor":
-        """`tensor` in float32, refused if it holds NaN, infinity, or numbers that no weight has."""
+        """Tensor in float32. Raises GrouperError if it holds NaN, infinity or values too large for a weight."""
         tensor = self.tensor(name).float()
         least, most = map(float, tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
-        largest = max(-least, most) if least == least else least  # NaN stays what it is
+        largest = max(-least, most) if least == least else least  # NaN is kept
         if not math.isfinite(largest):
             raise GrouperError(f"{name} of {self.name} holds NaN or infinity: the weights are damaged")
         if largest > LARGEST:
@@ -190,25 +193,25 @@ class Checkpoint:
         return tensor
 
     def local(self) -> "Checkpoint":
-        """The same, with every file on this disk (downloads a Hub model)."""
+        """Checkpoint with every file on the local disk (downloads a Hub model)."""
         return self if isinstance(self.source, LocalSource) else Checkpoint(self.name, self.source.download())
 
     @property
     def local_folder(self) -> Path | None:
-        """Where the files lie if they are on this disk."""
+        """Folder of the files if they are on the local disk, else None."""
         return self.source.folder if isinstance(self.source, LocalSource) else None
 
     @property
     def folder(self) -> Path:
-        """Where the files of a local checkpoint lie."""
+        """Folder of a local checkpoint's files."""
         if not isinstance(self.source, LocalSource):
             raise GrouperError(f"{self.name} is on the Hub: call local() first")
         return self.source.folder
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when the model does: the commit of a Hub model; else configuration, headers and both ends of every
-        tensor."""
+        """Fingerprint that changes when the model does: the commit of a Hub model; otherwise a hash of the
+        configuration, the headers and both ends of every tensor."""
         if self.source.commit:
             return self.source.commit
         digest = hashlib.sha256(json.dumps(self._config, sort_keys=True).encode())
@@ -220,7 +223,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """As the configuration says, else that of the largest tensor."""
+        """Dtype that the configuration states, else the dtype of the largest tensor."""
         named = self.config.get("dtype") or self.config.get("torch_dtype")
         if named:
             return named
@@ -229,7 +232,7 @@ class Checkpoint:
 
 
 def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str:
-    """What precedes `layer` ("layers.0.") in these names, towers for pictures and sound aside."""
+    """Prefix of `layer` ("layers.0.") in these names. Image and audio towers are ignored."""
     found = (f".{n}".partition(f".{layer}") for n in names)
     prefixes = {f"{head}."[1:] for head, middle, _ in found if middle}
     towers = ("vision", "visual", "audio", "vit", "vpm", "siglip")
@@ -238,7 +241,7 @@ def decoder_prefix(names: Iterable[str], layer: str, otherwise: str = "") -> str
 
 
 def read_into(file: FileIO, room: memoryview) -> None:
-    """Fill `room` from where the file is at. Raises OSError where it ends before."""
+    """Fill `room` from the file's current position. Raises OSError if the file ends first."""
     at = 0
     while at < len(room):
         came = file.readinto(room[at:])

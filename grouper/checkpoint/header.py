@@ -1,8 +1,8 @@
-"""What a safetensors file says of itself: names, shapes, dtypes and byte ranges, without its tensors.
+"""Header of a safetensors file: names, shapes, dtypes and byte ranges of its tensors.
 
-The format: 8 bytes little-endian length of the header, the header as JSON, then the tensors. Reading it ourselves lets
-a folder, the Hub's cache and byte ranges over HTTP be read the same way; tensors in local files are still read by the
-safetensors library.
+Format: 8 bytes little-endian length of the header, the header as JSON, then the tensors. Our own reader treats a
+folder, the Hub's cache and byte ranges over HTTP alike. Tensors in local files are still read by the safetensors
+library.
 """
 
 import json
@@ -17,12 +17,12 @@ from grouper.errors import GrouperError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = {  # torch's name, bytes of a number
+DTYPES = {  # torch's name, bytes per number
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
     "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }  # fmt: skip
-MOST_DIMENSIONS = 64  # of a tensor, as torch has it
+MOST_DIMENSIONS = 64  # largest rank of a tensor, as in torch
 LARGEST_HEADER = 100_000_000  # bytes, the library's own limit
 
 
@@ -31,14 +31,14 @@ class TensorInfo:
     file: str
     dtype: str
     shape: tuple[int, ...]
-    start: int  # byte in the file
+    start: int  # byte offset in the file
     stop: int
 
     @property
     def is_well_formed(self) -> bool:
-        """Whether every part is of its kind: headers are JSON, which holds anything."""
+        """Whether every field has the expected type, since headers are JSON and may hold anything."""
         whole = (*self.shape, self.start, self.stop)
-        few = len(self.shape) <= MOST_DIMENSIONS  # before they are multiplied
+        few = len(self.shape) <= MOST_DIMENSIONS  # checked before the sizes are multiplied
         return isinstance(self.dtype, str) and few and all(type(n) is int and abs(n) < 2**63 for n in whole)
 
     @property
@@ -51,7 +51,7 @@ class TensorInfo:
 
     @property
     def dtype_name(self) -> str:
-        """As torch calls it. Raises GrouperError for what torch has no numbers for."""
+        """Name of the dtype in torch. Raises GrouperError for a dtype that torch lacks."""
         if self.dtype not in DTYPES:
             raise GrouperError(
                 f"{self.file} holds tensors of type {self.dtype}: dequantise the model to bfloat16 first"
@@ -60,13 +60,13 @@ class TensorInfo:
 
     @property
     def torch_dtype(self) -> "torch.dtype":
-        import torch  # headers alone need none of it: `grouper inspect` answers at once
+        import torch  # headers alone do not need torch, so that `grouper inspect` answers at once
 
         return getattr(torch, self.dtype_name)
 
 
 def read_header(file: str, read: Callable[[int, int], bytes], size: int) -> dict[str, TensorInfo]:
-    """The tensors in one file. read(start, stop) gives its bytes, `size` is its length in bytes.
+    """Tensors in one file. read(start, stop): returns its bytes. size: length of the file in bytes.
 
     Raises GrouperError where the file is truncated or corrupt.
     """

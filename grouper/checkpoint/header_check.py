@@ -10,8 +10,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Raise GrouperError where a tensor of attention is missing, is no floating point, or has another shape than
-    config.json implies. Reads headers alone."""
+    """Raise GrouperError if an attention tensor is missing, is not floating point, or has another shape than
+    config.json implies. Only headers are read."""
     for name, expected, needed in _implied(checkpoint, architecture):
         if name not in checkpoint:
             if needed:
@@ -30,7 +30,7 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
 
 
 def _implied(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """(name, shape, whether it must be there) of every layer's attention tensors, norms among them."""
+    """Attention tensors of every layer, norms included, as (name, shape, whether required)."""
     a = architecture
     q, kv, hidden = a.query_heads * a.head_dim, a.kv_heads * a.head_dim, a.hidden_size
     for layer in range(a.layers):
@@ -52,7 +52,7 @@ def _implied(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[tup
 
 
 def unread_files(checkpoint: Checkpoint) -> list[str]:
-    """A note where there are weight files that transformers does not look at."""
+    """Note for the user if there are weight files that transformers does not read."""
     if INDEX not in checkpoint.source.files() or SINGLE not in checkpoint.weight_files:
         return []
     return [f"{checkpoint.name} has {SINGLE} and {INDEX}: the first is read, as transformers does"]

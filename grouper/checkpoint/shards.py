@@ -1,8 +1,8 @@
-"""Weight files, written one by one: tensors that stay as they are go from file to file without being loaded.
+"""Writing of weight files, one by one. Unchanged tensors are copied from file to file without being loaded.
 
-The format is that of safetensors_header.py. Writing it ourselves lets a shard of gigabytes be copied at the speed of
-the disk, with no more in memory than what changed; tensors are in the library's own order, larger numbers first, so
-that each lies where its numbers may.
+The format is described in header.py. Our own writer copies a shard of gigabytes at the speed of the disk and holds only
+changed tensors in memory. Tensors are in the library's own order, larger number types first, so that each one is
+aligned.
 """
 
 import json
@@ -25,16 +25,16 @@ from grouper.errors import GrouperError
 from grouper.threads import in_background
 
 CODES = {name: code for code, (name, _) in DTYPES.items()}
-INFINITY: dict[str, tuple[type[np.unsignedinteger], int]] = {  # the bits of infinity, as an integer of the same size
+INFINITY: dict[str, tuple[type[np.unsignedinteger], int]] = {  # bit pattern of infinity, as an integer of the same size
     "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F80_0000),
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
 }  # fmt: skip
-BUFFER = 2**20  # bytes that are copied or compared at a time: what a core's own cache holds
+BUFFER = 2**20  # bytes copied or compared at a time; fits a core's own cache
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in a file on this disk."""
+    """A tensor in a file on the local disk."""
 
     path: Path
     info: TensorInfo
@@ -48,17 +48,17 @@ Entry = Tensor | Stored
 
 
 def stored(checkpoint: Checkpoint, name: str) -> Stored:
-    """A tensor of a checkpoint on this disk."""
+    """Location of a tensor of a local checkpoint."""
     info = checkpoint.tensors[name]
     return Stored(checkpoint.folder / info.file, info)
 
 
 def nothing() -> None:
-    """What is called between two pieces, unless somebody may want to stop there, by an exception."""
+    """Do nothing: default of `between`, which is called between two pieces and may stop the work by an exception."""
 
 
 def same_bytes(one: Stored, other: Stored, between: Callable[[], None] = nothing) -> bool:
-    """Whether two tensors are of one type and shape and the same to the bit, read from the disk piece by piece."""
+    """Whether two tensors have the same type, shape and bits. Both are read from disk piece by piece."""
     if (one.info.dtype, one.info.shape) != (other.info.dtype, other.info.shape):
         return False
     size, buffers = one.nbytes, [bytearray(BUFFER) for _ in range(2)]
@@ -83,11 +83,13 @@ def write_shards(
     compared: dict[str, Stored] | None = None,
     checksums: dict[str, int] | None = None,
 ) -> Generator[str, None, None]:
-    """Write tensors as safetensors shards with an index, yielding each name; holds what two shards have of loaded
-    tensors: one is written while the next one's are made. compared: filled with what was copied, by name, once the copy
-    was read back and found the same; a shard is read back as soon as it is written, while the system still has both in
-    memory. checksums: filled with the CRC-32 of each tensor's bytes. Raises GrouperError where a tensor that is copied
-    holds NaN or infinity. Close the iterator when it is not gone through: a thread may be writing.
+    """Write tensors as safetensors shards with an index, yielding each name. Loaded tensors of two shards are held in
+    memory: one shard is written while the tensors of the next are made. Close the iterator if it is not exhausted,
+    because a thread may be writing.
+
+    compared: filled, by name, with the copied tensors that were read back and found identical. A shard is read back
+    right after it is written, while the system still caches it. checksums: filled with the CRC-32 of each tensor's
+    bytes. Raises GrouperError if a copied tensor holds NaN or infinity.
 
     The shards get their final names (model-00001-of-00003.safetensors) when all are written, and a single one is
     model.safetensors.
@@ -118,7 +120,7 @@ def write_shards(
 
 
 class _GivenUp(Exception):
-    """What is written is not wanted any more."""
+    """Raised to stop a write whose result is no longer needed."""
 
 
 def _write_and_compare(
@@ -139,8 +141,8 @@ def _write_and_compare(
 
 
 def _read_back(path: Path, shard: dict[str, Entry], between: Callable[[], None]) -> dict[str, Stored]:
-    """The copies in a shard that are the same as what they were copied from, as its own header finds them. Raises
-    GrouperError for one that is not."""
+    """Copies in a shard that equal their sources, located by the shard's own header. Raises GrouperError for one that
+    differs."""
     with open(path, "rb") as file:
         header = dict(read_header(path.name, lambda a, b: _between(file, a, b), path.stat().st_size))
     copied = {name: entry for name, entry in shard.items() if isinstance(entry, Stored)}
@@ -180,15 +182,15 @@ def _write_shard(path: Path, shard: dict[str, Entry], checksums: dict[str, int],
 
 
 def _kind(entry: Entry) -> tuple[str, list[int]]:
-    """(the format's word for its numbers, shape)"""
+    """Name of the number type in the safetensors format, and the shape."""
     if isinstance(entry, Stored):
         return entry.info.dtype, list(entry.info.shape)
     return CODES[str(entry.dtype).removeprefix("torch.")], list(entry.shape)
 
 
 def _copy(name: str, entry: Stored, file: BinaryIO, between: Callable[[], None]) -> int:
-    """Bytes from file to file through a small buffer, which is faster than leaving it to the system. Returns their
-    CRC-32. Raises GrouperError where they hold NaN or infinity: no merge looks at such a tensor."""
+    """Copy bytes from file to file through a small buffer, which is faster than the system's copy. Returns their
+    CRC-32. Raises GrouperError if they hold NaN or infinity, since no merge checks these tensors."""
     checksum = 0
     for part in pieces(entry, between):
         if not all_finite(part, entry.info.dtype):
@@ -207,7 +209,7 @@ def checksum_of(entry: Stored) -> int:
 
 
 def pieces(entry: Stored, between: Callable[[], None] = nothing) -> Iterator[memoryview]:
-    """A tensor's bytes from its file, in one small buffer that each piece replaces."""
+    """Bytes of a tensor from its file, piece by piece. All pieces share one small buffer."""
     left, buffer = entry.nbytes, memoryview(bytearray(BUFFER))
     with open(entry.path, "rb", buffering=0) as source:
         source.seek(entry.info.start)
@@ -220,8 +222,8 @@ def pieces(entry: Stored, between: Callable[[], None] = nothing) -> Iterator[mem
 
 
 def all_finite(part: memoryview, dtype: str) -> bool:
-    """Whether no number of a piece is NaN or infinite: in floating point these are the ones whose exponent has all bits
-    set, so that without their sign they are the largest as integers. dtype: in the format's words."""
+    """Whether a piece holds neither NaN nor infinity. In floating point these values have all exponent bits set, so
+    without their sign bit they are the largest as integers. dtype: name in the safetensors format."""
     if dtype not in INFINITY:
         return True
     kind, infinity = INFINITY[dtype]

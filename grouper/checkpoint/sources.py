@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes come from: a local folder, or the Hub by byte ranges."""
+"""Sources of a checkpoint's bytes: a local folder, or the Hub by byte ranges."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from grouper.errors import GrouperError
 
 T = TypeVar("T")
-TRIES, WAIT = 4, 1.0  # seconds before the second one
+TRIES, WAIT = 4, 1.0  # attempts, and seconds before the second one
 BUSY = (408, 429, 500, 502, 503, 504)
 BROKEN = ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "ConnectTimeout", "IncompleteRead")
 LARGEST = 2**28  # bytes of a file that libraries read at once
@@ -20,13 +20,13 @@ IS_GGUF = (
     "transformers import AutoModelForCausalLM as M, AutoTokenizer as T; [c.from_pretrained('{2}', gguf_file='{1}')"
     ".save_pretrained('converted') for c in (M, T)]\"; then give converted as MODEL"
 )
-READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm")  # what libraries may look into
-WHOLE = ("*.json", "*.model", "*.jinja", "*.tiktoken", "*.spm", "vocab.txt", "merges.txt")  # what they read at once
-TEMPLATES = "additional_chat_templates"  # the folder in a model's that transformers looks into
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm")  # files that libraries may read
+WHOLE = ("*.json", "*.model", "*.jinja", "*.tiktoken", "*.spm", "vocab.txt", "merges.txt")  # files read as a whole
+TEMPLATES = "additional_chat_templates"  # subfolder of a model that transformers reads, too
 
 
 class Source(Protocol):
-    """Files by name, readable in part. commit: of the Hub's repository that they came from, if any."""
+    """Files by name, readable in part. commit: commit of the Hub repository that they come from, or None."""
 
     @property
     def commit(self) -> str | None: ...
@@ -38,14 +38,15 @@ class Source(Protocol):
     def read(self, file: str, start: int, stop: int) -> bytes: ...
 
     def path(self, file: str) -> Path | None:
-        """The file on this disk, if it is here."""
+        """Path of the file if it is on the local disk, else None."""
 
     def download(self) -> "LocalSource":
-        """All that a model needs, on this disk."""
+        """Source with all files that a model needs on the local disk."""
 
 
 class LocalSource:
-    """A folder. Raises GrouperError where something that a model is read from is no regular file of its own."""
+    """Local folder. Raises GrouperError if a file that the model is read from is a link out of the folder, or not a
+    regular file."""
 
     def __init__(self, folder: Path, commit: str | None = None):
         self.folder, self.commit = folder, commit
@@ -74,18 +75,18 @@ class LocalSource:
 
 
 def is_own_file(path: Path, folder: Path) -> bool:
-    """Whether it is a regular file that lies in the folder, or in the Hub's cache where the folder is a snapshot there:
-    links to elsewhere, devices and pipes are neither read nor copied."""
+    """Whether this is a regular file in the folder, or in the Hub's cache if the folder is a snapshot there. Links that
+    leave the folder, devices and pipes are neither read nor copied."""
     try:
         real, home = path.resolve(strict=True), folder.resolve()
-    except (OSError, RuntimeError):  # nothing, or a link to itself
+    except (OSError, RuntimeError):  # missing, or a link to itself
         return False
     in_cache = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
     return real.is_file() and (home in real.parents or in_cache)
 
 
 class HubSource:
-    """A model on the Hub. Honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE, as huggingface_hub does."""
+    """Model on the Hub. Honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE, as huggingface_hub does."""
 
     def __init__(self, repo_id: str, revision: str | None = None):
         self.repo_id, self.asked_revision = repo_id, revision
@@ -101,7 +102,7 @@ class HubSource:
 
     @property
     def commit(self) -> str:
-        """All reads ask for it, so that they see one version."""
+        """Commit that all reads request, so that they see a single version."""
         return self.info.sha
 
     @cached_property
@@ -126,7 +127,7 @@ class HubSource:
             return Path(hf_hub_download(self.repo_id, file, revision=self.commit))
 
     def read(self, file: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) by an HTTP range request; from the cache where the file is there."""
+        """Bytes [start, stop) by an HTTP range request, or from the cache if the file is there."""
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -152,9 +153,9 @@ class HubSource:
 
         kept = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*"]
         with hub_errors(self.repo_id, self.commit):
-            # by the name that was asked for, so that the cache knows it offline
+            # requested by the same name, so that the cache finds it offline
             fetch = partial(snapshot_download, self.repo_id, revision=self.asked_revision, allow_patterns=kept)
-            snapshot = Path(patiently(fetch))  # each time from where the last one broke off
+            snapshot = Path(patiently(fetch))  # each attempt resumes the one before
         if snapshot.name != self.commit:
             raise GrouperError(
                 f"{self.repo_id} changed on the Hub while it was read: run again, or fix the version with `revision`"
@@ -163,12 +164,12 @@ class HubSource:
 
 
 class WrongRange(GrouperError):
-    """A server that sent other bytes than were asked for: perhaps the next answer is right."""
+    """Server sent other bytes than requested; the next answer may be right."""
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` returns, tried again where a server is busy or a connection breaks: four times in all, after 1, 2 and
-    4 seconds. A server that is not there at all is not waited for."""
+    """Result of `call`, retried if a server is busy or a connection breaks: four attempts, with waits of 1, 2 and 4
+    seconds. An unreachable server is not retried."""
     for attempt in range(TRIES):
         try:
             return call()
@@ -184,7 +185,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """What can go wrong with the Hub, each as one line."""
+    """Errors of the Hub, each turned into a GrouperError of one line."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -207,7 +208,7 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except LocalTokenNotFoundError as error:
         raise GrouperError(f"{repo_id} needs a login: set HF_TOKEN, or `hf auth login`") from error
-    except Exception as error:  # HTTP libraries raise connection errors of their own, which are no OSErrors
+    except Exception as error:  # HTTP libraries raise connection errors of their own, which are not OSErrors
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("http", "requests")):
             raise
         status = (
@@ -222,7 +223,7 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def open_source(model: str | os.PathLike, revision: str | None = None) -> Source:
-    """A folder if there is one of that name, else the Hub (its cache alone where HF_HUB_OFFLINE is set)."""
+    """Local folder if there is one of that name, else the Hub (only its cache if HF_HUB_OFFLINE is set)."""
     folder = Path(os.path.expanduser(model))
     if folder.is_dir():
         return LocalSource(folder)

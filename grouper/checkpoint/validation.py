@@ -1,6 +1,5 @@
-"""Check of config.json: every field of its kind and size, before a library sees it or room is made for it.
-header_check.py holds tensors against it.
-"""
+"""Check of config.json: every field must have the expected kind and size, before a library reads it or memory is
+allocated for it. header_check.py compares tensors with it."""
 
 import json
 import math
@@ -11,9 +10,9 @@ from grouper.errors import GrouperError
 from grouper.families.configuration import ALIASES, is_known
 from grouper.parsing import shown
 
-FACTS = "grouper"  # where an export says how it was made
-DEEPEST = 20  # objects within objects
-WHOLE = {  # least and most
+FACTS = "grouper"  # field in which an export records how it was made
+DEEPEST = 20  # most nested objects
+WHOLE = {  # least and largest value
     "num_attention_heads": (1, 4096), "num_key_value_heads": (1, 4096), "head_dim": (1, 8192),
     "hidden_size": (1, 1_000_000), "num_hidden_layers": (1, 10_000), "max_position_embeddings": (1, 10**9),
     "vocab_size": (1, 10**8), "intermediate_size": (1, 10**8), "ffn_dim": (1, 10**8), "n_inner": (1, 10**8),
@@ -45,8 +44,8 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def check_configuration(config: dict, name: str) -> None:
-    """Raise GrouperError where a field of config.json is of the wrong kind or beyond all sizes that there are: with the
-    field, its value, and what was expected. name: of the model."""
+    """Raise GrouperError if a field of config.json has the wrong kind or an impossible size. The message names the
+    field, its value and the expected one. name: name of the model."""
 
     def wrong(field: str, value: Any, expected: str) -> GrouperError:
         return GrouperError(f"config.json of {name} has {field} {shown(value)}: expected {expected}")
@@ -63,7 +62,7 @@ def check_configuration(config: dict, name: str) -> None:
             raise wrong(path, value, "an integer below 2**62")
         field = names.get(key, key)
         if field != "model_type" and (not known or _of_another_part(within)):
-            continue  # transformers reads it, not we; or the model is refused, by its type
+            continue  # fields that only transformers reads, or a model type that is refused anyway
         if field in WHOLE:
             least, most = WHOLE[field]
             if type(value) is not int or not least <= value <= most:
@@ -74,13 +73,13 @@ def check_configuration(config: dict, name: str) -> None:
                 raise wrong(path, value, f"a number from {lowest:g} to {highest:g}")
         elif field in FLAGS and type(value) is not bool:
             raise wrong(path, value, "true or false")
-        elif field == "return_dict" and value is not True:  # transformers would give pairs in place of answers
+        elif field == "return_dict" and value is not True:  # transformers would return tuples instead of outputs
             raise wrong(path, value, "true, or no such field")
         elif field in NAMES and not isinstance(value, str):
             raise wrong(path, value, "a name")
         elif field == "id2label" and not _are_labels(value):
             raise wrong(path, value, 'an object with a name for each number, like {"0": "no", "1": "yes"}')
-        elif _public(field) in KERNELS and "/" in json.dumps(value):  # code of a repository on the Hub
+        elif _public(field) in KERNELS and "/" in json.dumps(value):  # code in a repository on the Hub
             raise wrong(path, value, "the name of one that transformers has itself")
         if field in ("dtype", "torch_dtype") and value not in DTYPES:
             raise wrong(path, value, f"one of {', '.join(DTYPES)}")
@@ -90,14 +89,14 @@ def check_configuration(config: dict, name: str) -> None:
 
 
 def _of_another_part(path: str) -> bool:
-    """Whether these fields describe something beside the decoder, such as a tower for pictures or how an export was
-    made, where a field of the same name may be of another kind."""
+    """Whether these fields describe something other than the decoder, such as an image tower or how an export was made.
+    A field of the same name may then have another kind."""
     parts = path.split(".")
     return parts[0] == FACTS or any(part.endswith("_config") and part != "text_config" for part in parts)
 
 
 def _fields(value: dict | list, name: str, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(where, value) of every field and entry, those of objects and lists within included."""
+    """Path and value of every field and entry, nested objects and lists included."""
     if depth > DEEPEST:
         raise GrouperError(f"config.json of {name} has objects within objects, more than {DEEPEST} deep: refused")
     if isinstance(value, dict):
@@ -111,7 +110,7 @@ def _fields(value: dict | list, name: str, path: str = "", depth: int = 0) -> It
 
 
 def _are_labels(value: Any) -> bool:
-    """Whether these are names of classes by their numbers, which JSON writes as text."""
+    """Whether these are class names by number. JSON writes the numbers as text."""
     return isinstance(value, dict) and all(
         isinstance(label, str) and str(number).isdecimal() and len(str(number)) < 10 for number, label in value.items()
     )
@@ -122,7 +121,7 @@ def _public(field: str) -> str:
 
 
 def _check_lists(config: dict, wrong: Callable[[str, Any, str], GrouperError]) -> None:
-    """Lists with an entry for each layer, and the objects that positions are described by."""
+    """Check lists with one entry per layer, and the objects that describe positions."""
     counts = [config.get(key) for key in ("num_hidden_layers", *ALIASES["num_hidden_layers"])]
     layers = next((count for count in counts if isinstance(count, int)), None)
     for key, kind, what in (("layer_types", str, "names"), ("no_rope_layers", int, "numbers")):

@@ -1,1 +1,1 @@
-"""How good a model is: nats, closeness to its original, tasks."""
+"""Evaluation of a model: nats per token, closeness to its original, benchmark tasks."""

@@ -9,11 +9,11 @@ from grouper.option_fields import MISSING, option, words_of
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """limit: items of each task."""
+    """Options of evaluation tasks. limit: number of items per task."""
 
     names: tuple[str, ...] = option(
         MISSING,
-        "Tasks of lm-evaluation-harness, like hellaswag,piqa (needs kv-grouper[eval]).",
+        "Tasks of lm-evaluation-harness, e.g. hellaswag,piqa (needs kv-grouper[eval]).",
         panel="Tasks",
         name="tasks",
         metavar="NAMES",
@@ -21,14 +21,14 @@ class TaskOptions:
     )
     folder: Path | None = option(
         None,
-        "Folder of further tasks, as YAML, which win over those of the same name.",
+        "Folder of additional YAML tasks, which override built-in tasks of the same name.",
         panel="Tasks",
         name="task_path",
         metavar="FOLDER",
     )
     limit: int | None = None
     few_shot: int | None = option(
-        None, "Examples in a task's context; the task's own number unless given.", panel="Tasks", name="num_fewshot"
+        None, "Number of few-shot examples (default: the task's own).", panel="Tasks", name="num_fewshot"
     )
 
     def __post_init__(self) -> None:

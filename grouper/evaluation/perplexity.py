@@ -1,4 +1,4 @@
-"""Nats per token of a transformers model on text."""
+"""Loss of a transformers model on text, in nats per token."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,12 @@ from torch.nn.functional import cross_entropy
 from grouper.running.batch import Batch
 from grouper.threads import side_by_side
 
-BATCH_TOKENS = (512, 4096)  # of what is run at once: by each thread of a CPU, by a GPU
+BATCH_TOKENS = (512, 4096)  # tokens per pass: for each thread of a CPU, for a GPU
 
 
 @torch.inference_mode()
 def nll(model: nn.Module, windows: Tensor) -> float:
-    """Mean negative log-likelihood in nats of each window's tokens but the first. windows: [n, tokens] ids.
+    """Mean negative log-likelihood in nats over each window's tokens except the first. windows: [n, tokens] ids.
 
     Windows do not overlap, so every token is counted once, with at least its window's beginning as context. Sums are
     float64.
@@ -29,6 +29,6 @@ def nll(model: nn.Module, windows: Tensor) -> float:
 
 
 def batches(windows: Tensor | Batch, device: str) -> list[slice]:
-    """Of windows [n, tokens, ...]: what is run at once."""
+    """Slices of windows [n, tokens, ...] that are run in one pass."""
     size = max(1, BATCH_TOKENS[torch.device(device).type == "cuda"] // windows.shape[1])
     return [slice(i, i + size) for i in range(0, len(windows), size)]

@@ -1,13 +1,13 @@
-"""Bands of positions within a window: what a model loses far behind a window's begin is told apart from what it loses
-there."""
+"""Bands of positions within a window. Losses are reported by band, since a model may lose more at late positions than
+at early ones."""
 
-FIRST = 256  # positions of the first band; each later one ends where twice as many are behind it
-DIVIDED = 1024  # tokens of the shortest windows that are told band by band
+FIRST = 256  # positions in the first band; each later band ends at twice the position where it begins
+DIVIDED = 1024  # shortest window, in tokens, that is reported by band
 
 
 def bands(window: int) -> list[tuple[int, int]]:
-    """(first position, the one after its last) of each band; none of short windows. A position's loss is that of the
-    token after it, so the window's last one has none.
+    """Bands of a window, as (first position, position after the last); none for short windows. A position's loss is
+    that of the token after it, so the window's last token has none.
 
     >>> bands(4096)
     [(0, 256), (256, 512), (512, 1024), (1024, 2048), (2048, 4096)]
@@ -23,7 +23,7 @@ def bands(window: int) -> list[tuple[int, int]]:
 
 
 def column_at(column: str, band: tuple[int, int]) -> str:
-    """The column of a band.
+    """Name of a band's column.
 
     >>> column_at("nll", (256, 512))
     'nll@256-512'

@@ -1,7 +1,7 @@
-"""Benchmark tasks by lm-evaluation-harness (the extra `eval`), on a model that is in memory.
+"""Benchmark tasks by lm-evaluation-harness (the extra `eval`), on a model in memory.
 
-Tasks are loaded once and scored on as many models as there are. The harness's global random states, its bars and its
-prints are kept to itself.
+Tasks are loaded once and scored on any number of models. The harness's global random states, progress bars and prints
+are contained.
 """
 
 import contextlib
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from transformers import PreTrainedModel
 
-LONGEST = 2048  # tokens of context and continuation
-MOST_AT_ONCE = 64  # requests
-RESAMPLES = 1000  # for standard errors that have no formula
-SEED = 1234  # of few-shot examples, the harness's own
+LONGEST = 2048  # longest context plus continuation, in tokens
+MOST_AT_ONCE = 64  # most requests per pass
+RESAMPLES = 1000  # bootstrap samples for standard errors without a formula
+SEED = 1234  # for few-shot examples, the harness's own
 
 
 class Tasks:
-    """Loaded tasks. Raises GrouperError where there is no harness, no such task, or its items cannot be had."""
+    """Loaded tasks. Raises GrouperError if the harness is not installed, a task does not exist, or its items cannot be
+    loaded."""
 
     def __init__(self, options: TaskOptions):
         self.options = options
@@ -42,7 +43,7 @@ class Tasks:
         with _quiet():
             own = TaskManager(include_path=str(options.folder), include_defaults=False) if options.folder else None
             if own is None or any(name not in own.task_index for name in options.names):
-                own = TaskManager(include_path=options.folder and str(options.folder))  # its own take seconds to list
+                own = TaskManager(include_path=options.folder and str(options.folder))  # listing all takes seconds
             unknown = [name for name in options.names if name not in own.task_index]
             if unknown:
                 raise GrouperError(f"lm-evaluation-harness knows no task {unknown[0]!r}: `lm-eval ls tasks` lists them")
@@ -58,17 +59,18 @@ class Tasks:
                 task.set_config(key="num_fewshot", value=options.few_shot)
 
     def scores(self, model: nn.Module, tokenizer: Any) -> dict[str, float]:
-        """ "TASK,METRIC" -> its value, "TASK,METRIC_stderr" -> its standard error (NaN where there is none)."""
+        """Scores by name: TASK,METRIC for the value and TASK,METRIC_stderr for its standard error (NaN if there is
+        none)."""
         from lm_eval.evaluator import evaluate
         from transformers import PreTrainedModel
 
         if not isinstance(model, PreTrainedModel):
             raise GrouperError(f"lm-evaluation-harness runs models of transformers, not a {type(model).__name__}")
-        os.environ.setdefault("DISABLE_MULTIPROC", "1")  # resampling in this process
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")  # resample in this process
         training = model.training
         with _quiet(), torch.inference_mode():
             for task in self.loaded["tasks"].values():
-                task.set_fewshot_seed(SEED)  # the examples are drawn anew for every model
+                task.set_fewshot_seed(SEED)  # the same examples are drawn for every model
             try:
                 found = evaluate(
                     lm=_harness_model(model, tokenizer), task_dict=self.loaded, limit=self.options.limit,
@@ -82,7 +84,7 @@ class Tasks:
 
 
 def _columns(results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
-    """Of each task, by the harness's names: the metrics, less the filter where there is none."""
+    """Metrics of each task under the harness's names. The filter is omitted from the name if there is none."""
     for task, metrics in results.items():
         for key, value in metrics.items():
             metric, comma, which = key.partition(",")
@@ -93,8 +95,7 @@ def _columns(results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
 
 
 def _harness_model(model: "PreTrainedModel", tokenizer: Any) -> "LM":
-    """The harness's view of a transformers model. It makes no KV cache: nothing is generated token by token but by
-    tasks that ask for it."""
+    """The harness's view of a transformers model. No KV cache is used, except in tasks that generate text."""
     from lm_eval.models.huggingface import HFLM
 
     class Scored(HFLM):
@@ -112,7 +113,7 @@ def _harness_model(model: "PreTrainedModel", tokenizer: Any) -> "LM":
 
 
 def batch_size(model: "PreTrainedModel", tokens: int) -> int:
-    """Requests at a time: as many as a quarter of the free memory holds logits of, with their logarithms."""
+    """Number of requests per pass: a quarter of free memory must hold their logits and log-probabilities."""
     device = next(model.parameters()).device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -122,7 +123,8 @@ def batch_size(model: "PreTrainedModel", tokens: int) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars, prints and warnings of the harness's; its draws from `random` are undone; nobody is told of a use."""
+    """Silence the harness's progress bars, prints, warnings and usage reports, and restore the state of `random`
+    afterwards."""
     import datasets
 
     logger, state, bars = logging.getLogger("lm_eval"), random.getstate(), datasets.are_progress_bars_disabled()

@@ -1,6 +1,6 @@
-"""Write a regrouped model that engines run: choose its class, write it, test it, say what was done.
+"""Export of a regrouped model for serving engines: choose its class, write it, test it, document it.
 
-The package itself is what one calls: `from grouper import export; export(checkpoint, layout, "out")` is
+The package itself is callable: `from grouper import export; export(checkpoint, layout, "out")` runs
 `grouper.export.write.export_model`, and `import grouper.export.self_test` still finds the module.
 """
 

@@ -13,18 +13,19 @@ from grouper.layout import HeadLayout
 from grouper.names import fenced, in_code, in_markdown, printable, without_controls
 from grouper.parsing import yaml_value
 
-KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")  # of the base model's front matter
+KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")  # from the base model's front matter
 TAGS = ("grouped-query-attention", "kv-cache", "kv-grouper")
-LARGEST = 2**20  # bytes of a base model's card
+LARGEST = 2**20  # largest card of a base model, in bytes
 
 
 def model_card(
     checkpoint: Checkpoint, layout: HeadLayout, facts: dict, report: Report, library: str, loading: str
 ) -> str:
-    """Markdown: what was done, what it saves and costs, how to load and to make it again; the base model's own card
-    below.
+    """Model card in Markdown: what was done, its savings and costs, how to load and reproduce the model, and the base
+    model's own card below.
 
-    The licence, languages and pipeline are the base model's. library: as the Hub calls what loads it. loading: how to.
+    Licence, languages and pipeline are the base model's. library: the Hub's name of the library that loads the model.
+    loading: instructions for loading it.
     """
     own, text = _card_of(checkpoint.folder)
     name = in_markdown(facts.get("base_model", checkpoint.title))
@@ -53,7 +54,7 @@ def model_card(
 
 
 def _cache(layout: HeadLayout, report: Report) -> str:
-    """What is saved of a KV cache, where there is one."""
+    """Sentence on the KV cache that is saved; empty if the model has no cache."""
     (before, after), (of_source, left) = report.kv_bytes_per_token, report.kv_bytes_per_source_token
     if not layout.is_cached:
         return ""
@@ -63,7 +64,7 @@ def _cache(layout: HeadLayout, report: Report) -> str:
 
 
 def _measured(facts: dict) -> list[str]:
-    """Losses and tasks before and after, where the run was evaluated."""
+    """Losses and task scores before and after, if the run was evaluated."""
     measured = facts.get("measured")
     if not measured:
         return []
@@ -98,8 +99,8 @@ def _commands(facts: dict) -> list[str]:
 
 
 def _card_of(folder: Path) -> tuple[dict[str, str | list[str]], str]:
-    """(fields of the front matter that stay true: licence, language, pipeline; the text) of the base model's card.
-    Fields that are no words or lists of words are left out, and so is a card that is no file of the model's."""
+    """Front matter fields that remain valid (licence, language, pipeline), and text, of the base model's card. Fields
+    other than words or lists of words are dropped. A card that is not a regular file of the model is ignored."""
     path = folder / "README.md"
     if not path.is_file() or not is_own_file(path, folder) or path.stat().st_size > LARGEST:
         return {}, ""
@@ -108,7 +109,7 @@ def _card_of(folder: Path) -> tuple[dict[str, str | list[str]], str]:
     if not found:
         return {}, text.strip()
     try:
-        fields = yaml_value(found[1], str(path), "BaseLoader")  # "no" is a language, too
+        fields = yaml_value(found[1], str(path), "BaseLoader")  # YAML would read the language "no" as false
     except GrouperError:
         fields = {}
     kept = {name: fields[name] for name in fields if name in KEPT} if isinstance(fields, dict) else {}

@@ -1,4 +1,4 @@
-"""`grouper check`: the self-test again on an exported folder, after a download or an upgrade."""
+"""Repeated self-test of an exported folder (`grouper check`), e.g. after a download or an upgrade."""
 
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from grouper.export.options import ExportOptions
 from grouper.export.self_test import run_self_test
 from grouper.uptraining.exported import ExportedModel
 
-NAMING = ("auto_map", "architectures", "model_type")  # fields of config.json that say what is run
+NAMING = ("auto_map", "architectures", "model_type")  # fields of config.json that decide which code runs
 AGAIN = "download or export it again"
 
 
 def check_folder(folder: str | Path, base: str | None = None, options: ExportOptions | None = None) -> SelfTest:
-    """Compare the folder's tensors with the checksums of the export, and what it computes with an independent reference
-    on its own weights.
+    """Compare the folder's tensors with the checksums of the export, and its outputs with an independent reference that
+    uses the folder's own weights.
 
-    base: the model that it was made from; what grouper.json leads to unless given. options: the memory of the
-    self-test. Only a modelling file that this version of Grouper would write is run. Raises GrouperError where the
-    folder cannot be opened so, and SelfTestFailed where it is not what was exported.
+    base: the original model (default: the one named in grouper.json). options: memory budget of the self-test. A
+    modelling file runs only if this version of Grouper would write the same one. Raises GrouperError if the folder
+    cannot be opened in this way, and SelfTestFailed if it differs from what was exported.
     """
     model = ExportedModel.open(folder, base)
     check_checksums(model)
@@ -33,7 +33,7 @@ def check_folder(folder: str | Path, base: str | None = None, options: ExportOpt
 
     def layer(number: int) -> MergedLayer:
         if number not in layers:
-            layers.clear()  # one is held at a time
+            layers.clear()  # hold one layer at a time
             layers[number] = model.layer(number)
         return layers[number]
 
@@ -42,7 +42,7 @@ def check_folder(folder: str | Path, base: str | None = None, options: ExportOpt
 
 
 def check_checksums(model: ExportedModel) -> None:
-    """Raise SelfTestFailed where a tensor's bytes are not those that were exported. Older exports hold no checksums."""
+    """Raise SelfTestFailed if a tensor's bytes differ from the exported ones. Older exports have no checksums."""
     for name, checksum in model.facts.get("crc32", {}).items():
         if name not in model.folder:
             raise SelfTestFailed(f"{model.folder.name} lost {name} since it was exported: {AGAIN}")
@@ -51,8 +51,8 @@ def check_checksums(model: ExportedModel) -> None:
 
 
 def check_modelling_file(model: ExportedModel) -> None:
-    """Raise GrouperError where the folder names code that is not the modelling file that this version writes, or names
-    it otherwise: a name can lead to another folder, or to the Hub."""
+    """Raise GrouperError if the folder names code other than the modelling file that this version writes, or gives it
+    another name, since a name can lead to another folder or to the Hub."""
     path, (source, fields) = model.folder.folder / ragged.FILE, _code_of(model)
     config, found = model.folder.config, path.read_bytes() if path.is_file() else None
     if found != source or any(config.get(field) != value for field, value in fields.items()):
@@ -63,7 +63,7 @@ def check_modelling_file(model: ExportedModel) -> None:
 
 
 def _code_of(model: ExportedModel) -> tuple[bytes | None, dict[str, Any]]:
-    """(the modelling file, fields of config.json that say what is run) as this version writes them."""
+    """Modelling file, and the fields of config.json that decide which code runs, as this version writes them."""
     export_class = CLASSES[model.export_class]
     if not export_class.own_code:
         return None, {"auto_map": None}

@@ -1,5 +1,5 @@
-"""Which class an export gets: what a layout gets in its family (`Family.export_classes` lists what there is), and why
-not another one."""
+"""Choice of an export's class: the best class that a layout can have in its family (`Family.export_classes` lists
+them), and the reason if it is not the expected one."""
 
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
@@ -16,8 +16,8 @@ CLASSES: dict[str, ExportClass] = {c.name: c for c in (Stock(), Padded(), Ragged
 def class_for(
     checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
 ) -> tuple[ExportClass, str | None]:
-    """The class to write, and a note if it is not the layout's own: what that one refuses goes out as ragged. Raises
-    GrouperError where nothing takes it."""
+    """Class to write, and a note if it differs from the class that the layout itself allows. A layout refused by that
+    class is written as ragged. Raises GrouperError if no class accepts it."""
     wanted, ragged = CLASSES[layout.export_class], CLASSES["ragged"]
     why = wanted.refusal(checkpoint, architecture, layout, max_padding)
     if why is None:

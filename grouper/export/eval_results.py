@@ -1,10 +1,10 @@
-"""Benchmark scores where the Hub looks for them: .eval_results/TASK.yaml in the repository."""
+"""Benchmark scores in the format that the Hub reads: .eval_results/TASK.yaml in the repository."""
 
 from pathlib import Path
 
 import yaml
 
-BENCHMARKS = {  # lm-evaluation-harness's task -> the benchmark's dataset on the Hub
+BENCHMARKS = {  # task of lm-evaluation-harness -> the benchmark's dataset on the Hub
     "arc_challenge": "allenai/ai2_arc", "arc_easy": "allenai/ai2_arc", "boolq": "google/boolq", "gsm8k": "openai/gsm8k",
     "hellaswag": "Rowan/hellaswag", "mmlu": "cais/mmlu", "openbookqa": "allenai/openbookqa",
     "winogrande": "allenai/winogrande",
@@ -12,8 +12,8 @@ BENCHMARKS = {  # lm-evaluation-harness's task -> the benchmark's dataset on the
 
 
 def write_eval_results(folder: Path, measured: dict[str, list[float | None]]) -> list[str]:
-    """measured: "TASK,METRIC" -> (of the original, of this model), as pareto.csv names its task columns; other
-    measurements are none of the Hub's. Returns the names of the files written."""
+    """Write the scores that the Hub knows and return the names of the files. measured: "TASK,METRIC" -> (score of the
+    original, of this model), named like the task columns of pareto.csv; other measurements are skipped."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     written = []

@@ -1,4 +1,4 @@
-"""grouper.json: facts of an exported folder, checked before anything uses them."""
+"""Validation of grouper.json, the facts about an exported folder, before anything uses them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ class _Uptrained:
 
 @dataclass(frozen=True)
 class _Facts:
-    """Kinds of what commands read of grouper.json. Older versions wrote fewer facts."""
+    """Types of the facts in grouper.json that commands read. Older versions wrote fewer facts."""
 
     merge: str
     report: _Report
@@ -56,8 +56,8 @@ class _Facts:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """All that grouper.json holds, what no command reads included. Raises GrouperError where there is none, or a
-    damaged one."""
+    """Complete contents of grouper.json, including facts that no command reads. Raises GrouperError if the file is
+    missing or damaged."""
     path = folder / MARKER
     if not path.is_file():
         raise GrouperError(f"{folder} has no {MARKER}: expected a folder that `grouper export` wrote")

@@ -1,4 +1,4 @@
-"""What a format of exports is, and what an export is asked for."""
+"""Interface of an export format, and the job that it is given."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ from grouper.progress import Progress
 from grouper.registry import Entry
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-TOLERANCE = 1e-4  # largest difference of a logit
+TOLERANCE = 1e-4  # largest allowed difference of a logit
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model to write. checkpoint: the original, on this disk. merged(layer): its new weights. around: of the
-    tensors outside the layers (embedding, last norm, head), by their names in the checkpoint, those that changed.
-    compared: filled by `write` with what it copied and found the same when it read it back. checksums: filled by it
-    with the CRC-32 of each tensor's bytes, by the name that it was written under."""
+    """One model to write. checkpoint: the original, on the local disk. merged(layer): its new weights. around: changed
+    tensors outside the layers (embedding, last norm, head), by their names in the checkpoint. compared: filled by
+    `write` with the copied tensors that it read back and found identical. checksums: filled by `write` with the CRC-32
+    of each tensor's bytes, by the name in the export."""
 
     checkpoint: Checkpoint
     layout: HeadLayout
@@ -44,19 +44,21 @@ class Job:
         return Architecture.of(self.checkpoint.config)
 
     def outside(self, name: str) -> Tensor | Stored:
-        """A tensor outside the layers, in the type that it is stored in: as it became, or where it lies."""
+        """Tensor outside the layers, in its stored dtype: the changed tensor, or its location in the original's
+        files."""
         return self.changed(name) if name in self.around else stored(self.checkpoint, name)
 
     def changed(self, name: str) -> Tensor:
-        """A tensor of `around`, rounded as it is stored."""
+        """Changed tensor outside the layers, rounded to its stored dtype."""
         return self.around[name].to(self.checkpoint.tensors[name].torch_dtype)
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """largest_difference: of a logit, or of what a layer adds to the stream, relative to that; the larger one.
-    same_tokens: greedy ones, of so many `tokens`, where some were generated. told: what was compared and how it came
-    out. where: the part that differs most, if that is more than rounding."""
+    """Result of a self-test. largest_difference: larger of two, the largest difference of a logit, and that of a
+    layer's addition to the stream, relative to the addition. same_tokens: number of greedy tokens that agree, of
+    `tokens` generated. told: summary of the comparison. where: part that differs most, if the difference exceeds
+    rounding."""
 
     largest_difference: float
     same_tokens: int
@@ -77,50 +79,51 @@ class SelfTest:
 
 
 class SelfTestFailed(GrouperError):
-    """An exported folder that does not compute what was merged."""
+    """Exported folder that does not compute the merged model."""
 
 
 @dataclass(frozen=True)
 class Format(Entry, ABC):
-    """An entry of FORMATS. library: as the Hub calls what loads it. place_in_card: how a card calls the
-    folder that it lies in."""
+    """An entry of FORMATS. library: the Hub's name of the library that loads it. place_in_card: name in a model card of
+    the folder that holds the export."""
 
     library: ClassVar[str]
     place_in_card: ClassVar[str] = "this folder or repository"
 
     @abstractmethod
     def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
-        """Raise GrouperError where `write` would refuse: before anything expensive is done."""
+        """Raise GrouperError if `write` would refuse. Called before any expensive work."""
 
     @abstractmethod
     def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:
-        """Write the model into `folder`. facts: for configurations that have room for them. Returns the class that it
-        was written as, and why it is not the one that the layout allows."""
+        """Write the model into `folder`. facts: recorded in configurations that have a place for them. Returns the
+        class that was written, and the reason if it is not the one that the layout allows."""
 
     @abstractmethod
     def verify(self, job: Job, folder: Path, export_class: str) -> SelfTest:
-        """Read back what was written and compare it with the merge. export_class: what `write` returned. Raises
-        SelfTestFailed where it differs."""
+        """Read the export back and compare it with the merged model. export_class: the class that `write` returned.
+        Raises SelfTestFailed if they differ."""
 
     @abstractmethod
     def weight_bytes(self, folder: Path) -> int: ...
 
     @abstractmethod
     def engines(self, architecture: Architecture, export_class: str) -> list[str]:
-        """What runs it: what bench/engines found, nothing more."""
+        """Engines that run the export, limited to those tested by bench/engines."""
 
     @abstractmethod
     def loader(self, config: dict) -> str:
-        """What loads it: a class of transformers, a program. config: the original's."""
+        """Loader of the export: a class of transformers, or a program. config: the original's."""
 
     @abstractmethod
     def how_to_load(self, report: "Report", place: str) -> tuple[str, str]:
-        """(a line for a terminal, Markdown for a card). place: the folder, as it is to be called."""
+        """Instructions for loading: a line for a terminal, and Markdown for a card. place: name of the folder in
+        them."""
 
 
-@dataclass(frozen=True, match_args=False)  # fields that are read, as an Exported's are
+@dataclass(frozen=True, match_args=False)  # read-only fields, like those of Exported
 class Report(Protocol):
-    """What an Exported says, as far as cards and instructions go."""
+    """Facts of an export that cards and instructions use; Exported has them."""
 
     export_class: str
     kv_bytes_per_token: tuple[int, int]
@@ -131,7 +134,7 @@ class Report(Protocol):
 
 
 def check_same_model(checkpoint: Checkpoint, layout: HeadLayout) -> None:
-    """Raise GrouperError where the layout is another model's, or no kernel's."""
+    """Raise GrouperError if the layout belongs to another model, or if no kernel supports it."""
     a = Architecture.of(checkpoint.config)
     theirs = (len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
     mine = (a.layers, a.query_heads, a.kv_heads, a.head_dim)

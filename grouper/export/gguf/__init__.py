@@ -1,1 +1,1 @@
-"""One file for llama.cpp."""
+"""Export to GGUF, a single file for llama.cpp."""

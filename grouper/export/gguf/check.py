@@ -1,5 +1,5 @@
-"""The last step of a GGUF export: read the file back as llama.cpp lays it out, and compare every query head's weights
-with the merge's."""
+"""Self-test of a GGUF export: read the file back in llama.cpp's layout, and compare every query head's weights with the
+merged ones."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from grouper.layout import HeadLayout
 
 
 def check_file(path: Path, layout: HeadLayout, merged: Merged, dtype: str) -> SelfTest:
-    """The largest difference from the merged weights rounded to `dtype`, which must be none. Raises GrouperError."""
+    """Largest difference from the merged weights rounded to `dtype`, which must be 0. Raises GrouperError."""
     from gguf import GGUFReader, quants
 
     tensors = {t.name: t for t in GGUFReader(path).tensors}
@@ -32,7 +32,7 @@ def check_file(path: Path, layout: HeadLayout, merged: Merged, dtype: str) -> Se
         width, turned = (
             max(layer.k.sizes),
             [2 * (i % (d // 2)) + i // (d // 2) for i in range(d)],
-        )  # row i of a head is row turned[i] there
+        )  # row i of a head is row turned[i] in the file
         used = torch.zeros(len(q) // d, dtype=torch.bool)
         for group, readers in enumerate(layer.k.readers):
             pairs = [(k[group * d :][turned], done.k[group]), (v[group * d :][:d], done.v[group])]

@@ -1,3 +1,3 @@
-"""The families that llama.cpp's `deci` architecture holds: Llama's computation, with head counts per layer."""
+"""Families that llama.cpp's `deci` architecture can represent: Llama's computation, with head counts per layer."""
 
 FAMILIES = ("llama", "mistral", "qwen2")

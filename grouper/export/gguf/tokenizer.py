@@ -1,7 +1,8 @@
-"""A Hugging Face tokenizer in GGUF's terms: tokens, their kinds, merges, and which of llama.cpp's pre-tokenizers it is.
+"""Conversion of a Hugging Face tokenizer to GGUF: tokens, their types, merges, and the matching llama.cpp
+pre-tokenizer.
 
-llama.cpp splits text before merging by rules of its own, named in the file. A tokenizer whose rule is none of those
-known here is refused: the model would run, on wrong tokens.
+llama.cpp splits text before merging by its own rules, which the file selects by name. A tokenizer whose rule is not
+known here is refused, because the model would run on wrong tokens.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ LLAMA3 = (
 )
 SPLITS = {LLAMA3: "llama-bpe", LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # gguf.TokenType
-LARGEST, MOST_VALUES = 2**28, 10**7  # bytes and values of tokenizer.json
+LARGEST, MOST_VALUES = 2**28, 10**7  # largest size in bytes, and number of values, of tokenizer.json
 
 
 @dataclass(frozen=True)
 class BytePairs:
-    """A BPE tokenizer. vocabulary: tokens and their ids. merges: as "a b". added: id, text, and whether it is special.
-    splits: llama.cpp's name of its pre-tokenizer; None where tokens fall back to bytes, as SentencePiece's do."""
+    """BPE tokenizer. vocabulary: tokens and their ids. merges: pairs written as "a b". added: id, text, and whether it
+    is special. splits: llama.cpp's name of the pre-tokenizer; None if tokens fall back to bytes, as in
+    SentencePiece."""
 
     vocabulary: dict[str, int]
     merges: list[str]
@@ -35,7 +37,7 @@ class BytePairs:
 
 
 def pre_tokenizer(tokenizer: dict) -> str | None:
-    """llama.cpp's name of a byte-level tokenizer's rule, None if it is not known here."""
+    """llama.cpp's name of a byte-level tokenizer's pre-tokenizer; None if it is not known here."""
     steps: Any = tokenizer.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps]) if isinstance(steps, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
@@ -55,7 +57,7 @@ def pre_tokenizer(tokenizer: dict) -> str | None:
 
 
 def check_tokenizer(folder: Path) -> BytePairs:
-    """The tokenizer in tokenizer.json. Raises GrouperError where llama.cpp has nothing like it."""
+    """Tokenizer in tokenizer.json. Raises GrouperError if llama.cpp has no equivalent."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise GrouperError("a GGUF holds its tokenizer, and this model has no tokenizer.json")
@@ -106,7 +108,7 @@ def add_tokenizer(writer: "GGUFWriter", folder: Path, vocab_size: int) -> None:
         if i >= vocab_size:
             raise GrouperError(f"the tokenizer has token {i}, and the model knows {vocab_size}: do they go together?")
         tokens[i], kinds[i] = token, NORMAL
-    if tokenizer.splits is None:  # SentencePiece's: llama.cpp merges by scores
+    if tokenizer.splits is None:  # SentencePiece's, which llama.cpp merges by scores
         rank = {"".join(merge.split(" ")): i for i, merge in reversed(list(enumerate(tokenizer.merges)))}
         kinds = [BYTE if len(t) == 6 and t.startswith("<0x") else k for t, k in zip(tokens, kinds)]
         writer.add_tokenizer_model("llama")
@@ -124,7 +126,7 @@ def add_tokenizer(writer: "GGUFWriter", folder: Path, vocab_size: int) -> None:
 
 
 def add_special_tokens(writer: "GGUFWriter", folder: Path, vocab_size: int) -> None:
-    """Write which tokens begin and end a text, as gguf finds them in the files of `folder`. Raises GrouperError where
+    """Write the tokens that begin and end a text, as gguf finds them in the files of `folder`. Raises GrouperError if
     it cannot read them."""
     from gguf import SpecialVocab
 

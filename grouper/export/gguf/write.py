@@ -1,7 +1,7 @@
-"""GGUF for llama.cpp: the `deci` architecture, which is Llama's with head counts per layer.
+"""Export to GGUF for llama.cpp, as the `deci` architecture: Llama's computation with head counts per layer.
 
-llama.cpp wants equal groups within a layer, so groups are filled up to the layer's largest with query heads that are
-zero; the KV cache has each layer's own heads. Quantising is llama.cpp's own job: `llama-quantize model.gguf ...`.
+llama.cpp requires equal groups within a layer, so groups are padded to the layer's largest with zero query heads. The
+KV cache keeps each layer's own KV heads. Quantise with llama.cpp: `llama-quantize model.gguf ...`.
 """
 
 import math
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FILE = "model.gguf"
 DTYPES = ("float32", "float16", "bfloat16")
-REST = {  # names outside attention, within a layer
+REST = {  # names of tensors outside attention, within a layer
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
@@ -47,7 +47,7 @@ llama-cli -m {place} -fa on
 
 @dataclass(frozen=True)
 class GGUF(Format):
-    """A folder with model.gguf."""
+    """Format of a folder with model.gguf."""
 
     name: str = "gguf"
     library = "gguf"
@@ -82,7 +82,7 @@ class GGUF(Format):
 
 
 def check_file_format(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) -> None:
-    """Raise GrouperError for what llama.cpp's deci architecture cannot hold."""
+    """Raise GrouperError for a model or layout that llama.cpp's deci architecture cannot represent."""
     config = checkpoint.config
     try:
         import gguf  # noqa: F401
@@ -108,14 +108,14 @@ def check_file_format(checkpoint: Checkpoint, layout: HeadLayout, dtype: str) ->
 
 
 def rope(config: dict) -> dict:
-    """RoPE's parameters, wherever this configuration keeps them."""
+    """Parameters of RoPE, whichever field of the configuration holds them."""
     scaling = config.get("rope_scaling") or {}
     found = {"rope_theta": config.get("rope_theta", 10000.0), **scaling, **(config.get("rope_parameters") or {})}
     return {**found, "rope_type": found.get("rope_type") or found.get("type") or "default"}
 
 
 def write_gguf(job: Job, path: Path, dtype: str, progress: Progress) -> None:
-    """Stream the regrouped model to `path`: one tensor in memory at a time."""
+    """Write the regrouped model to `path` as a stream, with one tensor in memory at a time."""
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
 
     checkpoint = job.checkpoint
@@ -179,7 +179,7 @@ Named = tuple[str, tuple[int, ...], Callable[[], Tensor]]
 
 
 def _tensors(job: Job) -> Iterator[Named]:
-    """(name, shape, what makes the tensor) of the file in its order."""
+    """Tensors of the file in order, as (name, shape, function that makes the tensor)."""
     checkpoint, a = job.checkpoint, job.architecture
     parameters = rope(checkpoint.config)
     prefix = "model." if "model.embed_tokens.weight" in checkpoint else ""
@@ -197,7 +197,7 @@ def _tensors(job: Job) -> Iterator[Named]:
 
 
 def _layer(job: Job, layer: int, done: Callable[[], MergedLayer]) -> Iterator[Named]:
-    """(name, shape, what makes the tensor) of a layer. done: merges it, once."""
+    """Tensors of a layer, as (name, shape, function that makes the tensor). done: merges the layer, once."""
     checkpoint, a, layout = job.checkpoint, job.architecture, job.layout.layers[layer]
     here, block = a.prefix(checkpoint, layer), f"blk.{layer}."
 
@@ -206,7 +206,7 @@ def _layer(job: Job, layer: int, done: Callable[[], MergedLayer]) -> Iterator[Na
 
     @cache
     def padded() -> Attention:
-        """Groups are filled up with zero heads."""
+        """Attention with its groups padded by zero heads."""
         return padded_order(done().attention, layout, max(layout.k.sizes))
 
     for name, new in REST.items():
@@ -231,15 +231,15 @@ def _bias(attention: Callable[[], Attention], part: Part) -> Tensor:
 
 
 def _rows(tensor: Tensor, part: str) -> Tensor:
-    """Rows [heads d, ...] of q, k or v, or of its bias [heads, d, ...]; q and k in the order of llama.cpp's RoPE, in
-    which neighbouring rows turn."""
+    """Rows [heads d, ...] of q, k or v, or of its bias [heads, d, ...]. Rows of q and k are in the order of llama.cpp's
+    RoPE, which rotates neighbouring rows together."""
     if part != "v":
         tensor = tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
     return tensor.flatten(0, 1)
 
 
 def llama3_factors(parameters: dict, head_dim: int) -> Tensor:
-    """What llama.cpp divides each frequency by: Llama 3's scaling, [head_dim / 2]."""
+    """Divisors of RoPE's frequencies for Llama 3's scaling, as llama.cpp stores them [head_dim / 2]."""
     base, factor = float(parameters["rope_theta"]), float(parameters["factor"])
     low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
     original = float(parameters["original_max_position_embeddings"])

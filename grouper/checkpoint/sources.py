@@ -20,7 +20,7 @@ IS_GGUF = (
     "transformers import AutoModelForCausalLM as M, AutoTokenizer as T; [c.from_pretrained('{2}', gguf_file='{1}')"
     ".save_pretrained('converted') for c in (M, T)]\"; then give converted as MODEL"
 )
-READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm")  # files that libraries may read
+READ = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm")  # files libraries may read
 WHOLE = ("*.json", "*.model", "*.jinja", "*.tiktoken", "*.spm", "vocab.txt", "merges.txt")  # files read as a whole
 TEMPLATES = "additional_chat_templates"  # subfolder of a model that transformers reads, too
 

@@ -1,13 +1,14 @@
-"""How near a regrouped model is to its original: nats, KL, equal likeliest answers, with standard errors.
+"""Closeness of a regrouped model to its original: nats, KL, agreement of the likeliest answers, with standard errors.
 
-A model is walked layer by layer over the residual stream, in memory or streamed from disk alike; what the original's
-last layer gave is kept, so that its answers are at hand for every layout that is measured. What is measured depends
-on the model's head: a decoder is asked for each next token, a masked language model for the masked ones, a model with
-an encoder and a decoder for the target's, a classifier for the class of a picture; where no answers are known, only
-the two models' answers are compared. A model without a head gives vectors: the mean over tokens of what stands behind
-its last layer, whose cosine with the original's is taken.
+A model is walked layer by layer over the residual stream, in memory or streamed from disk. The output of the original's
+last layer is kept, so that its answers are available for every layout that is measured.
 
-Several ranks share the parts of a text, and every rank knows what all have found.
+The model's head decides which answers are measured: each next token of a decoder, the masked tokens of a masked
+language model, the target tokens of an encoder-decoder, the class of an image for a classifier. If no right answers are
+known, only the two models' answers are compared. A model without a head gives vectors, the mean over tokens of its last
+layer's output; their cosine with the original's is measured.
+
+Ranks share the parts of a text, and every rank gets the results of all.
 """
 
 import math
@@ -40,14 +41,14 @@ from grouper.running.stub_layers import passed_on, stubs
 from grouper.running.walk import Walk
 from grouper.threads import side_by_side
 
-Columns = dict[str, float]  # as of pareto.csv
-PerExample = dict[str, np.ndarray]  # [n] by what was measured, NaN where nothing was asked
+Columns = dict[str, float]  # named like columns of pareto.csv
+PerExample = dict[str, np.ndarray]  # [n] for each measure, NaN if nothing was asked
 
 
 @dataclass(frozen=True)
 class Original:
-    """The model as it came, on one text. stream: behind its last layer [n, tokens, D]. found: what it gives for each
-    example, beside itself."""
+    """The original model on one text. stream: output of its last layer [n, tokens, D]. found: its own measures for each
+    example."""
 
     model: Layers
     batch: Batch
@@ -58,7 +59,8 @@ class Original:
     def of(
         cls, model: Layers, given: Tensor | Batch, progress: Progress = no_progress, ranks: Ranks = ALONE
     ) -> "Original":
-        """given: windows [n, tokens] of ids, or what an encoder takes. ranks: with whom it is shared; all ask."""
+        """Walk the original over a text. given: windows [n, tokens] of ids, or inputs of an encoder. ranks: processes
+        that share the text; all must call."""
         batch = Batch.of(given)
         alone = cls(model, batch, walked(model, batch, progress=progress, ranks=ranks), {})
         return cls(model, batch, alone.stream, measured(alone, model, alone.stream, ranks))
@@ -78,10 +80,12 @@ def closeness_of(
     kept: CacheType | None = None,
 ) -> Columns:
     """Measure the model under a layout with these merged weights. Returns the columns of pareto.csv that apply: `nll`,
-    `accuracy`, `kl`, `agreement`, `cosine`; means over examples, each with its standard error (`nll_se` is that of
-    the difference to the original); of long windows nats by position, too (`nll@256-512`). model: the original itself,
-    or another one of its class, which may have other weights around its layers. ranks: with whom the text is shared;
-    all of them have these weights. kept: type of the KV cache; keys and values are not rounded without."""
+    `accuracy`, `kl`, `agreement`, `cosine`. They are means over examples, each with its standard error (`nll_se` is
+    that of the difference to the original). For long windows, nats by position are added (`nll@256-512`).
+
+    model: the original itself, or another model of its class with other weights around its layers. ranks: processes
+    that share the text; all have these weights. kept: type of the KV cache (default: keys and values are not rounded).
+    """
     stream = walked(model, original.batch, (layout, merged), progress, ranks, kept)
     return columns(measured(original, model, stream, ranks), original.found)
 
@@ -89,13 +93,13 @@ def closeness_of(
 def closeness_of_kept(
     original: Original, kept: CacheType, progress: Progress = no_progress, ranks: Ranks = ALONE
 ) -> Columns:
-    """The same of the original itself, with its KV cache of this type."""
+    """Measures of the original itself with its KV cache in this type."""
     stream = walked(original.model, original.batch, None, progress, ranks, kept)
     return columns(measured(original, original.model, stream, ranks), original.found)
 
 
 def columns(found: PerExample, original: PerExample) -> Columns:
-    """Means over examples, and their standard errors; those of the original beside itself are 0."""
+    """Means over examples with their standard errors. The differences of the original from itself are 0."""
     values: Columns = {}
     for name, each in found.items():
         kind, at, band = name.partition("@")
@@ -114,7 +118,7 @@ def columns(found: PerExample, original: PerExample) -> Columns:
 
 
 def mean_of(several: Mapping[str, Columns]) -> Columns:
-    """Mean over several texts of equal weight; errors are taken as independent."""
+    """Mean over several texts of equal weight. Their errors are assumed to be independent."""
     values: Columns = {}
     for name in next(iter(several.values())):
         each = [found[name] for found in several.values()]
@@ -137,7 +141,7 @@ def walked(
     kept: CacheType | None = None,
 ) -> Tensor:
     """Stream after the last layer [n, tokens, D], of the original model or under a layout with its merged weights,
-    which are asked for one attention at a time. Each rank walks its parts, and gets those of the others. kept: type of
+    which are requested one attention at a time. Each rank walks its parts and gets those of the others. kept: type of
     the KV cache."""
     batch = Batch.of(batch)
     walk = Walk(model, batch, batches(batch, model.device)[0].stop)
@@ -161,7 +165,7 @@ def walked(
 @torch.inference_mode()
 def measured(original: Original, model: Layers, stream: Tensor, ranks: Ranks = ALONE) -> PerExample:
     """Measures of every example. stream: output of the last layer of `model` for the original's batch."""
-    here, batch = threading.local(), original.batch  # the stream behind the last layer, of the part a thread is at
+    here, batch = threading.local(), original.batch  # here: last layer's output for a thread's part
     last = model.architecture.places[-1][0].stack
 
     def answers(of: Layers, part: slice, behind: Tensor) -> Any:
@@ -187,7 +191,7 @@ def measured(original: Original, model: Layers, stream: Tensor, ranks: Ranks = A
 
 
 def compared(ours: Any, theirs: Any, batch: Batch) -> dict[str, Tensor]:
-    """Measures of two outputs, [examples] each."""
+    """Measures that compare two outputs, [examples] each."""
     got, meant, right = logits_of(ours, batch), logits_of(theirs, batch), targets_of(batch)
     if got is None or meant is None:
         ours, theirs = (pooled(outputs[0].float(), batch.read) for outputs in (ours, theirs))
@@ -210,6 +214,6 @@ def compared(ours: Any, theirs: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def mean_where(values: Tensor, asked: Tensor | None) -> Tensor:
-    """The mean of each example's values [examples, places] where asked, NaN where nothing is."""
+    """Mean of each example's values [examples, places] where asked; NaN for an example with nothing asked."""
     values = values.double()
     return values.mean(1) if asked is None else (values * asked).sum(1) / asked.sum(1)  # 0 / 0 is NaN

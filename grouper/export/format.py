@@ -134,7 +134,8 @@ class Report(Protocol):
 
 
 def check_same_model(checkpoint: Checkpoint, layout: HeadLayout) -> None:
-    """Raise GrouperError if the layout belongs to another model, or if no kernel supports it."""
+    """Raise GrouperError if the layout belongs to another model, or groups K and V in a way that no attention kernel
+    supports."""
     a = Architecture.of(checkpoint.config)
     theirs = (len(layout.layers), layout.query_heads, layout.original_kv_heads, layout.head_dim)
     mine = (a.layers, a.query_heads, a.kv_heads, a.head_dim)

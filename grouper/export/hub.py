@@ -1,4 +1,5 @@
-"""Exports on the Hub. The token comes from HF_TOKEN or the login cache, and is neither read nor shown by us."""
+"""Push of exports to the Hub. huggingface_hub takes the token from HF_TOKEN or its login cache; Grouper neither reads
+nor shows it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,17 @@ from grouper.option_fields import MISSING, option
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository on the Hub, and how to push there."""
+    """Repository on the Hub, and options of the push."""
 
-    repo_id: str = option(MISSING, "Push the folder to the Hub.", panel="Hub", name="push_to_hub", metavar="USER/NAME")
-    private: bool = option(False, "If the repository is made, make it private.", panel="Hub")
-    revision: str | None = option(None, "Branch to push to, made if missing.", panel="Hub")
+    repo_id: str = option(MISSING, "Hub repository to push to.", panel="Hub", name="push_to_hub", metavar="USER/NAME")
+    private: bool = option(False, "Create the Hub repository as private.", panel="Hub")
+    revision: str | None = option(None, "Branch to push to; created if missing.", panel="Hub")
     create_pr: bool = option(False, "Open a pull request instead of committing.", panel="Hub")
-    commit_message: str | None = option(None, "Of the push.", panel="Hub")
+    commit_message: str | None = option(None, "Commit message for the push.", panel="Hub")
 
     def check(self) -> None:
-        """Raise GrouperError where a push would fail for want of a name or a login: before any work is done."""
+        """Raise GrouperError if a push would fail because of the name or a missing login. Called before any work is
+        done."""
         from huggingface_hub import HfApi
 
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
@@ -29,8 +31,8 @@ class Destination:
             HfApi().whoami()
 
     def push(self, folder: Path) -> str:
-        """Upload the folder in one commit; files that an earlier, broken push brought over are not sent again. Returns
-        the commit's, or the pull request's, address."""
+        """Upload the folder in one commit and return the address of the commit or pull request. Files that an earlier,
+        interrupted push uploaded are not sent again."""
         from huggingface_hub import HfApi
 
         api, message = HfApi(), printable(self.commit_message or "Regrouped with Grouper")

@@ -1,7 +1,8 @@
-"""What each layer adds to its residual stream, by attention and by the rest: the measure of the self-test.
+"""Addition of each layer to its residual stream, by attention and by the rest: the quantity that the self-test
+compares.
 
-Differences are taken relative to what is added, token by token. Relative to the stream they would say nothing: real
-models carry a few numbers of thousands there, beside which a fifth of attention is lost in rounding.
+Differences are relative to the addition, token by token. Relative to the stream they would mean little: real models
+carry a few values of thousands there, next to which a fifth of attention vanishes in rounding.
 """
 
 import math
@@ -17,14 +18,14 @@ from grouper.export.format import TOLERANCE
 from grouper.export.hf.ragged import PROJECTIONS
 from grouper.families.architecture import Architecture
 
-SMALL = 1e-3  # of the largest token's size: tokens that get less are measured against that
-ROUNDINGS = 4  # units in the last place of the stream that its differences may be off by
+SMALL = 1e-3  # share of the largest token's addition; smaller additions are measured against it
+ROUNDINGS = 4  # allowed error of the stream itself, in units in the last place
 
 
 class LayerAdds:
-    """Records, while `recording`, what the layers of a transformers model add. attention: [windows, tokens, D] by the
-    attention's number. rest: [windows, tokens, D] behind the layer, less its input and its attentions, by the name of
-    the layer's first attention. stream: the largest norm of a token that entered each layer."""
+    """Recorder, while `recording`, of the additions of a transformers model's layers. attention: [windows, tokens, D]
+    by number of the attention. rest: [windows, tokens, D], output of the layer minus its input and its attentions, by
+    number of the layer's first attention. stream: largest norm of a token in the input of each layer."""
 
     def __init__(self, model: nn.Module, architecture: Architecture):
         self.model, self.architecture = model, architecture
@@ -35,13 +36,13 @@ class LayerAdds:
         self.stream: dict[int, float] = {}
 
     def layer(self, layer: int) -> nn.Module:
-        """The module of the layer that this attention is in."""
+        """Module of the layer that contains this attention."""
         site = self.architecture.sites[layer]
         return self.model.get_submodule(self.prefix + site.family.in_class.layer.format(layer=site.layer).rstrip("."))
 
     @contextmanager
     def recording(self, layers: Iterable[int]) -> Iterator["LayerAdds"]:
-        """layers: the attentions to record, those of one layer together."""
+        """Record these attentions until the block ends. layers: their numbers, those of one layer together."""
         within: dict[nn.Module, list[int]] = {}
         for layer in layers:
             within.setdefault(self.layer(layer), []).append(layer)
@@ -57,7 +58,7 @@ class LayerAdds:
                 hook.remove()
 
     def _output_of(self, block: nn.Module, layer: int) -> nn.Module:
-        """The module whose output attention adds to the stream."""
+        """Module whose output the attention adds to the stream."""
         family = self.architecture.family_of(layer).in_class
         if family.adds:
             return block.get_submodule(family.adds)
@@ -83,8 +84,9 @@ class LayerAdds:
 
 
 def worst_difference(ours: LayerAdds, theirs: LayerAdds) -> tuple[float, str]:
-    """The largest difference of what both recorded, relative to what `theirs` adds, and where it is; or the first one
-    above the tolerance, for it goes on through the layers behind. Infinite where a number is not finite."""
+    """Largest difference between two recordings, relative to the addition in `theirs`, and its location. The first
+    difference above the tolerance is returned instead, because it spreads through later layers. Infinite if a number is
+    not finite."""
     found = [(0.0, "")]
     for layer in sorted(theirs.attention):
         name = theirs.architecture.name_of(layer)
@@ -98,8 +100,8 @@ def worst_difference(ours: LayerAdds, theirs: LayerAdds) -> tuple[float, str]:
 
 
 def difference(got: Tensor, wanted: Tensor, rounding: float = 0.0) -> float:
-    """The largest norm of a token's difference over the norm of what it gets. rounding: of the numbers that both were
-    taken from, which counts for nothing."""
+    """Largest norm of a token's difference, relative to the norm of its addition. rounding: rounding error of the
+    numbers that both were computed from, which is not counted."""
     wrong, size = (torch.linalg.vector_norm(x, dim=-1) for x in (got - wanted.view_as(got), wanted.view_as(got)))
     floor = max(SMALL * float(size.max()), 1e-30)
     found = float(((wrong - rounding).clamp_min(0) / size.clamp_min(floor)).max())

@@ -1,9 +1,10 @@
-"""The self-test of models that are not to be held in memory: layer by layer.
+"""Self-test, layer by layer, of models too large to be held in memory.
 
-Of each layer, the exported class and the original class, the latter with one K and V head per query head gathered by
-index from the merged weights, get the same random stream. What attention adds to it and what the rest of the layer adds
-must agree. Both take the weights beside attention from the exported files, which are compared with what was to be
-written, to the bit. Computed in float32: one layer of a random stream does not amplify rounding.
+For each layer, the exported class and the original class get the same random stream. The original class has one K and V
+head per query head, gathered by index from the merged weights. The additions of attention to the stream must agree, and
+so must those of the rest of the layer. Both classes take all other weights from the exported files, which are compared
+bit for bit with the expected ones. Computed in float32, because a single layer on a random stream does not amplify
+rounding.
 """
 
 from collections.abc import Iterator
@@ -31,9 +32,9 @@ TOKENS = 16
 
 
 def run_part_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTest:
-    """Raises SelfTestFailed where a tensor is not the one that was to be written."""
+    """Compare all layers. Raises SelfTestFailed if a tensor is not the expected one."""
     a, written = job.architecture, Checkpoint.open(exported)
-    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written or checked a moment ago
+    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, just written or checked
     ours, theirs = Skeleton(written, a, own_code), Skeleton(job.checkpoint, a)
     for skeleton in (ours, theirs):
         skeleton.fill_positions()
@@ -62,13 +63,13 @@ def run_part_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTe
 
 
 def _knowing(job: Job, layer: int, done: MergedLayer) -> Job:
-    """The same job, which need not merge this layer again."""
+    """Job that returns this layer's merge without computing it again."""
     return replace(job, merged=lambda asked: done if asked == layer else job.merged(asked))
 
 
 @contextmanager
 def _gathered(theirs: Skeleton, job: Job, layer: int, done: MergedLayer, state: State) -> Iterator[nn.Module]:
-    """The original's layer with the merged attention as stored, and everything else of the exported files."""
+    """Layer of the original class with the merged attention as stored, and everything else from the exported files."""
     a = job.architecture
     beside = {n: t for n, t in state.items() if n not in a.attention_tensors(layer) and theirs.has(layer, n)}
     attention = done.attention.to(a.stored_dtype(job.checkpoint, layer)).to(torch.float32)
@@ -81,7 +82,7 @@ def _gathered(theirs: Skeleton, job: Job, layer: int, done: MergedLayer, state: 
 
 @torch.no_grad()
 def _adds(model: Skeleton, layer: int, stream: Tensor, arguments: tuple[tuple, dict]) -> LayerAdds:
-    """What this layer adds to the stream."""
+    """Additions of this layer to the stream."""
     recorder = LayerAdds(model.model, model.architecture)
     with recorder.recording([layer]):
         run_layer(model.layer(layer), stream, arguments)

@@ -1,6 +1,5 @@
-"""The independent reference of the self-test: the original's class with one K and V head per query head, gathered by
-index from the merged weights as they are stored. It shares neither the exported model's attention nor its order of
-heads."""
+"""Independent reference of the self-test: the original's class with one K and V head per query head, gathered by index
+from the merged weights as stored. It shares neither attention nor head order with the exported model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def gathered_reference(job: Job) -> Iterator["PreTrainedModel"]:
-    """The original model with the merged weights as stored, in float64 where memory holds it twice, else in float32."""
+    """Original model with the merged weights as stored, in float64 if memory holds it twice, otherwise in float32."""
     fits = 2 * 8 * job.checkpoint.parameters < max(job.options.self_test_memory, free_memory() / 2)
     model = InMemoryModel(job.checkpoint, dtype=torch.float64 if fits else torch.float32)
     if job.around:
@@ -31,8 +30,8 @@ def gathered_reference(job: Job) -> Iterator["PreTrainedModel"]:
 
 
 def as_stored(checkpoint: Checkpoint, a: Architecture, merged: Merged) -> Merged:
-    """The merged weights rounded as they are written; unrounded in float64 for a model that is folded into another
-    class, whose factors do not round as their product does."""
+    """Merged weights, rounded as they are written. A model that is folded into another class gets unrounded float64
+    weights, because a product rounds differently from its factors."""
 
     def stored(layer: int) -> MergedLayer:
         done, prefix = merged(layer), a.prefix(checkpoint, layer)

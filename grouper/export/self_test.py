@@ -1,8 +1,8 @@
-"""The last step of an export: load what was written as a user would, and compare with an independent reference.
+"""Last step of an export: load the result as a user would, and compare it with an independent reference.
 
-One promise, whatever the model's size: transformers finds every tensor, every tensor in the files is what was to be
-written, and every layer (attention, MLP, norms, what refinement trained) computes what the merged layer computes. Whole
-models are compared where memory holds two of them; others layer by layer.
+The self-test shows the same for models of any size: transformers finds every tensor, every tensor in the files is the
+expected one, and every layer (attention, MLP, norms, whatever refinement trained) computes the same as the merged
+layer. Whole models are compared if memory holds two of them; others are compared layer by layer.
 """
 
 from dataclasses import replace
@@ -21,8 +21,8 @@ from grouper.model.memory import free_memory
 
 
 def run_self_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTest:
-    """exported: the folder that was written from the job. Raises SelfTestFailed if it is not what the job says, or
-    does not compute it.
+    """Test an exported folder. exported: folder written from the job. Raises SelfTestFailed if its tensors or its
+    outputs differ from the job's.
 
     Two whole models in float64 (three of one that is folded into Phi) are compared where they fit
     `job.options.self_test_memory`, and encoders always; else layer by layer.
@@ -34,7 +34,7 @@ def run_self_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTe
         raise SelfTestFailed(f"the exported model failed its self-test: {error}") from error
     models = 3 if a.as_phi else 2
     if a.encodes or models * 8 * job.checkpoint.parameters < min(job.options.self_test_memory, free_memory()):
-        if not a.as_phi:  # whose tensors are checked when they are loaded
+        if not a.as_phi:  # Phi's tensors are checked when they are loaded
             check_written(job, exported, export_class)
         result = run_whole_test(job, exported)
     elif a.as_phi:
@@ -49,7 +49,7 @@ def run_self_test(job: Job, exported: Path, export_class: ExportClass) -> SelfTe
 
 
 def check_written(job: Job, exported: Path, export_class: ExportClass) -> None:
-    """Every tensor of the folder is what was to be written. Raises SelfTestFailed."""
+    """Check that every tensor of the folder is the expected one. Raises SelfTestFailed."""
     written = Checkpoint.open(exported)
     check_outside(job, written)
     for prefix in attentions_within(job):

@@ -1,7 +1,7 @@
-"""The self-test of models that memory holds twice: the exported folder, loaded as a user loads it, against a reference.
+"""Self-test of models that memory holds twice: the exported folder, loaded as a user loads it, against a reference.
 
-Logits or answers, greedy tokens, and what every layer adds are compared in float64: in float32 a merged real model can
-amplify rounding itself beyond the tolerance.
+Logits or answers, greedy tokens and the addition of every layer are compared in float64. In float32, a merged real
+model can amplify rounding beyond the tolerance.
 """
 
 from dataclasses import replace
@@ -36,8 +36,8 @@ PROMPT, GENERATED = 48, 16  # tokens
 
 
 def run_whole_test(job: Job, exported: Path) -> SelfTest:
-    """The exported folder against the reference. Raises SelfTestFailed where folded tensors are not what was to be
-    written."""
+    """Compare the exported folder with the reference. Raises SelfTestFailed if folded tensors are not the expected
+    ones."""
     with gathered_reference(job) as reference:
         ours = _loaded(exported, reference.dtype)
         if job.architecture.as_phi:
@@ -48,8 +48,8 @@ def run_whole_test(job: Job, exported: Path) -> SelfTest:
 
 
 def layers_as_models(job: Job, exported: Path) -> SelfTest:
-    """The worst of all layers, each as a model of its own with the embedding and the head: for models that are folded
-    into another class and that memory does not hold."""
+    """Worst result of all layers, each tested as a one-layer model with the embedding and the head. Used for models
+    that are folded into another class and do not fit into memory."""
     results, before = [], job.architecture
     after = written_as(before)
     for layer, layer_layout in enumerate(job.layout.layers):
@@ -69,26 +69,26 @@ def layers_as_models(job: Job, exported: Path) -> SelfTest:
 
 
 def _alone(job: Job, layer: int) -> Merged:
-    """The layer's weights, for a model that has no other."""
+    """Weights of this layer for a model that has no other layer."""
     return lambda _: job.merged(layer)
 
 
 def written_as(a: Architecture) -> Architecture:
-    """How the exported class names its modules."""
+    """Architecture with the module names of the exported class."""
     return replace(a, family=FAMILIES["phi"]) if a.as_phi else a
 
 
 def _loaded(exported: Path, dtype: torch.dtype) -> "PreTrainedModel":
     config = Checkpoint.open(exported).config
-    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, written or checked a moment ago
+    own_code = (exported / ragged.FILE).is_file()  # our own modelling file, just written or checked
     auto = auto_of_export(config) if own_code else auto_class(config)
     options = in_double(config) if dtype == torch.float64 else {}
     return load(auto, exported, own_code, dtype=dtype, **options).eval()
 
 
 def _put_unrounded(ours: nn.Module, exported: Path, job: Job) -> None:
-    """Check that folded tensors were written as they round, and let the model compute with them unrounded, which is
-    what the reference does."""
+    """Check that folded tensors were written correctly rounded, and put the unrounded ones into the model, because the
+    reference computes with these."""
     arranged = lambda done, layer: grouped_order(done.attention, job.layout.layers[layer])  # noqa: E731
     written = Checkpoint.open(exported)
     for name, tensor in phi_tensors(job.checkpoint, job.architecture, job.merged, arranged, rounded=False):
@@ -112,7 +112,7 @@ def _compare_logits(job: Job, ours: "PreTrainedModel", reference: "PreTrainedMod
 
 
 def _compare_answers(job: Job, ours: "PreTrainedModel", reference: "PreTrainedModel") -> SelfTest:
-    """Logits, or the stream behind the last layer; of a model with a decoder greedy tokens, too."""
+    """Compare logits, or the last layer's output if there is no head; for a decoder, also greedy tokens."""
     import transformers
 
     inputs, writes = random_inputs(reference, job.architecture, PROMPT), bool(job.architecture.family.parts)
@@ -127,7 +127,8 @@ def _compare_answers(job: Job, ours: "PreTrainedModel", reference: "PreTrainedMo
 
 @torch.inference_mode()
 def _compared(job: Job, ours: nn.Module, reference: nn.Module, inputs: dict[str, Tensor]) -> SelfTest:
-    """One pass through both: the larger of the largest differences of an answer and of what a layer adds."""
+    """Larger of two differences after one pass through both models: that of an answer, and that of a layer's
+    addition."""
     adds = LayerAdds(ours, written_as(job.architecture)), LayerAdds(reference, job.architecture)
     answers = []
     for model, recorder in zip((ours, reference), adds):
@@ -137,7 +138,7 @@ def _compared(job: Job, ours: nn.Module, reference: nn.Module, inputs: dict[str,
     of_answer = (answers[0] - answers[1]).abs().max().item()
     if of_layer >= TOLERANCE or of_answer <= of_layer:
         return SelfTest(of_layer, 0, 0, where=where)
-    return SelfTest(of_answer, 0, 0)  # NaN, too
+    return SelfTest(of_answer, 0, 0)  # also for NaN
 
 
 def _with_tokens(found: SelfTest, tokens: list[Tensor], answers: str) -> SelfTest:

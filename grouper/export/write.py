@@ -1,4 +1,4 @@
-"""One export: merge, write beside the output's place, test, report, then put it there."""
+"""Export of a model: merge, write to a temporary folder next to the output, test, document, then rename."""
 
 import json
 import shutil
@@ -31,12 +31,12 @@ from grouper.schema import fitted
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote. export_class: stock, padded, ragged, or gguf. Bytes are of the KV cache per token, of what
-    a decoder keeps of each token of an encoder's source, and of the weights, before and after.
+    """Result of an export. export_class: stock, padded, ragged, or gguf. Sizes in bytes, before and after: KV cache per
+    token, cache that a decoder keeps per token of an encoder's source, and weights.
 
-    engines: what runs it. loader: what loads it. note: why it is not of the class that the layout
-    would allow. pushed: its address on the Hub. not_refined: why it was not refined though that was asked for, if so.
-    kv_cache: type of KV cache that it was chosen for (see grouper.cache_types), if another than its own.
+    engines: engines that run it. loader: class or program that loads it. note: reason if its class is not the one that
+    the layout allows. pushed: its address on the Hub. not_refined: reason if refinement was requested but not done.
+    kv_cache: type of KV cache that it was chosen for (see grouper.cache_types), if not the default.
     """
 
     folder: str
@@ -54,13 +54,13 @@ class Exported:
     kv_cache: str | None = None
 
     def to_data(self) -> dict[str, Any]:
-        """For JSON. `deploy` is what the command line calls the class."""
+        """Contents as JSON data. `deploy` is the command line's name of the class."""
         data = asdict(self)
         return {"folder": data.pop("folder"), "deploy": data.pop("export_class"), **data}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> "Exported":
-        """What to_data gave. Raises GrouperError for anything else."""
+        """Result read from the data of to_data. Raises GrouperError for anything else."""
         return fitted({**data, "export_class": data.get("deploy")}, cls)
 
 
@@ -78,7 +78,7 @@ def export_model(
     beside: Mapping[str, Path] | None = None,
     progress: Progress = no_progress,
 ) -> Exported:
-    """Merge `checkpoint`'s KV heads as `layout` says and write the model to the folder `output`.
+    """Merge `checkpoint`'s KV heads according to `layout` and write the model to the folder `output`.
 
     merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. around:
     tensors outside the layers that changed, by their names in the checkpoint. origin: facts for grouper.json and the
@@ -88,7 +88,7 @@ def export_model(
     """
     options = options or ExportOptions()
     checkpoint = (checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)).local()
-    if not layout.caches:  # one made by hand need not say what an encoder keeps
+    if not layout.caches:  # a hand-made layout may lack the encoder's cache types
         layout = replace(layout, caches=Architecture.of(checkpoint.config).caches)
     form = check_exportable(checkpoint, layout, options)
     refuse_inside(Path(output), checkpoint.folder)
@@ -118,7 +118,7 @@ def export_model(
 
 
 def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> Format:
-    """The format to write. Raises GrouperError where it would refuse: before anything expensive is done."""
+    """Format to write. Raises GrouperError if it would refuse. Called before any expensive work."""
     form = FORMATS.named(options.format)
     form.check(checkpoint, layout, options)
     check_model(checkpoint)
@@ -126,17 +126,17 @@ def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: Export
 
 
 def kv_bytes(layout: HeadLayout) -> tuple[int, int]:
-    """KV bytes per token, before and after."""
+    """Bytes of KV cache per token, before and after."""
     return layout.whole.kv_bytes_per_token(), layout.kv_bytes_per_token()
 
 
 def kv_bytes_of_source(layout: HeadLayout) -> tuple[int, int]:
-    """KV bytes per token of what an encoder read, before and after."""
+    """Bytes of KV cache per token of an encoder's source, before and after."""
     return layout.whole.kv_bytes_per_source_token(), layout.kv_bytes_per_source_token()
 
 
 def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, report: Exported) -> None:
-    """grouper.json, the card, and benchmark scores where some were measured."""
+    """Write grouper.json, the model card, and benchmark scores if there are any."""
     shown = {k: v for k, v in report.to_data().items() if k not in ("folder", "pushed", "not_refined", "kv_cache")}
     layout = json.loads(described.to_json())
     base = {"base_model": job.checkpoint.title, "base_fingerprint": job.checkpoint.fingerprint}
@@ -151,7 +151,7 @@ def _write_facts(folder: Path, job: Job, described: HeadLayout, facts: dict, rep
 
 
 def already_written(folder: Path, layout: HeadLayout, command: str | None) -> Exported | None:
-    """What an export of this layout by this very command reported, if that is what the folder holds."""
+    """Report of an earlier export, if the folder holds this layout exported by this exact command; else None."""
     with suppress(GrouperError):
         facts = read_facts(folder)
         if command is not None and facts.get("export") == command and HeadLayout.from_data(facts["layout"]) == layout:

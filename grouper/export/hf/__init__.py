@@ -1,1 +1,1 @@
-"""Folders that transformers loads: stock, padded and ragged."""
+"""Export to folders that transformers loads: stock, padded and ragged."""

@@ -1,8 +1,9 @@
-"""GPT-NeoX, GPT-J and Falcon as Phi: the same computation in a class that takes fewer KV heads than query heads.
+"""Export of GPT-NeoX, GPT-J and Falcon as Phi, a class with the same computation that accepts fewer KV heads than query
+heads.
 
-All have parallel residuals, x + attention(norm(x)) + MLP(norm'(x)), LayerNorms, rotary positions and a two-layer MLP.
-Phi has one norm for both, so where there are two their gains and biases are folded into what follows them, which is
-exact. GPT-J's interleaved planes are put in Phi's order.
+All of them have parallel residuals, x + attention(norm(x)) + MLP(norm'(x)), LayerNorms, rotary positions and a
+two-layer MLP. Phi has one norm for both branches. Where a model has two, their gains and biases are folded into the
+layers that follow them, which is exact. GPT-J's interleaved planes are reordered to Phi's.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +24,8 @@ MLP = {
     "gptj": ("mlp.fc_in", "mlp.fc_out"),
     "falcon": ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
 }
-MLP_NORM = {"gpt_neox": "post_attention_layernorm", "falcon": "ln_mlp"}  # where the MLP has one of its own
-OUTSIDE = {  # Phi's names: those of the families
+MLP_NORM = {"gpt_neox": "post_attention_layernorm", "falcon": "ln_mlp"}  # families whose MLP has a norm of its own
+OUTSIDE = {  # Phi's names -> those of the families
     "model.embed_tokens": ("embed_in", "wte", "word_embeddings"),
     "model.final_layernorm": ("final_layer_norm", "ln_f"),
     "lm_head": ("embed_out", "lm_head"),
@@ -32,7 +33,7 @@ OUTSIDE = {  # Phi's names: those of the families
 
 
 def phi_config(config: dict, a: Architecture) -> dict:
-    """config.json of the same model as a multi-head (or grouped) Phi, without code of anybody's."""
+    """Contents of config.json for the same model as a multi-head (or grouped) Phi, without custom code."""
     activation = next((config[k] for k in ("hidden_act", "activation_function", "activation") if k in config), None)
     theta = (
         (config.get("rope_parameters") or {}).get("rope_theta")
@@ -75,9 +76,9 @@ def phi_tensors(
     arranged: Callable[[MergedLayer, int], Attention],
     rounded: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the Phi. arranged(merged, layer): the merged attention, heads in the order in which they are
-    written. rounded: to the dtype that the checkpoint has; else layers come in float64, for what was folded does not
-    round as its factors did."""
+    """Every tensor of the Phi model. arranged(merged, layer): the merged attention, with heads in the order in which
+    they are written. rounded: round to the checkpoint's dtype; otherwise layers come in float64, because a folded
+    product rounds differently from its factors."""
     stem = a.prefix(checkpoint, 0).removesuffix(a.family.layer.format(layer=0))
     outside: dict[str, str] = {}
     for new, olds in OUTSIDE.items():
@@ -101,11 +102,11 @@ def _layer(
     here, new = a.prefix(checkpoint, layer), f"model.layers.{layer}."
 
     def old(name: str) -> Tensor:
-        """As it is after refinement."""
+        """Tensor as refinement left it."""
         return (done.others[name] if name in done.others else checkpoint.tensor(here + name)).double()
 
     def module(name: str) -> tuple[Tensor, Tensor | None]:
-        """Its weight and bias."""
+        """Weight and bias of a module."""
         bias = f"{name}.bias"
         return old(f"{name}.weight"), old(bias) if here + bias in checkpoint else None
 
@@ -131,11 +132,12 @@ def _layer(
         ("mlp.fc2", fc2, fc2_bias),
     ):
         yield f"{new}{name}.weight", weight
-        yield f"{new}{name}.bias", weight.new_zeros(len(weight)) if shift is None else shift  # Phi has all of them
+        yield f"{new}{name}.bias", weight.new_zeros(len(weight)) if shift is None else shift  # Phi always has a bias
 
 
 def _fold(weight: Tensor, weight_bias: Tensor | None, gain: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """weight [..., X, D] on g * x + b -> on x."""
+    """Weight and bias with a preceding affine map folded in: weight [..., X, D] applied to g * x + b becomes weights
+    applied to x."""
     shift = torch.zeros(weight.shape[:-1]) if bias is None else weight @ bias
     return weight * gain, shift if weight_bias is None else shift + weight_bias
 
@@ -145,7 +147,8 @@ def _folded(projection: Projection, gain: Tensor, bias: Tensor | None) -> Projec
 
 
 def in_half_order(attention: Attention, a: Architecture) -> Attention:
-    """Rows of q and k from interleaved planes (2i and 2i + 1) to halves (i and i + rotary / 2)."""
+    """Attention with the rows of q and k reordered from interleaved planes (2i and 2i + 1) to halves (i and i + rotary
+    / 2)."""
     order = torch.cat([a.planes[:, 0], a.planes[:, 1], torch.arange(a.rotary_dim, a.head_dim)])
     parts = {part: attention.projection(part).changed(lambda heads: heads[:, order]) for part in PARTS[:2]}
     return replace(attention.with_projections(parts), planes=None)

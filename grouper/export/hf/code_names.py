@@ -1,6 +1,7 @@
-"""What names code in a model's files: code does not travel with an export, so neither does its name.
+"""Removal of references to code from a model's files. Code is not copied into an export, so references to it are
+dropped too.
 
-A loader that is allowed to run our modelling file would look for the named code, too, and take it from elsewhere.
+A loader that may run our modelling file would otherwise look for the referenced code, and fetch it from elsewhere.
 """
 
 import json
@@ -17,15 +18,15 @@ NAMES_CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_c
 
 
 def without_code(data: Any) -> Any:
-    """The same JSON data without what names code, at any depth."""
+    """Copy of JSON data without references to code, at any depth."""
     if isinstance(data, dict):
         return {key: without_code(value) for key, value in data.items() if key not in NAMES_CODE}
     return [without_code(value) for value in data] if isinstance(data, list) else data
 
 
 def copy_without_code(source: str | Path, target: str | Path) -> None:
-    """Copy a file. Of a configuration, what names code is dropped; modules.json of sentence-transformers is not copied
-    where a module is not that library's own."""
+    """Copy a file. References to code are dropped from a configuration. modules.json of sentence-transformers is
+    skipped if a module is not that library's own."""
     path = Path(source)
     data = _configuration(path)
     if path.name == "modules.json" and not _all_theirs(data):
@@ -34,12 +35,12 @@ def copy_without_code(source: str | Path, target: str | Path) -> None:
     if clean == data:
         shutil.copyfile(source, target)
     else:
-        write_text(Path(target), json.dumps(clean, indent=2) + "\n")  # keys in their order
+        write_text(Path(target), json.dumps(clean, indent=2) + "\n")  # keys keep their order
 
 
 def _configuration(path: Path) -> Any:
-    """The data of a configuration; None of any other file, as vocabularies, and of what is no JSON. Raises GrouperError
-    for one so deep that others may read what we cannot."""
+    """Data of a JSON configuration; None for any other file, such as a vocabulary, and for invalid JSON. Raises
+    GrouperError for data nested so deeply that other readers may accept what this one cannot."""
     if path.suffix != ".json" or not ("config" in path.name or path.name == "modules.json"):
         return None
     try:

@@ -1,16 +1,16 @@
-"""Which engines run an exported folder: what bench/engines/matrix.py and bench/engines/families.py found."""
+"""Engines that run an exported folder, as found by bench/engines/matrix.py and bench/engines/families.py."""
 
 from grouper.export.gguf.families import FAMILIES as IN_GGUF
 from grouper.families.architecture import Architecture
 
 REMOTE = "with trust_remote_code"
-NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there leave no room for a ragged model
+NOT_IN_TRANSFORMERS_4 = ("qwen2_moe", "olmoe", "stablelm")  # their classes there cannot hold a ragged model
 _VLLM = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "starcoder2",
     "granite", "smollm3", "stablelm", "cohere", "phi", "phi3",
 )  # fmt: skip
 _PADDED = ("llama", "mistral", "qwen3", "gemma", "starcoder2", "granite", "smollm3")
-VLLM = {"stock": (*_VLLM, "gpt_oss"), "padded": (*_PADDED, "gpt_oss"), "ragged": _VLLM}  # by class
+VLLM = {"stock": (*_VLLM, "gpt_oss"), "padded": (*_PADDED, "gpt_oss"), "ragged": _VLLM}  # model types by export class
 
 
 def engines_for(architecture: Architecture, export_class: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the classes of exported folders have in common."""
+"""Interface of the classes of exported folders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,33 +14,35 @@ from grouper.layout import HeadLayout
 
 class ExportClass(ABC):
     name: str
-    own_code = False  # whether a modelling file travels along
+    own_code = False  # whether a modelling file is written into the folder
 
     @abstractmethod
     def refusal(
         self, checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
     ) -> str | None:
-        """Why this layout cannot be written so, or None where it can."""
+        """Reason why this layout cannot be written in this class; None if it can."""
 
     @abstractmethod
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
-        """A layer's merged weights, query heads as the exported class wants them. config: the original's."""
+        """Merged weights of a layer, with query heads in the order that the exported class needs. config: the
+        original's."""
 
     @abstractmethod
     def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
-        """A layer of an exported folder, heads in the layout's order again: what `arranged` was given."""
+        """Weights of a layer of an exported folder, with heads back in the layout's order: the inverse of
+        `arranged`."""
 
     def tensors(
         self, architecture: Architecture, prefix: str, attention: Attention, layer: int
     ) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of arranged attention."""
+        """Names and tensors of arranged attention."""
         return architecture.tensors(prefix, attention, layer)
 
     @abstractmethod
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
-        """config.json of the exported model. config: the original's, without what names code, and as Phi where it goes
-        out as one. names: of the tensors that were written."""
+        """Contents of config.json for the exported model. config: the original's, without references to code, and
+        converted to Phi if the model is exported as Phi. names: names of the tensors that were written."""
 
     def add_files(self, folder: Path, architecture: Architecture) -> None:
-        """Write what else the folder needs: nothing, unless a class says otherwise."""
+        """Write further files that the folder needs; none by default."""
         return

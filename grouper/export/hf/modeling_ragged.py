@@ -40,19 +40,19 @@ class RaggedConfig(LlamaConfig):
         super().__init__(**kwargs)
 
     def __getattribute__(self, name):
-        """A global count is the largest of all layers, so that whoever plans a cache by it never takes too little.
-        transformers warns of each such look, its own classes' too."""
+        """Return the largest value over all layers for a global count, so that a cache sized by it is never too small.
+        transformers warns of each such access, even by its own classes."""
         per_layer = object.__getattribute__(self, "__dict__").get("_heterogeneity_spec")
         if per_layer is not None and name in per_layer.per_layer_attributes:
             return self._getattr_without_heterogeneous_validation(name)
         return super().__getattribute__(name)
 
     def validate_architecture(self):
-        """Some families' own check reads one head count for all layers."""
+        """Skip the check of families that read a single head count for all layers."""
 
 
 def attentions(config):
-    """By the attention's place in the model: (the query heads that read each KV head, query_of_head or None)."""
+    """Attentions by their place in the model: (the query heads that read each KV head, query_of_head or None)."""
     shared, found = config.query_of_head, {}
     for layer, sizes in enumerate(config.kv_groups or ()):
         heads = iter(range(sum(sizes)))
@@ -64,7 +64,7 @@ def attentions(config):
 
 
 def slots(groups):
-    """groups: query heads per KV head. Returns (head_of_slot [G * m], slot_of_head [H]) for m = max(groups)."""
+    """Return (head_of_slot [G * m], slot_of_head [H]) for m = max(groups). groups: query heads per KV head."""
     widest, first, head_of_slot, slot_of_head = max(groups), 0, [], []
     for group, size in enumerate(groups):
         slot_of_head += [group * widest + i for i in range(size)]
@@ -74,7 +74,7 @@ def slots(groups):
 
 
 def index(layer, name, device):
-    """A layer's list as a tensor, made once for each device: to copy it anew for every token would stall a GPU."""
+    """A layer's list as a tensor, made once for each device. Copying it for every token would stall a GPU."""
     if torch.compiler.is_compiling():  # which cannot ask for the mode
         return torch.tensor(layer.lists[name], device=device)
     key = (name, device, torch.is_inference_mode_enabled())
@@ -84,19 +84,19 @@ def index(layer, name, device):
 
 
 def taken(layer, given, name, dim=1):
-    """given [batch, heads, ...], whose heads are in dimension dim, by one of the layer's lists."""
+    """Heads of `given` [batch, heads, ...], selected along dimension dim by one of the layer's lists."""
     return given if name in layer.unchanged else given.index_select(dim, index(layer, name, given.device))
 
 
 def of_heads(layer, given, name):
-    """A mask or bias [batch, heads or 1, tokens, seen], taken where each head has its own; others as they are."""
+    """Mask or bias [batch, heads or 1, tokens, seen], reordered if each head has its own; otherwise unchanged."""
     own = isinstance(given, torch.Tensor) and given.ndim == 4 and given.shape[1] > 1
     return taken(layer, given, name) if own else given
 
 
 def repeated(layer, given):
-    """K or V [batch, G, seen, head_dim] for each query head, laid out as projections lay out theirs, which is fastest
-    to write and to read."""
+    """K or V [batch, G, seen, head_dim] repeated for each query head, in the memory layout of a projection's output,
+    which is the fastest to write and to read."""
     rows = given.transpose(1, 2)
     if layer.equal:
         rows = rows[:, :, :, None].expand(-1, -1, -1, layer.num_key_value_groups, -1).flatten(2, 3)
@@ -106,15 +106,15 @@ def repeated(layer, given):
 
 
 def packed(layer, given):
-    """given [batch, G * m, 1, n], by slots: the queries of a group as m tokens [batch, G, m, n]. A mask for all heads
-    stays as it is."""
+    """Slots of `given` [batch, G * m, 1, n] with the queries of a group as m tokens [batch, G, m, n]. A mask for all
+    heads stays as it is."""
     if given is None or given.shape[1] == 1:
         return given
     return given.reshape(len(given), layer.kv_heads, -1, given.shape[-1])
 
 
 def combined(mask, bias, causal, query, key):
-    """One mask of both; None where there is neither."""
+    """Single mask that combines the mask and the bias; None if there is neither."""
     if bias is None:
         return mask
     if mask is None and causal:
@@ -125,10 +125,10 @@ def combined(mask, bias, causal, query, key):
 
 
 def encoders_sdpa(layer, query, key, value, mask, bias, scaling=None, dropout=0.0, is_causal=None, **_others):
-    """torch's own kernel, for classes that do not know groups. A decoder's one token reads the whole cache: the queries
-    of a group are laid side by side as if they were so many tokens, so that K and V are read once. Many tokens are a
-    matter of computing, which empty slots would add to: K and V are repeated for the heads that there are, except where
-    the grouped kernel, which takes no mask, needs no empty slots."""
+    """Attention by torch's own kernel, for classes without support for groups. A decoder's single token reads the whole
+    cache: the queries of a group are laid out as if they were so many tokens, so that K and V are read once. With many
+    tokens, computing takes most of the time and empty slots would add to it: K and V are repeated for the existing
+    heads instead, unless the grouped kernel, which takes no mask, needs no empty slots."""
     one = query.shape[2] == 1
     each = "slot" if one else "head"
     query = taken(layer, query, f"query_of_{each}")
@@ -149,8 +149,8 @@ def encoders_sdpa(layer, query, key, value, mask, bias, scaling=None, dropout=0.
 
 
 def ragged_attention(layer, query, key, value, attention_mask, position_bias=None, **kwargs):
-    """query [batch, query projections, tokens, head_dim], key and value [batch, G, seen, head_dim]: the attention
-    function that every layer calls. Returns [batch, tokens, H, head_dim] and [batch, H, tokens, seen] or None."""
+    """Attention function that every layer calls. query: [batch, query projections, tokens, head_dim]. key, value:
+    [batch, G, seen, head_dim]. Returns [batch, tokens, H, head_dim] and [batch, H, tokens, seen] or None."""
     whole, each, own = layer.config.whole, "slot", {}
     name = whole._attn_implementation
     attend = base.eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
@@ -160,7 +160,7 @@ def ragged_attention(layer, query, key, value, attention_mask, position_bias=Non
         return encoders_sdpa(layer, query, key, value, attention_mask, position_bias, **kwargs), None
     else:
         own["config"] = whole
-    if name == "eager" and not layer.knows_groups:  # it takes as many KV heads as query heads
+    if name == "eager" and not layer.knows_groups:  # it needs as many KV heads as query heads
         each, key, value = "head", repeated(layer, key), repeated(layer, value)
     query = taken(layer, query, f"query_of_{each}")
     mask, bias = (of_heads(layer, given, f"original_of_{each}") for given in (attention_mask, position_bias))
@@ -180,9 +180,10 @@ ALL_ATTENTION_FUNCTIONS.register(RaggedConfig.model_type, ragged_attention)
 
 
 class LayerConfig:
-    """The model's configuration as one attention sees it: its own head counts, and in a thread where it computes, the
-    function above. From outside, where serving engines look, it names the model's attention function. An encoder's, at
-    which none of them looks, names ours at all times, for hooks cost time."""
+    """The model's configuration as one attention sees it, with its own head counts. In a thread that computes the
+    attention, it names the function above. Elsewhere it names the model's attention function, because serving engines
+    look there. An encoder's configuration always names the function above, because no engine looks there and hooks take
+    time."""
 
     def __init__(self, whole, computing, **own):
         self.__dict__.update(own, whole=whole, computing=computing, threads=set())
@@ -202,7 +203,7 @@ class LayerConfig:
 
 
 class AttentionView:
-    """An attention as the kernel of one call sees it: some of its attributes are the call's own."""
+    """An attention as the kernel of one call sees it: some of its attributes are replaced for the call."""
 
     def __init__(self, layer, own):
         self.layer, self.own = layer, own
@@ -263,7 +264,7 @@ def install_groups(attention, readers, query_of_head=None):
 
 
 def ragged(of, name):
-    """A class of the family, called `name`, whose attentions have the groups that its configuration says."""
+    """Class of the family, called `name`, whose attentions have the groups that its configuration lists."""
 
     class Ragged(of):
         config_class = RaggedConfig

@@ -48,7 +48,7 @@ except ImportError:  # transformers 4 has them as they are stored
 
 
 def index(layer, name, device):
-    """A layer's list as a tensor, made once for each device: to copy it anew for every token would stall a GPU."""
+    """A layer's list as a tensor, made once for each device. Copying it for every token would stall a GPU."""
     if torch.compiler.is_compiling():  # which cannot ask for the mode
         return torch.tensor(getattr(layer, name), device=device)
     key = (name, device, torch.is_inference_mode_enabled())
@@ -59,7 +59,7 @@ def index(layer, name, device):
 
 class RaggedAttention(nn.Module):
     def __init__(self, config, like):
-        """like: the attention of the family's own class, whose scale and sizes hold here too."""
+        """Build the attention. like: the attention of the family's own class, whose scale and sizes also apply here."""
         super().__init__()
         self.layer_idx, groups = like.layer_idx, config.kv_groups[like.layer_idx]
         self.kv_heads, self.widest, self.indices = len(groups), max(groups), {}
@@ -82,13 +82,13 @@ class RaggedAttention(nn.Module):
         self.o_proj = nn.Linear(hidden, hidden, bias=config.o_bias)
 
     def heads(self, projection, x):
-        """[batch, tokens, D] -> [batch, heads, tokens, head_dim]"""
+        """Heads of a projection's output: x [batch, tokens, D] -> [batch, heads, tokens, head_dim]."""
         y = projection(x)
         y = y if self.clip is None else y.clamp(-self.clip, self.clip)
         return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def mask(self, given, bias, query, tokens, seen):
-        """What is added to the scores: [batch or 1, 1 or G, m * tokens, seen]. bias: per original head, or None."""
+        """Term added to the scores: [batch or 1, 1 or G, m * tokens, seen]. bias: per original head, or None."""
         if given is None:
             given = (
                 torch.ones(tokens, seen, dtype=torch.bool, device=query.device)
@@ -148,7 +148,7 @@ class RaggedAttention(nn.Module):
 
 
 def regroup(model, config):
-    """Exchange every attention."""
+    """Replace every attention of the model."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, BloomAttention):

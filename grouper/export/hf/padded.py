@@ -1,10 +1,10 @@
-"""`padded`: one KV-head count, groups of any size, in a stock class: every group is filled up to the largest with query
-heads that are zero.
+"""Export class `padded`: one KV-head count and groups of any size, in a stock class. Every group is padded to the
+largest with zero query heads.
 
-Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. What they add in weights is
-capped. Not every class takes more query heads than hidden_size / head_dim (decoders.py says which): a Llama goes out as
-a Mistral, which is the same model without that check; Qwen2, which serving engines size by hidden_size / heads, as a
-Llama with biases where the heads divide hidden_size.
+Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. Their share of the weights
+is limited. Not every class accepts more query heads than hidden_size / head_dim (see decoders.py). A Llama is written
+as a Mistral, which is the same model without that check. Qwen2, whose head_dim serving engines take as hidden_size /
+heads, is written as a Llama with biases if the heads divide hidden_size.
 """
 
 from dataclasses import replace
@@ -51,7 +51,7 @@ class Padded(ExportClass):
         return with_output_bias(padded_order(attention, layout.layers[layer], largest_group(layout)), config)
 
     def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
-        """Without the heads that are zero, and without an output bias that only the carrier has."""
+        """Weights without the zero heads, and without an output bias that only the carrier class has."""
         attention = Architecture.of(exported.config).read(exported, layer)
         slots = filled_slots(layout.layers[layer], largest_group(layout))
         attention = head_order(attention, layout.layers[layer], slots)
@@ -80,12 +80,12 @@ def largest_group(layout: HeadLayout) -> int:
 
 
 def padded_heads(layout: HeadLayout) -> int:
-    """Query heads of every layer after padding."""
+    """Number of query heads of every layer after padding."""
     return layout.layers[0].k.kv_heads * largest_group(layout)
 
 
 def overhead(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout) -> float:
-    """Weights that padding adds, as a share of the model's."""
+    """Weights that padding adds, as a share of the model's weights."""
     a = architecture
     extra = 2 * a.hidden_size * a.head_dim * (padded_heads(layout) - a.query_heads) * a.layers
     return extra / checkpoint.parameters
@@ -97,7 +97,8 @@ def _as_llama(config: dict) -> bool:
 
 
 def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Attention:
-    """q [G m, d, D] and o [D, G m, d]: slot g m + j holds the j-th reader of KV head g, or zeros. largest: m."""
+    """Padded attention with q [G m, d, D] and o [D, G m, d]: slot g m + j holds the j-th reader of KV head g, or zeros.
+    largest: m."""
     slots = torch.tensor(filled_slots(layout, largest))
     order = torch.tensor(layout.k.reader_order)
 
@@ -113,12 +114,12 @@ def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Att
 
 
 def filled_slots(layout: LayerLayout, largest: int) -> list[int]:
-    """Where each query head of the groups' order lies among G x m."""
+    """Slots, among G x m, of the query heads in the order of the groups."""
     return [g * largest + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))]
 
 
 def with_output_bias(attention: Attention, config: dict) -> Attention:
-    """Llama's attention_bias gives o one too: zeros where the model had none."""
+    """Attention with an output bias of zeros if it has none, because Llama's attention_bias adds one to o as well."""
     if not _as_llama(config) or attention.o_bias is not None:
         return attention
     return replace(attention, o_bias=attention.o.new_zeros(attention.o.shape[0]))

@@ -1,8 +1,8 @@
-"""`ragged`: KV heads per layer, groups of any size: a small modelling file travels with the weights.
+"""Export class `ragged`: KV heads per layer and groups of any size, with a small modelling file next to the weights.
 
-Classes that compute q, k and v for themselves and leave the rest to an attention function take theirs through that
-(modeling_ragged.py); older ones get an attention of our own (modeling_ragged_plain.py). ragged_encoder.py has what
-encoders' config.json says.
+Classes that compute q, k and v themselves and call an attention function for the rest get a function of our own
+(modeling_ragged.py). Older classes get an attention of our own (modeling_ragged_plain.py). ragged_encoder.py writes
+config.json for encoders.
 """
 
 import re
@@ -26,7 +26,7 @@ from grouper.model.auto import heads
 
 FILE, PLAIN_FILE = "modeling_ragged.py", "modeling_ragged_plain.py"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # of our own attention
-TEMPLATE = FAMILIES["llama"], FAMILIES["bloom"]  # the classes in the two files
+TEMPLATE = FAMILIES["llama"], FAMILIES["bloom"]  # classes in the two modelling files
 
 
 class Ragged(ExportClass):
@@ -60,8 +60,8 @@ class Ragged(ExportClass):
         return as_written(architecture).tensors(prefix, attention, layer)
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
-        """kv_groups, and query_of_head where queries are shared, are what the modelling file reads, per_layer_config
-        what serving engines do."""
+        """Contents of config.json. The modelling file reads kv_groups, and query_of_head if queries are shared; serving
+        engines read per_layer_config."""
         if architecture.encodes:
             return encoder_config(config, architecture, layout)
         sizes = [list(layer.k.sizes) for layer in layout.layers]
@@ -92,7 +92,7 @@ class Ragged(ExportClass):
 
 
 def as_written(architecture: Architecture) -> Architecture:
-    """The same, with the projections that an attention of our own has."""
+    """Architecture with the projections of our own attention."""
     if not architecture.needs_own_attention or architecture.encodes:
         return architecture
     storage = Separate.within(architecture.family.attention)
@@ -100,7 +100,7 @@ def as_written(architecture: Architecture) -> Architecture:
 
 
 def modelling_file(architecture: Architecture) -> str:
-    """The source of modeling_ragged.py on this family's classes."""
+    """Source of the modelling file for this family's classes."""
     plain = architecture.needs_own_attention and not architecture.encodes
     source = Path(__file__).with_name(PLAIN_FILE if plain else FILE).read_text(encoding="utf-8")
     ours = FAMILIES["phi"] if architecture.as_phi else architecture.family_of(0).in_class
@@ -113,7 +113,7 @@ def modelling_file(architecture: Architecture) -> str:
 
 
 def _on_classes(source: str, family: Family) -> str:
-    """The modelling file with this family's projections, and a line for each of its classes."""
+    """Source with this family's projections, and a line for each of its classes."""
     if family.encodes:
         modules = [path.rpartition(".")[2] for path in family.storage.modules[:-1]]
         source = source.replace(f"PROJECTIONS = {_strings(PROJECTIONS[:3])}", f"PROJECTIONS = {_strings(modules)}")
@@ -142,6 +142,6 @@ def _names(family: Family) -> list[str]:
 
 
 def query_of_head(layer: LayerLayout) -> list[int]:
-    """For each attention output, in the order of the KV groups, the query projection that it takes."""
+    """Query projection of each attention output, in the order of the KV groups."""
     order = layer.k.reader_order
     return list(range(len(order))) if layer.q is None else layer.q.group_of[order].tolist()

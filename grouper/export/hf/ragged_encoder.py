@@ -1,4 +1,4 @@
-"""`ragged` for encoders, and encoders with a decoder: what their config.json says."""
+"""Contents of config.json for `ragged` encoders and encoder-decoders."""
 
 from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
@@ -6,7 +6,7 @@ from grouper.model.auto import auto_class, heads
 
 
 def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout) -> dict:
-    """config.json: who reads which KV head, for each attention by its place in the class."""
+    """Contents of config.json with the readers of each KV head, for each attention by its place in the class."""
     places = [_place(architecture, layer) for layer in range(architecture.layers)]
     readers = {place: one.k.readers for place, one in zip(places, layout.layers)}
     queries = {
@@ -30,7 +30,7 @@ def encoder_config(config: dict, architecture: Architecture, layout: HeadLayout)
 
 
 def _place(architecture: Architecture, layer: int) -> str:
-    """Of the module that calls attention's kernel, within the model without its head."""
+    """Path of the module that calls the attention kernel, within the model without its head."""
     site = architecture.sites[layer]
     family = site.family.in_class
     return family.layer.format(layer=site.layer) + family.storage.q.rpartition(".")[0]

@@ -1,12 +1,12 @@
-"""What older readers of a config.json look for."""
+"""Compatibility of config.json with older readers."""
 
 
 def readable_by_all(config: dict, dtype: str) -> dict:
-    """The configuration with fields that older readers need: they ignore rope_parameters and would decode with the
-    wrong base."""
+    """Configuration with additional fields for older readers, which ignore rope_parameters and would decode with the
+    wrong RoPE base."""
     config = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype", "dtype")}
     rope = config.get("rope_parameters") or {}
-    if "full_attention" in rope:  # one for each kind of layer
+    if "full_attention" in rope:  # one for each type of layer
         sliding = rope.get("sliding_attention") or {}
         if "rope_theta" in sliding:
             config.setdefault("rope_local_base_freq", sliding["rope_theta"])

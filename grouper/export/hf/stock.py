@@ -1,4 +1,5 @@
-"""`stock`: one KV-head count, equal groups: the family's own class, with query heads put in the order of the groups."""
+"""Export class `stock`: one KV-head count and equal groups, in the family's own class, with query heads in the order of
+the groups."""
 
 from dataclasses import replace
 
@@ -38,15 +39,16 @@ class Stock(ExportClass):
 
 
 def grouped_order(attention: Attention, layout: LayerLayout) -> Attention:
-    """Query heads reordered so that each group's are neighbours: rows of q, columns of o. The function stays the same.
+    """Attention with query heads reordered so that those of a group are neighbours: rows of q, columns of o. The
+    function computed stays the same.
 
-    Where the layout shares query projections, q keeps its order: the modelling file has an index into it.
+    If the layout shares query projections, q keeps its order, since the modelling file indexes it.
     """
     return _ordered(attention, layout, torch.tensor(layout.k.reader_order))
 
 
 def head_order(attention: Attention, layout: LayerLayout, places: list[int] | None = None) -> Attention:
-    """What `grouped_order` was given. places: where each head of the groups' order lies; in that order unless given."""
+    """Inverse of `grouped_order`. places: position of each head of the groups' order (default: that order itself)."""
     order = torch.tensor(layout.k.reader_order)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order)) if places is None else torch.tensor(places)
@@ -54,7 +56,7 @@ def head_order(attention: Attention, layout: LayerLayout, places: list[int] | No
 
 
 def _ordered(attention: Attention, layout: LayerLayout, order: torch.Tensor) -> Attention:
-    """Query heads with all that belongs to them, in this order."""
+    """Query heads, with all that belongs to them, in this order."""
     sinks = None if attention.sinks is None else attention.sinks[order]
     turned = replace(attention, o=attention.o[:, order], sinks=sinks)
     if layout.q is not None:

@@ -1,4 +1,4 @@
-"""Every tensor of an exported folder: attention as its class wants it, everything else as it was."""
+"""Tensors of an exported folder: attention in the form of its class, everything else unchanged."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -19,9 +19,9 @@ Entry = TypeVar("Entry", bound=Tensor | Stored)
 
 
 def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
-    """(name, tensor) of the new model, in a fixed order, in the dtype that each was stored in: what stays as it is
-    where it lies, the rest loaded. The merged weights of one layer of the model are held at a time. Raises GrouperError
-    where a merge gave numbers that are not finite."""
+    """Names and tensors of the new model, in a fixed order and in their stored dtypes. Unchanged tensors are given by
+    their location, all others loaded. The merged weights of one layer of the model are held at a time. Raises
+    GrouperError if a merge gave numbers that are not finite."""
     a, checkpoint = job.architecture, job.checkpoint
     if a.as_phi:
         assert not job.around, "what stands around the layers has other names there: uptrain the exported Phi instead"
@@ -32,7 +32,7 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
         return
     prefixes = list(attentions_within(job))
     prefix_of = lambda name: next((p for p in prefixes if name.startswith(p)), None)  # noqa: E731
-    for prefix, names in groupby(sorted(checkpoint.tensors), prefix_of):  # a layer's names are neighbours
+    for prefix, names in groupby(sorted(checkpoint.tensors), prefix_of):  # names of a layer are neighbours
         if prefix is None:
             yield from outside_tensors(job, names)
         else:
@@ -40,7 +40,7 @@ def exported_tensors(job: Job, export_class: ExportClass) -> Iterator[Named]:
 
 
 def attentions_within(job: Job) -> dict[str, list[int]]:
-    """The attentions of each layer of the model, by the layer's prefix: a decoder may have two in one."""
+    """Attentions in each layer of the model, by the layer's prefix. A layer of a decoder may have two."""
     inside: dict[str, list[int]] = {}
     for layer in range(job.architecture.layers):
         inside.setdefault(job.architecture.prefix(job.checkpoint, layer), []).append(layer)
@@ -48,12 +48,12 @@ def attentions_within(job: Job) -> dict[str, list[int]]:
 
 
 def outside_tensors(job: Job, names: Iterable[str]) -> Iterator[Named]:
-    """Of `names`, which are outside the layers."""
+    """Tensors of these names, which are outside the layers."""
     yield from (finite((name, job.outside(name))) for name in names)
 
 
 def layer_tensors(job: Job, export_class: ExportClass, prefix: str, names: list[str]) -> Iterator[Named]:
-    """Of a layer of the model. names: all that the original has there."""
+    """Tensors of one layer of the model. names: all tensors of that layer in the original."""
     a, checkpoint = job.architecture, job.checkpoint
     done = {layer: job.merged(layer) for layer in attentions_within(job)[prefix]}
     replaced, written = {layer: a.attention_tensors(layer) for layer in done}, set()
@@ -71,8 +71,8 @@ def layer_tensors(job: Job, export_class: ExportClass, prefix: str, names: list[
 
 
 def _other(job: Job, name: str, inner: str, done: Iterable[MergedLayer]) -> Tensor | Stored:
-    """A tensor outside attention: as refinement left it, of several attentions in a layer that of the last, or as it
-    was."""
+    """Tensor of a layer outside attention: refined if refinement trained it, otherwise as in the original. If the layer
+    has several attentions, the last one that holds the tensor decides."""
     for one in reversed(list(done)):
         if inner in one.others:
             return one.others[inner].to(job.checkpoint.tensors[name].torch_dtype)

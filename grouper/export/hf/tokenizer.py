@@ -1,4 +1,4 @@
-"""The tokenizer of an exported folder whose model has another type than the original."""
+"""Tokenizer class of an exported folder whose model type differs from the original's."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from grouper.parsing import read_object
 
 
 def name_tokenizer_class(original: Path, folder: Path) -> None:
-    """Write down the tokenizer's class where only the model's type told it: the exported model has another type."""
+    """Record the tokenizer's class if only the model type implied it, since the exported model has another type."""
     path = folder / "tokenizer_config.json"
     facts = read_object(path, f"{path.name} of {original}") if path.is_file() else {}
     kept = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -23,7 +23,7 @@ def name_tokenizer_class(original: Path, folder: Path) -> None:
         KeyError,
         ImportError,
         GrouperError,
-    ):  # none that it loads: nothing to keep
+    ):  # transformers loads none, so there is none to keep
         return
-    generic = "PreTrainedTokenizerFast"  # what transformers 4 calls transformers 5's TokenizersBackend
+    generic = "PreTrainedTokenizerFast"  # name in transformers 4 of transformers 5's TokenizersBackend
     write_json(path, {**facts, "tokenizer_class": generic if name == "TokenizersBackend" else name})

@@ -1,4 +1,4 @@
-"""The format `hf`: a folder that transformers loads, of class stock, padded or ragged."""
+"""Export format `hf`: a folder that transformers loads, of class stock, padded or ragged."""
 
 import shutil
 from contextlib import closing
@@ -24,7 +24,7 @@ from grouper.model.auto import auto_class
 from grouper.outputs import write_json
 from grouper.progress import Progress
 
-COMPANIONS = (  # what belongs to a model beside its weights; never code
+COMPANIONS = (  # files copied with the weights; never code
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
     "*.model", "*.spm", "chat_template*", "*processor_config.json", "additional_chat_templates", "LICENSE*",
     "normalizer.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*",
@@ -92,7 +92,7 @@ class HuggingFace(Format):
 
 
 def copy_companions(original: Path, folder: Path) -> None:
-    """Tokenizer, templates, licence: whatever belongs to the model and is no code."""
+    """Copy the tokenizer, templates, licence and other files of the model except code."""
     for pattern in COMPANIONS:
         for file in sorted(original.glob(pattern)):
             if file.is_dir() and not file.is_symlink():
@@ -103,7 +103,7 @@ def copy_companions(original: Path, folder: Path) -> None:
 
 
 def _not_ours(original: Path, inside: str, names: list[str]) -> set[str]:
-    """What is not copied of a folder: code, and what is no regular file of the model's."""
+    """Names in a folder that are not copied: code, and files that are not regular files of the model."""
     paths = {name: Path(inside) / name for name in names}
     plain = {n for n, p in paths.items() if (p.is_dir() and not p.is_symlink()) or is_own_file(p, original)}
     return {name for name in names if name not in plain or name.endswith(".py")}

@@ -1,23 +1,24 @@
-"""Keys and values that caches of few bits round less: the same model in another gauge.
+"""Gauge of keys and values: the same model with keys and values scaled so that low-bit KV caches round them less.
 
-Both rows of a RoPE plane of a KV head may be divided by a number s, and the rows of all its readers' queries multiplied
-by it: K' = K / s, Q' = Q s, biases too. RoPE commutes with that, so no score changes. Rows that RoPE leaves alone have
-a number each. V' = V t, and the columns of o of its readers are divided by t. Here all numbers are powers of two, which
-weights in bfloat16 or float16 take without rounding: not a bit of any score changes.
+Both rows of a RoPE plane of a KV head may be divided by a number s, if the same rows of all its readers' queries are
+multiplied by it: K' = K / s, Q' = Q s, biases too. RoPE commutes with this scaling, so no score changes. Rows without
+RoPE have one number each. Likewise V' = V t, and the columns of o of the readers are divided by t. All numbers are
+powers of two, which bfloat16 and float16 weights take without rounding, so that not a bit of any score changes.
 
-Why it helps: a block's largest value sets the steps of all its values. Where one plane of a head is far larger than
-the others (Qwen2's biases on k), rounding loses the others. Dividing it, and multiplying q, moves the error to where
-scores feel it least.
+Reason: the largest value of a block sets the rounding steps of all its values. If one plane of a head is far larger
+than the others (Qwen2's biases on k), rounding loses the others. Dividing that plane, and multiplying q, moves the
+error to where scores feel it least.
 
-s = (size of the plane's keys / size of its readers' queries) to the power of `strength` / 2, by root mean squares. If
-the error were spread evenly over a head, as a rotation does, it would be sum (k / s)^2 times sum (q s)^2, and by
-Cauchy-Schwarz least at strength 1. Each KV head takes the strength under which rounding to 4 bits changes scores
-least, 0 where none changes them less by MARGIN. Keys and queries are drawn from the moments of what enters them, at
-random positions. K and V take one more number for the whole head where that rounds them less in e4m3, whose middle it
-brings them to: for caches of fp8 with scale 1.0.
+s = (size of the plane's keys / size of its readers' queries) to the power of `strength` / 2, sizes being root mean
+squares. If the error were spread evenly over a head, as by a rotation, it would be sum (k / s)^2 times sum (q s)^2,
+which by Cauchy-Schwarz is least at strength 1. Each KV head takes the strength under which 4-bit rounding changes
+scores least, or 0 if no strength reduces the change below MARGIN times that of strength 0. Keys and queries are drawn
+from the moments of the layer's inputs, at random positions. K and V get one more number for the whole head if it
+reduces rounding in e4m3: it moves their size to the middle of e4m3's range, for fp8 caches with scale 1.0.
 
-Norms on q and k: across heads (OLMo 2) gains are per head, and take s in place of the weights. Per head (Qwen3,
-Gemma 3) all heads have the same gains: one s per plane for all heads is free there, but is not used, and K stays.
+Norms on q and k: if a norm spans all heads (OLMo 2), gains are per head, and take s in place of the weights. If norms
+are per head (Qwen3, Gemma 3), all heads share the same gains. One s per plane for all heads would be free there, but is
+not used, and K stays.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ Moments = Callable[[int], InputMoments]
 
 @dataclass(frozen=True)
 class Gauge:
-    """k: [G, d] what keys are divided by. v: [G] what values are multiplied by. strengths: [G] of K."""
+    """Gauge of one layer. k: [G, d] divisors of keys. v: [G] factors of values. strengths: [G] of K."""
 
     k: Tensor
     v: Tensor
@@ -50,7 +51,7 @@ class Gauge:
 
 
 def gauged(attention: Attention, layout: LayerLayout, gauge: Gauge) -> Attention:
-    """The same attention with other keys, queries, values and outputs: what it computes does not change."""
+    """Attention with scaled keys, queries, values and outputs. Its result does not change."""
     k_of, v_of = (readers_index(grouping, attention.o.device) for grouping in (layout.k, layout.v))
     k, v = gauge.k.to(attention.k), gauge.v.to(attention.v)  # [G, d], [G]
     q, keys, values = (attention.projection(part) for part in ("q", "k", "v"))
@@ -65,9 +66,9 @@ def gauged(attention: Attention, layout: LayerLayout, gauge: Gauge) -> Attention
 
 
 class GaugedLayers:
-    """Merged layers in the gauge that rounds them least; each layer's is found once, when it is asked for.
+    """Merged layers in the gauge that rounds them least; each layer's is found once, when it is requested.
 
-    moments_of: of what enters a layer. gauges: those found so far.
+    moments_of: moments of a layer's inputs. gauges: those found so far.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class GaugedLayers:
 
     def __call__(self, layer: int) -> MergedLayer:
         found, layout = self.merged(layer), self.layout.layers[layer]
-        if not self.free or layout.q is not None:  # clipped, or queries shared by readers of several KV heads
+        if not self.free or layout.q is not None:  # clipped values, or queries shared by readers of several KV heads
             return found
         if layer not in self.gauges:
             self.gauges[layer] = best_gauge(found.attention, layout, self.moments_of(layer), self.theta)
@@ -88,7 +89,7 @@ class GaugedLayers:
 
 
 def theta_of(config: dict) -> float:
-    """The base of RoPE's frequencies; what they are exactly matters little here."""
+    """Base of RoPE's frequencies. Its exact value matters little here."""
     text = decoder_config(config)
     rope = text.get("rope_parameters") or {}
     found = rope.get("rope_theta") or text.get("rope_theta") or 10000.0
@@ -96,10 +97,10 @@ def theta_of(config: dict) -> float:
 
 
 def best_gauge(attention: Attention, layout: LayerLayout, inputs: InputMoments, theta: float) -> Gauge:
-    """The gauge of one layer. theta: base of RoPE's frequencies."""
+    """Best gauge of one layer. theta: base of RoPE's frequencies."""
     attention = attention.to("cpu", torch.float32)
     drawn = Drawn(attention, layout, inputs.to("cpu"), theta)
-    fixed = attention.qk_norm == "head"  # gains are the same in all heads
+    fixed = attention.qk_norm == "head"  # all heads share the same gains
     unscaled = 0.0, torch.ones(attention.head_dim)
     best = [unscaled if fixed else drawn.best(head) for head in range(len(attention.k))]
     values = torch.stack([drawn.best_value(head) for head in range(len(attention.v))])

@@ -1,5 +1,5 @@
-"""Keys, queries and values as the moments of a layer's inputs let one expect them, and the scales under which caches of
-few bits change them least: grouper.gauge chooses by them."""
+"""Samples of keys, queries and values that follow the moments of a layer's inputs, and the scales under which low-bit
+caches change them least. grouper.gauge chooses by these scales."""
 
 import torch
 from torch import Tensor
@@ -11,15 +11,15 @@ from grouper.layout import LayerLayout
 from grouper.merging.folding import augmented, scored
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-MARGIN = 0.75  # of the error without, which a scale must fall below to be taken
-DRAWN = 256  # keys, queries and values of each head, that errors are estimated from
+MARGIN = 0.75  # largest error of an accepted scale, relative to the error without it
+DRAWN = 256  # samples of keys, queries and values per head, to estimate errors from
 FURTHEST = 2.0**8
-LONGEST = 4096  # positions that they stand at
-MIDDLE = 2.0  # root mean square that fp8 has room above and below for
+LONGEST = 4096  # largest random position
+MIDDLE = 2.0  # root mean square with equal room above and below in fp8
 
 
 def power_of_two(scale: Tensor) -> Tensor:
-    """The nearest power of two, by ratio.
+    """Nearest power of two, by ratio.
 
     >>> power_of_two(torch.tensor([0.7, 0.75, 3.0])).tolist()
     [0.5, 1.0, 4.0]
@@ -30,7 +30,7 @@ def power_of_two(scale: Tensor) -> Tensor:
 class Drawn:
     """Keys, queries and values of one layer, drawn at random positions from the moments of its inputs.
 
-    units: [d] the number of the plane that a row is in, or of its own where RoPE leaves it alone.
+    units: [d] number of the plane that a row belongs to; a row without RoPE has a number of its own.
     """
 
     def __init__(self, attention: Attention, layout: LayerLayout, inputs: InputMoments, theta: float, seed: int = 0):
@@ -48,7 +48,7 @@ class Drawn:
         self.v = torch.stack([self._drawn(head, inputs) for head in augmented(attention.projection("v"))])
 
     def _drawn(self, weights: Tensor, inputs: InputMoments) -> Tensor:
-        """[n, d] of one head [d, D + 1]."""
+        """Samples [n, d] of one head [d, D + 1]."""
         products = inputs.times(weights)  # [d, D + 1]
         second, mean = products @ weights.T, products[:, -1]  # the last input is the constant 1
         values, vectors = torch.linalg.eigh(second - torch.outer(mean, mean))
@@ -56,7 +56,7 @@ class Drawn:
         return mean.float() + torch.randn(DRAWN, len(mean), generator=self.generator) @ root.float()
 
     def _turned(self, drawn: Tensor) -> Tensor:
-        """[n, d] after RoPE."""
+        """Samples after RoPE [n, d]."""
         a, b = self.planes.T
         places = torch.randint(LONGEST, (DRAWN, 1), generator=self.generator)
         turn = torch.exp(1j * places * self.speeds)  # [n, P]
@@ -65,14 +65,14 @@ class Drawn:
         return drawn
 
     def size(self, drawn: Tensor) -> Tensor:
-        """[d]: root mean square of each row's unit, of [..., d]."""
+        """Root mean square of each row's unit [d], of samples [..., d]."""
         square = drawn.flatten(0, -2).square().mean(0)
         total = torch.zeros_like(square).index_add(0, self.units, square)
         return total[self.units].clamp_min(1e-30).sqrt()
 
     def errors(self, head: int, scale: Tensor) -> Tensor:
-        """[ways]: mean square of what rounding to 4 bits changes scores by, of two ways to round; scale: [d]. What all
-        keys have in common changes no softmax."""
+        """Mean square change of scores by 4-bit rounding [ways], for two ways of rounding. scale: [d]. A part common to
+        all keys does not change the softmax, and is removed."""
         queries = self.q[self.k_of == head].flatten(0, 1) * scale  # [readers n, d]
         moment, keys = queries.T @ queries / len(queries), self.k[head] / scale
         ways = (q4_0, quanto4) if len(scale) % 32 == 0 else (quanto4,)
@@ -81,14 +81,15 @@ class Drawn:
         return ((wrong @ moment) * wrong).sum(-1).mean(-1)
 
     def scale_of(self, head: int, strength: float) -> Tensor:
-        """[d] powers of two, their middle at 1, none further from it than FURTHEST."""
+        """Scale for this strength: powers of two [d] around a geometric mean of 1, clamped to [1 / FURTHEST,
+        FURTHEST]."""
         ratio = self.size(self.k[head]) / self.size(self.q[self.k_of == head])
         scale = ratio ** (strength / 2)
         return power_of_two((scale / scale.log().mean().exp()).clamp(1 / FURTHEST, FURTHEST))
 
     def best(self, head: int) -> tuple[float, Tensor]:
-        """The strength that changes scores least in the mean of the ways to round, and more in none of them; its scale
-        [d]."""
+        """Strength that changes scores least, averaged over the ways of rounding, and makes none of them worse; with
+        its scale [d]."""
         without = self.errors(head, torch.ones(self.k.shape[-1])).clamp_min(1e-30)
         shares = {s: self.errors(head, self.scale_of(head, s)) / without for s in STRENGTHS}
         errors = {s: float(share.mean()) for s, share in shares.items() if s == 0 or (share <= 1).all()}
@@ -98,13 +99,13 @@ class Drawn:
         return strength, scale / best_number(self.k[head] / scale)
 
     def best_value(self, head: int) -> Tensor:
-        """What values of this head are multiplied by; []."""
+        """Factor of this head's values, a scalar tensor []."""
         return best_number(self.v[head])
 
 
 def best_number(drawn: Tensor) -> Tensor:
-    """The power of two that brings keys or values [n, d] of a head into the middle of e4m3's range; 1 where they are
-    rounded no less there. []"""
+    """Power of two, as a scalar tensor [], that moves keys or values [n, d] of a head to the middle of e4m3's range; 1
+    if that does not reduce their rounding."""
     number = power_of_two(MIDDLE / drawn.square().mean().sqrt().clamp_min(1e-30))
     without, within = ((fp8(drawn * n, "v") / n - drawn).square().mean() for n in (1.0, number))
     return number if within < MARGIN * without else torch.ones_like(number)

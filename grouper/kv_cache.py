@@ -1,4 +1,4 @@
-"""How large a KV cache is, and how many sequences fit a card."""
+"""Size of a KV cache, and the number of sequences that fit on a GPU."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from grouper.errors import GrouperError
 from grouper.names import expected
 
-BYTES = {  # those of engines' types count scales
+BYTES = {  # scales included, for engines' own types
     "float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1, "fp8": 1, "fp8-scaled": 1, "q8_0": 17 / 16,
     "q4_0": 9 / 16, "quanto4": 9 / 16,
 }  # fmt: skip
 KEPT_IN = ("bfloat16", "float16", "fp8", "fp8-scaled", "q8_0", "q4_0", "quanto4")  # see grouper.cache_types
-USABLE = 0.9  # of a card's memory, as serving engines take by default; the rest is for activations
+USABLE = 0.9  # share of a GPU's memory that serving engines use by default; the rest is for activations
 
 
 def bytes_of(dtype: str) -> float:
-    """Bytes of one number in the KV cache, its share of scales counted. Raises GrouperError for a dtype that no cache
-    is kept in.
+    """Bytes per value in the KV cache, its share of the scales included. Raises GrouperError for a dtype that no cache
+    supports.
 
     >>> bytes_of("bfloat16")
     2
@@ -27,7 +27,7 @@ def bytes_of(dtype: str) -> float:
 
 
 def bytes_for(numbers: int, dtype: str) -> int:
-    """Bytes of so many numbers.
+    """Bytes of this number of values.
 
     >>> bytes_for(64, "bfloat16"), bytes_for(64, "q4_0")
     (128, 36)
@@ -36,7 +36,7 @@ def bytes_for(numbers: int, dtype: str) -> int:
 
 
 def largest_batch(card: int, weights: int, cache_of_one: int) -> int:
-    """How many sequences fit beside the weights in 90% of a card's memory; all in bytes.
+    """Number of sequences whose caches fit next to the weights in 90% of a GPU's memory. All sizes are in bytes.
 
     >>> largest_batch(80 * 10**9, weights=14 * 10**9, cache_of_one=2 * 10**9)
     29
@@ -46,9 +46,9 @@ def largest_batch(card: int, weights: int, cache_of_one: int) -> int:
 
 @dataclass(frozen=True)
 class Saving:
-    """The cache of `batch` sequences with so many KV heads in every layer, in bytes, and the largest batch on the card
-    that was asked about. deploy, engines: the class that a model with as few goes out as, and what runs it; nothing for
-    the model as it came."""
+    """Cache of `batch` sequences with this number of KV heads in every layer, in bytes, and the largest batch on the
+    given GPU. deploy: export class of such a model. engines: engines that run it. Both are empty for the original
+    model."""
 
     kv_heads: int
     kv_ratio: float

@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are first asked for: so that `grouper --help` needs no torch."""
+"""Lazy import of a package's public names on first use, so that `grouper --help` does not import torch."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def lazily(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__` (PEP 562). modules: a public name -> the module that it is in."""
+    """Return a module's `__getattr__` (PEP 562). modules: public name -> module that defines it."""
 
     def get(name: str) -> Any:
         if name not in modules:

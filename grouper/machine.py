@@ -1,4 +1,4 @@
-"""The machine that work is done on, the memory it may take, and who is told how far it is."""
+"""Settings of the machine: device, memory budget, and receivers of messages and progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NO_FLOAT64 = "Apple's GPUs (mps) have no float64, in which heads are merged: --d
 
 
 def no_message(line: str) -> None:
-    """Tell nobody."""
+    """Ignore the message."""
 
 
 def bytes_read(text: str) -> int:
@@ -25,14 +25,14 @@ def bytes_read(text: str) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """device: as torch calls it, or "auto": this process's GPU where there is one, else the CPU. memory: bytes that a
-    model may take; a larger one is streamed. tell: gets a line now and then. progress: gets steps done. Raises
-    GrouperError for a device that is not usable here."""
+    """Settings of the machine. device: name as in torch, or "auto" for this process's GPU if there is one, else the
+    CPU. memory: memory budget for the model in bytes; a larger model is streamed. tell: receives messages. progress:
+    receives the number of steps done. Raises GrouperError if the device is not usable."""
 
-    device: str = option("auto", "auto, cpu or cuda. auto is cuda where there is one, else cpu.", panel="Machine")
+    device: str = option("auto", "Device: cpu, cuda, or auto for cuda if available, else cpu.", panel="Machine")
     memory: int | None = option(
         None,
-        "Memory that a model may take, like 8GB; a larger one is streamed. Half of what is free unless given.",
+        "Memory budget for the model, e.g. 8GB (default: half of free memory). Larger models are streamed.",
         panel="Machine",
         metavar="SIZE",
         read=bytes_read,
@@ -45,12 +45,12 @@ class Machine:
 
     @cached_property
     def ranks(self) -> Ranks:
-        """The processes that work together."""
+        """Processes that work together."""
         return started_ranks()
 
 
 def usable(device: str) -> str:
-    """The device itself, or the one that "auto" means. Raises GrouperError."""
+    """Device to use: the given one, or the one that "auto" selects. Raises GrouperError if it is not usable."""
     import torch
 
     if device == "auto":

@@ -1,4 +1,4 @@
-"""Names are text: what models, paths and commands are called, made harmless for where it is shown or kept."""
+"""Text from outside, such as names of models, paths and commands, made safe to show or store."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SECRETS = (
-    # A token of the Hub: 34 letters and digits today. A folder may well be called hf_converted.
+    # A token of the Hub: 34 letters and digits today. A folder may be called hf_converted.
     (re.compile(r"hf_(?:(?=[A-Za-z0-9]*[A-Z0-9])[A-Za-z0-9]{12,}|[A-Za-z0-9]{20,})"), "hf_***"),
     (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),  # user:password@ in an address
 )
@@ -14,7 +14,7 @@ PLAIN = re.compile(r"[\w ./:@+,-]*")
 
 
 def without_secrets(text: str) -> str:
-    """Tokens of the Hub, and passwords in addresses, struck out.
+    """Text with Hub tokens, and passwords in addresses, masked.
 
     >>> without_secrets("search me/it --text https://me:pw@host/a.txt # hf_abcdefGHIJ12")
     'search me/it --text https://***@host/a.txt # hf_***'
@@ -25,8 +25,8 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""For people: control characters, and those that turn the direction of writing, as escapes; newlines stay. Secrets
-    are struck out.
+    r"""Text to show: control characters, and those that change the writing direction, are escaped; newlines stay.
+    Secrets are masked.
 
     >>> printable("a\x1b[2Jb")
     'a\\x1b[2Jb'
@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = 500) -> str:
-    """A long text without its middle.
+    """Long text with its middle cut out.
 
     >>> shortened("x" * 1000, 20)
     'xxxxxxxxxx ... xxxxx'
@@ -45,7 +45,7 @@ def shortened(text: str, most: int = 500) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words in a sentence.
+    """Words joined as in a sentence.
 
     >>> listed(["a"]), listed(["a", "b", "c"])
     ('a', 'a, b and c')
@@ -54,7 +54,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def in_markdown(text: str) -> str:
-    r"""For a sentence or a heading in Markdown: one line without mark-up of any kind.
+    r"""Text for a sentence or a heading in Markdown: one line, with all mark-up escaped.
 
     >>> in_markdown("a*b<i>\n# c")
     'a\\*b\\<i\\>\\n\\# c'
@@ -64,7 +64,7 @@ def in_markdown(text: str) -> str:
 
 
 def in_code(text: str) -> str:
-    r"""For code within a sentence in Markdown: one line, in as many backticks as it takes.
+    r"""Text for inline code in Markdown: one line, in as many backticks as needed.
 
     >>> in_code("qcqa-ac"), in_code("a`b\n")
     ('`qcqa-ac`', '``a`b\\n``')
@@ -76,7 +76,7 @@ def in_code(text: str) -> str:
 
 
 def without_controls(text: str) -> str:
-    """A text of several lines without control characters but newlines and tabs.
+    """Text of several lines without control characters, except newlines and tabs.
 
     >>> without_controls("a\x1b[2Jb")
     'a[2Jb'
@@ -85,14 +85,14 @@ def without_controls(text: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block of code in Markdown, in a fence that no line of it closes."""
+    """Code block in Markdown, in a fence longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def expected(name: str, known: Iterable[str]) -> str:
-    """For a message about a name that nobody knows: the nearest one, and all.
+    """Advice for a message about an unknown name: the nearest known name, and all known names.
 
     >>> expected("spectrl", ["mean", "spectral"])
     'did you mean spectral? expected one of mean, spectral'

@@ -1,4 +1,4 @@
-"""Options: fields of dataclasses that say what they are for, on a command line as in Python."""
+"""Options: fields of dataclasses with descriptions that the command line and Python share."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -12,10 +12,11 @@ KEY = "option"  # in a field's metadata
 class Option:
     """Description of a field for people.
 
-    help: one sentence. panel: group of `--help`. words: those that the option takes, several with commas where the
-    field is a tuple; or where they stand, "package.module.NAME", so that they need not be imported here. name: on a
-    command line, where it is not the field's. short: like "-o". metavar: what stands for the value. read: from what is
-    typed to the field's value; shown: the other way, for a default. several: whether it may be given more than once.
+    help: one sentence. panel: group of `--help`. words: accepted values, or the place where they are defined,
+    "package.module.NAME", so that they need not be imported here; a tuple field takes several, comma-separated. name:
+    name on the command line, if it differs from the field's. short: short form, e.g. "-o". metavar: placeholder for the
+    value. read: converts the typed text to the field's value. shown: converts a default to text. several: whether the
+    option may be repeated.
     """
 
     help: str
@@ -36,18 +37,18 @@ class Option:
 
 
 def option(default: Any, help: str, **known: Any) -> Any:
-    """A field of a dataclass. default: MISSING where there is none. known: fields of Option."""
+    """Field of a dataclass with an Option. default: MISSING if there is none. known: fields of Option."""
     return field(default=default, metadata={KEY: Option(help, **known)})
 
 
 def same(kind: type, name: str, /, **changed: Any) -> Any:
-    """A field like the one of another dataclass. changed: fields of Option that differ."""
+    """Field like one of another dataclass. changed: fields of Option that differ."""
     like = next(f for f in fields(kind) if f.name == name)
     return field(default=like.default, metadata={KEY: replace(like.metadata[KEY], **changed)})
 
 
 def words_of(typed: str) -> tuple[str, ...]:
-    """Words with commas between.
+    """Words separated by commas.
 
     >>> words_of("qcqa-ac, exact")
     ('qcqa-ac', 'exact')

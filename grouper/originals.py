@@ -1,7 +1,7 @@
-"""Places of the local models that exports were made from.
+"""Locations of the local models that exports were made from.
 
-An exported folder may be published, so it holds its original's name and fingerprint and no path. The path is kept on
-this machine, in a file for each fingerprint.
+An exported folder may be published, so it holds its original's name and fingerprint but no path. The path is stored on
+this machine, in one file per fingerprint.
 """
 
 import os
@@ -17,13 +17,14 @@ from grouper.schema import document, fitted, text_of
 
 
 def home() -> Path:
-    """GROUPER_HOME, else XDG_CACHE_HOME/grouper, else ~/.cache/grouper. Raises RuntimeError where there is no home."""
+    """GROUPER_HOME, else XDG_CACHE_HOME/grouper, else ~/.cache/grouper. Raises RuntimeError if the home directory is
+    unknown."""
     given = os.environ.get("GROUPER_HOME")
     return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "grouper").expanduser().absolute()
 
 
 def remember(original: Checkpoint) -> None:
-    """Keep the place of a model that is a local folder. A place that cannot be kept is no error: `base` names it."""
+    """Store the path of a local model. Failure is ignored, because the user can pass `base` instead."""
     if Path(original.name).is_dir():
         with suppress(OSError, RuntimeError):
             record = _record(original.fingerprint)
@@ -32,8 +33,8 @@ def remember(original: Checkpoint) -> None:
 
 
 def remembered(fingerprint: object) -> Path | None:
-    """The folder where a model of this fingerprint was; None if none is known. Whether it is there still, and still the
-    same, is for the caller to check."""
+    """Last known folder of a model with this fingerprint; None if none is known. The caller must check that the folder
+    still exists and is unchanged."""
     if not isinstance(fingerprint, str) or not re.fullmatch("[0-9a-f]{8,128}", fingerprint):  # comes from a download
         return None
     with suppress(OSError, RuntimeError, GrouperError):

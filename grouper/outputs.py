@@ -1,5 +1,5 @@
-"""Outputs appear whole or not at all: written beside their place, then renamed. One process at a time writes one; what
-a killed one left is swept up by the next."""
+"""Atomic outputs: written to a temporary name next to their place, then renamed. One process at a time writes an
+output, and removes what a killed one left."""
 
 import glob
 import hashlib
@@ -19,14 +19,14 @@ from grouper.errors import GrouperError, is_disk_full
 from grouper.names import without_secrets
 from grouper.writable import refuse_unwritable
 
-STALE = 3600  # seconds since the last byte after which nobody is writing a file any more
-WORK = (".refine", ".uptrain", ".logs")  # endings of the folders beside an output that hold work in progress
-KEY = re.compile("[0-9a-f]{16}")  # a name that `work_key` gave
-BESIDE = re.compile(r"\.([^/\\\s'\"]+?)\.[\w-]+\.partial\b")  # names under which outputs are written
+STALE = 3600  # seconds since the last write after which a file counts as abandoned
+WORK = (".refine", ".uptrain", ".logs")  # endings of the folders next to an output that hold work in progress
+KEY = re.compile("[0-9a-f]{16}")  # a name from `work_key`
+BESIDE = re.compile(r"\.([^/\\\s'\"]+?)\.[\w-]+\.partial\b")  # temporary names of outputs
 
 
 def as_asked_for(message: str) -> str:
-    """A message with the names of outputs in the place of those under which they are written.
+    """Message with temporary names of outputs replaced by the final ones.
 
     >>> as_asked_for("no space for /tmp/.run.json.77-0a1b.partial")
     'no space for /tmp/run.json'
@@ -35,7 +35,7 @@ def as_asked_for(message: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step, without the secrets that somebody may have typed."""
+    """Replace `path` by `text` in one step. Secrets in the text are masked."""
     write_file(path, lambda beside: beside.write_text(without_secrets(text), encoding="utf-8"))
 
 
@@ -45,8 +45,9 @@ def write_json(path: Path, data: object, indent: int | None = 2) -> None:
 
 
 def work_key(**facts: object) -> str:
-    """A name for work in progress on just these facts: strings, numbers, lists, dictionaries. An option that is off
-    (None, False, empty) is left out, so that options that are added later, and off unless asked for, change no name."""
+    """Name for work in progress that depends on exactly these facts: strings, numbers, lists, dictionaries. Options
+    that are off (None, False, empty) are left out, so that new options, off by default, do not change existing
+    names."""
     return hashlib.sha256(json.dumps(_without_off(facts), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -58,8 +59,8 @@ def _without_off(value: object) -> object:
 
 
 def sweep_files(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left of files that `write_file` was writing there: what a process of this machine
-    wrote that is no more, or what nobody has written to for an hour, for others may be writing. name: of one file."""
+    """Remove temporary files of `write_file` that killed processes left: those of processes of this machine that have
+    ended, and those not written to for an hour. Others may still be in use. name: only temporary files of this file."""
     for path in folder.glob(f".{glob.escape(name) if name else '*'}.*.partial"):
         with suppress(OSError):
             if path.is_file() and (_is_dead(path) or time.time() - path.stat().st_mtime > STALE):
@@ -67,8 +68,8 @@ def sweep_files(folder: Path, name: str | None = None) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a name beside `path`, then rename. Errors of a full disk get the file's name, which they often
-    lack."""
+    """Call `write` with a temporary name next to `path`, then rename. Errors of a full disk get the name of the file,
+    which they often lack."""
     sweep_files(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{_writer()}.partial")
     try:
@@ -86,11 +87,11 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _writer() -> str:
-    return f"{os.getpid()}-{zlib.crc32(socket.gethostname().encode()):08x}"  # short: names have 255 bytes
+    return f"{os.getpid()}-{zlib.crc32(socket.gethostname().encode()):08x}"  # short: names are limited to 255 bytes
 
 
 def _is_dead(partial: Path) -> bool:
-    """Whether the process that wrote it was one of this machine and is no more."""
+    """Whether the file was written by a process of this machine that has ended."""
     import psutil
 
     process, _, machine = partial.suffixes[-2][1:].partition("-")
@@ -102,8 +103,8 @@ def _is_dead(partial: Path) -> bool:
 
 
 def refuse_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
-    """Raise GrouperError where the file `path` cannot be written: it is a folder, or is there and not ours, or
-    the system does not let it."""
+    """Raise GrouperError if the file `path` cannot be written: it is a folder, an existing file not written by Grouper,
+    or not writable."""
     refuse_unwritable(path)
     if path.is_dir():
         raise GrouperError(f"{path} is a folder: give the name of a file")
@@ -112,7 +113,7 @@ def refuse_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
 
 
 def bears(path: Path, *marks: bytes) -> bool:
-    """Whether the head or the tail of a file holds one of these marks."""
+    """Whether the head or the tail of a file contains one of these marks."""
     with open(path, "rb") as file:
         head = file.read(4096)
         file.seek(-min(4096, os.fstat(file.fileno()).st_size), os.SEEK_END)
@@ -120,10 +121,10 @@ def bears(path: Path, *marks: bytes) -> bool:
 
 
 def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
-    """Raise GrouperError if `folder` holds something that must not be replaced.
+    """Raise GrouperError if `folder` holds something that must not be replaced, or is not writable.
 
-    marker: the file by which a folder of ours is known; nothing else is ever replaced, and that only with `overwrite`.
-    Nor if the system would not let it be written.
+    marker: file that identifies a folder written by Grouper. Only such a folder is ever replaced, and only with
+    `overwrite`.
     """
     refuse_unwritable(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -139,9 +140,9 @@ def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
 
 
 def refuse_inside(output: Path, *models: Path | None) -> None:
-    """Raise GrouperError where an output, or the work in progress beside it, would lie in a model's folder, be it, or
-    hold it. models: those that the command reads; None where there is no such folder. Folders of other models are
-    known by their files."""
+    """Raise GrouperError if an output, or its work in progress, would lie in a model's folder, be that folder, or
+    contain it. models: folders of the models that the command reads; None for a model without a local folder. Folders
+    of other models are recognised by their files."""
     for ending in ("", *WORK):
         place = Path(os.path.realpath(f"{str(output).rstrip('/') or '/'}{ending}"))
         for model in (m for m in models if m is not None):
@@ -162,8 +163,8 @@ def _is_model(folder: Path) -> bool:
 
 
 def forget_work(folder: Path) -> None:
-    """Remove a folder of work in progress (OUTPUT.refine, OUTPUT.uptrain), now that the output is whole: what was begun
-    with other options, too, and nothing else."""
+    """Remove a folder of work in progress (OUTPUT.refine, OUTPUT.uptrain) once the output is complete, including work
+    begun with other options. Foreign files are kept."""
     for work in [p for p in folder.glob("*") if KEY.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]:
         shutil.rmtree(work)
     with suppress(OSError):
@@ -172,14 +173,14 @@ def forget_work(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time: raises GrouperError where another one works on this output. The system takes the lock back
-    when its holder dies. What such a one left half-written is removed."""
+    """Lock an output for one process at a time. Raises GrouperError if another process works on it. The system releases
+    the lock when its holder dies. Partial results of such a process are removed."""
     from filelock import FileLock, Timeout
 
     refuse_unwritable(folder)
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output, or in it where somebody may write there alone.
+    # Beside the output, or inside it if only its own folder is writable.
     place = folder if folder.is_dir() and not os.access(folder.parent, os.W_OK) else folder.parent
     lock, holder = (place / f".{folder.name}.{kind}" for kind in ("lock", "lock-holder"))
     held = FileLock(lock)
@@ -196,13 +197,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
-        with suppress(OSError):  # Windows removes no file that is open, but removes this one when it is released
+        with suppress(OSError):  # Windows does not remove an open file, but removes this one when it is released
             lock.unlink(missing_ok=True)
         held.release()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left of this output, beside it and in it; what it was replacing comes back."""
+    """Remove what a killed process left of this output, next to it and inside it, and restore the output that it was
+    replacing."""
     for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):
         if not folder.exists() and (replaced / "old").is_dir():
             os.rename(replaced / "old", folder)
@@ -217,7 +219,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def temporary_folder(inside: Path, name: str = "working") -> Iterator[Path]:
-    """A folder for what work on the output `name` needs for a while, on the disk where that will lie."""
+    """Temporary folder for work on the output `name`, on the output's disk."""
     inside.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=inside))
     try:
@@ -228,7 +230,7 @@ def temporary_folder(inside: Path, name: str = "working") -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path, marker: str, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` when the block ends well and vanishes when it does not."""
+    """Folder to fill. It becomes `folder` if the block succeeds, and is removed otherwise."""
     folder = Path(os.path.abspath(folder))
     refuse_existing(folder, marker, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written."""
+"""Parsing of JSON and YAML files that may come from anywhere."""
 
 import json
 import math
@@ -10,14 +10,14 @@ from grouper.errors import GrouperError
 from grouper.names import printable, shortened
 
 LARGEST = 8 * 2**20  # bytes of a configuration
-DEEPEST = 100  # lists and objects within one another
-DEEPEST_YAML = 20  # in lists and mappings, which are built more slowly
-MOST = 250_000  # values of a configuration: a name for each of 22,000 classes, twice, and room
-LONGEST = 20  # digits of an integer below 2**64, as seeds are
+DEEPEST = 100  # nesting depth of lists and objects
+DEEPEST_YAML = 20  # nesting depth of lists and mappings in YAML, which is slower to build
+MOST = 250_000  # values of a configuration: names of 22,000 classes, twice, and more
+LONGEST = 20  # digits of an integer below 2**64, as for seeds
 
 
 def json_object(text: str, what: str, loads: Callable[[str], Any] = json.loads) -> dict[str, Any]:
-    """The object in a text. what: names it in the GrouperError that is raised where there is none."""
+    """JSON object in a text. what: name of the text in the GrouperError that is raised if there is none."""
     try:
         data = loads(text)
     except (ValueError, RecursionError) as error:
@@ -28,10 +28,10 @@ def json_object(text: str, what: str, loads: Callable[[str], Any] = json.loads) 
 
 
 def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST) -> dict[str, Any]:
-    """The object in a file of at most `largest` bytes and `most` values. what: names it in the GrouperError that is
-    raised where there is none, or a larger or deeper one."""
+    """JSON object in a file of at most `largest` bytes and `most` values. what: name of the file in the GrouperError
+    that is raised if there is none, or if it is too large or too deep."""
     content = content_of(path, what, largest)
-    if max(map(content.count, (b",", b"[", b"{"))) > most:  # before room is made for them
+    if max(map(content.count, (b",", b"[", b"{"))) > most:  # checked before memory is allocated
         raise GrouperError(f"{what} has more than {most:,} values: is it what its name says?")
     data = json_object(content.decode("utf-8", errors="replace"), what)
     check_extent(data, what, most)
@@ -39,7 +39,8 @@ def read_object(path: Path, what: str, largest: int = LARGEST, most: int = MOST)
 
 
 def content_of(path: Path, what: str, largest: int = LARGEST) -> bytes:
-    """A file's bytes, at most `largest`. Raises GrouperError, with the name `what`, for a larger one."""
+    """Bytes of a file of at most `largest` bytes. what: name of the file in the GrouperError that is raised for a
+    larger one."""
     with open(path, "rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:
@@ -48,7 +49,7 @@ def content_of(path: Path, what: str, largest: int = LARGEST) -> bytes:
 
 
 def check_extent(data: dict[str, Any] | list[Any], what: str, most: int = MOST) -> None:
-    """Raise GrouperError where lists and objects lie too deep within one another, or hold more than `most` values."""
+    """Raise GrouperError if lists and objects are nested too deep, or hold more than `most` values."""
     waiting: list[tuple[dict | list, int]] = [(data, 1)]
     count = 0
     while waiting:
@@ -62,15 +63,15 @@ def check_extent(data: dict[str, Any] | list[Any], what: str, most: int = MOST) 
 
 
 def finite(text: str) -> float:
-    """Raises ValueError for a number that is infinite or none."""
+    """Finite number in a text. Raises ValueError for infinity, NaN and other text."""
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{shortened(text, 40)} stands where a finite number is expected")
     return number
 
 
 def loads_strictly(text: str, number: Callable[[str], float] = finite) -> Any:
-    """JSON as we write it: each key once, integers below 2**64. number: reads the others. Raises ValueError for all
-    else."""
+    """JSON as Grouper writes it: unique keys, integers below 2**64. number: reads all other numbers. Raises ValueError
+    for anything else."""
     return json.loads(text, object_pairs_hook=_each_once, parse_int=_whole, parse_float=number, parse_constant=number)
 
 
@@ -90,8 +91,8 @@ def _whole(text: str) -> int:
 
 
 def yaml_value(text: str, what: str, loader: str = "SafeLoader") -> Any:
-    """The value of a text in YAML. loader: of PyYAML, one that builds plain values only. what: names it in the
-    GrouperError that is raised where it is no YAML or too deep: that is known before anything is built."""
+    """Value of a YAML text. loader: a loader of PyYAML that builds plain values only. what: name of the text in the
+    GrouperError that is raised for invalid or too deeply nested YAML, before anything is built."""
     import yaml
 
     depth = 0
@@ -106,7 +107,7 @@ def yaml_value(text: str, what: str, loader: str = "SafeLoader") -> Any:
 
 
 def shown(value: object) -> str:
-    """A value of a file for a message: short, on one line, whatever it is."""
+    """Value of a file as text for a message: short and on one line, for any value."""
     try:
         return shortened(printable(repr(value)), 60)
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists a thousand deep

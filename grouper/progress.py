@@ -1,17 +1,17 @@
-"""How long work tells how far it is: one protocol for searching, measuring, refining and writing."""
+"""Progress reports of long work: one protocol for searching, measuring, refining and writing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[int, int, str], None]  # steps done, of so many, what it is at
+Progress = Callable[[int, int, str], None]  # steps done, total steps, current activity
 
 
 def no_progress(done: int, total: int, note: str) -> None:
-    """Tell nobody: the default wherever a function takes a Progress."""
+    """Ignore progress: the default of every function that takes a Progress."""
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Duration in a readable unit.
 
     >>> duration(50), duration(700), duration(9000)
     ('50 s', '12 min', '2.5 h')
@@ -23,7 +23,8 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
-    """A Progress that is shown as a bar, in terminals and notebooks alike; for Python, the commands have their own.
+    """Progress shown as a bar, in terminals and notebooks alike. It is for use from Python; the commands have their own
+    bar.
 
     with progress_bar("searching") as progress:
         search("demo", "run", progress=progress)

@@ -1,7 +1,7 @@
-"""Several processes that work on one thing: those that `torchrun` or `accelerate launch` started, on one machine or on
-several that see the same folders. Started alone, all of this does nothing.
+"""Processes that work together: those started by `torchrun` or `accelerate launch`, on one machine or on several that
+share folders. A single process does no communication.
 
-Every rank runs the same program. What can be shared out is; what is written is written by the first rank, but for the
+Every rank runs the same program. Work is shared out where possible. Only the first rank writes files, except for the
 layers of a search, which each rank writes itself.
 """
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # a rank may wait for another one's layers
+PATIENCE = timedelta(days=7)  # longest wait of a rank, e.g. for another one's layers
 
 
 class FirstFailed(GrouperError):
-    """What the first rank raised, and has said."""
+    """Error of the first rank, which has already reported it."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `size`."""
+    """This process's rank among `size` ranks."""
 
     rank: int = 0
     size: int = 1
@@ -45,16 +45,16 @@ class Ranks:
         return self.size == 1
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This rank's items: every size-th."""
+        """Items of this rank: every size-th one."""
         return items[self.rank :: self.size]
 
     def portion(self, items: Sequence[T]) -> Sequence[T]:
-        """This rank's items: neighbours, so that all ranks' one after the other are the items again."""
+        """Items of this rank: a contiguous portion. The portions of all ranks in order are the items."""
         begin, end = (len(items) * (self.rank + i) // self.size for i in (0, 1))
         return items[begin:end]
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in their order, on every rank."""
+        """Values of all ranks in order, returned on every rank."""
         if self.alone:
             return [value]
         from torch import distributed
@@ -64,7 +64,8 @@ class Ranks:
         return values
 
     def first_does(self, call: Callable[[], T]) -> T:
-        """What `call` returns on the first rank, on every rank. What it raises there, all raise."""
+        """Result of `call`, made on the first rank only and returned on every rank. An error there is raised on every
+        rank."""
         if self.alone:
             return call()
         from torch import distributed
@@ -81,24 +82,25 @@ class Ranks:
         return answer[0]
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has arrived here."""
         self.gather(None)
 
     def add_up(self, tensor: "Tensor") -> None:
-        """Every rank's tensors, summed in place."""
+        """Sum the tensor over all ranks, in place."""
         if not self.alone:
             from torch import distributed
 
             distributed.all_reduce(tensor)
 
     def adding_up(self, tensor: "Tensor") -> Any:
-        """The same, begun: `wait()` of what is returned ends it. Of several ranks alone."""
+        """Start summing the tensor over all ranks; `wait()` of the returned object completes it. Only for several
+        ranks."""
         from torch import distributed
 
         return distributed.all_reduce(tensor, async_op=True)
 
     def send(self, tensor: "Tensor", source: int = 0) -> None:
-        """One rank's tensor to all, in place; contiguous."""
+        """Send the tensor of one rank to all, in place. It must be contiguous."""
         if not self.alone:
             from torch import distributed
 
@@ -110,15 +112,15 @@ ALONE = Ranks()
 
 @contextmanager
 def locked_by_first(ranks: Ranks, output: Path) -> Iterator[None]:
-    """`locked` for all ranks together."""
+    """Hold `locked` on behalf of all ranks."""
     with ExitStack() as stack:
         ranks.first_does(lambda: stack.enter_context(locked(output)))
         yield
 
 
 def started_ranks() -> Ranks:
-    """The processes that this one was started with, as the launchers' environment says. Raises GrouperError where that
-    is half there."""
+    """Ranks that this process was started with, according to the launcher's environment variables. Raises GrouperError
+    if some of them are missing."""
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return ALONE
     return _joined()
@@ -132,7 +134,7 @@ def _joined() -> Ranks:
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # or transformers loads weights on the first rank alone
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # otherwise only the first rank loads weights
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=PATIENCE)
@@ -144,15 +146,15 @@ def _joined() -> Ranks:
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK") or 0)
 
 
 def own_gpu() -> str:
-    """The device of this process: each of several takes one of its machine's GPUs."""
+    """Device of this process: each rank of a machine takes one of its GPUs."""
     return f"cuda:{local_rank()}" if ranks_here() > 1 else "cuda"
 
 
 def ranks_here() -> int:
-    """Processes on this machine, which share its cores."""
+    """Number of ranks on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)

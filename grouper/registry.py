@@ -1,7 +1,7 @@
-"""Registries of merges, fitnesses and search methods: an entry is whole, and nothing else names it.
+"""Registries of merges, fitnesses and search methods. An entry is complete in itself; no other code names it.
 
-An entry is a frozen dataclass. Its `name` is what people ask for; its other fields are parameters, which
-an assignment NAME.FIELD=VALUE sets and run.json records.
+An entry is a frozen dataclass. Users select it by `name`. Its other fields are parameters, which an assignment
+NAME.FIELD=VALUE sets and run.json records.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +24,9 @@ class Entry:
 
 @dataclass(frozen=True, init=False)
 class Named:
-    """An entry whose class is imported when it is first asked for, so that `--help` knows its name without torch.
+    """Entry whose class is imported on first use, so that `--help` knows its name without importing torch.
 
-    path: of the class, "package.module.Class". parameters: of the entry, where they differ from the class's.
+    path: path of the class, "package.module.Class". parameters: parameters of the entry that differ from the class's.
     """
 
     name: str
@@ -46,7 +46,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Mapping[str, E], Generic[E]):
-    """Entries by name, in the order in which they came. kind: what they are, for messages ("merge").
+    """Entries by name, in the order of registration. kind: kind of entries, for messages ("merge").
 
     >>> merges = Registry[Entry]("merge", Entry("mean"))
     >>> merges.named("luck")
@@ -79,8 +79,8 @@ class Registry(Mapping[str, E], Generic[E]):
         return len(self._entries)
 
     def add(self, entry: E) -> E:
-        """Raises GrouperError where the name is taken, or the name or a parameter could not be given on a command line:
-        parameters are numbers, words, true or false."""
+        """Add an entry. Raises GrouperError if the name is taken, or if the name or a parameter cannot be given on a
+        command line: parameters must be numbers, words, true or false."""
         if entry.name in self._entries:
             raise GrouperError(f"there is a {self.kind} {entry.name!r} already: choose another name")
         self._entries[entry.name] = self._checked(entry)
@@ -99,14 +99,14 @@ class Registry(Mapping[str, E], Generic[E]):
         del self._entries[name]
 
     def named(self, name: str) -> E:
-        """Raises GrouperError where there is none of that name."""
+        """Entry of this name. Raises GrouperError if there is none."""
         if name not in self._entries:
             raise GrouperError(f"unknown {self.kind} {name!r}: {expected(name, self)}")
         return self[name]
 
     def configured(self, assignments: Sequence[str]) -> "Registry[E]":
-        """The same entries with the parameters that `assignments` ("NAME.FIELD=VALUE") give; those of other registries
-        are passed over (`check_assignments` knows all). Raises GrouperError where a value does not fit."""
+        """Registry with the parameters set by `assignments` ("NAME.FIELD=VALUE"). Assignments for other registries are
+        ignored (see `check_assignments`). Raises GrouperError if a value has the wrong type."""
         changed = dict(self.items())
         for name, parameter, value in map(parsed, assignments):
             if name in changed and parameter in changed[name].parameters:
@@ -116,7 +116,7 @@ class Registry(Mapping[str, E], Generic[E]):
 
 
 def check_assignments(assignments: Sequence[str], *registries: Registry) -> None:
-    """Raise GrouperError for one that no entry of these registries takes."""
+    """Raise GrouperError for an assignment that no entry of these registries accepts."""
     for name, parameter, _ in map(parsed, assignments):
         entries = [registry[name] for registry in registries if name in registry]
         if not entries:
@@ -130,7 +130,7 @@ def check_assignments(assignments: Sequence[str], *registries: Registry) -> None
 
 
 def parsed(assignment: str) -> tuple[str, str, str]:
-    """ "NAME.FIELD=VALUE" -> (name, field, value).
+    """Parts of an assignment NAME.FIELD=VALUE: (name, field, value).
 
     >>> parsed("weighted.steps=50")
     ('weighted', 'steps', '50')
@@ -143,7 +143,7 @@ def parsed(assignment: str) -> tuple[str, str, str]:
 
 
 def _typed(default: Any, value: str, what: str) -> Any:
-    """`value` as the default's type."""
+    """Value converted to the type of the default."""
     kind = type(default)
     try:
         if kind is bool:

@@ -1,9 +1,8 @@
-"""Door of files that Grouper writes and reads again: each is parsed into a type before it is used, or refused in one
-line that names the file, the field, its value and what was expected.
+"""Validation of files that Grouper writes and reads again. Each file is parsed into a type before it is used. An
+invalid one is refused with a line that names the file, the field, its value and the expected value.
 
-A type is a dataclass. Its annotations are the schema: values are of just these kinds, nothing is converted. Fields that
-a type does not know are passed over, and those that are missing get their default, so that files of older versions
-open.
+A type is a dataclass whose annotations are the schema. Values must have exactly these types; nothing is converted.
+Unknown fields are ignored and missing ones get their default, so that files of older versions can be read.
 """
 
 import csv
@@ -27,12 +26,12 @@ T = TypeVar("T")
 LARGEST_TABLE = 64 * 2**20  # bytes of a CSV
 LONGEST_LINE = 2**20  # characters
 MOST_ROWS, MOST_COLUMNS = 200_000, 2_000
-SEVERAL = 10_000  # wrong values; of more, only their number is told, for to list them takes a second
+SEVERAL = 10_000  # wrong values; beyond, only their number is given, because listing them takes a second
 
 
 @dataclass(frozen=True)
 class Row:
-    """What all rows of our tables have in common: their numbers are finite, and integers below 2**62."""
+    """Base of all table rows: numbers are finite, and integers below 2**62."""
 
     __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012
 
@@ -42,9 +41,9 @@ class Row:
 
 
 def document(text: str, finite: bool = True) -> dict[str, Any]:
-    """The object in a text of JSON as we write it. finite: no number is infinite or none. Raises GrouperError where
-    there is no object, or one that is larger or deeper than any of ours."""
-    if max(text.count(","), text.count("[")) > MOST:  # before room is made for them
+    """JSON object in a text that Grouper wrote. finite: refuse infinity and NaN. Raises GrouperError if there is no
+    object, or if it is larger or deeper than any that Grouper writes."""
+    if max(text.count(","), text.count("[")) > MOST:  # checked before memory is allocated
         raise GrouperError(f"it has more than {MOST:,} values: is it what its name says?")
     data = json_object(text, "it", loads_strictly if finite else partial(loads_strictly, number=float))
     check_extent(data, "it")
@@ -52,7 +51,7 @@ def document(text: str, finite: bool = True) -> dict[str, Any]:
 
 
 def fitted(data: object, kind: type[T]) -> T:
-    """Data as of JSON, as a value of this type. Raises GrouperError where it does not fit."""
+    """Value of this type from JSON data. Raises GrouperError if it does not fit."""
     from pydantic import ValidationError
 
     try:
@@ -62,7 +61,7 @@ def fitted(data: object, kind: type[T]) -> T:
 
 
 def fitted_texts(texts: dict[str, str], kind: type[T]) -> T:
-    """The same of values that are written as text."""
+    """Value of this type from values written as text. Raises GrouperError if it does not fit."""
     from pydantic import ValidationError
 
     try:
@@ -72,18 +71,18 @@ def fitted_texts(texts: dict[str, str], kind: type[T]) -> T:
 
 
 def read_rows(path: Path, kind: type[T]) -> list[T]:
-    """A CSV with a header. An empty cell is a field that is missing. Raises GrouperError."""
+    """Rows of a CSV file with a header. An empty cell is a missing field. Raises GrouperError."""
     return rows_in(text_of(path, LARGEST_TABLE), kind)
 
 
 def rows_in(text: str, kind: type[T]) -> list[T]:
-    """The same of a text."""
+    """Rows of a CSV text with a header."""
     return list(_rows(text, kind))
 
 
 @contextmanager
 def damage_said(path: Path, cure: str) -> Iterator[None]:
-    """Errors in the block with the file's name in front and what to do about it behind."""
+    """Add to errors in the block the file's name in front, and advice at the end."""
     try:
         yield
     except (GrouperError, ValueError) as error:
@@ -94,7 +93,7 @@ def damage_said(path: Path, cure: str) -> Iterator[None]:
 
 
 def text_of(path: Path, *limit: int) -> str:
-    """A file's text; limit: bytes that it may have. Raises GrouperError for other bytes than UTF-8."""
+    """Text of a file. limit: largest size in bytes. Raises GrouperError if it is not UTF-8."""
     try:
         return content_of(path, "it", *limit).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -133,7 +132,7 @@ def _adapter(kind: Any) -> "TypeAdapter":
 
 
 def _told(error: "ValidationError | RecursionError") -> str:
-    """The first thing that is wrong."""
+    """Message about the first wrong value."""
     if isinstance(error, RecursionError):
         return "lists or objects lie too deep within one another"
     if error.error_count() > SEVERAL:

@@ -1,4 +1,4 @@
-"""Folders in the system's temporary one. A process that is killed cannot remove its own; the next one does."""
+"""Folders in the system's temporary folder. A killed process cannot remove its own; the next process does."""
 
 import shutil
 import tempfile
@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX, LOCK = "grouper-", ".lock"
-NEW = 60  # seconds: a folder may be made and not yet locked
+NEW = 60  # seconds: a new folder may not be locked yet
 
 
 class ScratchFolder:
-    """A new folder, which is removed by `remove` or with this object. Its lock is held as long."""
+    """New temporary folder. It is removed by `remove` or together with this object, and locked until then."""
 
     def __init__(self) -> None:
         from filelock import FileLock
@@ -34,7 +34,7 @@ class ScratchFolder:
 
 
 def sweep_scratch() -> None:
-    """Remove the folders of processes that are no more: those whose lock nobody holds."""
+    """Remove the folders of processes that have ended, recognised by locks that nobody holds."""
     from filelock import FileLock, Timeout
 
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):

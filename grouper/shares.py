@@ -1,4 +1,4 @@
-"""Shares as people type them."""
+"""Parsing of shares, such as "1/2" or "50%"."""
 
 import math
 from decimal import Decimal
@@ -8,8 +8,8 @@ from grouper.errors import GrouperError
 
 
 def parsed_share(text: str, what: str, most: float = math.inf) -> float:
-    """A number, a fraction or a percentage, above 0 and at most `most`. Without `most`, 0 is allowed too, and what is
-    above 1 only as a percentage, for "10" may mean ten per cent or ten times. Raises GrouperError.
+    """Number, fraction or percentage above 0 and at most `most`. Without `most`, 0 is allowed, and values above 1 only
+    as a percentage, because "10" may mean 10% or a factor of 10. Raises GrouperError.
 
     >>> parsed_share("1/2", "KV ratio"), parsed_share("50%", "KV ratio"), parsed_share("0.5", "KV ratio")
     (0.5, 0.5, 0.5)
@@ -30,7 +30,7 @@ def parsed_share(text: str, what: str, most: float = math.inf) -> float:
 
 
 def rounding_of(text: str, most: float = 0.005) -> float:
-    """Half a unit of the last digit of a share as it was typed, `most` at most; nothing of a fraction.
+    """Half a unit of the last digit of a share as typed, at most `most`; 0 for a fraction.
 
     >>> rounding_of("0.333"), rounding_of("33%"), rounding_of("0.5"), rounding_of("1/3")
     (0.0005, 0.005, 0.005, 0.0)

@@ -1,7 +1,8 @@
-"""Tensors that we keep for ourselves: moments, refined layers, trainings. Each safetensors file says which one of which
-folder it is and holds a digest, so that one that was swapped or changed is refused.
+"""Files of tensors for Grouper's own use: moments, refined layers, trainings. Each safetensors file names itself and
+its folder, and holds a digest, so that a swapped or changed file is refused.
 
-Facts stand in one field of the header. Several would be written in any order, other bytes each time.
+Facts are stored in a single field of the header. Several fields would be written in varying order, with different bytes
+each time.
 """
 
 import json
@@ -24,12 +25,12 @@ from grouper.schema import damage_said, document, fitted, fitted_texts
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
 FIELD = "grouper"
-OLDER = "reached"  # where older versions kept a training's facts; others stood side by side, as text
+OLDER = "reached"  # field of a training's facts in older versions; other facts had fields of their own, as text
 
 
 @dataclass(frozen=True)
 class _Header:
-    """digest: None in files of older versions, which say neither that nor which file they are."""
+    """Header of a file. digest: None in files of older versions, which also lack the file's name."""
 
     facts: dict[str, Any]
     file: str
@@ -37,15 +38,15 @@ class _Header:
 
 
 def save_tensors(path: Path, tensors: Tensors, facts: Any) -> None:
-    """Write in one step, so that a full disk or a kill leaves what was there. facts: a dataclass."""
+    """Write a file in one step; after a full disk or a kill the old file is still there. facts: a dataclass."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = _Header(asdict(facts), name_of(path), _digest(tensors, asdict(facts)))
     write_file(path, lambda beside: save_file(tensors, beside, metadata={FIELD: json.dumps(asdict(header))}))
 
 
 def load_tensors(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
-    """Tensors and facts as `save_tensors` wrote them, to the bit, or an older version. cure: what to do where the file
-    is damaged, was changed, or is another one, which raises GrouperError."""
+    """Tensors and facts as `save_tensors` wrote them, bit for bit, or those of an older version. cure: advice in the
+    GrouperError that is raised if the file is damaged, was changed, or is another one."""
     with damage_said(path, cure), _as_ours():
         header, facts = _read_header(path, kind)
         tensors = _tensors_of(path)
@@ -55,7 +56,7 @@ def load_tensors(path: Path, kind: type[T], cure: str) -> tuple[Tensors, T]:
 
 
 def facts_of(path: Path, kind: type[T], cure: str) -> T:
-    """Facts alone, without a look at the digest."""
+    """Facts alone, without checking the digest."""
     with damage_said(path, cure), _as_ours():
         return _read_header(path, kind)[1]
 
@@ -69,23 +70,23 @@ def _as_ours() -> Iterator[None]:
 
 
 def name_of(path: Path) -> str:
-    """File and folder: that is named by what the file was made from."""
+    """Names of the file and its folder. The folder is named by the inputs that the file was made from."""
     return f"{path.absolute().parent.name}/{path.name}"
 
 
 def _digest(tensors: Tensors, facts: dict[str, Any]) -> int:
-    """CRC-32 of facts and of all tensors, their names, types and shapes included."""
+    """CRC-32 of the facts and of all tensors, including their names, types and shapes."""
     found = zlib.crc32(json.dumps(facts).encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
         if tensor.numel():
-            # A copy: memory that numpy has seen cannot be resized, as sharded training does with its parameters.
+            # A copy, because memory used by numpy cannot be resized, as sharded training does with its parameters.
             found = zlib.crc32(tensor.reshape(-1).view(uint8).clone().numpy(), found)  # type: ignore[arg-type]
     return found
 
 
 def _tensors_of(path: Path) -> Tensors:
-    """All tensors, mapped into memory; read where the disk has no such thing."""
+    """All tensors, memory-mapped, or read if the disk does not support mapping."""
     try:
         return load_file(path)
     except OSError:

@@ -1,4 +1,5 @@
-"""One thread for what is summed, several sums side by side: results are the same however many threads there are."""
+"""Use of threads with reproducible sums: each sum is computed by one thread, several sums in parallel, so that results
+do not depend on the number of threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,8 +14,8 @@ Result = TypeVar("Result")
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What this process computes until the block ends is computed by one thread: sums then come out the same whatever
-    the number of cores, and processes side by side do not fight for them."""
+    """Compute with a single torch thread until the block ends. Results then do not depend on the number of cores, and
+    parallel processes do not compete for cores."""
     import torch
 
     before = torch.get_num_threads()
@@ -27,9 +28,9 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def in_background(give_up: Callable[[], object] = lambda: None) -> Iterator[Callable[..., None]]:
-    """Gives a function that has a thread do `work(*arguments)`, when the work before is done, and returns then; it
-    raises what went wrong with that. When the block ends all is done; where it ends by an exception, `give_up` is
-    called, which may tell the work to be short."""
+    """Yields submit(work, *arguments): runs jobs one at a time on a background thread, each after the one before. An
+    error of a job is raised by the next call, or at the end of the block, which waits for all jobs. On an exception in
+    the block, `give_up` is called so that the running job can stop early."""
     with ThreadPoolExecutor(1, thread_name_prefix="background") as thread:
         before: Future | None = None
 
@@ -50,9 +51,8 @@ def in_background(give_up: Callable[[], object] = lambda: None) -> Iterator[Call
 
 @contextmanager
 def made_ahead(make: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Callable[[Item], Result]]:
-    """Yields a function that returns `make(item)`, and has a thread make the one behind it meanwhile. items: in the
-    order in which they are asked for; one that is not asked for in its turn is made when it is. Exceptions are raised
-    where their item is asked for."""
+    """Yields a function that returns `make(item)` while a thread prepares the next item. items: in the order of
+    requests; an item requested out of turn is made on request. Errors are raised where their item is requested."""
     following = dict(pairwise(items))
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         waiting: dict[Item, Future[Result]] = {}
@@ -75,8 +75,8 @@ def made_ahead(make: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> Iterator[Result]:
-    """`work` of every item, in their order. On CPU each item is one thread's, as many at a time as torch has threads; a
-    GPU takes one after the other. What grad and inference mode are here, they are there."""
+    """Results of `work` for every item, in order. On a CPU each item runs on one thread, as many at a time as torch has
+    threads; a GPU runs one after the other. Workers inherit the caller's grad and inference mode."""
     import torch
 
     if "cuda" in str(device):

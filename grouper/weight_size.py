@@ -1,4 +1,4 @@
-"""How large a model's weights are under a layout, from headers alone."""
+"""Size of a model's weights under a layout, from headers alone."""
 
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.families.architecture import Architecture
@@ -6,8 +6,8 @@ from grouper.layout import HeadLayout
 
 
 def weight_bytes(checkpoint: Checkpoint, layout: HeadLayout) -> int:
-    """Bytes of all tensors once K, V and shared query projections have the layout's heads, in the types that they are
-    stored in. What `padded` adds, and Phi's zero biases, are not counted."""
+    """Bytes of all tensors if K, V and shared query projections have the layout's heads, in their stored dtypes. The
+    padding of `padded` exports and Phi's zero biases are not counted."""
     a = Architecture.of(checkpoint.config)
     total = checkpoint.nbytes
     for index, layer in enumerate(layout.layers):

@@ -1,18 +1,17 @@
-"""Places that cannot be written to, found before there is work that would be lost."""
+"""Early check that an output can be written, before any work that would be lost."""
 
 import os
 from pathlib import Path
 
 from grouper.errors import GrouperError
 
-LONGEST = 200  # bytes of an output's name: systems take 255, and work in progress beside it has a longer one
+LONGEST = 200  # bytes of an output's name: systems allow 255, but work in progress next to it has longer names
 LONGEST_FOLDER = 255
 
 
 def refuse_unwritable(output: Path) -> None:
-    """Raise GrouperError where the system would not let `output` be written: its name is too long, it would lie in a
-    file, or in a folder that only others may write to. A folder of ours may be written to where the one around it may
-    not."""
+    """Raise GrouperError if `output` cannot be written: its name is too long, it would lie inside a file, or in a
+    folder without write permission. An existing output folder may be writable even if its parent is not."""
     output = Path(os.path.abspath(output))
     for name, most in ((output.name, LONGEST), *((folder.name, LONGEST_FOLDER) for folder in output.parents)):
         if (length := len(os.fsencode(name))) > most:

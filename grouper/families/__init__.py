@@ -1,1 +1,1 @@
-"""Families of models: where each keeps its attention, and what follows from a configuration."""
+"""Model families: where each one stores attention, and the facts that follow from a configuration."""

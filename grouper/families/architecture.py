@@ -1,4 +1,4 @@
-"""One model's attention: a family applied to a configuration.
+"""Attention of one model: a family applied to a configuration.
 
 Sizes, and how its tensors are read, named and written.
 """
@@ -27,7 +27,7 @@ from grouper.families.sites import Place, Site, sites_of
 from grouper.families.storage import Storage, stored_tensors
 from grouper.layout import HeadLayout, LayerLayout
 
-if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
+if TYPE_CHECKING:  # sizes do not need torch, so that `grouper inspect` answers at once
     import torch
     from torch import Tensor
 
@@ -37,12 +37,14 @@ if TYPE_CHECKING:  # sizes need no torch: `grouper inspect` answers at once
 
 @dataclass(frozen=True)
 class Architecture:
-    """rotary_dim: of head_dim, 0 without RoPE; `unrotated` are layers that have none though the others have. windows:
-    per layer, the tokens that a sliding window keeps, None for all. multiplier: of what a layer adds to the stream.
-    layers: attentions, in a decoder one for each of its layers. An encoder with a decoder has those of the encoder
-    first (`encoder_layers` of them), then for each layer of the decoder its own and the one across to the encoder.
-    nested: whether the decoder is part of a larger model (vision and language), whose configuration holds its own as
-    text_config. as_phi: whether it goes out as a Phi.
+    """Architecture of one model. rotary_dim: rows of a head that RoPE rotates; 0 without RoPE. unrotated: layers
+    without RoPE in a model that has it. windows: per layer, the tokens that a sliding window keeps; None for all.
+    multiplier: factor on each layer's addition to the stream.
+
+    layers: number of attentions. A decoder has one per layer. An encoder-decoder has those of the encoder first
+    (`encoder_layers` of them), then for each layer of the decoder its self-attention and its cross-attention. nested:
+    whether the decoder is part of a larger model (vision and language), whose configuration holds the decoder's as
+    text_config. as_phi: whether the model is exported as a Phi.
     """
 
     family: Family
@@ -64,7 +66,8 @@ class Architecture:
 
     @classmethod
     def of(cls, config: dict) -> Architecture:
-        """Raises GrouperError for what is not supported, by name and with the reason."""
+        """Architecture of a configuration. Raises GrouperError for an unsupported model, with its name and the
+        reason."""
         text = decoder_config(config)
         family = family_of(config)
         model_type = family.model_type
@@ -72,7 +75,7 @@ class Architecture:
             query_heads, hidden, layers = (
                 setting(text, key) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
             )
-            # a decoder's that is left out follows from its family: importing transformers would take seconds
+            # a decoder's missing value follows from its family; importing transformers would take seconds
             said = text if family.encodes else {"head_dim": None, **text}
             given = setting(said, "head_dim", None)
             head_dim = given or family.head_dim or hidden // query_heads
@@ -106,40 +109,41 @@ class Architecture:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """Its attentions, in their order."""
+        """Attentions of the model, in order."""
         return sites_of(self.family, self.layers, self.encoder_layers)
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
-        """Its layers, each by the attentions that are in it."""
+        """Layers of the model, each given by the attentions in it."""
         layers = groupby(self.sites, key=lambda site: (site.stack, site.layer))
         return tuple(tuple(sites) for _, sites in layers)
 
     def family_of(self, layer: int) -> Family:
-        """How this attention is stored."""
+        """Family that describes how this attention is stored."""
         return self.sites[layer].family
 
     def name_of(self, layer: int) -> str:
-        """For people: "layer 3", or "encoder 3", "decoder 3", "decoder 3 across"."""
+        """Name for people: "layer 3", or "encoder 3", "decoder 3", "decoder 3 across"."""
         return self.sites[layer].name
 
     @cached_property
     def caches(self) -> tuple[str, ...]:
-        """For each attention what K and V are kept of (see Family.cache); () where it is each token for all."""
+        """For each attention, the tokens that its KV cache covers (see Family.cache); () if all tokens for every
+        attention."""
         return tuple(site.cache for site in self.sites) if self.family.encodes else ()
 
     def layout(self, layers: Iterable[LayerLayout]) -> HeadLayout:
-        """A layout of this model."""
+        """Layout of this model with these layers."""
         return HeadLayout(tuple(layers), self.query_heads, self.kv_heads, self.head_dim, self.caches)
 
     @property
     def ungrouped(self) -> HeadLayout:
-        """The model as it came."""
+        """Layout of the original model: no heads are merged."""
         return self.layout([self.whole_layer] * self.layers)
 
     @property
     def whole_layer(self) -> LayerLayout:
-        """A layer as it came."""
+        """Layout of one layer of the original model."""
         return LayerLayout.from_labels(range(self.kv_heads), self.queries_per_kv_head)
 
     @property
@@ -148,21 +152,21 @@ class Architecture:
 
     @property
     def needs_own_attention(self) -> bool:
-        """Whether no class of transformers holds it with fewer KV heads than query heads."""
+        """Whether no class of transformers supports this model with fewer KV heads than query heads."""
         return not self.family.stock and not self.as_phi
 
     @property
     def encodes(self) -> bool:
-        """Whether it is an encoder, or has one: then it is run whole, not layer by layer."""
+        """Whether it is an encoder or has one. Such a model is run whole, not layer by layer."""
         return self.family.encodes
 
     def uniform_counts(self, multiple_of: int = 1) -> list[int]:
-        """KV-head counts below the model's own that every layer can have at once, ascending."""
+        """KV-head counts below the model's own that all layers can have at once, ascending."""
         return [count for count in range(1, self.kv_heads) if count % multiple_of == 0]
 
     @cached_property
     def planes(self) -> Tensor:
-        """[rotary_dim / 2, 2]: the two rows of head_dim that RoPE rotates together."""
+        """Planes [rotary_dim / 2, 2]: the two rows of head_dim that RoPE rotates together."""
         import torch
 
         half = self.rotary_dim // 2
@@ -171,8 +175,8 @@ class Architecture:
         return torch.stack([torch.arange(half), torch.arange(half) + half], dim=-1)
 
     def kv_bytes(self, cached_heads: list[int], bytes_per_number: float, context: int) -> int:
-        """The KV cache at `context` tokens, and as many of the source where there is an encoder. cached_heads: K heads
-        plus V heads of each layer; a sliding window holds no more than its tokens, an encoder none."""
+        """Bytes of KV cache at `context` tokens, and for an encoder-decoder as many source tokens. cached_heads: K
+        heads plus V heads of each layer. A sliding window holds at most its own tokens, an encoder none."""
         kept = [context if window is None else min(context, window) for window in self.windows]
         kept = [0 if cache == "none" else tokens for cache, tokens in zip(self.caches or ("token",) * len(kept), kept)]
         numbers = sum(count * tokens for count, tokens in zip(cached_heads, kept)) * self.head_dim
@@ -181,19 +185,19 @@ class Architecture:
     # Names
 
     def prefix(self, checkpoint: Checkpoint, layer: int) -> str:
-        """The layer's place in this checkpoint, whatever it was saved with: `model.`, `transformer.`,
-        `language_model.model.` or nothing."""
+        """Prefix of the layer's tensors in this checkpoint, whichever way it was saved: `model.`, `transformer.`,
+        `language_model.model.` or none."""
         site = self.sites[layer]
         name = site.family.layer
         return checkpoint.before(name.format(layer=0)) + name.format(layer=site.layer)
 
     def projections(self, layer: int = 0) -> list[str]:
-        """The modules that hold attention weights, within a layer."""
+        """Modules that hold attention weights, named within a layer."""
         return list(self.family_of(layer).storage.modules)
 
     @property
     def norm_modules(self) -> tuple[str, ...]:
-        """The norms on q and k, within a layer, where they have a gain for each head."""
+        """Norms on q and k that have a gain for each head, named within a layer."""
         return (
             (f"{self.family.attention}.q_norm", f"{self.family.attention}.k_norm")
             if self.family.qk_norm == "all"
@@ -201,7 +205,7 @@ class Architecture:
         )
 
     def attention_tensors(self, layer: int = 0) -> set[str]:
-        """The names, within a layer, of the tensors that an Attention is made of, as far as there are such."""
+        """Names, within a layer, of the tensors that an Attention is made of. Some may be missing in the checkpoint."""
         modules = (*self.projections(layer), *self.norm_modules)
         sinks = set() if self.family.sinks is None else {self.family.sinks}
         return {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} | sinks
@@ -209,8 +213,8 @@ class Architecture:
     # Reading
 
     def read(self, checkpoint: Checkpoint, layer: int, query_projections: int | None = None) -> Attention:
-        """The layer's weights in float32. query_projections: heads of q where they are shared. Raises GrouperError for
-        missing, misshapen or non-finite tensors."""
+        """Weights of the layer in float32. query_projections: number of heads of q if they are shared. Raises
+        GrouperError for missing, misshapen or non-finite tensors."""
         from grouper.attention import Attention
 
         prefix, f = self.prefix(checkpoint, layer), self.family_of(layer)
@@ -241,14 +245,14 @@ class Architecture:
         return Attention(*weights, *biases, *norms, sinks=sinks, planes=planes, qk_norm=f.qk_norm)
 
     def _split(self, storage: Storage, module: str, rows: Tensor, bias: Tensor | None = None) -> dict[Part, Projection]:
-        """The projections in a module's rows [heads * d, D], with its bias [heads * d]."""
+        """Projections in a module's rows [heads * d, D], with its bias [heads * d]."""
         from grouper.attention import Projection
 
         held = Projection(self._by_head(rows, module), None if bias is None else self._by_head(bias, module))
         return storage.split(module, held, self.query_heads, self.kv_heads)
 
     def _by_head(self, rows: Tensor, module: str) -> Tensor:
-        """[heads * d, ...] -> [heads, d, ...]"""
+        """Rows split by head: [heads * d, ...] -> [heads, d, ...]."""
         if rows.shape[0] % self.head_dim:
             raise GrouperError(
                 f"{module} has {rows.shape[0]} rows, no multiple of head_dim {self.head_dim}: is config.json right?"
@@ -256,7 +260,7 @@ class Architecture:
         return rows.reshape(-1, self.head_dim, *rows.shape[1:])
 
     def _qk_norms(self, checkpoint: Checkpoint, prefix: str) -> tuple[Tensor | None, Tensor | None]:
-        """Gains of the norms on q [H, d] and k [G, d]; where all heads have the same, each gets its copy."""
+        """Gains of the norms on q [H, d] and k [G, d]. If all heads share the same gains, each gets a copy."""
         if self.family.qk_norm is None:
             return None, None
         q_gain, k_gain = (
@@ -268,28 +272,28 @@ class Architecture:
         return q, k
 
     def key_outputs(self, output: Tensor) -> Tensor:
-        """What the module that gives k gave [windows, tokens, rows] -> keys before any norm and RoPE [windows, G, d,
-        tokens]."""
+        """Keys before any norm and RoPE [windows, G, d, tokens], from the output of the module that computes k
+        [windows, tokens, rows]."""
         storage = self.family.storage
         keys = self._split(storage, storage.k, output.flatten(0, 1).T)["k"].weight  # [G, d, windows tokens]
         return keys.unflatten(-1, output.shape[:2]).permute(2, 0, 1, 3)
 
     def norm(self, checkpoint: Checkpoint, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        """(gain [D], bias [D]) of the norm before the projections; None where there is none, or it has no weights."""
+        """Gain [D] and bias [D] of the norm before the projections; None if the norm is absent or has no weights."""
         prefix = self.prefix(checkpoint, layer)
         names = self.norms if not self.family.parts else self.family_of(layer).norm
         return self._norm_named(checkpoint, [prefix + name for name in names])
 
     def _norm_named(self, checkpoint: Checkpoint, names: list[str]) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and bias of the first of these norms that there is."""
+        """Gain and bias of the first of these norms that exists."""
         for name in (n for n in names if f"{n}.weight" in checkpoint):
             gain, bias = checkpoint.finite(f"{name}.weight") + self.family.norm_offset, f"{name}.bias"
             return gain, checkpoint.finite(bias) if bias in checkpoint else None
         return None, None
 
     def input_moments(self, checkpoint: Checkpoint, layer: int) -> InputMoments:
-        """What the norm before the projections says of their inputs, without text. Across from a decoder to an encoder,
-        q has one norm and k and v another one."""
+        """Input moments that follow from the norm before the projections, without text. In cross-attention, q has one
+        norm, and k and v another."""
         from grouper.calibration.input_moments import AssumedInputs
 
         inputs = AssumedInputs.from_norm(*self.norm(checkpoint, layer), self.hidden_size)
@@ -301,14 +305,14 @@ class Architecture:
         return AssumedInputs.from_norm(*norm, self.hidden_size, queries=inputs)
 
     def stored_dtype(self, checkpoint: Checkpoint, layer: int) -> torch.dtype:
-        """What the layer's projections are kept in."""
+        """Dtype in which the layer's projections are stored."""
         queries = self.prefix(checkpoint, layer) + self.family_of(layer).storage.q
         return checkpoint.tensors[f"{queries}.weight"].torch_dtype
 
     # Writing
 
     def tensors(self, prefix: str, attention: Attention, layer: int = 0) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of an attention as checkpoints of the family have them, heads in the order given."""
+        """Names and tensors of an attention as checkpoints of the family store them, with heads in the given order."""
         f = self.family_of(layer)
         yield from stored_tensors(prefix, f.storage, attention, f.transposed)
         gains = attention.gains

@@ -1,4 +1,4 @@
-"""What a model's config.json says, under whatever names and with its class's defaults for what it leaves out."""
+"""Settings of a model's config.json, under all names that are in use, with the defaults of its transformers class."""
 
 import copy
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from grouper.parsing import shown
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-ALIASES = {  # what older or other configurations call it
+ALIASES = {  # names of a setting in older or other configurations
     "num_attention_heads": ("n_head", "n_heads", "num_heads", "encoder_attention_heads"),
     "num_key_value_heads": ("num_kv_heads", "n_head_kv"),
     "hidden_size": ("n_embd", "n_embed", "d_model", "dim"), "head_dim": ("d_kv",),
@@ -18,7 +18,7 @@ ALIASES = {  # what older or other configurations call it
     "decoder_layers": ("num_decoder_layers",),
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length", "max_target_positions"),
 }  # fmt: skip
-TEXT_MODELS = {  # decoders inside vision-language models that are a family under another name
+TEXT_MODELS = {  # decoders inside vision-language models that belong to a family under another name
     "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
 }  # fmt: skip
 PER_HEAD_NORMS = ("qk_layernorm", "use_qk_norm")  # Phi's and StableLM's; Command R+'s
@@ -26,12 +26,13 @@ WINDOWED = (
     "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo3", "starcoder2",
     "smollm3", "phi3",
 )  # fmt: skip
-LLAVAS = ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava")  # whose decoder is a Llama, unsaid
+LLAVAS = ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava")  # their decoder is a Llama by default
 NOTHING = object()
 
 
 def decoder_config(config: dict) -> dict:
-    """The part that describes the decoder, under its family's name: of a vision-language model its text_config."""
+    """Part of the configuration that describes the decoder, under its family's name: text_config for a vision-language
+    model."""
     text, model_type = config.get("text_config"), config.get("model_type")
     if isinstance(text, dict) and model_type not in FAMILIES:
         inner = text.get("model_type", "llama" if model_type in LLAVAS else "nothing")
@@ -41,11 +42,11 @@ def decoder_config(config: dict) -> dict:
     )
 
 
-OURS = "grouper_ragged_"  # how the model_type of a ragged export begins
+OURS = "grouper_ragged_"  # start of the model_type of a ragged export
 
 
 def is_known(config: dict) -> bool:
-    """Whether the model's type is one that can be regrouped, or an export of one."""
+    """Whether models of this type, or exports of them, are supported."""
     outer = config.get("model_type")
     if not isinstance(outer, str):
         return False
@@ -54,7 +55,7 @@ def is_known(config: dict) -> bool:
 
 
 def family_of(config: dict) -> Family:
-    """Raises GrouperError where the model's type cannot be regrouped."""
+    """Family of the configuration. Raises GrouperError if the model's type is not supported."""
     outer = config.get("model_type")
     model_type = decoder_config(config).get("model_type")
     if not model_type:
@@ -83,7 +84,7 @@ def family_of(config: dict) -> Family:
 
 
 def _check_encoder(config: dict, model_type: str) -> None:
-    """Raise GrouperError for a configuration of an encoder that is none of ours."""
+    """Raise GrouperError for an encoder whose configuration is not supported."""
     if not FAMILIES[model_type].encodes:
         return
     if not FAMILIES[model_type].parts and (config.get("is_decoder") or config.get("add_cross_attention")):
@@ -102,11 +103,11 @@ def _check_encoder(config: dict, model_type: str) -> None:
 
 
 def setting(config: dict, key: str, otherwise: Any = NOTHING) -> Any:
-    """A value of the configuration, under any of its names, else the transformers class's own default."""
+    """Value of a setting, under any of its names, or the default of the transformers class."""
     for name in (key, *ALIASES.get(key, ())):
         if config.get(name) is not None:
             return config[name]
-    if otherwise is not NOTHING and key in config:  # it says null
+    if otherwise is not NOTHING and key in config:  # the configuration holds null
         return otherwise
     value = _default(config, key)
     if value is None and otherwise is NOTHING:
@@ -115,8 +116,8 @@ def setting(config: dict, key: str, otherwise: Any = NOTHING) -> Any:
 
 
 def configured(config: dict) -> "PretrainedConfig":
-    """The object that transformers makes of config.json, which it edits; so it is given a copy. Raises GrouperError
-    where transformers refuses it."""
+    """Configuration object that transformers builds from config.json. It gets a copy, because transformers edits it.
+    Raises GrouperError if transformers refuses it."""
     from transformers import CONFIG_MAPPING
 
     with as_one_line("transformers does not take this config.json"):
@@ -124,8 +125,8 @@ def configured(config: dict) -> "PretrainedConfig":
 
 
 def _default(config: dict, key: str) -> Any:
-    """What the transformers class takes for a value that is left out: as it is declared (None where it follows from
-    others), else what an instance with these sizes has."""
+    """Default of the transformers class for a missing value: the declared one (None if it depends on other values),
+    else that of an instance with these sizes."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
@@ -139,12 +140,12 @@ def _default(config: dict, key: str) -> Any:
         sizes |= {known: said[0]} if said else {}
     try:
         return getattr(cls(**sizes), key, None)
-    except (ValueError, StrictDataclassError):  # sizes that go together with others alone
+    except (ValueError, StrictDataclassError):  # sizes that are valid only together with others
         return getattr(cls(), key, None)
 
 
 def rotary_dim(config: dict, family: Family, head_dim: int) -> int:
-    """How many rows of a head RoPE turns."""
+    """Number of rows of a head that RoPE rotates."""
     if family.rotary is None:
         return head_dim
     parameters = config.get("rope_parameters") or {}
@@ -161,7 +162,7 @@ def rotary_dim(config: dict, family: Family, head_dim: int) -> int:
 
 
 def unrotated_layers(config: dict, layers: int) -> frozenset[int]:
-    """SmolLM3 leaves RoPE out of every fourth layer, or where it says so."""
+    """Layers without RoPE: in SmolLM3 every fourth one, unless its configuration lists others."""
     if config["model_type"] != "smollm3":
         return frozenset()
     has = config.get("no_rope_layers") or [
@@ -171,7 +172,7 @@ def unrotated_layers(config: dict, layers: int) -> frozenset[int]:
 
 
 def check_complete(config: dict) -> None:
-    """Raise GrouperError for a decoder's configuration that lacks what transformers needs when it runs."""
+    """Raise GrouperError if a decoder's configuration lacks values that transformers needs to run the model."""
     if config["model_type"] in ("t5", "mt5"):
         setting(config, "decoder_start_token_id")
     kinds = config.get("layer_types") or ()
@@ -183,7 +184,7 @@ def check_complete(config: dict) -> None:
 
 
 def sliding_windows(config: dict, layers: int) -> tuple[int | None, ...]:
-    """Per layer, the tokens that its window keeps."""
+    """Number of tokens that the sliding window of each layer keeps; None for all."""
     window = setting(config, "sliding_window", None) if config["model_type"] in WINDOWED else None
     if not window or setting(config, "use_sliding_window", True) is False:
         return (None,) * layers

@@ -1,4 +1,5 @@
-"""The model families that can be regrouped, and the reasons for those that cannot.
+"""Supported decoder families, and the reasons why others are not supported.
+
 
 A new family is one entry here, or in encoders.py, and one line in tests/family_samples.py.
 """
@@ -10,7 +11,7 @@ from grouper.families.family import DIVIDES, OWN, Family
 from grouper.families.storage import Fused, Separate
 
 QKV = Fused("self_attention.query_key_value", "self_attention.dense", per_group=True)
-# A norm before attention and one behind it.
+# Families with a norm before attention and one after it.
 sandwich = partial(Family, adds="post_attention_layernorm", norm_offset=1.0, head_dim=256)
 
 FAMILIES = {

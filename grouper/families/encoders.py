@@ -1,4 +1,4 @@
-"""Encoders, and encoders with a decoder. None of their classes knows fewer KV heads than query heads."""
+"""Supported encoders and encoder-decoders. None of their classes supports fewer KV heads than query heads."""
 
 from dataclasses import replace
 from functools import partial
@@ -27,14 +27,16 @@ vit = partial(
 
 
 def encoder_decoder(model_type: str, models: str, classes: str, parts: tuple[dict, dict, dict], **more: Any) -> Family:
-    """parts: what the encoder's attention, the decoder's own and that from decoder to encoder have of their own."""
+    """Family of an encoder-decoder. parts: fields that differ for the encoder's attention, the decoder's self-attention
+    and its cross-attention."""
     family = Family(model_type, models, classes, stock=False, **{"reads": "pairs", **more})
     caches = ("none", "token", "source")
     return replace(family, parts=tuple(replace(family, **part, cache=cache) for part, cache in zip(parts, caches)))
 
 
 def bart(norm_first: bool) -> tuple[dict, dict, dict]:
-    """norm_first: norms stand before attention, as in mBART and Whisper, else behind the sum."""
+    """Parts of a BART-like family. norm_first: whether norms come before attention, as in mBART and Whisper, or after
+    the sum."""
     own, across, last = "self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"
     source_norm = "encoder.layer_norm" if norm_first else None
     norms = ((own, last), (own, across), (across, last)) if norm_first else ((None, own), (None, own), (None, across))

@@ -1,4 +1,4 @@
-"""How one family of models stores attention: an entry of decoders.py or encoders.py."""
+"""Description of how one family of models stores attention: an entry of decoders.py or encoders.py."""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,40 +9,40 @@ OWN, DIVIDES = "own", "own, if they divide hidden_size"
 
 @dataclass(frozen=True)
 class Family:
-    """How one family stores attention. {layer} is the layer's number; names are within the decoder, whatever precedes
-    them in a checkpoint.
+    """Description of how one family stores attention. {layer} stands for the layer's number. Names are within the
+    decoder, without the prefix that a checkpoint adds.
 
-    models: names that people know it by.
+    models: usual names of the models.
     storage: the modules of q, k, v and o.
     transposed: weights are [in, out] (GPT-2's Conv1D).
-    norm: what stands before the projections, the first of the names that the checkpoint has; norm_offset is added to
+    norm: the norm before the projections, by the first of these names that the checkpoint has. norm_offset is added to
         its weight, and to those of norms on q and k (Gemma's g = 1 + w).
-    adds: the module whose output joins the residual stream; `o` unless given.
+    adds: the module whose output is added to the residual stream (default: `o`).
     qk_norm: None, "head" (each head by itself, one gain for all) or "all" (across heads, a gain for each).
     sinks: the tensor with a number for each query head that its softmax counts as one more score.
-    position: "rope", or what stands in its place: "learned" or "alibi".
+    position: kind of positions: "rope", "learned" or "alibi".
     rope: "half" (rows i and i + d/2 are a plane) or "interleaved" (2i and 2i + 1).
     rotary: the configuration's key for the rotated share of head_dim, or the number of rotated rows, if partial.
-    head_dim: where the configuration names none and the class does not divide hidden_size by heads.
-    classes: how the names of its transformers classes begin.
-    stock: whether its class takes fewer KV heads than query heads.
-    padded: what carries more query heads than hidden_size / head_dim: "own" class, "own, if they divide hidden_size",
-        another class, or None (so where a norm spans all query heads: zeros change its mean, and its epsilon then
-        counts otherwise).
-    as_phi: why and when it goes out as Phi: "always", or a configuration key that must be true.
-    approximate: what makes merges that change a head's scale or basis approximate, if the configuration has it.
-    cache: what an engine keeps K and V of: each "token", each "source" token that attention reaches across to, or
-        "none" (an encoder).
-    behind: where a norm gets the residual stream just behind attention, that norm; else the stream is what entered the
-        layer plus what `adds` gives.
-    renamed: how names within the decoder or encoder begin in checkpoints and in the class of transformers, where these
-        differ, and the same of names within a layer.
-    reads: what it is calibrated on: "windows" of text end to end (decoders), "text" in windows that each begin and end
-        as the tokenizer does, "pairs" of source and target, "pictures", or "sounds" with words.
-    since: the version of transformers whose class is as described here, and leaves attention's kernel to be chosen.
-    parts: of an encoder with a decoder, their kinds of attention: the encoder's own, the decoder's own, and from the
-        decoder to the encoder. Each stores attention in its own way.
-    source_norm: of the latter, what stands before k and v, behind the encoder's last layer.
+    head_dim: default if the configuration has none and the class does not use hidden_size / heads.
+    classes: start of the names of its transformers classes.
+    stock: whether its class supports fewer KV heads than query heads.
+    padded: the class that accepts more query heads than hidden_size / head_dim: "own", "own, if they divide
+        hidden_size", another class, or None. It is None if a norm spans all query heads: zero heads change its mean
+        square and with it the effect of its epsilon.
+    as_phi: condition for the export as Phi: "always", or a configuration key that must be true.
+    approximate: the setting that makes merges approximate if they change a head's scale or basis.
+    cache: tokens whose K and V an engine caches: each "token", each "source" token of cross-attention, or "none" (an
+        encoder).
+    behind: the norm that reads the residual stream right after attention, if there is one. Otherwise that stream is the
+        layer's input plus the output of `adds`.
+    renamed: start of names within the decoder or encoder in checkpoints and in the class of transformers, if these
+        differ, and the same for names within a layer.
+    reads: kind of calibration data: "windows" of text cut end to end (decoders), "text" in windows with the tokenizer's
+        begin and end tokens, "pairs" of source and target, "pictures", or "sounds" with transcripts.
+    since: first version of transformers whose class matches this description and has a selectable attention kernel.
+    parts: kinds of attention of an encoder-decoder: the encoder's, the decoder's self-attention and its
+        cross-attention. Each stores attention in its own way.
+    source_norm: the norm before k and v in cross-attention, after the encoder's last layer.
     """
 
     model_type: str
@@ -77,7 +77,7 @@ class Family:
 
     @property
     def attention(self) -> str:
-        """The module that holds the projections, within a layer."""
+        """Module that holds the projections, named within a layer."""
         shared = []
         for one, other in zip(self.storage.q.split(".")[:-1], self.storage.o.split(".")[:-1]):
             if one != other:
@@ -87,32 +87,34 @@ class Family:
 
     @property
     def encodes(self) -> bool:
-        """Whether it is an encoder, or has one."""
+        """Whether it is an encoder or has one."""
         return bool(self.parts) or self.cache == "none"
 
     @property
     def in_class(self) -> "Family":
-        """The same with the names that the class of transformers has."""
+        """Family with the names that the class of transformers uses."""
         if not self.renamed:
             return self
         storage, layer = self.storage.renamed(self.class_name), self.class_name(self.layer)
         return replace(self, storage=storage, layer=layer, renamed=())
 
     def class_name(self, name: str) -> str:
-        """How the class calls what checkpoints call `name`, which begins with `layer` or is within a layer."""
+        """Name in the class of transformers for a name in checkpoints, which begins with `layer` or is within a
+        layer."""
         for stored, called in self.renamed:
             if name.startswith(stored):
                 return called + name.removeprefix(stored)
         return name
 
     def export_classes(self, as_phi: bool, nested: bool = False, windowed: bool = False) -> list[str]:
-        """The classes that models of this family can be exported as; a layout may still be refused one of them, for its
-        padding say. nested: a decoder inside a larger model. windowed: some layers attend within a window."""
+        """Classes that models of this family can be exported as. A layout may still be refused by one of them, e.g. for
+        its padding. nested: whether the decoder is inside a larger model. windowed: whether some layers attend within a
+        sliding window."""
         if nested:
             return ["stock"]
         if as_phi:
             return ["stock", "ragged"]
-        padded = self.padded and not (windowed and self.padded == "llama")  # Llama knows no windows
+        padded = self.padded and not (windowed and self.padded == "llama")  # Llama has no sliding windows
         return [*(["stock"] if self.stock else []), *(["padded"] if padded else []), "ragged"]
 
     @property

@@ -1,4 +1,4 @@
-"""A model's attention, as its configuration and headers alone describe it."""
+"""Inspection of a model's attention, from its configuration and headers alone."""
 
 import logging
 from dataclasses import asdict, dataclass, field
@@ -11,15 +11,16 @@ from grouper.export.hf.engines import engines_for
 from grouper.families.architecture import Architecture
 from grouper.kv_cache import Saving, bytes_of, largest_batch
 
-CONTEXT = 512  # tokens, where a model has no longest
+CONTEXT = 512  # tokens, for models without a maximum length
 
 LOG = logging.getLogger("grouper")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Bytes are of the KV cache in `kv_dtype`, for one sequence; `savings` are for `batch` of them, with each number
-    of KV heads that all layers can have. card: bytes of memory of the card that `largest_batch` is for."""
+    """Facts about a model's attention. Sizes are bytes of the KV cache in `kv_dtype`, for one sequence. savings: caches
+    of `batch` sequences, for each number of KV heads that all layers can have. card: memory in bytes of the GPU that
+    `largest_batch` refers to."""
 
     model: str
     family: str
@@ -46,7 +47,7 @@ class Inspection:
     savings: list[Saving] = field(default_factory=list)
 
     def to_data(self) -> dict[str, Any]:
-        """For JSON. `deploy` is what the command line calls the classes."""
+        """Contents as JSON data. `deploy` is the command line's name of the export classes."""
         data = asdict(self)
         return {**{k: v for k, v in data.items() if k != "export_classes"}, "deploy": data["export_classes"]}
 
@@ -58,8 +59,8 @@ def inspect(
     batch: int = 1,
     card: int | None = None,
 ) -> Inspection:
-    """context: tokens of a sequence; the model's own where not given. batch: sequences. card: bytes of a card's memory.
-    Raises GrouperError for sizes below 1."""
+    """Inspect a model. context: tokens per sequence (default: the model's maximum). batch: number of sequences. card:
+    memory of a GPU in bytes. Raises GrouperError for sizes below 1."""
     if min(context or 1, batch, card or 1) < 1:
         raise GrouperError(f"a context of {context} tokens, a batch of {batch}: expected at least 1 of each")
     a = Architecture.of(checkpoint.config)
@@ -102,8 +103,9 @@ def savings(
     card: int | None,
     classes: list[str],
 ) -> list[Saving]:
-    """The model's own KV heads first, then each number below that all layers can have. Weights count as they are: fewer
-    KV heads save some of them, too. classes: that the model can be exported as."""
+    """Cache sizes with the model's own KV heads first, then with each smaller number that all layers can have. Weights
+    are counted for each number, because fewer KV heads shrink them too. classes: classes that the model can be exported
+    as."""
     found = []
     for kv_heads in (a.kv_heads, *reversed(a.uniform_counts())):
         one = a.kv_bytes([2 * kv_heads] * a.layers, bytes_per_number, context)
@@ -116,7 +118,8 @@ def savings(
 
 
 def class_of(kv_heads: int, of: int, classes: list[str]) -> str:
-    """The class of a model with so many groups of its KV heads, in every layer: equal ones where they can be.
+    """Export class of a model whose layers all have `kv_heads` groups of the original `of` KV heads, of equal size if
+    possible.
 
     >>> class_of(4, 8, ["stock", "ragged"]), class_of(2, 3, ["stock", "padded", "ragged"]), class_of(2, 3, ["ragged"])
     ('stock', 'padded', 'ragged')

@@ -1,4 +1,4 @@
-"""Where the attentions of a model are."""
+"""Places of the attentions in a model."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from grouper.families.family import Family
 class Site:
     """One attention.
 
-    index: among all of the model's. name: for people. stack: 0, or 1 in the decoder of a model that has an encoder,
-    too. layer: the number of its layer within the stack. family: how its
-    projections are stored: the model's family, or its part for this kind of attention.
+    index: number among all attentions of the model. name: name for people. stack: 0, or 1 in the decoder of an
+    encoder-decoder. layer: number of its layer within the stack. family: description of how its projections are stored:
+    the model's family, or the family's part for this kind of attention.
     """
 
     index: int
@@ -22,15 +22,16 @@ class Site:
 
     @property
     def cache(self) -> str:
-        """What K and V are kept of: each "token", each "source" token, or "none"."""
+        """Tokens whose K and V are cached: each "token", each "source" token, or "none"."""
         return self.family.cache
 
 
-Place = tuple[Site, ...]  # the attentions of one layer: one, or a decoder's own and the one across to the encoder
+Place = tuple[Site, ...]  # attentions of one layer: one, or a decoder's self-attention and cross-attention
 
 
 def sites_of(family: Family, layers: int, encoder_layers: int) -> tuple[Site, ...]:
-    """layers: attentions in all; encoder_layers: those of an encoder that has a decoder."""
+    """Attentions of a model, in order. layers: total number of attentions. encoder_layers: number of those in the
+    encoder of an encoder-decoder."""
     if not family.parts:
         return tuple(Site(i, f"layer {i}", 0, i, family) for i in range(layers))
     encoder, own, across = family.parts

@@ -1,5 +1,5 @@
-"""How checkpoints of a family store an attention: q, k and v in a module each, or fused in one. Names of modules are
-within a layer; both classes answer the same questions."""
+"""Storage of an attention in checkpoints of a family: q, k and v in separate modules, or fused in one. Module names are
+within a layer. Both classes have the same interface."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from grouper.errors import GrouperError
 
-if TYPE_CHECKING:  # names need no torch
+if TYPE_CHECKING:  # names do not need torch
     from torch import Tensor
 
     from grouper.attention import Attention, Part, Projection
@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # names need no torch
 
 @dataclass(frozen=True)
 class Separate:
-    """A module for each projection. shares_queries: whether q may have fewer heads than attention has outputs."""
+    """Storage with a module for each projection. shares_queries: whether q may have fewer heads than attention has
+    outputs."""
 
     q: str = "self_attn.q_proj"
     k: str = "self_attn.k_proj"
@@ -28,36 +29,37 @@ class Separate:
 
     @classmethod
     def within(cls, module: str, o: str = "o_proj") -> Separate:
-        """q_proj, k_proj, v_proj and `o` in this module."""
+        """Storage with q_proj, k_proj, v_proj and `o` in this module."""
         return cls(*(f"{module}.{name}" for name in ("q_proj", "k_proj", "v_proj", o)))
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules of q, k and v, then that of o."""
+        """Modules of q, k and v, then that of o."""
         return self.q, self.k, self.v, self.o
 
     def rows(self, q: int, k: int, v: int) -> dict[str, int]:
-        """Rows of each module, where q, k and v have these."""
+        """Number of rows of each module, given those of q, k and v."""
         return {self.q: q, self.k: k, self.v: v}
 
     def split(self, module: str, held: Projection, query_heads: int, kv_heads: int) -> dict[Part, Projection]:
-        """q, k and v, as far as a module holds them."""
+        """Projections q, k and v among a module's rows; those that it does not hold are missing."""
         parts: dict[str, Part] = {self.q: "q", self.k: "k", self.v: "v"}
         return {parts[module]: held}
 
     def join(self, q: Projection, k: Projection, v: Projection) -> dict[str, Projection]:
-        """The heads that each module holds, in its order."""
+        """Heads of each module, in its order."""
         return {self.q: q, self.k: k, self.v: v}
 
     def renamed(self, change: Callable[[str], str]) -> Separate:
-        """The same under other names."""
+        """Storage with renamed modules."""
         return Separate(*map(change, self.modules))
 
 
 @dataclass(frozen=True)
 class Fused:
-    """One module for q, k and v, whose rows are all q, all k, all v. per_group: they are the queries of KV head 0, its
-    k, its v, then those of KV head 1 (in a multi-head model q, k, v of head 0, of head 1, ...)."""
+    """Storage with one module for q, k and v. Its rows are all q, then all k, then all v. per_group: rows are the
+    queries of KV head 0, its k, its v, then those of KV head 1 and so on (in a multi-head model q, k, v of head 0, of
+    head 1, ...)."""
 
     qkv: str
     o: str
@@ -66,25 +68,25 @@ class Fused:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The module of q, k and v, then that of o."""
+        """Module of q, k and v, then that of o."""
         return self.qkv, self.o
 
     @property
     def q(self) -> str:
-        """The module that has q's rows."""
+        """Module that holds q's rows."""
         return self.qkv
 
     @property
     def k(self) -> str:
-        """The module that has k's rows."""
+        """Module that holds k's rows."""
         return self.qkv
 
     def rows(self, q: int, k: int, v: int) -> dict[str, int]:
-        """Rows of the module, where q, k and v have these."""
+        """Number of rows of the module, given those of q, k and v."""
         return {self.qkv: q + k + v}
 
     def split(self, module: str, held: Projection, query_heads: int, kv_heads: int) -> dict[Part, Projection]:
-        """q, k and v of what the module holds [H + 2 G, d, ...]."""
+        """Projections q, k and v of the module's heads [H + 2 G, d, ...]."""
         if len(held.weight) != query_heads + 2 * kv_heads:
             heads = f"{len(held.weight)} heads of {held.weight.shape[1]}"
             raise GrouperError(f"{self.qkv} holds {heads}, config.json says otherwise")
@@ -101,7 +103,7 @@ class Fused:
         }
 
     def join(self, q: Projection, k: Projection, v: Projection) -> dict[str, Projection]:
-        """The heads that the module holds, in its order; per_group, groups are equal and their query heads in order."""
+        """Heads of the module, in its order. With per_group, groups must be equal and their query heads in order."""
         import torch
 
         from grouper.attention import Projection
@@ -114,11 +116,11 @@ class Fused:
         return {self.qkv: Projection(fuse([q.weight, k.weight, v.weight]), fuse(biases) if biases else None)}
 
     def renamed(self, change: Callable[[str], str]) -> Fused:
-        """The same under other names."""
+        """Storage with a renamed module."""
         return replace(self, qkv=change(self.qkv), o=change(self.o))
 
     def _blocks(self, kv_heads: int) -> int:
-        """Blocks that each have their q, then their k, then their v."""
+        """Number of blocks that each hold q, then k, then v."""
         return kv_heads if self.per_group else 1
 
 
@@ -128,7 +130,7 @@ Storage = Separate | Fused
 def stored_tensors(
     prefix: str, storage: Storage, attention: Attention, transposed: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the projections as they are stored, heads in the order given."""
+    """Names and tensors of the projections as stored, with heads in the given order."""
     projections = (attention.projection("q"), attention.projection("k"), attention.projection("v"))
     for module, one in storage.join(*projections).items():
         weight = one.weight.flatten(0, 1)

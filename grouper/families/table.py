@@ -1,4 +1,4 @@
-"""What `grouper inspect --families` prints: each family, how exact merges are in it, and what it can be exported as."""
+"""Table of `grouper inspect --families`: the families, how exact merges are in each, and its export classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from grouper.merging import MERGES
 
 
 class Exactness(Protocol):
-    """An entry of a registry, as far as this table goes."""
+    """Registry entry with the one field that this table reads."""
 
     exact_in: ClassVar[tuple[str | None, ...]]
 
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """reason: why not, where it is not supported. merges, fitness: by name, "exact" or "approximate": whether the
-    exported model does what the closed form says. note: where and why not. classes: of exports.
-    """
+    """One family. reason: why it is not supported, if so. merges, fitness: "exact" or "approximate" by name, i.e.
+    whether the exported model computes exactly what the closed form predicts. note: where and why merges are
+    approximate. classes: export classes."""
 
     family: str
     models: str
@@ -31,7 +31,7 @@ class FamilyRow:
 
 
 def family_rows(fitnesses: Mapping[str, Exactness] | None = None) -> list[FamilyRow]:
-    """fitnesses: the registry of them, which this package does not know."""
+    """Rows of the table. fitnesses: registry of fitnesses, which this package cannot import."""
     rows = [
         FamilyRow(
             f.model_type, f.models, True, "", exactness(MERGES, f), exactness(fitnesses or {}, f), note(f), classes(f)
@@ -43,12 +43,12 @@ def family_rows(fitnesses: Mapping[str, Exactness] | None = None) -> list[Family
 
 
 def exactness(entries: Mapping[str, Exactness], family: Family) -> dict[str, str]:
-    """What folds into q and o is exact unless a norm stands between."""
+    """Exactness of each entry in this family: changes folded into q and o are exact unless a norm lies between."""
     return {name: "exact" if family.qk_norm in entry.exact_in else "approximate" for name, entry in entries.items()}
 
 
 def note(family: Family) -> str:
-    """How K is merged here, and what is approximate."""
+    """Note on how K is merged in this family, and which part is approximate."""
     kind = family.qk_norm
     behind = [f"{name} {merge.behind_norms[kind]}" for name, merge in MERGES.items() if kind in merge.behind_norms]
     if family.qk_norm == "head":
@@ -66,7 +66,7 @@ def note(family: Family) -> str:
 
 
 def classes(family: Family) -> list[str]:
-    """The classes of exports, with the class of transformers that carries them where that is another one."""
+    """Export classes, each with the class of transformers that carries it if that is another family's."""
     found = family.export_classes(family.as_phi is not None)
     if family.as_phi:
         when = "" if family.as_phi == "always" else f", with {family.as_phi}"
@@ -77,7 +77,7 @@ def classes(family: Family) -> list[str]:
 
 
 def markdown(rows: list[FamilyRow]) -> str:
-    """Two tables: what is supported, and what is not and why."""
+    """Two Markdown tables: supported families, and unsupported ones with the reasons."""
     able, unable = [r for r in rows if r.supported], [r for r in rows if not r.supported]
     reasons: dict[str, list[str]] = {}
     for row in unable:

@@ -1,4 +1,4 @@
-r"""Which query heads read which KV head, and which original heads that KV head is merged from.
+r"""Layouts: the query heads that read each KV head, and the original heads that each KV head is merged from.
 
 MHA          GQA, equal      GQA, any sizes
 q q q q      q q  q q        q q q  q

@@ -1,4 +1,5 @@
-"""K or V heads of one layer in groups: the query heads that read each, and the original heads it is merged from."""
+"""Grouping of the K or V heads of one layer: the query heads that read each KV head, and the original heads that it is
+merged from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def canonical_labels(labels: np.ndarray) -> np.ndarray:
-    """Rename groups in order of their smallest member, so that equal partitions are equal arrays.
+    """Rename groups in order of their smallest member, so that equal partitions give equal arrays.
 
     labels: [..., heads], any integers. Returns int16 of the same shape, each row a restricted growth string: 0, then at
     most one more than the largest so far.
@@ -29,7 +30,7 @@ def canonical_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def groups_of(labels: Sequence[int]) -> Groups:
-    """The partition behind one label vector, groups by smallest member.
+    """Partition given by a label vector, with groups ordered by smallest member.
 
     >>> groups_of([7, 3, 7])
     ((0, 2), (1,))
@@ -40,12 +41,13 @@ def groups_of(labels: Sequence[int]) -> Groups:
 
 @dataclass(frozen=True)
 class Grouping:
-    """The K heads (or the V heads) of one layer after regrouping.
+    """K heads (or V heads) of one layer after regrouping.
 
-    readers[g]: the query heads that read KV head g; together a partition of the layer's query heads.
-    members[g]: the original KV heads that KV head g is merged from.
-    Kept in canonical order (groups by smallest reader, heads ascending), so that equal groupings are equal and hash
-    equal. Raises GrouperError where readers are no partition.
+    readers[g]: query heads that read KV head g; together they partition the layer's query heads. members[g]: original
+    KV heads that KV head g is merged from.
+
+    Both are kept in canonical order (groups by smallest reader, heads ascending), so that equal groupings compare and
+    hash equal. Raises GrouperError if readers are not a partition.
     """
 
     readers: Groups
@@ -69,7 +71,8 @@ class Grouping:
 
     @classmethod
     def from_labels(cls, labels: Sequence[int], queries_per_kv_head: int = 1) -> "Grouping":
-        """labels[j]: the group of original KV head j, which `queries_per_kv_head` query heads read."""
+        """Grouping from labels. labels[j]: group of original KV head j, which `queries_per_kv_head` query heads
+        read."""
         n, members = queries_per_kv_head, groups_of(labels)
         readers = tuple(tuple(q for head in group for q in range(head * n, (head + 1) * n)) for group in members)
         return cls(readers, members)
@@ -80,12 +83,12 @@ class Grouping:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Query heads per KV head."""
+        """Number of query heads per KV head."""
         return tuple(map(len, self.readers))
 
     @cached_property
     def group_of(self) -> np.ndarray:
-        """[query_heads]: the KV head that each query head reads."""
+        """KV head that each query head reads [query_heads]."""
         labels = np.empty(sum(self.sizes), np.int64)
         for g, readers in enumerate(self.readers):
             labels[list(readers)] = g
@@ -93,7 +96,8 @@ class Grouping:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """[original KV heads], canonical: the new KV head that each goes into, where each goes into exactly one."""
+        """New KV head of each original KV head [original KV heads], in canonical form. Each original head must go into
+        exactly one."""
         labels = np.empty(sum(map(len, self.members)), np.int64)
         for g, members in enumerate(self.members):
             labels[list(members)] = g
@@ -101,5 +105,5 @@ class Grouping:
 
     @property
     def reader_order(self) -> list[int]:
-        """The query heads, one group after the other: the order in which stock classes want them."""
+        """Query heads group by group, in the order that stock classes need."""
         return [head for readers in self.readers for head in readers]

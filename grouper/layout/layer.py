@@ -1,4 +1,4 @@
-"""One layer's K and V groupings, and how they are written in JSON."""
+"""K and V groupings of one layer, and their JSON form."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from grouper.schema import fitted
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """One layer: its K grouping and its V grouping, mostly the same one.
+    """Layout of one layer: its K grouping and its V grouping, usually the same.
 
-    q: where query projections are shared too (GQKVA): its readers are attention outputs, its members original query
-    heads; None where every query head keeps its own.
+    q: grouping of query projections if they are shared too (GQKVA): its readers are attention outputs, its members
+    original query heads. None if every query head keeps its own projection.
     """
 
     k: Grouping
@@ -24,7 +24,7 @@ class LayerLayout:
 
     def __post_init__(self) -> None:
         if self.q is not None and self.q.kv_heads == sum(self.q.sizes) and self.q.readers == self.q.members:
-            object.__setattr__(self, "q", None)  # each its own
+            object.__setattr__(self, "q", None)  # every query head keeps its own
 
     @classmethod
     def from_labels(cls, labels: Sequence[int], queries_per_kv_head: int = 1) -> "LayerLayout":
@@ -41,22 +41,23 @@ class LayerLayout:
 
     @property
     def is_shared(self) -> bool:
-        """Whether K and V are grouped alike."""
+        """Whether K and V have the same grouping."""
         return self.k.readers == self.v.readers
 
     @property
     def equal_groups(self) -> bool:
-        """K and V grouped alike, all groups of one size, every query head with a projection of its own."""
+        """Whether K and V have the same grouping, all groups have the same size, and every query head has its own
+        projection."""
         return self.is_shared and self.q is None and len(set(self.k.sizes)) == 1
 
     @property
     def cached_heads(self) -> int:
-        """K heads plus V heads."""
+        """Number of K heads plus number of V heads."""
         return self.k.kv_heads + self.v.kv_heads
 
     def keeps_readers(self, queries_per_kv_head: int) -> bool:
-        """Whether every query head, with a projection of its own, goes on reading the KV head that it read, merged or
-        not."""
+        """Whether every query head keeps its own projection, and reads the KV head that its former KV head became,
+        merged or not."""
         queries = range(queries_per_kv_head)
         return self.q is None and all(
             readers == tuple(s * queries_per_kv_head + q for s in members for q in queries)
@@ -66,22 +67,23 @@ class LayerLayout:
 
     @property
     def query_heads(self) -> int:
-        """Query projections that are kept."""
+        """Number of query projections."""
         return sum(self.k.sizes) if self.q is None else self.q.kv_heads
 
     def to_data(self) -> dict[str, Any]:
-        """For JSON: {"kv": ...} or {"k": ..., "v": ...}, and "q" where queries are shared."""
+        """Contents as JSON data: {"kv": ...} or {"k": ..., "v": ...}, and "q" if queries are shared."""
         parts = {"kv": self.k} if self.k == self.v else {"k": self.k, "v": self.v}
         parts |= {} if self.q is None else {"q": self.q}
         return {name: {"readers": g.readers, "sources": g.members} for name, g in parts.items()}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> "LayerLayout":
-        """What to_data wrote. Raises GrouperError for anything else."""
+        """Layout read from the data of to_data. Raises GrouperError for anything else."""
         return fitted(data, LayerData).layout
 
     def check(self, name: str, query_heads: int, kv_heads: int) -> None:
-        """Raise GrouperError, with the layer's name in front, where it is no layer of a model with so many heads."""
+        """Raise GrouperError, with the layer's name in front, if the layout does not fit a layer with these numbers of
+        heads."""
         for grouping in self.groupings.values():
             if sum(grouping.sizes) != query_heads:
                 raise GrouperError(f"{name} groups {sum(grouping.sizes)} query heads, the model has {query_heads}")
@@ -92,7 +94,7 @@ class LayerLayout:
 
     @property
     def kv_heads(self) -> str:
-        """As in the CSV: "4", or "8/4" where K and V differ."""
+        """Number of KV heads as in the CSV: "4", or "8/4" if K and V differ."""
         return str(self.k.kv_heads) if self.k.kv_heads == self.v.kv_heads else f"{self.k.kv_heads}/{self.v.kv_heads}"
 
 
@@ -110,7 +112,7 @@ class GroupingData:
 
 @dataclass(frozen=True)
 class LayerData:
-    """A layer in JSON: kv where K and V are grouped alike, else k and v."""
+    """A layer in JSON: kv if K and V have the same grouping, else k and v."""
 
     kv: GroupingData | None = None
     k: GroupingData | None = None

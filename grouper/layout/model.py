@@ -1,4 +1,4 @@
-"""The KV heads of a whole model: its layers' groupings, their bytes, and how they are written in JSON."""
+"""Layout of a whole model's KV heads: the groupings of its layers, their sizes in bytes, and the JSON form."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -17,10 +17,10 @@ CACHES = ("token", "source", "none")
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """The KV heads of a whole model. Immutable; equal layouts compare and hash equal.
+    """KV heads of a whole model. Immutable; equal layouts compare and hash equal.
 
-    layers: one for each attention of the model. caches: what an engine keeps each one's K and V of: "token", "source"
-    (tokens of the source that a decoder attends to), "none" (an encoder); () where it is tokens for all.
+    layers: one entry per attention of the model. caches: per attention, the tokens whose K and V an engine caches:
+    "token", "source" (source tokens that a decoder attends to) or "none" (an encoder); () means "token" for all.
     """
 
     layers: tuple[LayerLayout, ...]
@@ -51,7 +51,7 @@ class HeadLayout:
 
     @classmethod
     def from_labels(cls, labels: Iterable[Sequence[int]], query_heads: int, head_dim: int) -> "HeadLayout":
-        """labels[layer][j]: the group of original KV head j in that layer."""
+        """Layout from labels. labels[layer][j]: group of original KV head j in that layer."""
         rows = [list(map(int, row)) for row in labels]
         kv_heads = len(rows[0])
         layers = tuple(LayerLayout.from_labels(row, query_heads // kv_heads) for row in rows)
@@ -59,26 +59,26 @@ class HeadLayout:
 
     @classmethod
     def ungrouped(cls, layers: int, query_heads: int, kv_heads: int, head_dim: int) -> "HeadLayout":
-        """The model as it came: every KV head alone."""
+        """Layout of an original model: every KV head in a group of its own."""
         return cls.from_labels([range(kv_heads)] * layers, query_heads, head_dim)
 
     @property
     def queries_per_kv_head(self) -> int:
-        """Query heads that read a KV head of the model that came in."""
+        """Number of query heads per KV head of the original model."""
         return self.query_heads // self.original_kv_heads
 
     @property
     def kv_heads(self) -> tuple[str, ...]:
-        """Per layer, as in the CSV."""
+        """Number of KV heads per layer, as in the CSV."""
         return tuple(layer.kv_heads for layer in self.layers)
 
     @property
     def cached_heads(self) -> int:
-        """K heads plus V heads, over all layers."""
+        """Number of K heads plus V heads, over all layers."""
         return sum(layer.cached_heads for layer in self.layers)
 
     def _of_cache(self, *kinds: str) -> list[LayerLayout]:
-        """The layers whose K and V are kept of one of these."""
+        """Layers whose cache covers one of these kinds of tokens."""
         return [
             layer for layer, cache in zip(self.layers, self.caches or ("token",) * len(self.layers)) if cache in kinds
         ]
@@ -88,45 +88,45 @@ class HeadLayout:
         return bytes_for(sum(layer.cached_heads for layer in self._of_cache("token")) * self.head_dim, dtype)
 
     def kv_bytes_per_source_token(self, dtype: str = "bfloat16") -> int:
-        """Bytes that one token of the source adds to what a decoder keeps of it."""
+        """Bytes that one source token adds to a decoder's cache for cross-attention."""
         return bytes_for(sum(layer.cached_heads for layer in self._of_cache("source")) * self.head_dim, dtype)
 
     @property
     def is_cached(self) -> bool:
-        """Whether an engine keeps any K and V: an encoder alone keeps none."""
+        """Whether an engine caches any K and V. It does not for an encoder alone."""
         return bool(self._of_cache("token", "source"))
 
     @property
     def kv_ratio(self) -> float:
-        """KV bytes relative to the model that came in, at as many tokens of a source as others; of an encoder alone,
-        which keeps none, `weight_ratio`."""
+        """KV bytes relative to the original model, for equal numbers of source and target tokens. For an encoder alone,
+        which has no cache, `weight_ratio`."""
         kept = self._of_cache("token", "source") or self.layers
         return sum(layer.cached_heads for layer in kept) / (2 * self.original_kv_heads * len(kept))
 
     @property
     def groups_encoder(self) -> bool:
-        """Whether something is grouped that no cache is kept of."""
+        """Whether heads are merged in a layer without a cache."""
         return any(layer.cached_heads < 2 * self.original_kv_heads for layer in self._of_cache("none"))
 
     @property
     def whole(self) -> "HeadLayout":
-        """The model as it came."""
+        """Layout of the original model."""
         alone = LayerLayout.from_labels(range(self.original_kv_heads), self.queries_per_kv_head)
         return replace(self, layers=(alone,) * len(self.layers))
 
     @property
     def weight_ratio(self) -> float:
-        """Weights of K and V relative to the model that came in."""
+        """Weights of K and V relative to the original model."""
         return self.cached_heads / (2 * self.original_kv_heads * len(self.layers))
 
     @property
     def only_mean(self) -> bool:
-        """Whether only averaging makes sense of it: query heads change their KV head or share a projection."""
+        """Whether only a mean merge is possible, because query heads change their KV head or share a projection."""
         return not all(layer.keeps_readers(self.queries_per_kv_head) for layer in self.layers)
 
     @property
     def export_class(self) -> str:
-        """What the layout by itself allows; grouper.export.classes says what a model's family makes of it.
+        """Export class that the layout itself allows. grouper.export.classes decides, given the model's family.
 
         stock: one KV-head count, equal groups. padded: one count, any sizes. ragged: counts differ, queries are shared,
         or there is an encoder, whose classes know nothing else. none: K and V differ.
@@ -138,7 +138,7 @@ class HeadLayout:
         return "stock" if len({size for layer in self.layers for size in layer.k.sizes}) == 1 else "padded"
 
     def to_json(self) -> str:
-        """One line a layer, so that two layouts diff well."""
+        """Contents as JSON with one line per layer, so that two layouts diff well."""
         facts = {
             "format": FORMAT, "query_heads": self.query_heads, "original_kv_heads": self.original_kv_heads,
             "head_dim": self.head_dim, **({"caches": self.caches} if self.caches else {}),
@@ -148,12 +148,12 @@ class HeadLayout:
 
     @classmethod
     def from_json(cls, text: str) -> "HeadLayout":
-        """Raises GrouperError where the text is not a layout."""
+        """Layout read from JSON text. Raises GrouperError if the text is not a layout."""
         return cls.from_data(document(text))
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> "HeadLayout":
-        """A layout from its JSON. Raises GrouperError for anything else."""
+        """Layout read from JSON data. Raises GrouperError for anything else."""
         facts = fitted(data, LayoutData)
         if facts.format != FORMAT:
             raise GrouperError(f"it is a layout of format {facts.format}: this Grouper reads format {FORMAT}")

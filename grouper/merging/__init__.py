@@ -1,4 +1,4 @@
-"""How several KV heads become one. A new merge is a file here with a subclass of Merge, and an entry below."""
+"""Merges of several KV heads into one. A new merge is a file here with a subclass of Merge, and an entry below."""
 
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ MERGES: "Registry[Merge]" = Registry(
 
 
 def merge_for(layout: HeadLayout, merge: "Merge") -> "Merge":
-    """The merge itself, or the mean for a layout that only averaging makes sense of."""
+    """Merge to use: the given one, or the mean for a layout that only averaging can follow."""
     return MERGES["mean"] if layout.only_mean else merge
 
 

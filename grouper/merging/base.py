@@ -1,4 +1,4 @@
-"""What a merge is: several KV heads become one."""
+"""Interface of a merge, which turns several KV heads into one."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,12 +12,11 @@ from grouper.registry import Entry
 
 @dataclass(frozen=True)
 class Merge(Entry, ABC):
-    """An entry of MERGES. A subclass's fields are its parameters.
+    """An entry of MERGES. Fields of a subclass are its parameters.
 
-    paper: where it comes from.
-    exact_in: behind which norms on q and k (a Family's `qk_norm`) the exported model does what the closed form says.
-    expensive: whether a layer takes so long that it is kept on disk rather than merged again for the self-test.
-    behind_norms: by `qk_norm`, what it does instead where it is not exact, for the table of families.
+    paper: its source. exact_in: kinds of norms on q and k (a Family's `qk_norm`) with which the exported model computes
+    exactly what the closed form predicts. expensive: cache merged layers on disk instead of recomputing them for the
+    self-test. behind_norms: by `qk_norm`, its method in families where it is not exact, for the table of families.
     """
 
     paper: ClassVar[str]
@@ -27,12 +26,12 @@ class Merge(Entry, ABC):
 
     @abstractmethod
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments) -> Attention:
-        """The layer with the layout's KV heads in its order, in the dtype that came in.
+        """Merge a layer: it gets the layout's KV heads in the layout's order, in the original dtype.
 
-        inputs: what is known of the layer's inputs; some merges do without. q and o may change, too: a free change of
-        basis folds into them. Raises GrouperError for layouts that it cannot follow.
+        inputs: moments of the layer's inputs; some merges ignore them. q and o may change too, as a change of basis is
+        folded into them. Raises GrouperError for layouts that the merge does not support.
         """
 
     def before_refinement(self) -> "Merge":
-        """The form of it that refinement starts from."""
+        """Variant of the merge that refinement starts from."""
         return self

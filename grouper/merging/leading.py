@@ -1,11 +1,12 @@
-"""The leading eigenvectors of positive semidefinite matrices, and what they hold, without full decompositions.
+"""Leading eigenvectors and eigenvalue sums of positive semidefinite matrices, without full decompositions.
 
-A group's merge is the leading subspace of its Gram matrix, and its error is the trace less what that subspace holds.
-Small matrices are decomposed as they are. For large ones a subspace is filtered until it holds what it can: a Chebyshev
-polynomial of M, small between 0 and the subspace's least Ritz value and steep beyond, takes what does not belong there
-out of it (Zhou, Saad, Tiago and Chelikowsky 2006). Nearly all of that is products of matrices. The subspace is half as
-wide again as what is asked for, so that close eigenvalues at the edge do not slow it down. What a subspace holds never
-exceeds the true sum, and falls short of it by the square of the angle between them.
+The merge of a group is the leading subspace of its Gram matrix, and its error is the trace minus the sum of the leading
+eigenvalues. Small matrices are decomposed directly. For a large matrix M, a subspace is filtered until it has
+converged. The filter is a Chebyshev polynomial of M, small between 0 and the subspace's least Ritz value and steep
+beyond it, so that it removes other directions (Zhou, Saad, Tiago and Chelikowsky 2006). Nearly all the work is matrix
+products. The subspace is half as wide again as required, so that close eigenvalues at the edge do not slow down
+convergence. The sum over a subspace never exceeds the true sum, and falls short of it by the square of the angle
+between the two subspaces.
 """
 
 import math
@@ -13,19 +14,19 @@ import math
 import torch
 from torch import Tensor
 
-DENSE = {"cpu": 2048, "cuda": 512}  # rows up to which a full decomposition is the faster way
-ON_CPU = 768  # rows up to which a core decomposes about as fast as a GPU does, and there are more cores than GPUs
-TOGETHER = 32  # matrices that a GPU decomposes at a time: more need gigabytes of room, and are no faster
-ACCURACY = 1e-5  # of the error, tr M less the sum
-FLOOR = 1e-15  # of the trace: an error below is rounding
+DENSE = {"cpu": 2048, "cuda": 512}  # rows up to which a full decomposition is faster
+ON_CPU = 768  # rows up to which a CPU core decomposes about as fast as a GPU; there are more cores than GPUs
+TOGETHER = 32  # matrices that a GPU decomposes at a time; more would need gigabytes of memory, and not be faster
+ACCURACY = 1e-5  # relative to the error, tr M minus the sum
+FLOOR = 1e-15  # relative to the trace; a smaller error is rounding
 ROUNDS = 40
-DEGREE = 10  # of a filter at most
-GROWTH = 1e8  # of the strongest direction in a filter at most: beyond, it drowns the others
-CAP = 2.2  # times the cut is as strong as a direction may be for a filter of full degree
+DEGREE = 10  # largest degree of a filter
+GROWTH = 1e8  # largest gain of the strongest direction in a filter; beyond, it drowns the others
+CAP = 2.2  # largest strength of a direction, relative to the cut, for a filter of full degree
 
 
 def leading_vectors(gram: Tensor, count: int) -> Tensor:
-    """gram [X, X]. Its `count` leading eigenvectors [X, count], strongest first, each one's largest entry positive."""
+    """Leading `count` eigenvectors [X, count] of gram [X, X], strongest first, each with its largest entry positive."""
     if _is_small(gram, count):
         u = torch.linalg.eigh((gram + gram.mT) / 2)[1][:, -count:].flip(1)
     else:
@@ -35,8 +36,9 @@ def leading_vectors(gram: Tensor, count: int) -> Tensor:
 
 
 def beyond_leading(gram: Tensor, count: int, start: Tensor | None = None) -> Tensor:
-    """gram [n, X, X]. Returns [n]: each trace less its `count` largest eigenvalues; zero up to rounding where there are
-    no others. Right to 1e-4 of itself, and mostly far better. start: [n, X, anything] near the leading subspaces."""
+    """Trace of each matrix minus its `count` largest eigenvalues [n]; zero up to rounding if there are no others. gram:
+    [n, X, X]. start: [n, X, anything] near the leading subspaces. The relative error is at most 1e-4, and usually far
+    smaller."""
     if _is_small(gram, count):
         if gram.is_cuda and gram.shape[-1] <= ON_CPU:
             return beyond_leading(gram.cpu(), count).to(gram.device)
@@ -48,8 +50,8 @@ def beyond_leading(gram: Tensor, count: int, start: Tensor | None = None) -> Ten
 
 
 def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """gram [n, X, X] positive semidefinite, start [n, X, more than count]. Returns the sums [n] of the `count` largest
-    eigenvalues, and vectors like `start` whose first `count` hold them, strongest first."""
+    """Sums [n] of the `count` largest eigenvalues, and vectors like `start` whose first `count` span their subspace,
+    strongest first. gram: [n, X, X] positive semidefinite. start: [n, X, more than count]."""
     values, vectors, wrong = _ritz(gram, start)
     sums, trace = values[:, :count].sum(1), _trace(gram)
     gained, trusted = torch.full_like(sums, float("inf")), torch.ones_like(sums, dtype=torch.bool)
@@ -66,9 +68,9 @@ def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
         for all_of, new in zip((values, vectors, wrong), result):
             all_of[active[kept]] = new[kept]
         sums[active], gained[active] = torch.maximum(found, sums[active]), gain
-        astray = ~kept & trusted[active]  # something was not known as well as it seemed: once more without that
+        astray = ~kept & trusted[active]  # a vector was less exact than estimated: repeat without fixing it
         trusted[active[astray]] = False
-        # gains fall geometrically, once strong directions are found: what all later rounds would add is about this
+        # gains fall geometrically once strong directions are found: all later rounds together would add about this
         missing = gain if number < 2 else gain * (gain / before.clamp_min(1e-300)).clamp_max(1)
         left = (trace - sums)[active].clamp_min(0)
         hasty = (degree < DEGREE) & (number < 3) & (gain > FLOOR * trace[active])
@@ -79,8 +81,8 @@ def filtered(gram: Tensor, count: int, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ritz(gram: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [n, X, width]. Returns the Ritz values [n, width] of its span, largest first, their vectors like x, and how far
-    each of these is from an eigenvector, |M v - value v| [n, width]."""
+    """Ritz values [n, width] of the span of x [n, X, width], largest first, their vectors like x, and the residual of
+    each as an eigenvector, |M v - value v| [n, width]."""
     x = _orthonormal(x)
     image = gram @ x
     small = x.mT @ image
@@ -91,12 +93,13 @@ def _ritz(gram: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _filter(gram: Tensor, x: Tensor, values: Tensor, wrong: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """x, values, wrong: as _ritz gives them; left: [n], the trace less the sum so far. Returns like x T(2 M / cut - 1)
-    x, each column of length one, for the Chebyshev polynomial T and the least of the values as cut, and T's degrees.
+    """Filter x by the Chebyshev polynomial T, cut at the least of the values. Returns T(2 M / cut - 1) x with columns
+    of length one, and the degrees of T. x, values, wrong: as _ritz returns them. left: [n], the trace minus the sum so
+    far.
 
-    A few directions that are far stronger than the others would soon drown these. Where they are known well enough,
-    they stay as they are, and for the others M counts as if they were `CAP` times the cut; until then the polynomial is
-    of a lower degree. What a Ritz value lacks is at most wrong^2 over its distance from the others.
+    A few directions far stronger than the others would soon drown them. Once such directions are known well enough,
+    they are kept fixed, and for the others M is treated as if it had at most `CAP` times the cut there. Until then the
+    polynomial has a lower degree. The error of a Ritz value is at most wrong^2 over its distance from the others.
     """
     cut = torch.maximum(values[:, -1], 1e-12 * values[:, 0]).clamp_min(1e-300)[:, None]
     known = (values > CAP * cut) & (wrong < CAP / 2 * cut)
@@ -117,14 +120,14 @@ def _filter(gram: Tensor, x: Tensor, values: Tensor, wrong: Tensor, left: Tensor
 
 
 def _orthonormal(x: Tensor) -> Tensor:
-    """x [n, X, width]. Returns a basis of its columns' span, like x: by Cholesky factors, that is by products alone,
-    twice, so that rounding does not stay; by Householder's reflections where columns are too much alike for that."""
+    """Orthonormal basis of the columns of x [n, X, width], in the same shape. Cholesky factors are used twice, so that
+    only products are needed and rounding is removed; nearly dependent columns use Householder reflections instead."""
     found, sound = x / x.norm(dim=1, keepdim=True).clamp_min(1e-300), True
     for _ in range(2):
         factor, failed = torch.linalg.cholesky_ex(found.mT @ found)
         found = torch.linalg.solve_triangular(factor.mT, found, upper=True, left=False)
         sound = sound & (failed == 0)
-    sound = sound & ((factor.diagonal(dim1=1, dim2=2) - 1).abs().amax(1) < 1e-3)  # the second time, hardly anything
+    sound = sound & ((factor.diagonal(dim1=1, dim2=2) - 1).abs().amax(1) < 1e-3)  # the second round hardly changes it
     return found if bool(sound.all()) else torch.linalg.qr(x)[0]
 
 
@@ -144,7 +147,7 @@ def _is_small(gram: Tensor, count: int) -> bool:
 
 
 def _random(gram: Tensor, count: int) -> Tensor:
-    """[n, X, width]: the same every time."""
+    """Pseudorandom matrices [n, X, width], the same on every call."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(gram.shape[-1], _width(count), generator=generator, dtype=gram.dtype).to(gram.device)
     return start.expand(len(gram), -1, -1)

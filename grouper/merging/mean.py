@@ -1,5 +1,4 @@
-"""Mean merge: a shared head is the average of the heads behind it (GQA, arXiv 2305.13245, section 2.1; QCQA's
-merge)."""
+"""Mean merge: a shared head is the average of its members (GQA, arXiv 2305.13245, section 2.1; QCQA's merge)."""
 
 from dataclasses import dataclass
 
@@ -13,10 +12,10 @@ from grouper.merging.base import Merge
 
 @dataclass(frozen=True)
 class Mean(Merge):
-    """Averages K and V heads, their biases, and the gains of a norm on K, over each group's sources; query heads too
-    where the layout shares them (GQKVA).
+    """Average of the K and V heads of each group, with their biases and the gains of a norm on K. Query heads are
+    averaged too if the layout shares them (GQKVA).
 
-    Every KV head weighs the same: in a model that is GQA already, all of them have as many readers.
+    Every KV head has the same weight, because all KV heads of a GQA model have the same number of readers.
     """
 
     name: str = "mean"
@@ -29,9 +28,9 @@ class Mean(Merge):
 
 
 def averaged(attention: Attention, part: Part, grouping: Grouping) -> Projection:
-    """Heads of a projection [G, ...] -> [groups, ...]: the mean over each group's sources."""
+    """Heads of a projection averaged over the members of each group: [G, ...] -> [groups, ...]."""
     sources = [list(s) for s in grouping.members]
     return attention.projection(part).changed(lambda heads: torch.stack([heads[s].mean(0) for s in sources]))
 
 
-MEAN = Mean()  # what any layout can be merged by
+MEAN = Mean()  # works for any layout

@@ -1,15 +1,15 @@
-"""The spectral merge of K where norms stand between the projections and RoPE: what is still free there, and the best
-head within that.
+"""Spectral merge of K if norms lie between the projections and RoPE: the remaining freedom, and the best head within
+it.
 
-"head" (Qwen3, Gemma 3). Each head is divided by its own size and scaled by gains that all heads share. Sizes are gone,
-    and a rotation of a plane does not commute with two different gains: signs of planes alone are free, and are chosen
-    before this (grouper.merging.plane_signs). The best shared head is, per plane, the mean of the heads behind the
-    norm, weighted by query energy: argmin of sum_h w_h |kappa_h - kappa|^2_C. Its own size is the norm's again, so its
-    error is an estimate.
-"all" (OLMo 2 and 3, OLMoE). One size for all heads, and gains for each: q's gains take a real factor per plane and
-    head. As without norms, with the real part of the Gram matrix in its place: kappa_h ~ c_h kappa, c_h real, from its
-    leading eigenvector. The size, which changes with them, is restored in the mean by k's gains; from token to token it
-    is approximate.
+"head" (Qwen3, Gemma 3). Each head is divided by its own size and scaled by gains that all heads share. This removes
+    sizes, and a rotation of a plane does not commute with two different gains. Only signs of planes remain free; they
+    are chosen before this step (grouper.merging.plane_signs). The best shared head is, per plane, the mean of the heads
+    after the norm, weighted by query energy: argmin of sum_h w_h |kappa_h - kappa|^2_C. The norm rescales the shared
+    head, so its error is an estimate.
+"all" (OLMo 2 and 3, OLMoE). One size for all heads, and separate gains: q's gains take a real factor per plane and
+    head. The merge is that without norms, with the real part of the Gram matrix: kappa_h ~ c_h kappa, c_h real, from
+    its leading eigenvector. The common size changes with the heads. Gains of k restore it on average; for a single
+    token it is approximate.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from grouper.merging.spectral_layer import SpectralLayer
 
 
 def merge_normed_keys(layer: SpectralLayer, norms: Gains, layout: LayerLayout, rescale: bool) -> Attention:
-    """The layer with k, k_bias, k_norm and q_norm changed."""
+    """Layer with changed k, k_bias, k_norm and q_norm."""
     attention, across_heads = layer.attention, norms.kind == "all"
     q_norm = norms.q.double().clone().to(layer.k.device)
     gains = norms.k.double().to(layer.k.device)
@@ -51,7 +51,7 @@ def merge_normed_keys(layer: SpectralLayer, norms: Gains, layout: LayerLayout, r
 
 
 def _before_the_gain(layer: SpectralLayer, kappa: Tensor, gain: Tensor) -> Tensor:
-    """[d, D + 1]: the rows that the norm's gain [d] makes the planes kappa [P, D + 1] of."""
+    """Rows [d, D + 1] from which the norm's gain [d] makes the planes kappa [P, D + 1]."""
     a, b = layer.planes.T
     shared = torch.zeros_like(layer.k[0])
     shared[a], shared[b] = kappa.real, kappa.imag
@@ -59,14 +59,14 @@ def _before_the_gain(layer: SpectralLayer, kappa: Tensor, gain: Tensor) -> Tenso
 
 
 def _rescaled(layer: SpectralLayer, sources: list[int], kappa: Tensor, c: Tensor) -> Tensor:
-    """[S, P]: the real factors, each head's made to keep its K energy."""
+    """Real factors [S, P], scaled so that each head keeps its K energy."""
     seen = energy(c[..., None] * kappa, layer.inputs)
     own = energy(layer.k[sources], layer.inputs)
     return c.real * torch.where(seen > 0, (own / seen.clamp_min(1e-300)).sqrt(), 1.0)[:, None]
 
 
 def _both_rows(layer: SpectralLayer, factor: Tensor) -> Tensor:
-    """[P] -> [d]: each plane's factor at both of its rows."""
+    """Factor of each plane at both of its rows: [P] -> [d]."""
     a, b = layer.planes.T
     rows = factor.new_ones(layer.d)
     rows[a], rows[b] = factor, factor

@@ -1,9 +1,9 @@
 """Signs of RoPE planes, which norms on q and k leave free.
 
-Both rows of a plane of a KV head, and the same rows of all its readers' queries, may change their sign. Such a norm
-divides by a root mean square, which no sign changes, gains stand behind it, and RoPE turns a plane whatever its sign:
-no score changes, for any gains. Where norms leave a shared head nothing else (grouper.merging.normed_keys), heads that
-point the opposite way would cancel one another in the mean; with signs they add up.
+Both rows of a plane of a KV head may change sign, if the same rows of all its readers' queries do. The norm divides by
+a root mean square, which signs do not change; gains are applied after it; and RoPE rotates a plane whatever its sign.
+So no score changes, for any gains. If norms leave no other freedom (grouper.merging.normed_keys), heads that point in
+opposite directions would cancel in the mean. With suitable signs they add up.
 """
 
 from dataclasses import replace
@@ -18,9 +18,9 @@ SWEEPS = 3
 
 
 def best_signs(products: Tensor) -> Tensor:
-    """Signs s [..., S] under which the sum over pairs s_i s_j products_ij is large: at least what all-positive signs
-    give. products: [..., S, S] symmetric. Signs of the leading eigenvector, and all-positive ones, are each improved
-    head by head."""
+    """Signs s [..., S] under which the sum over pairs s_i s_j products_ij is large, and at least that of all-positive
+    signs. products: [..., S, S] symmetric. Two starts, the signs of the leading eigenvector and all-positive signs, are
+    each improved head by head."""
     leading = torch.linalg.eigh(products)[1][..., -1]
     starts = torch.where(leading < 0, -1.0, 1.0).to(products), torch.ones_like(leading)
     first, second = (_improved(products, signs) for signs in starts)
@@ -29,7 +29,7 @@ def best_signs(products: Tensor) -> Tensor:
 
 
 def sum_of(products: Tensor, signs: Tensor) -> Tensor:
-    """products [..., S, S], signs [..., S]. Returns [...]: the sum over pairs s_i s_j products_ij."""
+    """Sum over pairs s_i s_j products_ij [...]. products: [..., S, S]. signs: [..., S]."""
     return torch.einsum("...i,...ij,...j->...", signs, products, signs)
 
 
@@ -43,9 +43,9 @@ def _improved(products: Tensor, signs: Tensor) -> Tensor:
 
 
 def aligned(products: Tensor, groups: Groups) -> Tensor:
-    """products [P, G, G]: in each plane, the real part of heads' inner products, weighted as they will be summed.
-    Returns signs [G, P] for each group's heads; the strongest one of a group keeps its own, and so does a head that
-    shares with none."""
+    """Signs [G, P] of the heads of each group. products: [P, G, G], per plane the real part of the heads' inner
+    products, weighted as in the sum to come. The strongest head of a group keeps its signs, and so does a head alone in
+    its group."""
     signs = products.new_ones(products.shape[1], products.shape[0])
     for members in map(list, groups):
         if len(members) == 1:
@@ -58,7 +58,7 @@ def aligned(products: Tensor, groups: Groups) -> Tensor:
 
 
 def with_signs(attention: Attention, signs: Tensor) -> Attention:
-    """The same attention with other signs of its planes. signs: [G, P], 1 or -1."""
+    """Attention with other signs of its planes. signs: [G, P], 1 or -1."""
     rows = torch.ones(attention.kv_heads, attention.head_dim)  # [G, d]
     for row in attention.rotated_planes.T:
         rows[:, row] = signs.to(rows)

@@ -2,14 +2,14 @@
 2412.20677).
 
 A V head may be rotated by any orthogonal matrix, undone in W_O; a K head with RoPE by one angle per frequency plane,
-undone in W_Q; a K head without RoPE, or its unrotated part, by any orthogonal matrix. Rotations and mean are iterated
-(generalised Procrustes). Averaging shrinks a head: each query head's q and o are scaled so that what it sees has its
-own old head's norm again. As in the paper, heads are compared by their outputs on calibration text, here through the
-inputs' second moment C: all that is asked of heads are their inner products W C W'^T, which are small, so that C itself
-[D + 1, D + 1] is never decomposed.
+undone in W_Q; a K head without RoPE, or its unrotated part, by any orthogonal matrix. Rotations and mean are computed
+in turns (generalised Procrustes). Averaging shrinks a head, so each query head's q and o are scaled to restore the norm
+of the head that it reads. As in the paper, heads are compared by their outputs on calibration text, here through the
+inputs' second moment C. Only the inner products W C W'^T of heads are needed, which are small, so that C itself [D + 1,
+D + 1] is never decomposed.
 
-A norm between projection and RoPE leaves K no rotation (its gains differ from row to row) and q no scale: there K is
-the plain mean, once planes have signs that agree (grouper.merging.plane_signs).
+With a norm between projection and RoPE, K cannot be rotated (the norm's gains differ from row to row) and q cannot be
+scaled. K is then the plain mean, after the signs of its planes were matched (grouper.merging.plane_signs).
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,8 @@ from grouper.merging.plane_signs import aligned, with_signs
 
 @dataclass(frozen=True)
 class Procrustes(Merge):
-    """iterations: of rotations and mean, at most. gain: stop when the aligned norm grows by less than this share."""
+    """Procrustes merge. iterations: most rounds of rotations and mean. gain: stop when the aligned norm grows by less
+    than this share."""
 
     name: str = "procrustes"
     iterations: int = 100
@@ -39,7 +40,7 @@ class Procrustes(Merge):
     behind_norms: ClassVar[dict[str, str]] = dict.fromkeys(("head", "all"), "rotates V, and takes signs of K's planes")
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None = None) -> Attention:
-        """Raises GrouperError where query heads would read heads that theirs are not merged into."""
+        """Merge a layer. Raises GrouperError if query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         inputs = AssumedInputs.from_norm(None, None, attention.q.shape[-1]) if inputs is None else inputs
         if attention.qk_norm:
@@ -51,14 +52,14 @@ class Procrustes(Merge):
         return replace(merged, v=v.weight, v_bias=v.bias, o=o)
 
     def signs(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> Tensor:
-        """[G, P]: signs of planes under which the mean of each group's heads keeps most."""
+        """Signs of planes [G, P] that keep most of the heads in the mean of each group."""
         k, (a, b) = augmented(attention.projection("k")), attention.rotated_planes.T
         planes = torch.complex(k[:, a], k[:, b])  # [G, P, D + 1]
         products = torch.einsum("ipx,jpx->pij", inputs.times(planes), planes.conj()).real
         return aligned(products, grouping.members)
 
     def keys(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> Attention:
-        """The layer with the shared K heads, and q turned and scaled as they were."""
+        """Layer with the shared K heads, and with q rotated and scaled to match."""
         k, q = augmented(attention.projection("k")), augmented(attention.projection("q"))
         rotary, (a, b) = attention.rotated_planes.flatten(), attention.rotated_planes.T
         unrotated = torch.tensor([i for i in range(k.shape[1]) if i not in set(rotary.tolist())], dtype=torch.long)
@@ -89,7 +90,7 @@ class Procrustes(Merge):
         return replace(attention, k=new_k, k_bias=k_bias, q=new_q, q_bias=q_bias)
 
     def values(self, attention: Attention, grouping: Grouping, inputs: InputMoments) -> tuple[Projection, Tensor]:
-        """The shared V heads, and o turned back and scaled."""
+        """Shared V heads, and o rotated back and scaled."""
         v, o = augmented(attention.projection("v")), attention.o.double().clone()
         merged = []
         for sources in map(list, grouping.members):
@@ -105,9 +106,9 @@ class Procrustes(Merge):
         return Projection(new_v, v_bias), o.to(attention.o)
 
     def aligned(self, products: Tensor) -> Tensor:
-        """products [S, S, d, d]: of heads' rows, [i, j] = W_i C W_j^T. Returns orthogonal rotations [S, d, d] that
-        bring the heads together."""
-        toward, best = products[0], 0.0  # [S, d, d]: the shared head with each; the first one leads the first round
+        """Orthogonal rotations [S, d, d] that align the heads. products: [S, S, d, d], inner products of the heads'
+        rows, [i, j] = W_i C W_j^T."""
+        toward, best = products[0], 0.0  # [S, d, d]: the shared head with each; the first head leads the first round
         for _ in range(self.iterations):
             u, _, vh = torch.linalg.svd(toward)  # argmax over R of <R head, shared>
             rotations = u @ vh
@@ -119,8 +120,8 @@ class Procrustes(Merge):
         return rotations
 
     def aligned_planes(self, products: Tensor) -> Tensor:
-        """products [S, S, P], complex: in each plane, [i, j] = w_i C w_j^H. Returns unit factors [S, P] that bring the
-        heads together."""
+        """Unit factors [S, P] that align the heads. products: [S, S, P], complex, in each plane [i, j] = w_i C
+        w_j^H."""
         toward, best = products[0], 0.0  # [S, P]
         for _ in range(self.iterations):
             size = toward.abs()
@@ -134,10 +135,10 @@ class Procrustes(Merge):
 
 
 def _products(heads: Tensor, inputs: InputMoments) -> Tensor:
-    """heads [S, d, D + 1]. Returns [S, S, d, d]: [i, j] = W_i C W_j^T."""
+    """Inner products W_i C W_j^T [S, S, d, d]. heads: [S, d, D + 1]."""
     return torch.einsum("iax,jbx->ijab", inputs.times(heads), heads)
 
 
 def _norm(heads: Tensor, inputs: InputMoments) -> Tensor:
-    """heads [..., d, D + 1]. Returns [...]: the norm of a head's outputs."""
+    """Norm of each head's outputs [...]. heads: [..., d, D + 1]."""
     return energy(heads, inputs).clamp_min(0).sqrt()

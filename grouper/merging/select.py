@@ -1,4 +1,4 @@
-"""Select merge: a shared head is one of the heads behind it (GQA's own ablation: mean > first > random)."""
+"""Select merge: a shared head is one of its members (GQA's own ablation: mean > first > random)."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from grouper.merging.folding import augmented
 
 @dataclass(frozen=True)
 class Select(Merge):
-    """Keeps of each group the medoid: the head nearest to the others, by the least sum of 1 - cosine of outputs on
-    calibration text (of weights where there is none). With `first`, the group's first head instead.
+    """Medoid of each group: the member nearest to the others, with the least sum of 1 - cosine of outputs on
+    calibration text (of weights if there is no text). With `first`, the group's first member instead.
 
-    Where K and V are grouped alike, one head gives both, nearest by the mean of K's and V's distances, so that it stays
-    whole. Distances are of directions: by squared differences the weakest head would be nearest to all.
+    If K and V have the same grouping, a single member gives both K and V, and is nearest by the mean of K's and V's
+    distances. Distances compare directions, because by squared differences the weakest head would be nearest to all.
     """
 
     name: str = "select"
@@ -38,12 +38,12 @@ class Select(Merge):
         )
 
     def chosen(self, distance: Tensor, sources: Groups) -> list[int]:
-        """The head that each group keeps."""
+        """Member that each group keeps."""
         return [s[0 if self.first else int(distance[list(s)][:, list(s)].sum(1).argmin())] for s in sources]
 
 
 def distances(attention: Attention, part: Part, inputs: InputMoments | None) -> Tensor:
-    """[G, G]: 1 - cosine of the q, k or v heads' outputs; of their weights without inputs."""
+    """Distances [G, G]: 1 - cosine of the q, k or v heads' outputs, or of their weights if there are no inputs."""
     rows = augmented(attention.projection(part))  # [G, d, D + 1]
     gram = torch.einsum("adx,bdx->ab", rows if inputs is None else rows @ inputs.second_moment, rows)
     size = gram.diagonal().sqrt().clamp_min(1e-150)

@@ -1,7 +1,7 @@
 """Spectral merge: the best shared head in closed form, as attention sees it.
 
-What attention sees of V is W_O W_V, and of K the score q.k, so a basis inside a head is free. Under the inputs' second
-moment C:
+Attention depends on V only through W_O W_V, and on K only through the score q.k, so the basis inside a head is free.
+Under the inputs' second moment C:
 
 V. Minimise over V and O'_h the sum over h of |(W_O^h W_V^h - O'_h V) C^(1/2)|^2. With W_O^h = Q_h R_h, A_h = R_h W_V^h
     and M = A C A^T stacked over the group, let U hold the d leading eigenvectors of M: V = U^T A, O'_h = Q_h U_h. The
@@ -10,14 +10,14 @@ K with RoPE. Rows of one plane are a complex row kappa_h, and complex factors co
     |kappa_h - c_h kappa|^2_C with w_h = |q_h|^2_C, plane by plane: with b_h = sqrt(w_h) kappa_h and u the leading
     eigenvector of the Hermitian b_a C b_b^H, kappa = sum_a conj(u_a) b_a and c_h = u_h / sqrt(w_h); q_h takes
     conj(c_h). The error is trace minus leading eigenvalue.
-K without RoPE, or its unrotated part. As V, with W_Q in the place of W_O: L_h L_h^T = W_Q^h C W_Q^h^T, A_h = L_h^T
+K without RoPE, or its unrotated part. Like V, with W_Q in place of W_O: L_h L_h^T = W_Q^h C W_Q^h^T, A_h = L_h^T
     W_K^h, W_Q'^h = U_h^T L_h^+ W_Q^h. A constant added to all keys cancels in softmax: the key side's C is centred and
     k's bias dropped.
 
-Where several query heads read a KV head already, their W_O^T W_O, query energies and W_Q C W_Q^T are summed. Biases
-ride along as the weight of a constant input. Where norms stand between projection and RoPE, K is merged as
-grouper.merging.normed_keys says. Everything is float64. Phases and scales that are free are fixed: the factor of the
-strongest head is real and positive, K keeps its heads' mean energy, V and O share theirs evenly.
+If several query heads read a KV head of the original model, their W_O^T W_O, query energies and W_Q C W_Q^T are summed.
+Biases are included as the weight of a constant input. If norms lie between projection and RoPE, K is merged by
+grouper.merging.normed_keys. Everything is float64. Free phases and scales are fixed: the factor of the strongest head
+is real and positive, K keeps its heads' mean energy, V and O share theirs evenly.
 """
 
 from dataclasses import dataclass, replace
@@ -38,8 +38,9 @@ from grouper.merging.spectral_layer import SpectralLayer
 
 @dataclass(frozen=True)
 class Spectral(Merge):
-    """rescale: restore each head's K energy, which the projection shrinks (attention would flatten): q_h is multiplied
-    by sqrt(E|k_h|^2 / E|k'_h|^2), k' the shared head as h sees it. Refinement starts without it."""
+    """Spectral merge. rescale: restore each head's K energy, because the projection shrinks it and attention would
+    flatten. q_h is multiplied by sqrt(E|k_h|^2 / E|k'_h|^2), where k' is the shared head as head h sees it. Refinement
+    starts without it."""
 
     name: str = "spectral"
     rescale: bool = True
@@ -56,7 +57,7 @@ class Spectral(Merge):
     def merge(
         self, attention: Attention, layout: LayerLayout, inputs: InputMoments, device: str | torch.device = "cpu"
     ) -> Attention:
-        """Raises GrouperError where query heads would read heads that theirs are not merged into."""
+        """Merge a layer. Raises GrouperError if query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         layer = SpectralLayer(attention, inputs, device)
         if attention.qk_norm == "head":
@@ -77,11 +78,11 @@ class Spectral(Merge):
 
 
 def merged_values(layer: SpectralLayer, groups: Groups) -> tuple[Tensor, Tensor]:
-    """The shared V heads [groups, d, D + 1] and o [G, queries, D, d], by the original KV head that is read."""
+    """Shared V heads [groups, d, D + 1], and o [G, queries, D, d] by the original KV head that is read."""
     o = layer.o.clone()
     merged = []
     for sources in map(list, groups):
-        if len(sources) == 1:  # nothing to share: as it was, to the bit
+        if len(sources) == 1:  # a single member stays as it was, bit for bit
             merged.append(layer.v[sources[0]])
             continue
         shared, o[sources] = layer.shared_v(sources)
@@ -90,7 +91,7 @@ def merged_values(layer: SpectralLayer, groups: Groups) -> tuple[Tensor, Tensor]
 
 
 def merged_keys(layer: SpectralLayer, groups: Groups, rescale: bool) -> tuple[Tensor, Tensor]:
-    """The shared K heads [groups, d, D + 1] and q [G, queries, d, D + 1], by the original KV head that is read."""
+    """Shared K heads [groups, d, D + 1], and q [G, queries, d, D + 1] by the original KV head that is read."""
     q = layer.q.clone()
     merged = []
     for sources in map(list, groups):
@@ -111,7 +112,7 @@ def merged_keys(layer: SpectralLayer, groups: Groups, rescale: bool) -> tuple[Te
             unrotated, fold = layer.shared_unrotated(sources)
             shared[layer.unrotated] = unrotated
             rows[:, :, layer.unrotated] = fold[:, None] @ rows[:, :, layer.unrotated]
-            # as the head's own basis sees it: fold^T takes the shared rows back, for scores are q . k
+            # in the head's own basis: fold^T takes the shared rows back, because scores are q . k
             seen += energy(fold.transpose(1, 2) @ unrotated, layer.centred)
         if rescale:
             scale = torch.where(seen > 0, (layer.key_energy(sources) / seen.clamp_min(1e-300)).sqrt(), 1.0)

@@ -1,4 +1,5 @@
-"""One layer as the spectral merge and fitness see it: its factors, the best shared heads, and the tables of errors."""
+"""Factors of one layer for the spectral merge and the spectral fitness: the best shared heads, and the tables of
+errors."""
 
 from dataclasses import dataclass
 
@@ -12,16 +13,16 @@ from grouper.merging.folding import augmented, energy, row_energy, scored
 from grouper.merging.leading import leading_vectors
 from grouper.merging.plane_signs import aligned
 
-TINY = 1e-12  # of the largest eigenvalue: directions below carry rounding
+TINY = 1e-12  # relative to the largest eigenvalue: smaller directions hold rounding
 
 
 @dataclass(frozen=True)
 class SpectralTables:
-    """One layer's Gram matrices, from which every group's merge and error follow; float64.
+    """Gram matrices of one layer, which give every group's merge and error; float64.
 
     v: [G d, G d] A C A^T. planes: [P, G, G] Hermitian b_a C b_b^H, or None without RoPE. unrotated: [G f, G f], or
-    None. plane_weight: 1/2 with a partial rotary (a phase-averaged square), else 1. fixed: [G, P] how a shared head is
-    put together, up to signs, where no other factor is free, else None.
+    None. plane_weight: 1/2 with a partial rotary (a phase-averaged square), else 1. fixed: [G, P] weights of the heads
+    in a shared head, up to signs, if no other factor is free; else None.
     """
 
     v: Tensor
@@ -32,7 +33,7 @@ class SpectralTables:
 
 
 class SpectralLayer:
-    """The factors of one layer, in the symbols of grouper.merging.spectral; float64."""
+    """Factors of one layer, in the symbols of grouper.merging.spectral; float64."""
 
     def __init__(self, attention: Attention, inputs: InputMoments, device: str | torch.device = "cpu"):
         self.attention, self.inputs = attention, inputs.to(device)
@@ -53,7 +54,7 @@ class SpectralLayer:
         self._factor()
 
     def _factor(self) -> None:
-        factors = [torch.linalg.qr(head) for head in self.o.flatten(1, 2)]  # one by one: in a batch, a GPU takes 16 GB
+        factors = [torch.linalg.qr(head) for head in self.o.flatten(1, 2)]  # one by one: a batch takes 16 GB of a GPU
         self.o_basis, r = (torch.stack(parts) for parts in zip(*factors))  # [G, queries D, d], [G, d, d]
         self.a_v = r @ self.v  # [G, d, D + 1]
         if len(self.planes):
@@ -85,12 +86,13 @@ class SpectralLayer:
         )
 
     def _plane_gram(self, b: Tensor) -> Tensor:
-        """b [P, S, D + 1] -> [P, S, S]: Hermitian; real where a norm across heads leaves only real factors free."""
+        """Gram matrices [P, S, S] of b [P, S, D + 1]: Hermitian, or real if a norm across heads allows only real
+        factors."""
         gram = self.inputs.times(b) @ b.mH
         return gram.real if self.attention.qk_norm == "all" else gram
 
     def signs(self, groups: Groups) -> Tensor:
-        """[G, P]: signs of planes under which the weighted mean of each group's heads keeps most; 1 without RoPE."""
+        """Signs of planes [G, P] that keep most of the heads in the weighted mean of each group; 1 without RoPE."""
         if not len(self.planes):
             return self.k.new_ones(self.kv_heads, 0)
         root = self.q_energy.sqrt().T  # [P, G]
@@ -98,7 +100,8 @@ class SpectralLayer:
         return aligned(root[:, :, None] * root[:, None] * gram, groups)
 
     def key_energy(self, sources: list[int]) -> Tensor:
-        """[S]: E|k_h|^2 before the merge; of unrotated rows without what is the same for all keys."""
+        """Energy E|k_h|^2 of each head before the merge [S]. The part common to all keys is excluded for unrotated
+        rows."""
         k = self.k[sources]
         total = k.new_zeros(len(sources))
         if len(self.planes):
@@ -108,7 +111,7 @@ class SpectralLayer:
         return total
 
     def shared_v(self, sources: list[int]) -> tuple[Tensor, Tensor]:
-        """The shared V head [d, D + 1] and the readers' O' [S, queries, D, d]."""
+        """Shared V head [d, D + 1], and the readers' O' [S, queries, D, d]."""
         a = self.a_v[sources].flatten(0, 1)
         u = leading_vectors(gram_of(a, self.inputs), self.d)  # [S d, d]
         shared = u.T @ a
@@ -119,7 +122,7 @@ class SpectralLayer:
         return balance[:, None] * shared, (o / balance).unflatten(1, (self.queries, -1))
 
     def shared_planes(self, sources: list[int]) -> tuple[Tensor, Tensor]:
-        """The shared K rows kappa [P, D + 1], complex, and each head's factors c [S, P]."""
+        """Shared K rows kappa [P, D + 1], complex, and the factors c [S, P] of each head."""
         if self.attention.qk_norm == "head":
             kappa = weighted_mean(self.kappa[sources], self.q_energy[sources])
             return kappa, kappa.new_ones(len(sources), len(kappa))
@@ -138,7 +141,7 @@ class SpectralLayer:
         return kappa * scale[:, None], (c / scale[:, None]).T
 
     def shared_unrotated(self, sources: list[int]) -> tuple[Tensor, Tensor]:
-        """The shared unrotated K rows [f, D + 1] and the matrices [S, f, f] that q's rows are multiplied with."""
+        """Shared unrotated K rows [f, D + 1], and the matrices [S, f, f] that multiply q's rows."""
         a = self.a_k[sources].flatten(0, 1)
         f = len(self.unrotated)
         u = leading_vectors(gram_of(a, self.centred), f)
@@ -146,13 +149,13 @@ class SpectralLayer:
         size = shared.square().sum(1).sqrt()
         wanted = self.k[sources][:, self.unrotated].square().sum((1, 2)).mean().div(f).sqrt()
         scale = torch.where(size > TINY * size.max().clamp_min(1e-300), wanted / size.clamp_min(1e-300), 1.0)
-        shared[:, -1] = 0  # a constant key shifts all scores alike
+        shared[:, -1] = 0  # a constant key shifts all scores by the same amount
         fold = u.unflatten(0, (len(sources), f)).transpose(1, 2) @ self.l_inverse[sources]
         return shared * scale[:, None], fold / scale[None, :, None]
 
 
 def gram_of(rows: Tensor, inputs: InputMoments) -> Tensor:
-    """rows [X, D + 1]. Returns rows C rows^T [X, X], symmetric; what mirrors is computed once."""
+    """Product rows C rows^T [X, X], symmetric; each off-diagonal pair is computed once. rows: [X, D + 1]."""
     seen, half = inputs.times(rows), len(rows) // 2
     gram = rows.new_empty(len(rows), len(rows))
     corner = seen[:half] @ rows[half:].T
@@ -164,7 +167,7 @@ def gram_of(rows: Tensor, inputs: InputMoments) -> Tensor:
 
 
 def weighted_mean(kappa: Tensor, weight: Tensor) -> Tensor:
-    """kappa [S, P, X], weight [S, P]. Returns [P, X]."""
+    """Weighted mean over the heads [P, X]. kappa: [S, P, X]. weight: [S, P]."""
     total = weight.sum(0)
     share = torch.where(total > 0, weight / total.clamp_min(1e-300), 1 / len(weight))
     return (share[..., None] * kappa).sum(0)

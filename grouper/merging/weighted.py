@@ -6,12 +6,12 @@ Weights are of three kinds:
     column   one for each component of the head [d] (COLWGQA: scales output channels)
     row      one for each input component [D]       (ROWWGQA: scales input channels)
 
-The paper starts at the mean and learns the weights with the model. Here they start at the mean and are fitted to what
-attention sees on calibration text, a least-squares problem: for V, the sum over the group's query heads h of
-|(W_O^h (W_V^h - sum_s w_s * W_V^s)) C^(1/2)|^2; for K the same with the query's energy in the place of W_O: per
-frequency plane under RoPE, as a whole matrix without. Without that weighing the mean itself would be the optimum of
-scalar weights. Conjugate gradients solve the normal equations from products alone. Norms between projection and RoPE
-are not taken into account.
+The paper starts at the mean and learns the weights with the model. Here they start at the mean and are fitted to
+attention's outputs on calibration text, a least-squares problem: for V, the sum over the group's query heads h of
+|(W_O^h (W_V^h - sum_s w_s * W_V^s)) C^(1/2)|^2; for K the same with the query's energy in place of W_O: per
+frequency plane with RoPE, as a whole matrix without it. If heads were not weighted in this way, the mean itself would
+be the optimum of scalar weights. Conjugate gradients solve the normal equations by products alone. Norms between
+projection and RoPE are ignored.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from grouper.merging.base import Merge
 from grouper.merging.folding import augmented, check_readers_are_sources, split
 from grouper.merging.mean import averaged
 
-# Of members [S, d, X]: the weights' shape, the sum of weighted members, and what a gradient of that sum is for them.
+# For members [S, d, X]: shape of the weights, weighted sum of members, gradient of the weights from that of the sum.
 KINDS: dict[str, tuple[Callable[[Tensor], tuple[int, ...]], str, str]] = {
     "scalar": (lambda members: members.shape[:1], "s,sdx->dx", "sdx,dx->s"),
     "column": (lambda members: members.shape[:2], "sd,sdx->dx", "sdx,dx->sd"),
@@ -38,8 +38,8 @@ KINDS: dict[str, tuple[Callable[[Tensor], tuple[int, ...]], str, str]] = {
 
 @dataclass(frozen=True)
 class Weighted(Merge):
-    """kind: of weights, scalar, column or row. steps: of conjugate gradients, at most. enough: stop at this share of
-    the first residual."""
+    """Weighted merge. kind: kind of weights, scalar, column or row. steps: most steps of conjugate gradients. enough:
+    stop at this share of the first residual."""
 
     name: str = "weighted"
     kind: str = "scalar"
@@ -52,7 +52,7 @@ class Weighted(Merge):
             raise GrouperError(f"weights of kind {self.kind!r}: expected one of {', '.join(KINDS)}")
 
     def merge(self, attention: Attention, layout: LayerLayout, inputs: InputMoments) -> Attention:
-        """Raises GrouperError where query heads would read heads that theirs are not merged into."""
+        """Merge a layer. Raises GrouperError if query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
         second_moment = inputs.second_moment
         k, v = augmented(attention.projection("k")), augmented(attention.projection("v"))
@@ -67,10 +67,10 @@ class Weighted(Merge):
         return replace(attention, k=k, k_bias=k_bias, k_norm=k_norm, v=v, v_bias=v_bias)
 
     def fitted(self, members: Tensor, seen: Tensor, second_moment: Tensor) -> Tensor:
-        """The weighted sum [d, X] that loses least: argmin over w of sum_s tr(E_s^T seen_s E_s second_moment) with
-        E_s = members_s - sum_t w_t * members_t.
+        """Weighted sum [d, X] with the least loss: argmin over w of sum_s tr(E_s^T seen_s E_s second_moment) with E_s =
+        members_s - sum_t w_t * members_t.
 
-        members [S, d, X], second_moment [X, X], seen [S, d, d]: how much each member's readers see of its components.
+        members: [S, d, X]. second_moment: [X, X]. seen: [S, d, d], weight of each member's components for its readers.
         """
         if len(members) == 1:
             return members[0]
@@ -85,7 +85,7 @@ class Weighted(Merge):
         return torch.einsum(combine, self.solved(normal, wanted, start), members)
 
     def solved(self, normal: Callable[[Tensor], Tensor], wanted: Tensor, w: Tensor) -> Tensor:
-        """Conjugate gradients for normal(w) = wanted."""
+        """Solution w of normal(w) = wanted, by conjugate gradients."""
         residual = wanted - normal(w)
         direction, size = residual.clone(), residual.square().sum()
         first = size
@@ -94,7 +94,7 @@ class Weighted(Merge):
                 break
             image = normal(direction)
             curvature = (direction * image).sum()
-            if curvature <= 0:  # a direction that nothing sees
+            if curvature <= 0:  # a direction that no reader sees
                 break
             step = size / curvature
             w = w + step * direction
@@ -105,8 +105,8 @@ class Weighted(Merge):
 
 
 def query_energy(attention: Attention, second_moment: Tensor) -> Tensor:
-    """[G, d, d]: E of q q^T summed over a KV head's readers, as far as it survives RoPE: rotated planes keep their
-    energy alone."""
+    """Second moment E q q^T [G, d, d], summed over the readers of each KV head. RoPE mixes the rows of a plane, so only
+    their energy is kept."""
     q = augmented(attention.projection("q")).unflatten(0, (attention.kv_heads, -1))  # [G, queries, d, D + 1]
     gram = torch.einsum("gqdx,xy,gqey->gde", q, second_moment, q)
     if attention.planes is None:

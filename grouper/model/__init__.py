@@ -1,1 +1,1 @@
-"""Models of transformers: which class, loaded without code, what it finds, made-up inputs."""
+"""Models of transformers: choice of class, loading without custom code, check of tensors, random inputs."""

@@ -1,10 +1,10 @@
-"""Which of transformers' Auto classes loads a model."""
+"""Choice of the transformers Auto class that loads a model."""
 
 from grouper.errors import GrouperError
 from grouper.families.configuration import decoder_config, family_of
 from grouper.families.family import Family
 
-HEADS = {  # by Auto class, the table of transformers that says which models have one; BART is in several
+HEADS = {  # Auto class -> table of the transformers models that have it; BART is in several
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForSpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
@@ -20,8 +20,7 @@ HEADS = {  # by Auto class, the table of transformers that says which models hav
 
 
 def auto_class(config: dict) -> str:
-    """The name of the Auto class for the class that config.json says the model was saved from; AutoModel where none
-    knows that.
+    """Name of the Auto class for the class that config.json says the model was saved from; AutoModel if there is none.
 
     >>> auto_class({"model_type": "bert", "architectures": ["BertForMaskedLM"]})
     'AutoModelForMaskedLM'
@@ -30,13 +29,13 @@ def auto_class(config: dict) -> str:
     if not family.encodes:
         return "AutoModelForCausalLM" if decoder_config(config) is config else "AutoModelForImageTextToText"
     saved = next(iter(config.get("architectures") or []), None)
-    if saved == f"{family.classes}ForPreTraining":  # with a head for masked tokens, among others
+    if saved == f"{family.classes}ForPreTraining":  # has, among others, a head for masked tokens
         return "AutoModelForMaskedLM"
     return next((auto for auto, names in heads(family.model_type) if saved in names), "AutoModel")
 
 
 def check_transformers(family: Family) -> None:
-    """Raise GrouperError where the installed transformers is too old for this family."""
+    """Raise GrouperError if the installed transformers is too old for this family."""
     import transformers
     from packaging.version import Version
 
@@ -46,7 +45,7 @@ def check_transformers(family: Family) -> None:
 
 
 def heads(model_type: str) -> list[tuple[str, tuple[str, ...]]]:
-    """(Auto class, classes) that transformers has for models of this type."""
+    """Auto classes of transformers for models of this type, each with the names of its classes."""
     from transformers.models.auto import modeling_auto
 
     found = []

@@ -1,4 +1,4 @@
-"""What a model can be run on without text, pictures or sound of anybody's, and what it answers."""
+"""Random inputs for a model, without text, images or audio, and the answer in its outputs."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -15,8 +15,8 @@ EXAMPLES = 2
 
 
 def random_inputs(model: "PreTrainedModel", architecture: Architecture, tokens: int) -> dict[str, Tensor]:
-    """Two examples of what the model takes: ids, pixels, or the features of sounds, and ids for a decoder beside an
-    encoder; always the same."""
+    """Two examples of the model's inputs, the same on every call: ids, pixels or audio features, and ids for the
+    decoder of an encoder-decoder."""
     generator = torch.Generator().manual_seed(0)
     embedding, config = cast(nn.Embedding, model.get_input_embeddings()), model.config
     tokens = min(tokens, architecture.context - 4) if architecture.context else tokens
@@ -25,7 +25,7 @@ def random_inputs(model: "PreTrainedModel", architecture: Architecture, tokens: 
         return torch.randint(0, embedding.num_embeddings, (EXAMPLES, tokens), generator=generator)
 
     def begun() -> Tensor:
-        """Ids that a decoder starts with."""
+        """Ids that begin with a decoder's start token."""
         return torch.cat([torch.full((EXAMPLES, 1), model.config.decoder_start_token_id or 0), ids()[:, 1:]], dim=1)
 
     def numbers(*shape: int) -> Tensor:
@@ -41,7 +41,7 @@ def random_inputs(model: "PreTrainedModel", architecture: Architecture, tokens: 
 
 
 def answer(outputs: "ModelOutput") -> Tensor:
-    """Logits, or what stands behind the last layer where a model has no head."""
+    """Logits, or the last layer's output if the model has no head."""
     for name in ("logits", "start_logits", "last_hidden_state"):
         if outputs.get(name) is not None:
             return outputs[name]

@@ -1,7 +1,8 @@
-"""Tensors that transformers asks for, against those that the files hold: transformers itself is the judge.
+"""Comparison of the tensors that transformers expects with those in the files, decided by transformers itself.
 
-The model's class is built without weights and handed the headers' names, types and shapes in place of tensors. Its own
-loading then renames, stacks and ties them, and says which are missing, misshapen or left over. No weight is read.
+The model's class is built without weights, and is given names, types and shapes from the headers in place of tensors.
+Its own loading code then renames, stacks and ties them, and reports which are missing, misshapen or left over. No
+weight is read.
 """
 
 import json
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOG = logging.getLogger("grouper")
-# Many encoders are published without a pooler. Neither attention nor its answers depend on it.
+# Many encoders are published without a pooler. Neither attention nor their answers depend on it.
 NOT_NEEDED = ("pooler.",)
 CURES = ({"attention_bias": True}, {"qkv_bias": True}, {"bias": True}, {"use_qkv_bias": True}, {"use_bias": True})
 
 
 @dataclass(frozen=True)
 class Loading:
-    """Names by transformers' judgement. missing: parameters without a tensor. misshapen: (name, shape in the files,
-    shape in the class). unexpected: tensors that the class has no place for."""
+    """Result of loading, as transformers reports it. missing: parameters without a tensor. misshapen: (name, shape in
+    the files, shape in the class). unexpected: tensors that the class does not use."""
 
     missing: tuple[str, ...]
     misshapen: tuple[tuple[str, list[int], list[int]], ...]
@@ -41,9 +42,9 @@ class Loading:
 
 
 def check_model(checkpoint: Checkpoint) -> None:
-    """All that is asked of a model before any work: attention's tensors are of the shapes that config.json implies, the
-    installed transformers has its class, and finds every tensor. Notes for the user go to the log `grouper`, once for
-    each checkpoint. Raises GrouperError."""
+    """Check a model before any work. The attention tensors must have the shapes that config.json implies, and the
+    installed transformers must have the model's class and find every tensor. Notes for the user go to the log
+    `grouper`, once for each checkpoint. Raises GrouperError."""
     architecture = Architecture.of(checkpoint.config)
     check_complete(decoder_config(checkpoint.config))
     check_tensors(checkpoint, architecture)
@@ -55,9 +56,9 @@ def check_model(checkpoint: Checkpoint) -> None:
 
 
 def check_loadable(checkpoint: Checkpoint) -> list[str]:
-    """Raise GrouperError where transformers would make up or drop weights of this model: for missing and misshapen
-    tensors, and for those of attention that its class does not read. Returns notes for the user: other tensors that
-    transformers leaves out, and weight files that it does not look at."""
+    """Raise GrouperError if transformers would initialise or drop weights of this model: for missing and misshapen
+    tensors, and for attention tensors that its class does not read. Returns notes for the user: other tensors that
+    transformers ignores, and weight files that it does not read."""
     loading = loading_of(checkpoint)
     _check_whole(checkpoint, loading)
     _check_attention(checkpoint, loading)
@@ -69,8 +70,8 @@ def check_loadable(checkpoint: Checkpoint) -> list[str]:
 
 
 def check_exported(folder: Path, original: Checkpoint) -> int:
-    """Raise GrouperError where transformers does not find every tensor that an exported folder should have, or finds
-    others than those that were left over in the original. Returns the number of tensors that it takes."""
+    """Raise GrouperError if transformers does not find every tensor that an exported folder should have, or leaves over
+    other tensors than in the original. Returns the number of tensors that it loads."""
     exported = Checkpoint.open(folder)
     loading = loading_of(exported, own_code="auto_map" in exported.config)
     _check_whole(exported, loading)
@@ -82,24 +83,24 @@ def check_exported(folder: Path, original: Checkpoint) -> int:
 
 
 def _last(name: str) -> str:
-    """The part of a name that stays when layers get another prefix."""
+    """Part of a name that stays the same when layers get another prefix."""
     return name.rpartition(".layers.")[2] or name
 
 
 def loading_of(checkpoint: Checkpoint, own_code: bool = False, config: dict | None = None) -> Loading:
-    """The judgement of transformers on a checkpoint's headers. own_code: the folder's modelling file is ours. config:
-    in place of config.json, to try what another field would change."""
+    """Loading report of transformers on a checkpoint's headers. own_code: whether the folder's modelling file is ours.
+    config: used instead of config.json, to try the effect of another field."""
     import torch
 
     with quiet(), as_one_line(f"transformers cannot load {checkpoint.name}"):
         empty = without_weights(checkpoint, own_code, config)
-        tied = getattr(empty, "all_tied_weights_keys", {})  # stored or not: releases before 5.24 compare the values
+        tied = getattr(empty, "all_tied_weights_keys", {})  # stored or not; before 5.24 values are compared
         tensors = {
             name: torch.empty(info.shape, dtype=info.torch_dtype, device="meta")
             for name, info in checkpoint.tensors.items()
             if tied.get(name) not in checkpoint.tensors
         }
-        model_class: Any = type(empty)  # its types do not tell that it gives a pair when it is asked for more
+        model_class: Any = type(empty)  # its types do not show that it can return a pair
         found = model_class.from_pretrained(
             None, config=empty.config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True,
             device_map={"": "meta"}, dtype=torch.float32, trust_remote_code=False,
@@ -114,7 +115,7 @@ def loading_of(checkpoint: Checkpoint, own_code: bool = False, config: dict | No
 def without_weights(
     checkpoint: Checkpoint, own_code: bool = False, config: dict | None = None, dtype: "torch.dtype | None" = None
 ) -> "PreTrainedModel":
-    """The model of a checkpoint's class, its parameters on the device `meta`, its buffers real."""
+    """Model of a checkpoint's class, with parameters on the device `meta` and real buffers."""
     import torch
     import transformers
     from accelerate import init_empty_weights
@@ -131,14 +132,14 @@ def without_weights(
 
 
 def auto_of_export(config: dict) -> str:
-    """The Auto class that loads an export with a modelling file of ours."""
+    """Auto class that loads an export with a modelling file of ours."""
     saved = config["architectures"][0]
     return next(auto for auto, loaded in config["auto_map"].items() if loaded.endswith(f".{saved}"))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its table of what it found, and its bar."""
+    """Silence the loading report and progress bar of transformers."""
     from transformers.utils import logging as told
 
     before, bars = told.get_verbosity(), told.is_progress_bar_enabled()
@@ -168,7 +169,7 @@ def _more(count: int, what: str) -> str:
 
 
 def _first(names: Sequence[str]) -> str:
-    """The first name, and how many others there are."""
+    """First name, and the number of others."""
     return names[0] + (f" and {_others(len(names) - 1)}" if len(names) > 1 else "")
 
 
@@ -177,7 +178,7 @@ def _others(count: int) -> str:
 
 
 def _renamed(loading: Loading) -> str | None:
-    """What to do where tensors have the right names behind a prefix of torch's own wrappers."""
+    """Advice if all tensors have the right names behind a prefix of torch's own wrappers; else None."""
     for prefix, wrapper in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel")):
         if loading.unexpected and all(name.startswith(prefix) for name in loading.unexpected):
             return f"its names begin with {prefix!r}, as {wrapper} leaves them: save the model that was wrapped"
@@ -185,7 +186,7 @@ def _renamed(loading: Loading) -> str | None:
 
 
 def _check_attention(checkpoint: Checkpoint, loading: Loading) -> None:
-    """Refuse tensors of attention that the class does not read: they would be merged, and then be lost."""
+    """Refuse attention tensors that the class does not read, since they would be merged and then be lost."""
     a, ours = Architecture.of(checkpoint.config), []
     for layer in range(a.layers):
         ours += [a.prefix(checkpoint, layer) + name for name in sorted(a.attention_tensors(layer))]
@@ -199,7 +200,7 @@ def _check_attention(checkpoint: Checkpoint, loading: Loading) -> None:
 
 
 def _cure(checkpoint: Checkpoint, unread: list[str]) -> str:
-    """The field of config.json under which transformers reads these tensors, found by trying."""
+    """Advice: the field of config.json under which transformers reads these tensors, found by trying."""
     where = "text_config" if isinstance(checkpoint.config.get("text_config"), dict) else None
     for change in CURES:
         config = checkpoint.config

@@ -1,8 +1,8 @@
-"""The one place where transformers loads something: no code that comes with a model runs, and nobody is asked.
+"""Loading by transformers, only here: no code that comes with a model runs, and the user is not prompted.
 
-Without `trust_remote_code`, transformers asks on standard input whether a folder's code may run. It loses the argument
-on its way to classes that a file names (a `tokenizer_class` of AutoConfig) or nests (a `vision_config`), so that the
-question is switched off, too.
+Without `trust_remote_code`, transformers asks on standard input whether a folder's code may run. The argument is not
+passed on to classes that a file names (a `tokenizer_class` of AutoConfig) or nests (a `vision_config`), so the prompt
+is disabled as well.
 """
 
 import threading
@@ -13,11 +13,11 @@ from typing import Any
 
 from grouper.errors import GrouperError
 
-_LOADING = threading.RLock()  # the switch is transformers' own, one for all threads
+_LOADING = threading.RLock()  # the switch is global in transformers, shared by all threads
 
 
 def load(auto: str, folder: Path, own_code: bool = False, **options: Any) -> Any:
-    """`from_pretrained` of the transformers class named `auto`.
+    """Call `from_pretrained` of the transformers class named `auto`.
 
     own_code: whether the folder's modelling file is Grouper's own and may run. Raises GrouperError where the folder
     needs any other code, and otherwise what transformers raises.
@@ -30,13 +30,13 @@ def load(auto: str, folder: Path, own_code: bool = False, **options: Any) -> Any
 
 @contextmanager
 def refusing_code(name: object) -> Iterator[None]:
-    """transformers refuses in this block what it would ask for on standard input. name: of the model, for the
+    """Make transformers refuse, within this block, the code that it would prompt for. name: name of the model, for the
     GrouperError that this raises."""
     from transformers import dynamic_module_utils
 
     with _LOADING:
         before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds that an answer is waited for; 0: never asked
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer; 0: never ask
         try:
             yield
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""How much memory there is to work with, and amounts of it as people write them."""
+"""Memory that is available, and conversion of sizes such as "8GB"."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from grouper.errors import GrouperError
 
 
 def parsed_bytes(text: str, what: str) -> int:
-    """An amount of memory in bytes. Raises GrouperError.
+    """Amount of memory in bytes. Raises GrouperError.
 
     >>> parsed_bytes("8GB", "memory"), parsed_bytes("1.5 GiB", "memory"), parsed_bytes("4096", "memory")
     (8000000000, 1610612736, 4096)
@@ -24,13 +24,13 @@ def parsed_bytes(text: str, what: str) -> int:
 
 
 def free_memory() -> float:
-    """Bytes of main memory that are free or hold what can be read again, as far as this process may use them: a
-    container's limit (cgroup) and one that a shell set (`ulimit -d`, `-v`) count."""
+    """Bytes of main memory that are free or hold reclaimable file cache, as far as this process may use them. Limits of
+    a container (cgroup) and of the shell (`ulimit -d`, `-v`) are applied."""
     return float(max(0, min([psutil.virtual_memory().available, *_left_in_groups(), *_left_by_limits()])))
 
 
 def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What each control group that this process is in leaves, in either of the two ways that Linux has of saying it."""
+    """Bytes left in each control group of this process, for cgroup versions 1 and 2."""
     with suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
             _, kind, place = line.split(":", 2)
@@ -41,7 +41,7 @@ def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
                 ("memory.limit_in_bytes", "memory.usage_in_bytes") if kind else ("memory.max", "memory.current")
             )
             for folder in (group, *group.parents):
-                with suppress(OSError, ValueError):  # "max" is no number, and no limit
+                with suppress(OSError, ValueError):  # "max" means no limit
                     stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
                     files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
                     yield int((folder / limit).read_text()) - int((folder / used).read_text()) + files
@@ -50,8 +50,8 @@ def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
 
 
 def _left_by_limits() -> Iterator[int]:
-    """What RLIMIT_DATA and RLIMIT_AS leave of memory to set aside."""
-    with suppress(ImportError, OSError, ValueError):  # Linux alone
+    """Bytes that RLIMIT_DATA and RLIMIT_AS still allow this process to allocate."""
+    with suppress(ImportError, OSError, ValueError):  # Linux only
         import resource
 
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)

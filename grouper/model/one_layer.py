@@ -1,4 +1,4 @@
-"""A model of one layer, cut from a larger one."""
+"""Model of a single layer, cut from a larger one."""
 
 import json
 import shutil
@@ -9,13 +9,14 @@ from safetensors.torch import save_file
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.families.architecture import Architecture
 
-COUNTS = {  # what configurations call the number of layers, of an encoder or a decoder, too
+COUNTS = {  # names of the number of layers in configurations, also for an encoder or a decoder
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
 }  # fmt: skip
 
 
 def of_layer(config: dict, layer: int) -> dict:
-    """The configuration of a model whose only layer is this one, or the only one of each of its stacks."""
+    """Configuration of a model whose only layer is this one. In a model of several stacks, each stack has a single
+    layer."""
     counts = dict.fromkeys(COUNTS & config.keys(), 1) or {"num_hidden_layers": 1}
     config = {**config, **counts}
     for key in ("layer_types", "no_rope_layers", "kv_groups", "head_order", "query_of_head"):
@@ -24,15 +25,14 @@ def of_layer(config: dict, layer: int) -> dict:
     if "per_layer_config" in config:
         own = config["per_layer_config"].get(str(layer))
         config["per_layer_config"] = {"0": own} if own else {}
-    if "decoder_sparse_step" in config:  # which layers have experts
+    if "decoder_sparse_step" in config:  # decides which layers have experts
         sparse = layer not in (config.get("mlp_only_layers") or []) and (layer + 1) % config["decoder_sparse_step"] == 0
         config |= {"decoder_sparse_step": 1, "mlp_only_layers": [] if sparse else [0]}
     return config
 
 
 def cut(checkpoint: Checkpoint, architecture: Architecture, layer: int, folder: Path) -> Checkpoint:
-    """Write to `folder` the model whose only layer is `layer` of this one: embedding, that layer, last norm and
-    head."""
+    """Write a model to `folder` whose only layer is `layer` of this one: embedding, that layer, last norm and head."""
     folder.mkdir()
     here, first = architecture.prefix(checkpoint, layer), architecture.prefix(checkpoint, 0)
     every = [architecture.prefix(checkpoint, other) for other in range(architecture.layers)]

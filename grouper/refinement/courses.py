@@ -12,7 +12,7 @@ from grouper.ranks import ALONE, Ranks
 class Course(ABC):
     """Steps on examples of one length. share: this rank's share of the examples of a step. taken: number of steps so
     far. alike: whether every step is the same computation on other numbers, so that it can become a CUDA graph.
-    all_see: whether every rank has a share in every step."""
+    all_see: whether every rank has a share of every step."""
 
     alike: bool
     all_see: bool
@@ -26,7 +26,7 @@ class Course(ABC):
 
     @abstractmethod
     def loss(self) -> Tensor:
-        """Mean loss over this rank's share of them."""
+        """Mean loss over this rank's share of the step's examples."""
 
 
 class Drawn(Course):
@@ -87,8 +87,8 @@ class ByPart(Course):
 
 
 def turns_of(tokens: Sequence[int], steps: int, larger: Sequence[float] | None = None) -> list[int]:
-    """Text of each step: every text gets steps in proportion to its tokens, spread evenly. larger: how many times as
-    large each text's steps are as those that `steps` counts; it gets as many fewer, so that all see the same tokens.
+    """Text of each step: every text gets steps in proportion to its tokens, spread evenly. larger: size of
+    each text's steps, relative to those that `steps` counts; it gets fewer steps by that factor, to see as many tokens.
 
     >>> turns_of([300, 100], 8), turns_of([100], 3), turns_of([100, 100], 8, [1, 2])
     ([0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0], [0, 1, 0, 0, 1, 0])

@@ -1,4 +1,4 @@
-"""Adam on one layer's tensors, as fast as the device goes: on a GPU a whole step is one CUDA graph, where it can be."""
+"""Adam on the tensors of one layer. On a GPU a whole step is a single CUDA graph if possible."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -11,13 +11,13 @@ from grouper.ranks import ALONE, Ranks
 from grouper.refinement.courses import Course
 from grouper.refinement.summing import SummedGradients
 
-WARM_UP = 3  # steps that run one by one before they are captured
-TOLD = 16  # steps between two losses that are read back from a GPU, each of which waits for it
+WARM_UP = 3  # steps that run individually before they are captured
+TOLD = 16  # steps between two losses that are read back from a GPU, because reading waits for it
 
 
 class Descent:
-    """Steps of Adam on `rates`' tensors; each moves by its own rate, falling linearly to nothing. All ranks take the
-    same step. turns: of which course each step is."""
+    """Steps of Adam on the tensors in `rates`. Each tensor has its own learning rate, which falls linearly to 0. All
+    ranks take the same step. turns: number of the course for each step."""
 
     def __init__(
         self,
@@ -67,7 +67,8 @@ class Descent:
                 group["lr"] = peak * share
 
     def _step_as_exactly_as_it_goes(self, course: Course) -> None:
-        """Where an operation has no deterministic form, all are asked for theirs without being held to it."""
+        """Take a step with deterministic operations where they exist. Operations without a deterministic form run as
+        they are."""
         try:
             self._step(course)
         except RuntimeError as error:
@@ -77,7 +78,7 @@ class Descent:
             self._step(course)
 
     def _step(self, course: Course) -> None:
-        self.optimizer.zero_grad()  # to nothing: what backward gives then is the gradient, and nothing is added up
+        self.optimizer.zero_grad()  # None, so that backward stores the gradient instead of adding it up
         together = course.all_see and not self.ranks.alone
         if course.share:
             loss = course.share * course.loss()
@@ -93,22 +94,23 @@ class Descent:
         self.optimizer.step()
 
     def _capture(self, course: Course) -> None:
-        """The step as one graph; layers that look at their own numbers on the way (experts) go on step by step."""
+        """Capture the step as one CUDA graph. Layers whose computation depends on their values (experts) continue step
+        by step."""
         torch.cuda.synchronize()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        # the thread that watches over what travels asks for its state meanwhile, which is no part of the step
+        # the watchdog thread of the communication library makes calls meanwhile, which are not part of the step
         with suppress(RuntimeError), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step(course)
             course.graph = graph
         self.can_capture = course.graph is not None
-        torch.cuda.set_stream(stream)  # a capture that failed stays on its own
+        torch.cuda.set_stream(stream)  # a failed capture keeps its own stream
         torch.cuda.synchronize()
 
 
 @contextmanager
 def _exactly() -> Iterator[None]:
-    """Operations without a deterministic form are refused until the block ends, if asked not to be used before: only
-    then does flash attention's backward pass take the form that gives the same gradients every time."""
+    """Refuse operations without a deterministic form until the block ends, if deterministic ones were preferred before.
+    Only then does the backward pass of flash attention use its deterministic form."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if before[0]:
         torch.use_deterministic_algorithms(True)

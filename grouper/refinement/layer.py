@@ -25,15 +25,15 @@ from grouper.running.in_memory import expanded_attention, expanded_tensors
 from grouper.running.stub_layers import Arguments, Enough
 from grouper.running.walk import Step, run_layer
 
-REST = 0.3  # learning rate of MLP and norms, of attention's
-MEASURED = 16  # parts that a layer's error is taken on
-NOTHING = 1e-9  # an error that there is nothing to gain from
+REST = 0.3  # learning rate of MLP and norms, relative to that of attention
+MEASURED = 16  # parts on which the error of a layer is measured
+NOTHING = 1e-9  # error too small to improve
 
 
 class LayerWorker:
     """One layer on the device: the original, and a copy whose weights are fitted. Its attentions are fitted one after
-    the other; `take_up` begins each. Tensors have the names of the class; `set` and `fit` translate from and to those
-    of checkpoints."""
+    the other; `take_up` begins each. Tensors have the names of the class; `set` and `fit` translate to and from the
+    names in checkpoints."""
 
     site: Site
     layout: LayerLayout
@@ -107,7 +107,7 @@ class LayerWorker:
             found.append(inputs[0] if output is None else output)
             raise Enough
 
-        if self.family.behind:  # a norm, which gets this stream
+        if self.family.behind:  # a norm that reads this stream
             hook = module.get_submodule(self.family.behind).register_forward_pre_hook(stop)
         else:
             hook = module.get_submodule(self.family.adds or self.family.storage.o).register_forward_hook(stop)
@@ -149,7 +149,7 @@ class LayerWorker:
                 output = self.output(self.original, stream, sides.own.arguments_of(number)).float()
             measured = number < MEASURED
             added = relative(output - stream, output, sides.own.mask_of(number)).item() if measured else 0.0
-            sides.wanted[sides.parts[number]] = output.to(sides.wanted)  # which may be where `stream` is
+            sides.wanted[sides.parts[number]] = output.to(sides.wanted)  # possibly in the place of `stream`
             return added
 
         added = self.over_parts(sides, sides.wanted, work)
@@ -190,7 +190,7 @@ class LayerWorker:
         self._put(fitted, others)
         after = self.error(every)
         if not self.ranks.first_does(lambda: after < before):
-            # a layer that was right already, or steps too large for it: as it was
+            # the layer was right already, or steps were too large for it: keep it unchanged
             fitted, others, after = attention, {}, before
             self._put(attention, untouched)
         return self._given_out(fitted, others, before, after)
@@ -199,7 +199,7 @@ class LayerWorker:
         """Copies to train: the weights of the attention and, in scope "block", the other tensors of the layer."""
         fixed = (
             {"planes"} if attention.qk_norm == "all" else {"planes", "q_norm", "k_norm"}
-        )  # a gain of all heads is fixed
+        )  # a gain shared by all heads is fixed
         kept = (n for n in WEIGHTS if getattr(attention, n) is not None and n not in fixed)
         shared = {n: getattr(attention, n).clone().requires_grad_() for n in kept}
         if self.plan.scope != "block":
@@ -253,12 +253,12 @@ class LayerWorker:
         return Drawn(of_windows, sides.other.stream, sides.wanted, order, self.device, self.ranks)
 
     def windows(self, sides: Sides, ranks: int | None = None) -> int:
-        """Windows of a step: at least one for each of so many ranks, where there are as many."""
+        """Windows of a step: at least one for each of this number of ranks, if there are as many."""
         asked = self.plan.batch_tokens // sides.walk.batch.tokens
         return min(len(sides.walk), max(1, asked, ranks or self.ranks.size))
 
     def larger(self, sides: Sides) -> float:
-        """How many times as large a step is as one process's."""
+        """Size of a step relative to that of a single process."""
         return self.windows(sides) / self.windows(sides, ranks=1) if sides.walk.alike else 1.0
 
 

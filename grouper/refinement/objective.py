@@ -5,8 +5,8 @@ from torch import Tensor
 
 
 def relative(difference: Tensor, stream: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens, filling left out, of |difference|^2 / |stream|^2: the next norm divides by the stream's size,
-    and so a few tokens of a thousandfold size, which real models have, must not drown the others."""
+    """Mean over tokens, padding excluded, of |difference|^2 / |stream|^2. The relative error fits the next norm, which
+    divides by the stream's size, and keeps the few tokens of a thousandfold size in real models from dominating."""
     if mask is not None:
         difference, stream = difference[mask], stream[mask]
     wrong, size = (torch.linalg.vector_norm(x, dim=-1).square() for x in (difference, stream))

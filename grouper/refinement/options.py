@@ -1,29 +1,29 @@
-"""Refinement: the options that people give, and the plan that follows from them on a device."""
+"""Options of refinement, and the plan that follows from them on a device."""
 
 from dataclasses import dataclass
 
 from grouper.errors import GrouperError
 from grouper.option_fields import option
 
-SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's step by default: bench/refine_rates.py prints what is best
+SCOPES = {"attention": 0.04, "block": 0.02}  # Adam's default step: bench/refine_rates.py measures the best one
 TOKENS = {"cpu": 16_384, "cuda": 393_216}
 STEP_TOKENS = {"cpu": 1024, "cuda": 4096}
-LONG = 0.5  # of the tokens, in long windows
+LONG = 0.5  # share of the tokens in long windows
 
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """Options of a refinement. Fields left None get device-dependent defaults: on a GPU more tokens, the whole block
-    and larger steps.
+    """Options of refinement. Fields left None get device-dependent defaults: on a GPU more tokens, the whole block and
+    larger steps.
 
-    steps: of Adam per layer; from the number of tokens unless given. lr: Adam's step as
-    a share of each tensor's root mean square, falling linearly to 0, so that the scale of a tensor does not matter; by
-    scope unless given, since the best one hardly depends on the number of tokens. batch_tokens: tokens of a step.
+    steps: steps of Adam per layer (default: depends on the number of tokens). lr: step of Adam as a share of each
+    tensor's root mean square, so that the scale of a tensor does not matter; it falls linearly to 0 (default: depends
+    on the scope, since the best value hardly depends on the number of tokens). batch_tokens: tokens per step.
     """
 
     scope: str | None = option(
         None,
-        "What refinement trains: attention (default on a CPU) or block (on a GPU).",
+        "Scope of refinement: attention (default on a CPU) or block (default on a GPU).",
         panel="Refinement",
         words=SCOPES,
     )
@@ -33,13 +33,13 @@ class RefineOptions:
     seed: int = 0
     tokens: int | None = option(
         None,
-        "Tokens to refine on: 393,216 on a GPU, 16,384 on a CPU, if there are as many.",
+        "Number of tokens to refine on (default: up to 393,216 on a GPU, 16,384 on a CPU).",
         panel="Refinement",
         name="refine_tokens",
     )
     long_share: float | None = option(
         None,
-        "Share of these in windows as long as a step or the model's context; half of them by default.",
+        "Share of refinement tokens in windows as long as a step or the model's context (default: half).",
         panel="Refinement",
     )
 
@@ -58,7 +58,7 @@ class RefineOptions:
 
 @dataclass(frozen=True)
 class RefinePlan:
-    """Refinement as it is done. Fields as in RefineOptions; rate: its lr."""
+    """Settings of a refinement with all defaults filled in. Fields as in RefineOptions; rate: its lr."""
 
     scope: str
     rate: float
@@ -69,22 +69,23 @@ class RefinePlan:
     steps: int | None = None
 
     def plan(self, device: str) -> "RefinePlan":
-        """Itself: callers may hand on options or a plan."""
+        """Return itself, so that callers may pass options or a plan."""
         return self
 
     def long_window(self, window: int, context: int) -> int:
-        """Tokens of a long window, a multiple of the short ones'; 0 where it would be no longer. context: of the
-        model."""
+        """Tokens of a long window, a multiple of the short window; 0 if it would not be longer. context: maximum length
+        of the model."""
         long = min(self.batch_tokens, context) // window * window if self.long_share else 0
         return long if long > window else 0
 
     def steps_for(self, tokens: int) -> int:
-        """Steps per layer: 150 at 32k tokens, 425 at 131k, 970 at 393k, since more text supports more steps."""
+        """Steps per layer: 150 at 32k tokens, 425 at 131k, 970 at 393k, because more text supports more steps."""
         return self.steps or max(20, round(150 * (tokens / 32_768) ** 0.75))
 
     @property
     def key(self) -> dict[str, object]:
-        """All that refined weights depend on beside model, layout, merge and text; kept refinements are named by it."""
+        """Settings that refined weights depend on, in addition to model, layout, merge and text. Stored refinements are
+        named by them."""
         lr = None if self.rate == SCOPES.get(self.scope) else self.rate
         return {
             "scope": self.scope, "steps": self.steps, "lr": lr, "batch_tokens": self.batch_tokens, "seed": self.seed,

@@ -1,16 +1,16 @@
-"""Layer-wise reconstruction after a merge: the shared K and V heads, q and o learn to give what the original layer
-gave.
+"""Layer-wise reconstruction after a merge: the shared K and V heads, q and o are trained to reproduce the original
+layer's output.
 
-Layers are taken in order, those of an encoder before those of its decoder. Two residual streams run side by side over
-the calibration text: the original's, and the regrouped model's, which has the errors of the layers before it; what the
-regrouped encoder gives is what the regrouped decoder reads. At each layer, Adam fits that layer's q, shared k,
-shared v and o so that the regrouped stream behind it matches the original's. No labels, no backward pass through the
-model, memory for one layer at a time.
+Layers are refined in order, those of an encoder before those of its decoder. Two residual streams run in parallel over
+the calibration text: the original's, and that of the regrouped model, which includes the errors of the layers before.
+The regrouped decoder reads the output of the regrouped encoder. At each layer, Adam fits q, shared k, shared v and o so
+that the regrouped stream after the layer matches the original's. This needs no labels, no backward pass through the
+model, and memory for only one layer at a time.
 
-Scope "attention" matches the stream behind the attention sublayer and trains its projections; scope "block" matches the
-stream behind the whole layer and trains its MLP and norms along, more gently. Experts that the class keeps stacked stay
-as they are. A decoder's layer that reads an encoder, too, has two attentions: its own is fitted first, then, with that
-in its place, the one across.
+Scope "attention" matches the stream after the attention sublayer and trains its projections. Scope "block" matches the
+stream after the whole layer and also trains its MLP and norms, at a lower rate. Experts that the class stores stacked
+stay unchanged. A decoder layer with cross-attention has two attentions: self-attention is fitted first, then, with the
+result in place, cross-attention.
 """
 
 import time
@@ -41,7 +41,7 @@ from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 from grouper.threads import in_background, made_ahead
 
-ESTIMATED = {"cpu": 8, "cuda": 2 * TOLD}  # steps that a time is estimated from
+ESTIMATED = {"cpu": 8, "cuda": 2 * TOLD}  # steps from which the time is estimated
 Texts = Tensor | Batch | Sequence[Tensor | Batch]
 
 
@@ -58,14 +58,15 @@ def refine_layers(
     ranks: Ranks = ALONE,
     tell: Tell = no_message,
 ) -> LayerStore:
-    """Refine attention by attention; one that training does not improve stays as merged. Returns the layers' weights.
+    """Refine attention by attention; one that training does not improve stays as merged. Returns the weights of the
+    layers.
 
-    model: the original; it may stay on the CPU while layers are worked on `device` one by one. merged(layer): the
-    start. texts: windows [n, tokens] of calibration text, or what an encoder takes; or several of these, of different
-    lengths. folder: where finished layers are kept instead of in memory, so that a killed refinement goes on with the
-    next one. ranks: with whom every step's windows are shared, gradients summed; the first one keeps layers in
-    `folder`, where all read them. tell: gets a line with the errors of each layer that is done. The same call gives the
-    same weights on the same machine.
+    model: the original; it may stay on the CPU while layers are refined on `device` one by one. merged(layer): merged
+    weights to start from. texts: windows [n, tokens] of calibration text, or inputs of an encoder; or several of these
+    with different lengths. folder: keeps finished layers instead of memory, so that a killed refinement resumes with
+    the next layer. ranks: processes that share every step's windows and sum their gradients; the first one writes
+    layers to `folder`, where all read them. tell: receives a line with the errors of each finished layer. The same call
+    gives the same weights on the same machine.
     """
     device = device or model.device
     plan = (options or RefineOptions()).plan(device)
@@ -88,14 +89,14 @@ def refine_layers(
                 if not advanced:
                     for sides in here:
                         worker.set_targets(sides)
-                    advanced = plan.scope == "block"  # what is wanted is the original's next stream
+                    advanced = plan.scope == "block"  # the target is the original's next stream
                 done = worker.fit(start(site.index).attention, here, steps, _of_layer(progress, site, layers))
                 tell(errors_of(site, done.before, done.after))
                 if folder is None:
                     store.keep(site.index, done.on_cpu())
                 elif ranks.first:
                     background(store.keep, site.index, done.on_cpu(pinned=True))
-                del done  # a whole layer
+                del done  # frees a whole layer
             for sides in here:
                 if not advanced:
                     worker.advance(worker.original, sides.own, sides)
@@ -105,7 +106,7 @@ def refine_layers(
 
 
 def _of_layer(progress: Progress, site: Site, layers: int) -> Progress:
-    """Progress of one attention's steps as a part of all layers'."""
+    """Progress of one attention's steps as a part of the progress over all layers."""
 
     def stepped(step: int, steps: int, note: str) -> None:
         progress(site.index * steps + step, layers * steps, f"refining {site.name}, {note}")
@@ -114,7 +115,7 @@ def _of_layer(progress: Progress, site: Site, layers: int) -> Progress:
 
 
 def errors_of(site: Site, before: float, after: float) -> str:
-    """A line about a layer that is refined."""
+    """Message about a refined layer."""
     return f"{site.name}: error {before:.4f} -> {after:.4f}"
 
 
@@ -135,8 +136,8 @@ def estimate_seconds(
     ranks: Ranks = ALONE,
 ) -> float:
     """Estimate the seconds that `refine_layers` will take, from steps and passes of the first layer on parts of real
-    size, after a warm-up. Each rank measures by itself; what ranks share is divided by their number. texts: as
-    `refine_layers` has them; the first one stands for all."""
+    size, after a warm-up. Each rank measures by itself; shared work is divided by the number of ranks. texts: as in
+    `refine_layers`; the first one stands for all."""
     batches = [Batch.of(one) for one in ([texts] if isinstance(texts, Tensor | Batch) else texts)]
     tokens = sum(batch.numel() for batch in batches)
     few = batches[0][: max(1, plan.batch_tokens // batches[0].tokens)]
@@ -163,11 +164,11 @@ def estimate_seconds(
         told.clear()
         took = _seconds(lambda: fit(steps), device)
     step = 0.0
-    if told:  # else there was nothing to gain
-        first = sorted(told)[len(told) // 2 - 1]  # from the middle on: steps as they are from then on
+    if told:  # otherwise there was nothing to gain
+        first = sorted(told)[len(told) // 2 - 1]  # from the middle on, steps have their usual speed
         step = (told[steps] - told[first]) / (steps - first)
     once = max(took - step * steps, 0)  # errors before and after, on up to 16 parts
-    worker.advance(worker.regrouped, here.own, here)  # a GPU's first pass takes ten times as long as those to come
+    worker.advance(worker.regrouped, here.own, here)  # a GPU's first pass takes ten times as long as later ones
     forward = _seconds(lambda: worker.advance(worker.regrouped, here.own, here), device)
     passes = 2 if plan.scope == "block" else 3
     measured = 2 * forward * (min(parts, MEASURED) - 1)
@@ -176,7 +177,7 @@ def estimate_seconds(
 
 
 def _of_a_layer(merging: float, rest: float, device: str) -> float:
-    """Seconds of a layer, whose merge is made while the layer before it is refined: a GPU leaves the cores to that."""
+    """Seconds per layer. On a GPU, a layer is merged on the CPU cores while the layer before it is refined."""
     return max(merging, rest) if "cuda" in str(device) else merging + rest
 
 
@@ -194,14 +195,14 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """The same gradients every time, where an operation has such a form."""
+    """Use deterministic operations in this block where they exist, so that gradients are reproducible."""
     before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    settings: Any = torch.utils.deterministic  # a module whose one attribute is put there while it is imported
+    settings: Any = torch.utils.deterministic  # the module's one attribute is added while it is imported
     fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    settings.fill_uninitialized_memory = False  # for finding mistakes: a twentieth of the time
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no such form
+    settings.fill_uninitialized_memory = False  # a debugging aid that takes a twentieth of the time
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass has no deterministic form
     try:
         yield
     finally:

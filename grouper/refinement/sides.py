@@ -1,4 +1,4 @@
-"""Two residual streams side by side: the original's, and that of the regrouped model with the errors of its layers so
+"""Two parallel residual streams: the original's, and that of the regrouped model with the errors of its layers so
 far."""
 
 import torch
@@ -14,8 +14,9 @@ class Sides:
     """Both streams of examples of one length.
 
     own, ours: step of the original and of the regrouped model. wanted: [n, tokens, D], target after the attention; if
-    whole layers are matched, it is the next stream of the original and takes its place. added: relative size of what
-    the original adds to the stream, summed over the parts that errors are taken on; of_first: that of the first part.
+    whole layers are matched, it is the next stream of the original and takes its place. added: relative size of the
+    original's addition to the stream, summed over the parts that errors are measured on. of_first: the same for the
+    first part.
     """
 
     own: Step

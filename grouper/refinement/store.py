@@ -1,4 +1,4 @@
-"""Layers' weights by their numbers, in memory or a file each in a folder, so that a killed refinement resumes."""
+"""Weights of layers by number, in memory or in one file each, so that a killed refinement resumes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from grouper.tensor_files import facts_of, load_tensors, save_tensors
 
 WEIGHTS = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm", "sinks", "planes")
 CURE = "delete it, and that layer is made again"
-KINDS = ("attention.", "others.")  # beginnings of the names of tensors in a file
+KINDS = ("attention.", "others.")  # prefixes of tensor names in a file
 
 
 class LayerStore:
-    """Call it with a layer's number to get the layer's weights.
+    """Layer store; call it with a layer's number to get the layer's weights.
 
-    folder: where layers are kept; in memory without. make: gives layers that are not there, each of which is asked for
-    once. Raises KeyError for a layer that is neither kept nor made.
+    folder: folder for the layers; None keeps them in memory. make: computes a missing layer, once. Raises KeyError for
+    a layer that is neither stored nor computed.
     """
 
     def __init__(self, folder: Path | None = None, make: Merged | None = None):
@@ -34,7 +34,7 @@ class LayerStore:
         return self._kept[layer] if self.folder is None else load_layer(self._path(self.folder, layer))
 
     def keep(self, layer: int, done: MergedLayer) -> None:
-        """done: on the CPU."""
+        """Store a layer. done: its weights, on the CPU."""
         if self.folder is None:
             self._kept[layer] = done
         else:
@@ -69,7 +69,7 @@ def save_layer(path: Path, done: MergedLayer) -> None:
 
 
 def load_layer(path: Path) -> MergedLayer:
-    """Read a layer that save_layer wrote, to the bit. Raises GrouperError where the file is something else."""
+    """Read a layer that save_layer wrote, bit for bit. Raises GrouperError if the file is something else."""
     tensors, facts = load_tensors(path, _Facts, CURE)
     parts = {kind: {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)} for kind in KINDS}
     if not set(WEIGHTS[:4]) <= parts["attention."].keys() <= set(WEIGHTS):

@@ -1,4 +1,4 @@
-"""Sum of all ranks' gradients, which travels while the backward pass still runs."""
+"""Sum of all ranks' gradients, sent while the backward pass is still running."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ from grouper.ranks import Ranks
 
 
 class SummedGradients:
-    """Replace the gradients of `tensors` by the sums over ranks.
+    """Replace the gradients of `tensors` by their sums over ranks.
 
-    dtype: of what travels; on GPUs bfloat16, in which a step's products are computed, too. Sums are taken by the
-    communication library, in float32 inside of a GPU's switch or ring where it does so.
+    dtype: type in which gradients are sent; on GPUs bfloat16, as for the products of a step. The communication library
+    computes the sums, in float32 inside a GPU's switch or ring if it supports that.
     """
 
     def __init__(self, tensors: Sequence[Tensor], ranks: Ranks, dtype: torch.dtype):
         self.tensors, self.ranks, self.dtype = tensors, ranks, dtype
-        self.travelling: list[tuple[Tensor, Tensor, Any]] = []  # a tensor, what is summed, the work to wait for
+        self.travelling: list[tuple[Tensor, Tensor, Any]] = []  # a tensor, its gradient, the pending operation
 
     @contextmanager
     def during_backward(self) -> Iterator[None]:
-        """Send each gradient as soon as it is there; at the end all are sums. All ranks have to compute the same step,
-        so that their gradients come in the same order."""
-        self.travelling.clear()  # of a step that failed
+        """Send each gradient as soon as it is computed; at the end of the block all are sums. All ranks must compute
+        the same step, so that their gradients come in the same order."""
+        self.travelling.clear()  # left over from a step that failed
         hooks = [tensor.register_post_accumulate_grad_hook(self._send) for tensor in self.tensors]
         try:
             yield
@@ -35,7 +35,7 @@ class SummedGradients:
         self._take_up()
 
     def afterwards(self) -> None:
-        """The same once a backward pass has run, in a fixed order: for steps that a rank has no part in."""
+        """Sum the gradients after a backward pass, in a fixed order. For steps in which some ranks have no part."""
         for tensor in self.tensors:
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
@@ -45,7 +45,7 @@ class SummedGradients:
     def _send(self, tensor: Tensor) -> None:
         gradient = tensor.grad
         assert gradient is not None
-        sent = gradient.to(self.dtype)  # the gradient itself where it has that type
+        sent = gradient.to(self.dtype)  # the gradient itself if it has that type
         self.travelling.append((gradient, sent, self.ranks.adding_up(sent)))
 
     def _take_up(self) -> None:

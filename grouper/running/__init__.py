@@ -1,1 +1,1 @@
-"""A transformers model at work: on batches, layer by layer, in memory or streamed from disk."""
+"""Running a transformers model: on batches, layer by layer, in memory or streamed from disk."""

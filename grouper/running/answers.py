@@ -24,8 +24,8 @@ def answered(
 
 
 def logits_of(output: Any, batch: Batch) -> Tensor | None:
-    """[n, places, classes]: of each next token, of each token, of where an answer begins and ends, or, in a single
-    place, of a class. None of a model without a head."""
+    """Logits [n, places, classes]: of each next token, of each token, of the begin and end of an answer, or of a class
+    in a single place. None for a model without a head."""
     if output.get("start_logits") is not None:
         return torch.stack([output.start_logits, output.end_logits], 1)
     if output.get("logits") is None:
@@ -36,7 +36,7 @@ def logits_of(output: Any, batch: Batch) -> Tensor | None:
 
 
 def targets_of(batch: Batch) -> Tensor | None:
-    """[n, places]: the answers that are right, NOT_ASKED where none is known; None where none is at all."""
+    """Right answers [n, places], NOT_ASKED where unknown; None if all are unknown."""
     if batch.windows is not None:
         return batch.windows[:, 1:]
     labels = batch.labels
@@ -44,7 +44,7 @@ def targets_of(batch: Batch) -> Tensor | None:
 
 
 def asked_of(batch: Batch, logits: Tensor) -> Tensor | None:
-    """[n, places], bool: which answers are compared, on the logits' device; None where all are."""
+    """True for answers that are compared [n, places], on the logits' device; None if all are."""
     if batch.windows is not None or (batch.labels is not None and batch.labels.ndim == 1):
         return None
     asked = batch.read if batch.labels is None else batch.labels != NOT_ASKED
@@ -52,8 +52,7 @@ def asked_of(batch: Batch, logits: Tensor) -> Tensor | None:
 
 
 def pooled(hidden: Tensor, read: Tensor | None) -> Tensor:
-    """hidden [examples, tokens, D], read [examples, tokens] or None for all. Returns the mean over tokens [examples,
-    D]."""
+    """Mean over tokens [examples, D]. hidden: [examples, tokens, D]. read: [examples, tokens], or None for all."""
     if read is None:
         return hidden.mean(1)
     mask = read.to(hidden)[..., None]

@@ -7,7 +7,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
-NOT_ASKED = -100  # in labels, as transformers marks it
+NOT_ASKED = -100  # marks missing labels, as in transformers
 IDS = "input_ids"
 
 
@@ -16,8 +16,8 @@ class Batch:
     """Examples for a model.
 
     inputs: arguments of the model by name, [n, ...] each; `attention_mask` [n, tokens] is 1 at non-padding positions.
-    labels: [n] or [n, tokens], NOT_ASKED where no answer is known; None where none is. tokens: number of tokens per
-    example. Windows of text for a decoder are ids alone.
+    labels: [n] or [n, tokens], NOT_ASKED where the answer is unknown; None if all are. tokens: number of tokens per
+    example. Windows of text for a decoder consist of ids alone.
     """
 
     inputs: dict[str, Tensor]
@@ -26,17 +26,17 @@ class Batch:
 
     @classmethod
     def of(cls, given: Union[Tensor, "Batch"]) -> "Batch":
-        """Windows of ids [n, tokens] as a batch; a batch as it is."""
+        """Batch from windows of ids [n, tokens]. A batch is returned unchanged."""
         return cls({IDS: given}, tokens=given.shape[-1]) if isinstance(given, Tensor) else given
 
     @property
     def windows(self) -> Tensor | None:
-        """[n, tokens] ids, where there is nothing else."""
+        """Ids [n, tokens] if the batch holds nothing else; None otherwise."""
         return self.inputs[IDS] if set(self.inputs) == {IDS} and self.labels is None else None
 
     @property
     def ids(self) -> Tensor:
-        """[n, tokens] of text."""
+        """Ids of the text [n, tokens]."""
         return self.inputs[IDS]
 
     def __len__(self) -> int:
@@ -48,14 +48,14 @@ class Batch:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(examples, tokens of each)."""
+        """Number of examples, and tokens per example."""
         return len(self), self.tokens
 
     def numel(self) -> int:
         return len(self) * self.tokens
 
     def called_with(self, device: str | torch.device, dtype: torch.dtype, decodes: bool) -> dict[str, Tensor]:
-        """The arguments of a call. decodes: whether labels are what a decoder is to write, which it then also reads."""
+        """Arguments of a call. decodes: whether a decoder is to write the labels; it then also reads them."""
         moved = {n: t.to(device, dtype if t.is_floating_point() else None) for n, t in self.inputs.items()}
         return {**moved, "labels": self.labels.to(device)} if decodes and self.labels is not None else moved
 
@@ -67,15 +67,15 @@ class Batch:
 
     @property
     def written(self) -> Tensor:
-        """True at non-padding positions of the target [n, tokens] that a decoder behind an encoder writes. Raises
-        ValueError where there is no target."""
+        """True at non-padding positions of the target [n, tokens] that the decoder of an encoder-decoder writes. Raises
+        ValueError if the batch has no target."""
         if self.labels is None:
             raise ValueError("these examples have no target")
         return self.labels.ne(NOT_ASKED)
 
     @property
     def digest(self) -> str:
-        """A short name for these examples."""
+        """Short hash of these examples."""
         if self.windows is not None:
             return hashlib.sha256(self.windows.to(torch.int64).numpy().tobytes()).hexdigest()[:16]
         found = hashlib.sha256()
@@ -86,6 +86,6 @@ class Batch:
 
 
 def padded(rows: list[list[int]], filling: int) -> Tensor:
-    """[n, longest]"""
+    """Rows padded to the longest [n, longest]. filling: padding id."""
     longest = max(map(len, rows))
     return torch.tensor([row + [filling] * (longest - len(row)) for row in rows])

@@ -1,8 +1,7 @@
-"""A transformers model whose attention weights can be exchanged layer by layer: for measuring layouts without writing
-them.
+"""Transformers model whose attention weights can be exchanged layer by layer, to measure layouts without writing them.
 
-Weights go in expanded, one K and one V head per query head, so any layout runs in any class, and the KV cache plays no
-part. Never save such a model: write layouts with `export`.
+Weights are installed in expanded form, with one K and one V head per query head. Any layout therefore runs in any
+class, and the KV cache is not affected. Never save such a model; write layouts with `export`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class InMemoryModel(Layers):
-    """`model` is the transformers model; `installed` lets layers compute with other weights for a while."""
+    """Model in memory. `model` is the transformers model; `installed` exchanges weights of layers temporarily."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32):
         self.checkpoint = checkpoint.local()
@@ -53,8 +52,8 @@ class InMemoryModel(Layers):
     def installed(self, layout: HeadLayout | Mapping[int, LayerLayout], merged: Merged) -> Iterator["PreTrainedModel"]:
         """The transformers model, computing with these weights until the block ends.
 
-        layout: of the whole model, or of some layers by their numbers. merged(layer): that layer's weights. Blocks may
-        be nested; each one restores what it found.
+        layout: of the whole model, or of some layers by number. merged(layer): weights of that layer. Blocks may be
+        nested; each one restores the weights that it found.
         """
         layers = dict(enumerate(layout.layers)) if isinstance(layout, HeadLayout) else layout
         with ExitStack() as stack:
@@ -64,8 +63,8 @@ class InMemoryModel(Layers):
 
 
 def check_loaded(name: str, loading: dict) -> None:
-    """Raise GrouperError where transformers made up weights that the checkpoint lacks, or could not use. A pooler,
-    which many encoders are published without, is nothing that attention or its answers depend on."""
+    """Raise GrouperError if transformers initialised weights that the checkpoint lacks, or could not use some. A
+    missing pooler is allowed, since many encoders are published without one and attention does not depend on it."""
     for what in ("missing_keys", "mismatched_keys"):
         wrong = sorted(str(key) for key in loading.get(what) or () if "pooler." not in str(key))
         if wrong:
@@ -77,7 +76,7 @@ def check_loaded(name: str, loading: dict) -> None:
 def exchanged(
     model: Layers, layer: int, block: nn.Module, merged: MergedLayer, layout: LayerLayout
 ) -> Iterator[nn.Module]:
-    """The layer of the model that this attention is in, computing with these weights until the block ends."""
+    """The model's layer that contains this attention, computing with these weights until the block ends."""
     a, family = model.architecture, model.architecture.family_of(layer)
     path = family.in_class.attention
     attention = block.get_submodule(path)
@@ -102,10 +101,11 @@ def expanded_attention(
     dtype: torch.dtype,
     layer: int = 0,
 ) -> nn.Module:
-    """A shallow copy of an attention module whose projections have room for one q, K and V head per attention output,
-    weights not yet set.
+    """Shallow copy of an attention module whose projections have room for one q, K and V head per attention output. Its
+    weights are not yet set.
 
-    Where a norm spans all K heads, k_proj has the layout's heads alone: the norm is theirs, and its output is expanded.
+    If a norm spans all K heads, k_proj has only the layout's heads: the norm applies to these, and its output is
+    expanded.
     """
     a, f = architecture, architecture.family_of(layer).in_class
     new = _shallow_copy(attention)
@@ -115,11 +115,11 @@ def expanded_attention(
     for path, out_features in rows.items():
         *within, name = path.removeprefix(f"{f.attention}.").split(".")
         owner = new
-        for part in within:  # modules on the way are copied, too
+        for part in within:  # modules on the way are copied too
             setattr(owner, part, _shallow_copy(getattr(owner, part)))
             owner = getattr(owner, part)
         old = getattr(owner, name)
-        if f.transposed or out_features is None:  # as large as before
+        if f.transposed or out_features is None:  # same size as before
             setattr(owner, name, _emptied(old, device, dtype))
         else:
             linear = nn.Linear(a.hidden_size, out_features, bias=old.bias is not None, device="meta")
@@ -143,7 +143,7 @@ def expanded_attention(
 def expanded_tensors(
     architecture: Architecture, attention: Attention, layout: LayerLayout, layer: int = 0
 ) -> dict[str, torch.Tensor]:
-    """The attention tensors that such a module takes, by name within the layer; gradients flow through."""
+    """Tensors of such a module, by name within the layer; gradients flow through."""
     whole, family = attention.expanded(layout), architecture.family_of(layer)
     if architecture.family.qk_norm != "all":
         return {family.class_name(n): t for n, t in architecture.tensors("", whole, layer)}
@@ -154,7 +154,7 @@ def expanded_tensors(
 
 
 class _NormThenExpand(nn.Module):
-    """A norm across the K heads there are, then each query head's own copy."""
+    """Norm across the existing K heads, followed by a copy for each query head."""
 
     def __init__(self, norm: nn.Module, layout: LayerLayout, head_dim: int):
         super().__init__()
@@ -165,7 +165,7 @@ class _NormThenExpand(nn.Module):
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:
-    """Its own attributes and children's places; the children are the same."""
+    """Copy with its own attributes and its own references to children; the children are the same."""
     new = object.__new__(type(module))
     new.__dict__.update(module.__dict__)
     for name in ("_parameters", "_buffers", "_modules"):
@@ -174,7 +174,7 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 
 
 def _emptied(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    """The same kind of module with uninitialised parameters of its own."""
+    """Module of the same kind with uninitialised parameters of its own."""
     new = _shallow_copy(module)
     for name, parameter in module._parameters.items():
         if parameter is not None:
@@ -185,7 +185,7 @@ def _emptied(module: nn.Module, device: str | torch.device, dtype: torch.dtype) 
 
 
 def in_double(config: dict) -> dict[str, str]:
-    """What from_pretrained must be told to compute in float64: grouped kernels for experts know no such numbers."""
+    """Arguments of from_pretrained for a model in float64, which grouped kernels for experts do not support."""
     return (
         {"experts_implementation": "eager"}
         if {"num_experts", "num_local_experts"} & decoder_config(config).keys()

@@ -1,8 +1,8 @@
-"""An attention module that computes with keys and values as a cache of some type gives them back.
+"""Attention modules that read keys and values through a simulated low-bit cache.
 
-Every attention class of transformers hands its keys, after RoPE, and its values to a cache, and computes with what that
-returns. Here this is a cache that keeps nothing and returns both rounded: each window is measured as if every token
-had been generated on the cache of those before it.
+Every attention class of transformers passes its keys, after RoPE, and its values to a cache, and computes with the
+returned tensors. The cache here stores nothing and returns both rounded, so that each window is measured as if every
+token had been generated from the cache of those before it.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from grouper.cache_types import CacheType
 from grouper.errors import GrouperError
 
-NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # of the argument, in releases of transformers
+NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")  # argument names in transformers releases
 
 
 class RoundingCache:
-    """Stands for a cache of transformers. asked: whether attention gave it something."""
+    """Stand-in for a cache of transformers. asked: whether attention has used it."""
 
     is_compileable = False
 
@@ -28,8 +28,8 @@ class RoundingCache:
         self.kind, self.asked = kind, False
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values [examples, heads, tokens, d] as they are read back; of a type with exact newest tokens both
-        forms behind one another, [examples, heads, 2 tokens, d]."""
+        """Keys and values [examples, heads, tokens, d] as read back. For a type with exact newest tokens, rounded and
+        exact ones are concatenated to [examples, heads, 2 tokens, d]."""
         self.asked = True
         rounded = self.kind.rounded(keys, "k"), self.kind.rounded(values, "v")
         if not self.kind.residual:
@@ -37,14 +37,14 @@ class RoundingCache:
         return torch.cat([rounded[0], keys], -2), torch.cat([rounded[1], values], -2)
 
     def get_seq_length(self, *_: Any) -> int:
-        """Tokens before these."""
+        """Number of tokens before these, always 0."""
         return 0
 
 
 @contextmanager
 def kept_as(attention: nn.Module, kind: CacheType | None) -> Iterator[None]:
-    """The attention reads keys and values from a cache of this type until the block ends; as they are for None. Raises
-    GrouperError for a class that asks no cache."""
+    """Make the attention read keys and values from a cache of this type until the block ends; unchanged if the type is
+    None. Raises GrouperError for a class that does not use a cache."""
     if kind is None or kind.rounding is None:
         yield
         return
@@ -74,9 +74,9 @@ def _stream(inputs: tuple, named: dict[str, Any]) -> Tensor:
 
 
 def of_both(mask: Tensor | None, tokens: int, residual: int, device: torch.device) -> Tensor:
-    """Mask [.., tokens, 2 tokens] over rounded keys and exact ones behind them: each token sees rounded full runs of
-    `residual` tokens before its own run, exact the others. mask: over the keys once [.., tokens, >= tokens], True or 0
-    where they are seen; None is causal."""
+    """Mask [.., tokens, 2 tokens] over rounded keys followed by exact ones. Each token sees rounded keys of the full
+    runs of `residual` tokens before its own run, and exact keys of the others. mask: mask over the keys [.., tokens, >=
+    tokens], True or 0 where they are visible; None is causal."""
     place = torch.arange(tokens, device=device)
     if mask is None:
         mask = (place[:, None] >= place)[None, None]

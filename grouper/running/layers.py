@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class Layers(ABC):
-    """model: the transformers model, perhaps without its layers' weights. prefix: of the decoder's names in it. device,
-    dtype: of what `loaded` gives."""
+    """A transformers model as layers. model: the transformers model, perhaps without its layers' weights. prefix:
+    prefix of the decoder's names in it. device, dtype: those of the layers that `loaded` yields."""
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -27,14 +27,14 @@ class Layers(ABC):
     prefix: str
     device: str
     dtype: torch.dtype
-    beside: list[tuple | None] | None = None  # values that its layers return after the stream, once that is known
+    beside: list[tuple | None] | None = None  # values that layers return after the stream, once known
 
     @abstractmethod
     def loaded(self, layer: int) -> AbstractContextManager[nn.Module]:
-        """The layer with its weights, until the block ends. Layers come fastest in their order."""
+        """The layer with its weights, until the block ends. Access is fastest in order."""
 
     def layer(self, layer: int) -> nn.Module:
-        """The layer that this attention is in."""
+        """The layer that contains this attention."""
         site = self.architecture.sites[layer]
         return self.model.get_submodule(self.prefix + site.family.in_class.layer.format(layer=site.layer).rstrip("."))
 
@@ -44,21 +44,21 @@ class Layers(ABC):
         return self.model.get_submodule(self.prefix.rstrip(".")) if self.prefix else self.model
 
     def query_projection(self, layer: int) -> nn.Module:
-        """The module whose input is what enters q, k and v."""
+        """Module whose input is the input of q, k and v."""
         return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.q)
 
     def key_projection(self, layer: int) -> nn.Module:
-        """The module that gives k, among others where projections are fused."""
+        """Module that computes k, with other projections if they are fused."""
         return self.layer(layer).get_submodule(self.architecture.family_of(layer).in_class.storage.k)
 
     @property
     def layers_begin(self) -> tuple[str, ...]:
-        """Beginnings of the names of the layers' parameters in the class."""
+        """Prefixes of the names of the layers' parameters in the class."""
         names = sorted({site.family.in_class.layer for site in self.architecture.sites})
         return tuple(self.prefix + name.partition("{")[0] for name in names)
 
     def around(self) -> dict[str, nn.Parameter]:
-        """Parameters outside the layers, by their names in the checkpoint, tied ones under each of theirs."""
+        """Parameters outside the layers, by their names in the checkpoint. Tied ones are listed under each name."""
         first = self.architecture.family_of(0).layer.format(layer=0)
         stem = self.architecture.prefix(self.checkpoint, 0).removesuffix(first)
         found = {}
@@ -70,8 +70,8 @@ class Layers(ABC):
         return found
 
     def replace_around(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give parameters outside the layers other values; what is tied to them goes along, and buffers that some
-        checkpoints hold (numbers of positions) stay."""
+        """Give parameters outside the layers new values. Tied parameters change with them. Buffers that some
+        checkpoints hold (position ids) stay."""
         parameters = self.around()
         for name, tensor in ((n, t) for n, t in tensors.items() if n in parameters):
             parameters[name].data = tensor.to(self.device, self.dtype)

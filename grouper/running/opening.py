@@ -1,4 +1,4 @@
-"""Whether a model is taken into memory or streamed from disk."""
+"""Choice between loading a model into memory and streaming it from disk."""
 
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.families.architecture import Architecture

@@ -1,8 +1,8 @@
-"""A transformers model whose layers are read from disk when their turn comes: for models that memory does not hold.
+"""Transformers model whose layers are read from disk one at a time, for models that do not fit into memory.
 
-What stands around the layers (embedding, last norm, head) is in memory; the layers themselves are skeletons without
-weights, and `loaded` gives one of them with its weights, the next one being read meanwhile. Such a model is walked
-layer by layer over a residual stream (grouper.calibration.streams), by the same code as one that is in memory.
+Everything outside the layers (embedding, last norm, head) is in memory. The layers themselves are skeletons without
+weights; `loaded` yields one of them with its weights while the next one is being read. Such a model is walked layer by
+layer over a residual stream, by the same code as a model in memory (grouper.running.walk).
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,13 @@ from grouper.model.one_layer import of_layer
 from grouper.running.layers import Layers
 
 State = dict[str, torch.Tensor]
-READERS = 4  # tensors of a layer that are read at a time
+READERS = 4  # tensors of a layer read in parallel
 
 
 class Skeleton(Layers):
-    """`model`: of the checkpoint's class, without weights. architecture: how the original of that model names its
-    tensors, which an exported one goes on doing. own_code: whether the folder's modelling file is ours to run."""
+    """Skeleton of a model. `model`: instance of the checkpoint's class, without weights. architecture: names of tensors
+    in the original model, which an exported model keeps. own_code: whether the folder's modelling file is ours and may
+    run."""
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture, own_code: bool = False, device: str = "cpu"):
         self.checkpoint, self.architecture = checkpoint.local(), architecture
@@ -37,12 +38,12 @@ class Skeleton(Layers):
         self.prefix = decoder_prefix((n for n, _ in self.model.named_parameters()), self.layer_name(0))
 
     def layer_name(self, layer: int) -> str:
-        """How the class names what is in the layer of this attention."""
+        """Prefix in the class of the layer that contains this attention."""
         site = self.architecture.sites[layer]
         return site.family.in_class.layer.format(layer=site.layer)
 
     def stored(self, layer: int) -> dict[str, str]:
-        """The names in the checkpoint of the layer's tensors, by those that the class has within the layer."""
+        """Names of the layer's tensors in the checkpoint, by their names within the layer in the class."""
         here, family = self.architecture.prefix(self.checkpoint, layer), self.architecture.family_of(layer)
         names = (n for n in self.checkpoint.tensors if n.startswith(here))
         return {family.class_name(name.removeprefix(here)): name for name in names}
@@ -55,7 +56,7 @@ class Skeleton(Layers):
         return name in dict(self.layer(layer).named_parameters())
 
     def state(self, layer: int) -> State:
-        """The layer's tensors by their names in the module, in this model's type."""
+        """Tensors of the layer by their names in the module, in this model's dtype."""
         stored, names = self.stored(layer), [name for name, _ in self.layer(layer).named_parameters()]
         if not stored.keys() >= set(names):
             first = next(s for s in self.architecture.sites if s.stack == self.architecture.sites[layer].stack)
@@ -64,15 +65,15 @@ class Skeleton(Layers):
         return {name: self.checkpoint.tensor(stored[name]).to(self.dtype) for name in names}
 
     def is_stored_so(self, layer: int) -> bool:
-        """Whether checkpoints hold the layer's tensors under the names that the module has; not where a class stacks or
-        renames them."""
+        """Whether checkpoints store the layer's tensors under the names of the module. Some classes stack or rename
+        them."""
         return self.stored(layer).keys() >= {name for name, _ in self.layer(layer).named_parameters()}
 
     def one_layer(self, layer: int, around: bool = False) -> nn.Module:
-        """A model of this layer alone, by transformers' own loading, which knows renamed, stacked and tied tensors.
-        around: with what stands around the layers, too; else that is left random."""
+        """Model of this layer alone, loaded by transformers, which handles renamed, stacked and tied tensors. around:
+        also load the tensors outside the layers; otherwise they are random."""
         a, checkpoint = self.architecture, self.checkpoint
-        firsts = {place[0].stack: place[0] for place in reversed(a.places)}  # of each stack, its first layer
+        firsts = {place[0].stack: place[0] for place in reversed(a.places)}  # first layer of each stack
         shown = {**firsts, a.sites[layer].stack: a.sites[layer]}
         state: State = {}
         for stack, site in shown.items():
@@ -96,7 +97,8 @@ class Skeleton(Layers):
             )
 
     def fill_positions(self) -> None:
-        """What stands around the layers, embedding and head aside, for they are large: positions, norms."""
+        """Load the small modules outside the layers, such as positions and norms. Embedding and head are skipped,
+        because they are large."""
         stem = self.architecture.prefix(self.checkpoint, 0).removesuffix(self.layer_name(0))
         large = {id(m.weight) for m in (self.model.get_input_embeddings(), self.model.get_output_embeddings()) if m}
         for name, parameter in list(self.model.named_parameters()):
@@ -126,7 +128,7 @@ class Skeleton(Layers):
 
 
 class StreamedModel(Skeleton):
-    """A skeleton whose layers come whole, in float32, and around which everything is in memory."""
+    """Skeleton whose layers are loaded completely, in float32, and whose other modules are all in memory."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
         super().__init__(checkpoint, Architecture.of(checkpoint.config), device=device)
@@ -136,7 +138,7 @@ class StreamedModel(Skeleton):
         self._fill_what_stands_around()
 
     def _fill_what_stands_around(self) -> None:
-        """Everything but the layers, through transformers' own loading, which knows renamed and tied tensors."""
+        """Load everything except the layers by transformers, which handles renamed and tied tensors."""
         around = dict(self.one_layer(0, around=True).named_parameters())
         for name, parameter in list(self.model.named_parameters()):
             if parameter.is_meta and name in around and not name.startswith(self.layers_begin):
@@ -148,8 +150,9 @@ class StreamedModel(Skeleton):
                     module._buffers[name] = buffer.to(self.device)
 
     def _state(self, layer: int) -> State:
-        """The layer's tensors by their names in the module: in float32, or for a GPU, which turns them into float32 in
-        no time, as they are stored. On the CPU: this runs in a thread, and another one may be capturing a graph."""
+        """Tensors of the layer by their names in the module, in float32. For a GPU they keep their stored dtype,
+        because the GPU converts them fast. They are on the CPU: this runs in a thread, and another thread may be
+        capturing a graph."""
         stored, names = self.stored(layer), [name for name, _ in self.layer(layer).named_parameters()]
 
         def read(name: str) -> torch.Tensor:
@@ -159,8 +162,8 @@ class StreamedModel(Skeleton):
         return dict(zip(names, self._readers.map(read, names)))
 
     def _read(self, layer: int) -> State:
-        """From the reader if it was sent for this layer; then it is sent for the next. transformers' own loading stays
-        in this thread: it changes torch's modules while it works."""
+        """Weights of a layer: from the reader thread if it has been reading this layer, which then starts on the next.
+        Loading by transformers stays in this thread, because it patches torch modules while it runs."""
         if not self.is_stored_so(layer):
             return self.state(layer)
         ahead, self._ahead = self._ahead, None

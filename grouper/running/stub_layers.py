@@ -1,4 +1,4 @@
-"""A model with stubs in the place of its layers: to learn how layers are called, or to compute only the head."""
+"""Model with stubs in place of its layers, to find out the arguments of layers, or to compute only the head."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,16 +11,16 @@ from grouper.families.sites import Place
 from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 
-Arguments = tuple[tuple, dict[str, Any]]  # positional and by name, beside the stream
+Arguments = tuple[tuple, dict[str, Any]]  # positional and named, without the stream
 NOT_OURS = ("past_key_values", "layer_past", "cache", "use_cache", "hidden_states")
 
 
 class Enough(Exception):
-    """Raised to end a pass early, once the values that were looked for are known."""
+    """Raised to end a pass early, once the required values are known."""
 
 
 def call(model: Layers, batch: Batch) -> Any:
-    """The model's output; of a decoder alone what stands behind its last norm."""
+    """Output of the model; for a decoder alone, that of its last norm."""
     family = model.architecture.family
     given = batch.called_with(model.device, model.dtype, bool(family.parts))
     uncached = {"use_cache": False} if family.parts or not family.encodes else {}
@@ -72,7 +72,7 @@ def passed_on(_place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:
     return stream_of(inputs, named)
 
 
-# What layers give beside the stream
+# Values that layers return after the stream
 
 
 def given_beside(model: Layers) -> list[tuple | None]:
@@ -84,8 +84,8 @@ def given_beside(model: Layers) -> list[tuple | None]:
 
 
 def _gives_tuples(model: Layers) -> bool:
-    """Whether this class's layers return tuples that begin with the stream. Found out without running one: from a bare
-    stream [1, 2, D] in its place, the model takes the first row."""
+    """Whether this class's layers return tuples that begin with the stream. No layer is run for this: the stubs return
+    a bare stream [1, 2, D], and a model that expects a tuple takes its first row."""
     dimensions: list[int] = []
 
     def stub(*inputs: Any, **named: Any) -> Tensor:
@@ -107,15 +107,15 @@ def _gives_tuples(model: Layers) -> bool:
 
 
 def embedded(model: Layers, tokens: int) -> Tensor:
-    """Zeros in the place of embedded tokens [1, tokens, D]."""
+    """Zeros in place of embedded tokens [1, tokens, D]."""
     width = cast(nn.Embedding, model.model.get_input_embeddings()).embedding_dim
     return torch.zeros(1, tokens, width, dtype=model.dtype, device=model.device)
 
 
 @torch.no_grad()
 def stub_arguments(model: Layers, tokens: int) -> list[Arguments]:
-    """The arguments that each layer of a decoder gets beside a stream [1, tokens, D]; no layer is run, nothing is
-    embedded."""
+    """Arguments that each layer of a decoder gets in addition to a stream [1, tokens, D]. No layer is run, and nothing
+    is embedded."""
     arguments: list[Arguments] = []
 
     def keep(place: Place, inputs: tuple, named: dict[str, Any]) -> Tensor:

@@ -22,7 +22,7 @@ from grouper.running.layers import Layers
 from grouper.running.stub_layers import Arguments, Enough, arguments_of, call, given_beside, stream_of, stubs
 from grouper.threads import side_by_side
 
-ENTERING = 64  # examples whose stream into the first layer is taken at a time
+ENTERING = 64  # examples whose stream into the first layer is computed at a time
 
 
 class Walk:
@@ -42,7 +42,7 @@ class Walk:
         self.stream = torch.empty(0)
         self.mask: Tensor | None = None
         self.arguments: list[list[Arguments]] = []  # by layer of the stack, by part
-        self.entered = -1  # the stack
+        self.entered = -1  # number of the stack
 
     def copy(self) -> "Walk":
         """Copy of the walk with a stream of its own."""
@@ -87,7 +87,7 @@ class Walk:
             for of_layer, of_part in zip(self.arguments, () if self.alike else found):
                 of_layer += of_part
         beside, values = given_beside(self.model), given_beside(self.model)[stack]
-        beside[stack] = None if values is None else (None,) * len(values)  # how many there are is known
+        beside[stack] = None if values is None else (None,) * len(values)  # only their number is known
         self.mask = self.batch.written if stack else self.batch.read
 
     def _entering(
@@ -109,7 +109,7 @@ class Walk:
                 entered.append(stream)
                 if only_stream:
                     raise Enough
-                if model.architecture.family.encodes:  # it may make what those behind it are called with
+                if model.architecture.family.encodes:  # its output may enter the arguments of later modules
                     with model.loaded(first[0].index):
                         output = real(*inputs, **named)
                     beside[first[0].stack] = tuple(output[1:]) if isinstance(output, tuple) else None
@@ -155,8 +155,8 @@ class Step:
     def advance(
         self, module: nn.Module, dtype: torch.dtype = torch.float32, numbers: Sequence[int] | None = None
     ) -> None:
-        """Move the stream through the layer, part by part; on a CPU several parts at a time. numbers: of the parts that
-        move; all unless given."""
+        """Move the stream through the layer, part by part; on a CPU several parts at a time. numbers: parts to move
+        (default: all)."""
 
         def one(number: int) -> None:
             self.put(number, self.through(module, number, dtype))

@@ -153,7 +153,7 @@ def _name_of(text: str) -> str | None:
 
 
 def is_demo(text: str) -> bool:
-    """Whether `demo` means the built-in texts: there is no file of that name."""
+    """Whether `demo` means the built-in texts, which is the case unless a file has that name."""
     return text == "demo" and not Path("demo").is_file()
 
 
@@ -162,7 +162,7 @@ def is_file_name(text: str) -> bool:
 
 
 def is_named(text: str) -> bool:
-    """Whether this is a name in DATASETS and there is no file of that name."""
+    """Whether this is a name in DATASETS, and not the name of a file."""
     return text in DATASETS and not Path(text).is_file()
 
 

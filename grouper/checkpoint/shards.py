@@ -120,7 +120,7 @@ def write_shards(
 
 
 class _GivenUp(Exception):
-    """Raised to stop a write whose result is no longer needed."""
+    """Raised to stop a write whose result is not needed any more."""
 
 
 def _write_and_compare(

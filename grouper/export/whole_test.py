@@ -112,7 +112,7 @@ def _compare_logits(job: Job, ours: "PreTrainedModel", reference: "PreTrainedMod
 
 
 def _compare_answers(job: Job, ours: "PreTrainedModel", reference: "PreTrainedModel") -> SelfTest:
-    """Compare logits, or the last layer's output if there is no head; for a decoder, also greedy tokens."""
+    """Compare logits, or the last layer's output if the model has no head; for a decoder, also greedy tokens."""
     import transformers
 
     inputs, writes = random_inputs(reference, job.architecture, PROMPT), bool(job.architecture.family.parts)

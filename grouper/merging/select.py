@@ -15,7 +15,7 @@ from grouper.merging.folding import augmented
 @dataclass(frozen=True)
 class Select(Merge):
     """Medoid of each group: the member nearest to the others, with the least sum of 1 - cosine of outputs on
-    calibration text (of weights if there is no text). With `first`, the group's first member instead.
+    calibration text (of weights if no text is given). With `first`, the group's first member instead.
 
     If K and V have the same grouping, a single member gives both K and V, and is nearest by the mean of K's and V's
     distances. Distances compare directions, because by squared differences the weakest head would be nearest to all.

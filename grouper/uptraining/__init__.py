@@ -1,1 +1,1 @@
-"""Healing by training: an exported model learns from its original what merging took from it."""
+"""Fine-tuning of an exported model on its original's outputs, to recover the quality that merging lost."""

@@ -1,4 +1,5 @@
-"""LoRA by peft: low-rank adapters on every linear module are trained instead of the weights, and folded at the end."""
+"""LoRA by peft: low-rank adapters on every linear module are trained instead of the weights, and folded in at the
+end."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def add_adapters(model: "PreTrainedModel", rank: int, seed: int) -> None:
-    """On all linear modules that hold weights, the head aside. Raises GrouperError where peft is not installed."""
+    """Add adapters to all linear modules that hold weights, except the head. Raises GrouperError if peft is not
+    installed."""
     import torch
 
     try:
@@ -24,12 +26,12 @@ def add_adapters(model: "PreTrainedModel", rank: int, seed: int) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head and "weight" in module._parameters
     ]
-    torch.manual_seed(seed)  # peft draws one factor of each adapter
+    torch.manual_seed(seed)  # peft initialises one factor of each adapter randomly
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model)
 
 
 def fold_adapters(model: nn.Module) -> None:
-    """Weights with what their adapters add, and no adapters any more."""
+    """Fold adapters into the weights, and remove them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):

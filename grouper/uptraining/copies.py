@@ -1,4 +1,4 @@
-"""Weights in training, kept aside while training goes on: beside them on a GPU that has room, else in main memory."""
+"""Copy of the weights in training, kept on the GPU if it has room, else in main memory."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from grouper.layout import HeadLayout
 from grouper.uptraining.student import Student
 
-ROOM = 3  # times its size has to be free on the GPU that keeps a copy
+ROOM = 3  # free memory on the GPU must be this many times the copy's size
 
 
 class Copy:
-    """Weights, what the method remembers, and the layout. parameters: those in training, of which each rank may hold a
+    """Weights, the method's buffers, and the layout. parameters: those in training, of which each rank may hold a
     part."""
 
     def __init__(self, student: Student, parameters: Sequence[Tensor]):

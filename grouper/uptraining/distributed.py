@@ -1,5 +1,5 @@
-"""How a training is spread over processes: by accelerate where each holds the whole model, by torch's fully_shard where
-each holds a part (what `accelerate launch --use_fsdp` asks for)."""
+"""Distribution of a training over processes: by accelerate if each process holds the whole model, by torch's
+fully_shard if each holds a part (as `accelerate launch --use_fsdp` requests)."""
 
 import os
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def sharded() -> bool:
-    """Whether each process is to hold a part of the model."""
+    """Whether each process holds only a part of the model."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not started_ranks().alone
 
 
 def accelerator_for(device: str, options: UptrainPlan, saved: SavedTraining) -> "Accelerator | Sharding":
-    """accelerate's Accelerator, or what stands in its place where parameters are sharded: bfloat16 autocast on a GPU,
-    weights in float32."""
+    """Accelerator of accelerate, or Sharding if parameters are sharded: bfloat16 autocast on a GPU, weights in
+    float32."""
     if sharded():
         if options.tracker:
             raise GrouperError("`tracker` does not go with FSDP: uptraining.jsonl has what it would get")
@@ -48,9 +48,9 @@ def accelerator_for(device: str, options: UptrainPlan, saved: SavedTraining) -> 
 
 
 class Sharding:
-    """The part of accelerate's Accelerator that a training asks for, by torch itself: every decoder layer, and what
-    stands around them, is held in parts and gathered when its turn comes. accelerate does so on GPUs alone; this runs,
-    and is tested, anywhere."""
+    """Replacement, by torch alone, for the part of accelerate's Accelerator that a training uses. Every decoder layer,
+    and the parameters outside the layers, are held in parts and gathered when needed. accelerate supports this on GPUs
+    only; this class runs, and is tested, on any device."""
 
     def __init__(self, device: str):
         self.device = torch.device(own_gpu() if "cuda" in device else "cpu")
@@ -87,4 +87,4 @@ class Sharding:
             model.set_requires_gradient_sync(True)
 
     def log(self, values: dict, step: int) -> None:
-        """Trackers are accelerate's."""
+        """Log nothing, because trackers belong to accelerate."""

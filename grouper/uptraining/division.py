@@ -1,4 +1,4 @@
-"""Division of a training text into a learnt and a judged part."""
+"""Division of a training text into a part to learn from and a held-out part."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,13 +14,14 @@ from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.options import UptrainOptions, UptrainPlan
 from grouper.uptraining.text import TrainingText, text_for
 
-SETS_ASIDE = ("windows", "text")  # pairs, pictures and sounds are read whole
+SETS_ASIDE = ("windows", "text")  # pairs, images and recordings are read whole
 
 
 @dataclass(frozen=True)
 class Division:
-    """learnt, judged: examples, none in both. plan: for so much text. flattered: whether refinement has
-    seen what judges, so that the start looks better than it is."""
+    """Division of a text. learnt, judged: disjoint sets of examples. plan: plan of the training for this amount of
+    text. flattered: whether refinement has seen the held-out examples, so that the starting model looks better than it
+    is."""
 
     learnt: TrainingText
     judged: TrainingText
@@ -29,23 +30,23 @@ class Division:
 
 
 def divisions(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Iterator[Division]:
-    """The one to take comes first; behind it what an older version would have taken, and may have begun with. Raises
-    GrouperError where the text is too short."""
+    """Possible divisions, the preferred one first. The others are those that older versions would have used, and may
+    have begun with. Raises GrouperError if the text is too short."""
     if model.architecture.family.reads in SETS_ASIDE and not source.images:
         yield from set_aside(model, source, options, device)
     yield among_all(model, source, options, device)
 
 
 def set_aside(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Iterator[Division]:
-    """Division by the stretches that calibration and refinement skip, too. Yields nothing if the text has none, or if
-    refinement saw them, as refinements of older versions did."""
+    """Division by the held-out stretches that calibration and refinement also skip. Yields nothing if the text has no
+    such stretches, or if refinement saw them, as in older versions."""
     aside = replace(source, part="judged")
     if not aside.documents(lambda: None).size:
         return
     learnt = text_for(model.original, replace(source, part="learnt"), options.window)
     try:
         judged = text_for(model.original, aside, options.window)
-    except GrouperError:  # too few of its rows, or tokens for one window
+    except GrouperError:  # too few rows in them, or too few tokens for one window
         return
     judged = judged.rows(~refined_on(model, aside, judged))
     plan = planned(options, learnt, device)
@@ -55,7 +56,7 @@ def set_aside(model: ExportedModel, source: TextSource, options: UptrainOptions,
 
 
 def among_all(model: ExportedModel, source: TextSource, options: UptrainOptions, device: str) -> Division:
-    """Division of the whole text, judged by examples that refinement has not seen if there are enough of them."""
+    """Division of the whole text. Examples that refinement has not seen are held out if there are enough of them."""
     whole = replace(source, part="whole")
     text = text_for(model.original, whole, options.window)
     plan = planned(options, text, device)
@@ -66,7 +67,7 @@ def among_all(model: ExportedModel, source: TextSource, options: UptrainOptions,
 
 
 def planned(options: UptrainOptions, text: TrainingText, device: str) -> UptrainPlan:
-    """The plan for this text, whose window is as long as an example is."""
+    """Plan for this text, with its examples' length as the window."""
     return replace(options, window=text.batch.tokens).plan(device, text.tokens)
 
 

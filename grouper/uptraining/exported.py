@@ -1,4 +1,4 @@
-"""An exported folder, opened to be trained further: its layout, its weights by the original's names, the original."""
+"""Exported folder, opened for further training: its layout, its weights by the original's names, and the original."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ from grouper.originals import remembered
 
 @dataclass
 class ExportedModel:
-    """folder: what `grouper export` wrote. base: the model whose class its weights are trained in: the original, or
-    the folder itself where layers were folded into another class (Phi). layout: of the folder over that base.
-    original: what it was made from. facts: grouper.json."""
+    """Exported folder. folder: result of `grouper export`. base: the model whose class the weights are trained in: the
+    original, or the folder itself if layers were folded into another class (Phi). layout: layout of the folder relative
+    to that base. original: the model that it was made from. facts: contents of grouper.json."""
 
     folder: Checkpoint
     original: Checkpoint
@@ -34,9 +34,9 @@ class ExportedModel:
 
     @classmethod
     def open(cls, folder: str | Path, original: str | None = None, otherwise: str | None = None) -> "ExportedModel":
-        """original: a folder, a Hub id or `demo`; what grouper.json names unless given, and where that is not to be
-        found, `otherwise`. Raises GrouperError where the folder is no export for transformers, or its original is not
-        there or another one."""
+        """Open an exported folder. original: a folder, a Hub id or `demo` (default: the one in grouper.json, and
+        `otherwise` if that is not found). Raises GrouperError if the folder is not an export for transformers, or if
+        its original is missing or a different model."""
         folder = Path(folder)
         facts = read_facts(folder)
         if facts["report"].get("format") != "hf" or facts["report"].get("deploy") not in CLASSES:
@@ -61,7 +61,7 @@ class ExportedModel:
 
     @cached_property
     def seen(self) -> Seen | SeenExamples | SeenRows | None:
-        """What its refinement has seen, if there was one and grouper.json says so."""
+        """Record of the text that its refinement has seen, if grouper.json has one."""
         return Seen.from_data((self.facts.get("refined") or {}).get("seen"))
 
     @cached_property
@@ -73,7 +73,7 @@ class ExportedModel:
         return self.facts["report"]["deploy"]
 
     def layer(self, layer: int) -> MergedLayer:
-        """A layer's weights, heads in the layout's order."""
+        """Weights of a layer, with heads in the layout's order."""
         a = self.architecture
         with as_one_line(f"{a.name_of(layer)} of {self.folder.name} is not what its {MARKER} says"):
             attention = CLASSES[self.export_class].read(self.folder, self.base, layer, self.layout)
@@ -83,7 +83,7 @@ class ExportedModel:
         return MergedLayer(attention, {n: self._tensor(here + n) for n in inner if n not in replaced})
 
     def around(self) -> dict[str, Tensor]:
-        """The tensors outside the layers."""
+        """Tensors outside the layers."""
         a = self.architecture
         layers = tuple(a.prefix(self.base, layer) for layer in range(a.layers))
         return {name: self._tensor(name) for name in self.base.tensors if not name.startswith(layers)}
@@ -95,8 +95,8 @@ class ExportedModel:
 
 
 def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise: str | None) -> Checkpoint:
-    """The model that the export was made from. Of a local one an export tells the folder's name and the fingerprint, so
-    that one is looked for here, beside the export and where this machine remembers it."""
+    """Model that the export was made from. For a local original, grouper.json holds only the folder's name and a
+    fingerprint. The folder is therefore searched next to the export and at its last known location on this machine."""
     named, known = facts.get("base_model"), facts.get("base_fingerprint")
     if given is not None:
         return Checkpoint.open(given)
@@ -108,7 +108,7 @@ def _original(folder: Path, facts: dict[str, Any], given: str | None, otherwise:
     others = []
     for place in (*places, remembered(known)):
         if place is not None and (place == "demo" or (Path(place) / "config.json").is_file()):
-            with suppress(GrouperError):  # a folder that only has its name
+            with suppress(GrouperError):  # a different folder of the same name
                 found = Checkpoint.open(place)
                 if known is None or found.fingerprint == known:
                     return found

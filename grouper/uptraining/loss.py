@@ -1,4 +1,4 @@
-"""Losses of uptraining: the original's distribution, its hidden states, the right answers."""
+"""Losses of uptraining: distance to the original's distribution, distance to its hidden states, right answers."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from grouper.running.answers import pooled
 from grouper.running.batch import NOT_ASKED
 from grouper.uptraining.options import Losses
 
-AT_ONCE = 2**26  # logits that are held in float32 at once: those of 1,024 tokens of a vocabulary of 65,536
+AT_ONCE = 2**26  # logits held in float32 at once: 1,024 tokens of a vocabulary of 65,536
 
 
 def losses_of(
@@ -21,9 +21,9 @@ def losses_of(
 ) -> Tensor:
     """Weighted sum of losses for every answer [n, places].
 
-    ours, theirs: logits [n, places, classes]; None of a model without a head, of which hidden states are all there is.
-    right: the answers that are right [n, places], NOT_ASKED where none is known. apart: `distance` of hidden states [n,
-    places], or [n, 1] where they stand for all answers of an example.
+    ours, theirs: logits [n, places, classes]; None for a model without a head, which has only hidden states. right:
+    right answers [n, places], NOT_ASKED where unknown. apart: `distance` of hidden states [n, places], or [n, 1] if it
+    applies to all answers of an example.
     """
     terms = []
     if losses.kl and ours is not None and theirs is not None:
@@ -41,9 +41,9 @@ def losses_of(
 
 
 def distance(hidden: Sequence[tuple[Tensor, Tensor, Tensor | None]], windows: bool) -> Tensor | None:
-    """One minus the cosine of both models' hidden states, mean over layers. hidden: (ours, theirs) behind each layer
-    [n, tokens, D], and what of them is no filling [n, tokens]. Returns [n, tokens - 1] of windows, whose last token is
-    asked for nothing, else [n, 1], the mean over tokens; None without layers."""
+    """One minus the cosine of both models' hidden states, mean over layers. hidden: per layer (ours, theirs) after the
+    layer [n, tokens, D], and True at non-padding positions [n, tokens]. Returns [n, tokens - 1] for windows, because
+    their last token has no answer; otherwise [n, 1], the mean over tokens; None if there are no layers."""
     found = []
     for ours, theirs, mask in hidden:
         a, b = (ours[:, :-1], theirs[:, :-1]) if windows else (ours, theirs)
@@ -57,8 +57,8 @@ def _right_one(ours: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _in_parts(loss: Callable[[Tensor, Tensor], Tensor], ours: Tensor, wanted: Tensor) -> Tensor:
-    """loss(ours [n, vocabulary], wanted [n, ...]) -> [n], few tokens at a time where a vocabulary is large: what is
-    held for the backward pass is made again then."""
+    """Loss per token [n] from ours [n, vocabulary] and wanted [n, ...], computed for a few tokens at a time if the
+    vocabulary is large. Intermediate values are recomputed in the backward pass."""
     flat, other = ours.flatten(0, 1), wanted.flatten(0, 1)
     size = max(1, AT_ONCE // ours.shape[-1])
     if len(flat) <= size:

@@ -1,4 +1,4 @@
-"""What a training takes of memory, known before anything is loaded."""
+"""Memory that a training needs at least, known before anything is loaded."""
 
 import torch
 
@@ -7,12 +7,12 @@ from grouper.errors import GrouperError
 from grouper.model.memory import free_memory
 from grouper.uptraining.options import UptrainOptions
 
-WEIGHT, TRAINED = 4, 12  # bytes: float32; its gradient and AdamW's two moments
-SPARE = 1.1  # of what is known: passes and the teacher take some, too
+WEIGHT, TRAINED = 4, 12  # bytes per parameter: float32; its gradient and AdamW's two moments
+SPARE = 1.1  # margin for passes and the teacher
 
 
 def least_bytes(folder: Checkpoint, options: UptrainOptions) -> int:
-    """Bytes of weights, gradients and moments; what passes keep comes on top. folder: the export that is trained."""
+    """Bytes of weights, gradients and optimizer moments; activations come on top. folder: the export to train."""
     trained = folder.parameters
     if options.train == "lora":
         matrices = (info.shape for info in folder.tensors.values() if len(info.shape) == 2)
@@ -21,7 +21,8 @@ def least_bytes(folder: Checkpoint, options: UptrainOptions) -> int:
 
 
 def check_memory(folder: Checkpoint, options: UptrainOptions, device: str, shared_by: int = 1) -> None:
-    """Raise GrouperError where training cannot fit. shared_by: processes that hold a part of it each."""
+    """Raise GrouperError if the training cannot fit into memory. shared_by: number of processes that each hold a
+    part."""
     needed = SPARE * least_bytes(folder, options) / shared_by
     gpu = "cuda" in device
     free = torch.cuda.mem_get_info(device)[0] if gpu else free_memory()

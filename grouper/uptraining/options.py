@@ -1,23 +1,23 @@
-"""How an exported model is trained further."""
+"""Options and plan of training an exported model."""
 
 from dataclasses import dataclass, fields
 
 from grouper.errors import GrouperError
 from grouper.option_fields import option
 
-PASSES = 12  # over a short text: more of them teach it by heart
+PASSES = 12  # over a short text: more epochs overfit
 TOKENS = {"cpu": 262_144, "cuda": 5_505_024}
 STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
 NEW_WEIGHTS = ("full", "lora")
 TRACKERS = ("tensorboard", "wandb", "trackio")
-LARGEST_SEED = 2**64 - 1  # that torch's generators take
+LARGEST_SEED = 2**64 - 1  # largest seed of torch's generators
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Weights of what is summed: kl, of the original's distribution of the next token to ours, in nats; hidden, one
-    minus the cosine of both models' hidden states, mean over layers; causal, the text's own next token, in nats. All
-    are means over tokens."""
+    """Weights of the losses to be summed. kl: KL divergence of our next-token distribution from the original's, in
+    nats. hidden: one minus the cosine of both models' hidden states, mean over layers. causal: negative log-likelihood
+    of the text's own next token, in nats. All are means over tokens."""
 
     kl: float = 1.0
     hidden: float = 1.0
@@ -36,46 +36,54 @@ class Losses:
 
 @dataclass(frozen=True)
 class UptrainOptions:
-    """Options of a training. Fields left None get defaults by device and text (`plan`).
+    """Options of a training. Fields left None get defaults that depend on device and text (`plan`).
 
-    method: a name in grouper.uptraining.methods.METHODS. tokens: trained on, in all; the text is read again where it is
-    shorter, at most 12 times unless more are asked for. step_tokens: of a step of AdamW. micro_tokens: of these, what
-    is computed at once; a share of what memory holds unless given. window: tokens that see one another. lr: the highest
-    rate, reached after `warm_up` of the steps and falling as a cosine to nothing; short trainings find it unless given.
-    clip: largest norm of a step's gradient. losses: the method's unless given. train: "full" weights or "lora".
-    validate: how often, while training. held_out: the share of the text that is for this alone, at most
-    (`held_out_windows`). patience: validations without a better one before it stops (0: never), counted from where the
-    rate has fallen to half of its highest. checkpointing: recompute activations instead of keeping them. tracker:
-    tensorboard, wandb or trackio.
+    method: a name in grouper.uptraining.methods.METHODS. tokens: tokens to train on in total; a shorter text is
+    repeated, at most 12 times by default. step_tokens: tokens per step of AdamW. micro_tokens: tokens per pass within a
+    step (default: as memory allows). window: tokens that attend to one another.
+
+    lr: highest learning rate, reached after the share `warm_up` of the steps and falling as a cosine to 0 (default:
+    found by short trainings). clip: largest norm of a step's gradient. losses: default of the method if None. train:
+    "full" weights or "lora".
+
+    validate: number of validations during training. held_out: largest share of the text to hold out for them
+    (`held_out_windows`). patience: training stops after this many validations without improvement (0: never), counted
+    from the step where the rate has fallen to half its highest value. checkpointing: recompute activations instead of
+    keeping them. tracker: tensorboard, wandb or trackio.
     """
 
     method: str = option(
         "distill",
-        "Way to train; all but distill as published.",
+        "Training method; all except distill follow a paper.",
         panel="Training",
         words="grouper.uptraining.methods.METHODS",
     )
     tokens: int | None = option(
-        None, "Tokens to train on in all; 5.5M on a GPU, 262,144 on a CPU, 12 passes at most.", panel="Training"
+        None, "Tokens to train on (default: 5.5M on GPU, 262,144 on CPU; at most 12 epochs).", panel="Training"
     )
-    step_tokens: int | None = option(None, "Tokens of a step; 8,192 on a GPU, 2,048 on a CPU.", panel="Training")
-    micro_tokens: int | None = option(None, "Tokens of a pass, where a step does not fit at once.", panel="Machine")
-    window: int = option(512, "Tokens of a window.", panel="Text")
-    lr: float | None = option(None, "Highest learning rate; short trainings find it unless given.", panel="Training")
+    step_tokens: int | None = option(None, "Tokens per step (default: 8,192 on GPU, 2,048 on CPU).", panel="Training")
+    micro_tokens: int | None = option(None, "Tokens per pass, if a step does not fit in memory.", panel="Machine")
+    window: int = option(512, "Tokens per window.", panel="Text")
+    lr: float | None = option(None, "Highest learning rate (default: found by short trainings).", panel="Training")
     warm_up: float = 0.08
     weight_decay: float = 0.0
     clip: float = 1.0
     losses: Losses | None = None
-    train: str = option("full", "full weights, or lora (needs kv-grouper[lora]).", panel="Training", words=NEW_WEIGHTS)
-    lora_rank: int = option(32, "Rank of the adapters.", panel="Training")
+    train: str = option(
+        "full",
+        "Weights to train: full, or lora adapters (needs kv-grouper[lora]).",
+        panel="Training",
+        words=NEW_WEIGHTS,
+    )
+    lora_rank: int = option(32, "LoRA rank.", panel="Training")
     validate: int = 20
     held_out: float = 0.02
-    patience: int = option(6, "Validations without a better one before it stops; 0: never.", panel="Training")
-    checkpointing: bool = option(False, "Less memory, a third more time.", panel="Machine")
-    seed: int = option(0, "Of all chance.", panel="Training")
-    tracker: str | None = option(None, "Log to this, too.", panel="Output", words=TRACKERS)
+    patience: int = option(6, "Stop after this many validations without improvement; 0: never.", panel="Training")
+    checkpointing: bool = option(False, "Recompute activations: less memory, a third more time.", panel="Machine")
+    seed: int = option(0, "Random seed.", panel="Training")
+    tracker: str | None = option(None, "Experiment tracker to log to.", panel="Output", words=TRACKERS)
     set: tuple[str, ...] = option(
-        (), "A parameter of the way to train.", panel="Training", metavar="NAME.FIELD=VALUE", several=True
+        (), "Parameter of the training method.", panel="Training", metavar="NAME.FIELD=VALUE", several=True
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +107,7 @@ class UptrainOptions:
             raise GrouperError(f"`train={self.train!r}`: expected {' or '.join(NEW_WEIGHTS)}")
 
     def plan(self, device: str, text_tokens: int) -> "UptrainPlan":
-        """Training as it will be done. text_tokens: tokens of the text."""
+        """Plan of the training. text_tokens: number of tokens of the text."""
         kind = "cuda" if "cuda" in device else "cpu"
         step_tokens = max(self.step_tokens or STEP_TOKENS[kind], self.window)
         tokens = max(self.tokens or min(TOKENS[kind], PASSES * text_tokens), step_tokens)
@@ -109,7 +117,8 @@ class UptrainOptions:
 
 @dataclass(frozen=True)
 class UptrainPlan(UptrainOptions):
-    """Training as it is done: options with all defaults filled in, but for `lr` until short trainings have found it."""
+    """Plan of a training: options with all defaults filled in, except `lr`, which short trainings may still have to
+    find."""
 
     tokens: int = 0
     step_tokens: int = 0
@@ -117,14 +126,15 @@ class UptrainPlan(UptrainOptions):
 
     @property
     def highest_rate(self) -> float:
-        """`lr`, once it is known."""
+        """Value of `lr`. Raises ValueError while it is not known."""
         if self.lr is None:
             raise ValueError("the rate has not been found yet")
         return self.lr
 
     def held_out_windows(self, windows: int) -> int:
-        """Of a text of so many: its share, as far as all validations together take no more tokens than a third of what
-        is trained on, but at least 4 if there are many."""
+        """Number of windows to hold out of a text of `windows` windows: the share `held_out`, limited so that all
+        validations together process at most a third as many tokens as the training. A limit below 4 windows is raised
+        to 4."""
         affordable = max(4, self.tokens // 3 // self.validate // self.window)
         return max(1, min(round(self.held_out * windows), affordable))
 
@@ -137,11 +147,11 @@ class UptrainPlan(UptrainOptions):
         return self.step_tokens // self.window
 
     def has_fallen(self, step: int) -> bool:
-        """Whether the rate of this step is half of the highest or less, after the warm-up."""
+        """Whether the rate at this step, after the warm-up, is at most half of the highest."""
         return step >= round(self.warm_up * self.steps) and self.rate(step) <= self.highest_rate / 2
 
     def rate(self, step: int) -> float:
-        """Of step 0, 1, ...: linear warm-up, then a cosine to nothing."""
+        """Learning rate of step 0, 1, ...: linear warm-up, then a cosine to 0."""
         from math import cos, pi
 
         warm = max(1, round(self.warm_up * self.steps))

@@ -1,18 +1,18 @@
-"""The rate of a training, found by short trainings of the same kind: what is best differs a hundredfold between models,
-and one that is too high undoes what the start was good at."""
+"""Search for the learning rate by short trainings of the same kind. The best rate differs a hundredfold between models,
+and one that is too high destroys the start's quality."""
 
 from collections.abc import Callable
 
 FIRST = {"full": 3e-5, "lora": 3e-4}
-FACTOR = 3.0  # between a rate and the next one
+FACTOR = 3.0  # ratio of consecutive rates
 LOWEST, HIGHEST = 1e-7, 1e-2
-SHARE, FEWEST, MOST = 0.05, 8, 24  # steps of a probe: of all, at least, at most
-PROBES = 4  # that a search takes, as a rule
-NEAR = 1.02  # times the best score: as good, for a longer training has more time to make up for a high rate
+SHARE, FEWEST, MOST = 0.05, 8, 24  # steps of a probe: share of all steps, at least, at most
+PROBES = 4  # usual number of probes in a search
+NEAR = 1.02  # times the best score counts as equal, because a longer training recovers better from a high rate
 
 
 def probe_steps(steps: int) -> int:
-    """Of one probe, for a training of so many; few of a short one.
+    """Steps of one probe, for a training of this many steps.
 
     >>> probe_steps(366), probe_steps(128), probe_steps(20), probe_steps(4)
     (18, 8, 4, 2)
@@ -21,9 +21,9 @@ def probe_steps(steps: int) -> int:
 
 
 def find_rate(score_of: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
-    """(rate, score of each rate that was tried). score_of: the smaller the better; infinite or NaN where training broke
-    down. From the first rate downwards while that gets better, else upwards; the highest rate of those as good as the
-    best, the lowest where all broke down."""
+    """Best rate, and the score of each rate that was tried. score_of: lower is better; infinite or NaN if training
+    diverged. The search goes downwards from the first rate while scores improve, else upwards. It returns the highest
+    rate whose score is about the best, or the lowest rate if all diverged."""
     tried: dict[float, float] = {}
 
     def score(rate: float) -> float:

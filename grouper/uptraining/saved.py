@@ -1,5 +1,4 @@
-"""A training on disk: what it has come to, so that a killed one goes on, and the best weights so far. Safetensors
-throughout."""
+"""Training on disk: its state, so that a killed training resumes, and its best weights so far, as safetensors files."""
 
 import json
 import math
@@ -18,10 +17,11 @@ LARGEST_LOG = 256 * 2**20  # bytes
 
 @dataclass
 class Reached:
-    """step: taken so far. layout: as JSON, for a method may change it. micro_windows: of one pass, which sums depend
-    on. best, best_step: the least held-out score, and when. lately: the least since the rate has fallen. waited:
-    validations since that. seconds: of training. rate: the schedule's highest, where probes found it. tried: what they
-    came to, by rate. log: digest of the log, which older versions did not keep."""
+    """State of a training. step: steps taken so far. layout: layout as JSON, because a method may change it.
+    micro_windows: windows per pass, which the sums depend on. best, best_step: lowest held-out score, and its step.
+    lately: lowest score since the rate has fallen. waited: number of validations since then. seconds: training time.
+    rate: highest rate of the schedule, if probes found it. tried: score of each rate that was probed. log: digest of
+    the log, missing in older versions."""
 
     step: int = 0
     layout: str = ""
@@ -41,44 +41,44 @@ class Reached:
 
 
 class SavedTraining:
-    """A folder with state.safetensors (where training is), best.safetensors (its best weights), log.jsonl."""
+    """Folder with state.safetensors (state of the training), best.safetensors (its best weights) and log.jsonl."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.logs = Path(str(folder.parent).removesuffix(".uptrain") + ".logs")  # trackers', which stay
+        self.logs = Path(str(folder.parent).removesuffix(".uptrain") + ".logs")  # logs of trackers, which are kept
         self.state, self.best, self.log = (folder / n for n in ("state.safetensors", "best.safetensors", "log.jsonl"))
 
     def reached(self) -> Reached | None:
-        """Where it is, or None where it has not begun."""
+        """Saved state; None if the training has not begun."""
         return facts_of(self.state, Reached, CURE) if self.state.is_file() else None
 
     def save(self, path: Path, tensors: Tensors, reached: Reached) -> None:
-        """In one step, so that a full disk or a kill leaves what was there."""
+        """Write a file in one step; after a full disk or a kill the old file is still there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_tensors(path, tensors, reached)
 
     def load(self, path: Path) -> tuple[Tensors, Reached]:
-        """Raises GrouperError where the file is damaged."""
+        """Read a file. Raises GrouperError if it is damaged."""
         return load_tensors(path, Reached, CURE)
 
     def note(self, **facts: object) -> None:
-        """One line of the log."""
+        """Append a line to the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
     def digest_of_log(self) -> int:
-        """CRC-32 of what is noted so far."""
+        """CRC-32 of the log so far."""
         return zlib.crc32(self.log.read_bytes()) if self.log.is_file() else 0
 
     def forget_after(self, step: int, digest: int | None = None) -> None:
-        """Drop the log's lines of steps that are taken again. digest: what it had at that step, where that is known.
-        Raises GrouperError for another one, and for lines that are none of ours."""
+        """Drop the log's lines after `step`, because these steps are repeated. digest: expected digest of the remaining
+        log, if known. Raises GrouperError if it differs, or for lines that Grouper did not write."""
         if not self.log.is_file():
             return
         with damage_said(self.log, CURE):
             lines = text_of(self.log, LARGEST_LOG).splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may have cut one off
+            whole = [line for line in lines if line.endswith("\n")]  # the last line may be incomplete after a kill
             kept = "".join(line for line in whole if fitted(document(line, finite=False), _Line).step <= step)
             if digest is not None and digest != zlib.crc32(kept.encode()):
                 raise GrouperError("it changed since it was written")
@@ -87,6 +87,6 @@ class SavedTraining:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the log, as far as it is read again."""
+    """Fields of a log line that are read again."""
 
     step: int

@@ -1,4 +1,4 @@
-"""An exported model in training: the original's class with shared heads in the place of its attention."""
+"""Exported model in training: the original's class with shared heads in place of its attention."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,15 +18,15 @@ from grouper.uptraining.shared_attention import SharedAttention
 
 
 class Student:
-    """`model` is a transformers model whose parameters are those of the exported folder, in float32, shared heads once.
-    What the checkpoint does not store one by one (stacked experts) and towers for pictures stay as they are. lora: the
-    rank of adapters that are trained instead of these parameters, and folded into them by `fold`."""
+    """Model in training. `model` is a transformers model with the parameters of the exported folder, in float32; shared
+    heads are held once. Image towers, and parameters that the checkpoint stores differently (stacked experts), are not
+    trained. lora: rank of adapters that are trained instead of these parameters, and folded into them by `fold`."""
 
     def __init__(self, exported: ExportedModel, method: TrainingMethod, device: str, lora: int = 0, seed: int = 0):
         self.exported, self.loaded = exported, InMemoryModel(exported.base, device)
         self.model = self.loaded.model
         self.architecture = self.loaded.architecture
-        self.others: list[list[str]] = []  # for each layer, names within it of what else is trained
+        self.others: list[list[str]] = []  # for each layer, names of its other trained parameters
         for index, layout in enumerate(exported.layout.layers):
             block, done, path = self.loaded.layer(index), exported.layer(index), self._path(index)
             attention = method.attention(block.get_submodule(path), exported, index, done.attention, layout).to(device)
@@ -46,36 +46,37 @@ class Student:
             add_adapters(self.model, lora, seed)
 
     def _path(self, layer: int) -> str:
-        """Of the attention, within its layer."""
+        """Path of the attention within its layer."""
         return self.architecture.family_of(layer).in_class.attention
 
     def _parameters(self, layer: int) -> dict[str, nn.Parameter]:
-        """Of the attention's layer, by name within it; those of the original's attention module that stayed, too."""
+        """Parameters of the attention's layer, by name within it, including those left in the original's attention
+        module."""
         stayed = self.attention(layer).inner.named_parameters()
         block, path = self.loaded.layer(layer), self._path(layer)
         return {**dict(block.named_parameters()), **{f"{path}.{name}": parameter for name, parameter in stayed}}
 
     def attention(self, layer: int) -> SharedAttention:
-        """Shared heads in the place of the class's attention."""
+        """Shared heads that replaced the class's attention."""
         return cast(SharedAttention, self.loaded.layer(layer).get_submodule(self._path(layer)))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """By names that stay the same from run to run."""
+        """Trained parameters, by names that are the same in every run."""
         if not self.lora:
             return self.named_parameters()
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def checkpoint_activations(self) -> None:
-        """Keep what enters each layer alone; the rest is computed again for the backward pass."""
+        """Keep only the input of each layer; other activations are recomputed in the backward pass."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in self.model.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.training = True  # what it asks; modules within, which might drop something out, are not told
+                module.training = True  # enables checkpointing; inner modules stay in eval mode, without dropout
                 for told in (module, getattr(module, "config", module)):
                     vars(told).update({n: 0.0 for n, v in vars(told).items() if "drop" in n and isinstance(v, float)})
 
     def fold(self) -> None:
-        """Weights with what adapters learnt, and no adapters."""
+        """Fold adapters into the weights, and remove them."""
         if self.lora:
             fold_adapters(self.model)
             self.lora = False
@@ -86,7 +87,7 @@ class Student:
 
     @property
     def layout(self) -> HeadLayout:
-        """As it is now: a method may change it."""
+        """Current layout, which a method may change."""
         return replace(self.exported.layout, layers=tuple(a.layout for a in self.attentions))
 
     def _others(self, layer: int) -> dict[str, nn.Parameter]:
@@ -95,7 +96,7 @@ class Student:
         return {name: parameters[called(name)] for name in self.others[layer]}
 
     def _around(self) -> dict[str, nn.Parameter]:
-        """What stands around the layers; of a larger model, the language model's alone."""
+        """Parameters outside the layers; only those of the language model if it is part of a larger one."""
         found = self.loaded.around()
         if not self.architecture.nested:
             return found
@@ -104,7 +105,7 @@ class Student:
         return {n: p for n, p in found.items() if n.startswith(stem) or n.endswith("lm_head.weight")}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything that is written in the end, each parameter once, in a fixed order."""
+        """Every parameter that is written at the end, once, in a fixed order."""
         seen = set()
         for name, parameter in self._every_parameter():
             if id(parameter) not in seen:
@@ -118,7 +119,7 @@ class Student:
         yield from self._around().items()
 
     def buffers(self) -> dict[str, Tensor]:
-        """What the method remembers."""
+        """Buffers of the training method."""
         layers = enumerate(self.attentions)
         every = ((f"{layer}.attention.{n}", t) for layer, attention in layers for n, t in attention.own_buffers())
         return dict(every)
@@ -126,13 +127,13 @@ class Student:
     # What is saved on the way
 
     def state(self) -> dict[str, Tensor]:
-        """Whole tensors on the CPU. Where several ranks hold them in parts, all of them have to ask."""
+        """State to save: whole tensors on the CPU. If ranks hold them in parts, all ranks must call this."""
         tensors = {f"weight.{n}": whole(p) for n, p in self.trained()}
         return tensors | {f"buffer.{n}": t.detach().cpu() for n, t in self.buffers().items()}
 
     @torch.no_grad()
     def put(self, tensors: dict[str, Tensor], layout: str) -> None:
-        """What `state` gave, and the layout of then, as JSON."""
+        """Restore the tensors of `state`, and the layout of that time, as JSON."""
         for name, parameter in self.trained():
             fill(parameter, tensors[f"weight.{name}"])
         for name, buffer in self.buffers().items():
@@ -144,7 +145,7 @@ class Student:
 
     @torch.no_grad()
     def layer(self, layer: int) -> MergedLayer:
-        """A layer as it is now, on the CPU."""
+        """Current weights of a layer, on the CPU."""
         others = {name: parameter.detach().cpu() for name, parameter in self._others(layer).items()}
         return MergedLayer(self.attentions[layer].finished(), others)
 

@@ -1,5 +1,5 @@
-"""The original, whose distribution and hidden states an exported model learns: in memory, perhaps in bfloat16 or on
-another device, or streamed layer by layer from disk."""
+"""Teacher: the original model, whose distribution and hidden states an exported model learns. It is in memory, perhaps
+in bfloat16 or on another device, or streamed layer by layer from disk."""
 
 import json
 from collections.abc import Iterator
@@ -149,7 +149,7 @@ def open_teacher(
 
 
 def check_teacher(teacher: Checkpoint, base: Checkpoint) -> None:
-    """Raise GrouperError where the teacher reads something else than the model, or speaks of other tokens."""
+    """Raise GrouperError if the teacher needs other inputs than the model, or has another vocabulary."""
     kinds = [Architecture.of(checkpoint.config).family for checkpoint in (teacher, base)]
     if kinds[0].reads != kinds[1].reads:
         raise GrouperError(
@@ -173,7 +173,7 @@ def _vocabulary(checkpoint: Checkpoint) -> int | None:
 
 
 def _words(file: Path) -> object:
-    """What a tokenizer.json knows; the file itself where it says that otherwise."""
+    """Vocabulary in a tokenizer.json; the file's bytes if it has another structure."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
     except (ValueError, KeyError, TypeError):

@@ -63,8 +63,8 @@ class TrainingText:
         return self.rows(spread(torch.arange(len(self)), count))
 
     def split(self, count: int, seen: Tensor | None = None) -> tuple["TrainingText", "TrainingText"]:
-        """(for training, held out): `count` examples, spread over the text, are held out. seen [n], bool: those that
-        are not. Raises GrouperError where nothing would be left."""
+        """Split into (training, held out): `count` examples, spread over the text, are held out. seen: [n], bool,
+        examples that must not be held out. Raises GrouperError if nothing would be left."""
         n = len(self)
         if n <= count:
             raise GrouperError(
@@ -81,7 +81,7 @@ def text_for(checkpoint: Checkpoint, source: TextSource, window: int) -> Trainin
     """Read a training text for this model. For a decoder documents are tokenised end to end and cut into windows, each
     of which attends only to itself; in chats (`messages` in JSONL) only the assistant's words count."""
     architecture = Architecture.of(checkpoint.config)
-    if architecture.family.reads != "windows" or source.images:  # which windows refuse
+    if architecture.family.reads != "windows" or source.images:  # for images, windows raise an error
         batch = read_examples(checkpoint, source, window, MOST_FILES if source.images else None)
         return TrainingText.of(batch, places_of(checkpoint, batch))
     chats = source.chats()
@@ -115,8 +115,9 @@ def places_of(checkpoint: Checkpoint, batch: Batch) -> int:
 
 
 def of_chat(tokenizer: Any, messages: list[dict]) -> tuple[list[int], list[bool]]:
-    """(ids, whether each is of an answer): what the template adds for an assistant's message beyond the prompt for it.
-    Where a template writes earlier messages otherwise once there are later ones, all tokens count."""
+    """Ids of a chat, and for each whether it belongs to an answer: the tokens that the template adds for an assistant's
+    message after the prompt for it. If a template writes earlier messages differently once later ones follow, all
+    tokens count."""
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     spans = []
     for i, message in enumerate(messages):

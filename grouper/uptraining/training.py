@@ -1,4 +1,4 @@
-"""The loop: steps of AdamW on windows of text, validations on text held out, the best weights kept."""
+"""Training loop: steps of AdamW on windows of text, validations on held-out text, best weights kept."""
 
 import math
 import time
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from grouper.uptraining.distributed import Sharding
 
 LOOKED_AT = 10  # steps between two losses that are read back and logged
-SAVING = 0.1  # share of the time that saving may take
+SAVING = 0.1  # largest share of the time spent on saving
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Training:
-    """Training loop. accelerator: of accelerate. saved: where its state is kept."""
+    """Training loop. accelerator: Accelerator of accelerate. saved: location of its state on disk."""
 
-    keep_last = False  # whatever validations say
+    keep_last = False  # whether to keep the last weights, whatever the validations
 
     def __init__(
         self,
@@ -63,21 +63,22 @@ class Training:
             parameters, lr=plan.lr or FIRST[plan.train], betas=(0.9, 0.95), weight_decay=plan.weight_decay,
             fused=accelerator.device.type == "cuda",
         )  # fmt: skip
-        self.model: Any  # the student's, or accelerate's wrapper of it
+        self.model: Any  # the student's model, or accelerate's wrapper of it
         self.optimizer: Any
         self.model, self.optimizer = accelerator.prepare(student.model, optimizer)
-        self.parameters = [p for _, p in student.trained()]  # as they are now: sharding makes others of them
+        self.parameters = [p for _, p in student.trained()]  # taken at this point, because sharding replaces parameters
         self.attentions = student.attentions
         self.order = shuffled_passes(len(self.text), plan.step_windows, plan.steps, plan.seed)
         micro = min(ranks.gather(micro_windows(student, plan, ranks, accelerator.device)))
-        self.reached = Reached(micro_windows=micro)  # the same on all, for sharded ones pass together
+        self.reached = Reached(micro_windows=micro)  # the same on all ranks, since sharded passes are joint
         self.device = accelerator.device
         self.last_saved, self.saving_took = time.perf_counter(), 0.0
 
     # The rate
 
     def find_rate(self, tell: Progress) -> None:
-        """By short trainings, each from the start; their weights are forgotten."""
+        """Find the learning rate by short trainings. Each starts from the initial weights, and its result is
+        discarded."""
         steps, asked = probe_steps(self.plan.steps), self.plan
         start = self.best
 
@@ -96,7 +97,7 @@ class Training:
         self.plan = replace(asked, lr=rate)
 
     def forget(self, start: Copy) -> None:
-        """Back to these weights, with nothing learnt of how to go on."""
+        """Restore these weights and reset the optimizer."""
         start.put_back(self.student, self.parameters)
         self.optimizer.state.clear()
         for attention in self.attentions:
@@ -105,11 +106,11 @@ class Training:
     # Steps
 
     def run(self, tell: Progress = no_progress) -> Score:
-        """Train to the end, or until validations get no better; leaves the best weights in the student. Returns the
-        score of these."""
+        """Train to the end, or until validations stop improving. The student then has the best weights. Returns their
+        score."""
         self.resume()
         if self.reached.step == 0:
-            self.judge()  # what training does not better stays as it was
+            self.judge()  # weights that training does not improve stay as they were
             if self.plan.lr is None:
                 self.find_rate(tell)
         steps, every = self.plan.steps, max(1, self.plan.steps // self.plan.validate)
@@ -128,11 +129,11 @@ class Training:
         return self.take_best()
 
     def seconds_left(self) -> float:
-        """What the steps and validations to come will take, measured on one pass of real size."""
+        """Estimated seconds for the remaining steps and validations, from one measured pass of real size."""
         self.prepare_teacher(0)
         rows, remembered = self.mine(self.order[0]), {n: t.clone() for n, t in self.student.buffers().items()}
         part = rows[: self.reached.micro_windows]
-        for _ in range(2):  # the first warms up
+        for _ in range(2):  # the first one warms up
             took = self.seconds(lambda: self.accelerator.backward(self.loss_of(part).mean()))
             with torch.no_grad():
                 judging = self.seconds(lambda: self.loss_of(part))
@@ -155,15 +156,15 @@ class Training:
         return time.perf_counter() - began
 
     def report(self, done: int, loss: float, speed: float, tell: Progress) -> None:
-        """speed: tokens a second."""
+        """Report progress. speed: tokens per second."""
         steps = self.plan.steps
         left = (steps - done) * self.plan.step_tokens / speed
         tell(done, steps, f"loss {loss:.4f}, {speed:,.0f} tokens/s, {left:.0f} s left")
         self.log(step=done, loss=loss, rate=self.plan.rate(done - 1))
-        self.accelerator.log({"tokens_per_second": round(speed)}, step=done)  # in the log it would differ each time
+        self.accelerator.log({"tokens_per_second": round(speed)}, step=done)  # varies, so not in the log file
 
     def step(self, step: int) -> Tensor:
-        """One step of AdamW; returns the mean loss over its tokens."""
+        """Take one step of AdamW. Returns the mean loss over its tokens."""
         rows = self.order[step]
         counted = self.text.rows(rows).weights.sum().clamp_min(1).to(self.device)
         self.prepare_teacher(step)
@@ -174,7 +175,7 @@ class Training:
         for part in parts:
             with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.model):
                 loss = self.loss_of(part).sum() / counted
-                # What takes the ranks' gradients together takes their mean.
+                # Communication averages the gradients of the ranks.
                 self.accelerator.backward(loss * self.ranks.size)
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
@@ -186,11 +187,11 @@ class Training:
         return total
 
     def mine(self, rows: Tensor) -> Tensor:
-        """This rank's windows of steps' [..., windows], as many as every other's."""
+        """This rank's part of the steps' windows [..., windows]; every rank gets the same number."""
         return rows[..., self.ranks.rank :: self.ranks.size]
 
     def loss_of(self, rows: Tensor) -> Tensor:
-        """[examples, places]: the loss of every answer that counts, 0 for others."""
+        """Loss of every answer that counts, 0 for others [examples, places]."""
         some, right = self.text.rows(rows), targets_of(self.text.batch[rows])
         hidden = self.losses.hidden > 0 and self.teacher is not None
         ours = self.answers_of(some.batch, hidden)
@@ -204,13 +205,13 @@ class Training:
         return losses * some.weights.to(self.device)
 
     def answers_of(self, batch: Batch, hidden: bool = False) -> Answers:
-        """The student's."""
+        """Answers of the student."""
         with streams_behind(self.student.loaded, hidden) as streams:
             output = answered(self.model, batch, self.student.architecture, self.device, torch.float32)
         return Answers.of(output, batch, streams, self.device)
 
     def prepare_teacher(self, step: int) -> None:
-        """For the steps to come, if it does not know this one's windows."""
+        """Prepare the teacher for the coming steps, if it has not prepared this step's windows."""
         if self.teacher is not None and not self.teacher.knows(self.text.batch[self.mine(self.order[step])]):
             rows = self.mine(self.order[step : step + self.teacher.ahead]).flatten()
             self.teacher.prepare(self.text.batch[rows])
@@ -228,13 +229,13 @@ class Training:
     # Validation
 
     def score(self) -> Score:
-        """On the held-out text."""
+        """Score on the held-out text."""
         return score_of(
             self.answers_of, self.teacher, self.held_out, self.reached.micro_windows, self.device, self.ranks
         )
 
     def judge(self) -> None:
-        """Validate, keep what is best, save now and then."""
+        """Validate, keep the best weights, and save from time to time."""
         score = self.score()
         value, reached = self.checked(score.judged(self.losses)), self.reached
         self.log(step=reached.step, held_out={n: v for n, v in asdict(score).items() if math.isfinite(v)})
@@ -245,7 +246,7 @@ class Training:
         if self.plan.lr is not None and self.plan.has_fallen(reached.step) and not self.keep_last:
             reached.waited = 0 if value < reached.lately else reached.waited + 1
             reached.lately = min(value, reached.lately)
-        # One rank decides, for clocks differ and all have to gather what is saved.
+        # One rank decides, because clocks differ and all ranks must gather the tensors to save.
         if self.reached.step and self.ranks.first_does(
             lambda: time.perf_counter() - self.last_saved >= self.saving_took / SAVING
         ):
@@ -260,7 +261,8 @@ class Training:
         return Copy(self.student, self.parameters)
 
     def save_best(self) -> None:
-        """Beside the state, before it: what is on the disk is never worse than the state says."""
+        """Save the best weights in a file of their own, before the state, so that the weights on disk are never worse
+        than the state says."""
         if self.ranks.first_does(lambda: self.best_is_saved):
             return
         now = self.copy()
@@ -285,7 +287,7 @@ class Training:
         self.ranks.first_does(lambda: self.saved.save(path, tensors, reached))
 
     def resume(self) -> None:
-        """Go on where an earlier, killed training was."""
+        """Resume an earlier, killed training."""
         if self.ranks.first_does(self.saved.reached) is None:
             self.ranks.first_does(lambda: self.saved.forget_after(-1))
             return
@@ -324,7 +326,7 @@ class Training:
 
 
 def micro_windows(student: Student, plan: UptrainPlan, ranks: Ranks, device: torch.device) -> int:
-    """Windows of one pass: a GPU takes what a third of its free memory holds, a CPU few, which its caches like."""
+    """Windows per pass: on a GPU as many as a third of its free memory holds, on a CPU few, because of its caches."""
     mine = -(-plan.step_windows // ranks.size)
     if plan.micro_tokens:
         return max(1, min(mine, plan.micro_tokens // plan.window))

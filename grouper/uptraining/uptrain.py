@@ -1,4 +1,5 @@
-"""`grouper uptrain`: an exported model in, the same class and layout out, nearer to its original."""
+"""Fine-tuning of an exported model (`grouper uptrain`). The result has the same class and layout, and is closer to its
+original."""
 
 import math
 from dataclasses import asdict, replace
@@ -34,9 +35,9 @@ from grouper.uptraining.text import TrainingText
 from grouper.uptraining.training import Training
 from grouper.uptraining.validation import Score
 
-MOST_PASSES = 64  # over a text
-LOG = "uptraining.jsonl"  # beside the weights
-OLD = ("layout", "report", "deploy", "measured", "crc32")  # facts of the export that are made anew
+MOST_PASSES = 64  # most epochs over a text
+LOG = "uptraining.jsonl"  # file next to the weights
+OLD = ("layout", "report", "deploy", "measured", "crc32")  # facts of the export that are computed again
 
 
 def uptrain_model(
@@ -53,14 +54,14 @@ def uptrain_model(
     overwrite: bool = False,
     command: str | None = None,
 ) -> Exported:
-    """Train the folder `exported`, which `grouper export` wrote, on text, and write the folder `output`: of the same
-    class and layout, tested as an export is.
+    """Train the folder `exported`, a result of `grouper export`, on text, and write the folder `output`. Class and
+    layout stay the same, and the output is tested like an export.
 
-    base: the model that the export was made from; what grouper.json names unless given. teacher: whose distribution is
-    learnt; the base unless given. teacher_dtype: bfloat16 on a GPU, float32 else, unless given. memory: bytes that the
-    teacher may take; a larger one is streamed. What training has come to is kept in OUTPUT.uptrain until the output is
-    whole, so that a killed one goes on, on CPU to the same result; what a tracker writes is in OUTPUT.logs and stays.
-    Several ranks train together. Raises GrouperError.
+    base: the model that the export was made from (default: the one in grouper.json). teacher: model to distil from
+    (default: the base). teacher_dtype: bfloat16 on a GPU, else float32, by default. machine: its memory is the budget
+    of the teacher in bytes; a larger one is streamed. The state of the training is kept in OUTPUT.uptrain until the
+    output is complete, so that a killed training resumes, on a CPU with the same result. Logs of a tracker stay in
+    OUTPUT.logs. Several ranks train together. Raises GrouperError.
     """
     machine = machine or Machine()
     ranks, options, output = machine.ranks, options or UptrainOptions(), Path(output)
@@ -90,12 +91,12 @@ def uptrain_model(
         score = training.run(machine.progress)
         machine.tell(told(score, training.reached.best_step))
         facts = facts_of(model, training, score, taught_by, command)
-        del student, training, opened  # several ranks may hold them in parts: the best weights are read from the disk
+        del student, training, opened  # several ranks may hold them in parts: the best weights are read from disk
         return ranks.first_does(lambda: write(model, plan, output, facts, saved, overwrite, machine.progress))
 
 
 def teacher_of(model: ExportedModel, teacher: str | None) -> Checkpoint:
-    """The named model, else the export's original. Raises GrouperError where it speaks of other tokens."""
+    """Teacher: the named model, else the export's original. Raises GrouperError if its vocabulary differs."""
     found = Checkpoint.open(teacher).local() if teacher else model.original
     check_teacher(found, model.original)
     return found
@@ -109,8 +110,8 @@ def as_begun(
     device: str,
     work: Path,
 ) -> tuple[Division, SavedTraining]:
-    """The text, divided, and where this training is kept in the folder `work`: as an older version divided it where
-    that has begun it."""
+    """Division of the text, and the saved training in the folder `work`. If an older version has begun this training,
+    its way of dividing is kept."""
     found = []
     for division in divisions(model, source, options, device):
         found.append((division, SavedTraining(work / _key(model, teacher, division))))
@@ -125,7 +126,7 @@ def new_student(model: ExportedModel, options: UptrainOptions, device: str) -> S
 
 
 def check_text(text: TrainingText, plan: UptrainPlan, name: str, ranks: Ranks) -> None:
-    """Raise GrouperError where the text does not go far enough for what is asked, or ranks cannot share a step."""
+    """Raise GrouperError if the text is too short for the plan, or if a step cannot be divided among the ranks."""
     if plan.step_windows % ranks.size:
         windows = f"`step_tokens={plan.step_tokens}` are {plan.step_windows} windows of {plan.window}"
         raise GrouperError(f"{windows}, which {ranks.size} processes cannot share alike: give a multiple")
@@ -142,11 +143,11 @@ def check_text(text: TrainingText, plan: UptrainPlan, name: str, ranks: Ranks) -
 
 
 def announced(training: Training) -> str:
-    """What is going to happen, how long it takes, what memory it needs."""
+    """Message before training: parameters, tokens, estimated time and memory."""
     plan, text = training.plan, training.text.tokens
     trained = sum(p.numel() for _, p in training.student.trained())
     there = sum(p.numel() for p in training.student.model.parameters())
-    needed = WEIGHT * there + (TRAINED + WEIGHT) * trained  # the best ones are kept beside
+    needed = WEIGHT * there + (TRAINED + WEIGHT) * trained  # a copy of the best weights is kept
     if training.teacher is not None:
         needed += sum(p.nbytes for p in training.teacher.model.model.parameters() if not p.is_meta)
     passes, seconds = plan.tokens / text, training.seconds_left()
@@ -160,7 +161,7 @@ def announced(training: Training) -> str:
 
 
 def told(score: Score, best_step: int) -> str:
-    """What came out."""
+    """Message after training: losses and scores on held-out text."""
     found = []
     if not math.isnan(score.nll):
         over = "" if math.isnan(score.teacher_nll) else f", {score.nll - score.teacher_nll:+.4f} over the original"
@@ -176,7 +177,7 @@ def told(score: Score, best_step: int) -> str:
 def facts_of(
     model: ExportedModel, training: Training, score: Score, teacher: Checkpoint | None, command: str | None
 ) -> dict:
-    """For grouper.json and the card: what the export was, and what was done to it."""
+    """Facts for grouper.json and the model card: those of the export, and those of the training."""
     plan = training.plan
     steps = training.reached.step
     known = {n: v for n, v in asdict(score).items() if n != "cosine" or not math.isnan(v)}
@@ -208,7 +209,7 @@ def write(
     overwrite: bool,
     progress: Progress,
 ) -> Exported:
-    """The folder with the best weights, tested; then what training left is removed."""
+    """Write the folder with the best weights, test it, then remove the saved training."""
     student = new_student(model, options, "cpu")
     tensors, reached = saved.load(saved.best)
     student.put(tensors, reached.layout)
@@ -217,7 +218,7 @@ def write(
     described = None if model.base is not model.folder else HeadLayout.from_data(model.facts["layout"])
     if layout != model.layout:
         asked = ExportOptions(overwrite=overwrite)
-    else:  # as it was written, whatever its padding
+    else:  # the same class as before, whatever its padding
         asked = ExportOptions(max_padding=math.inf if model.export_class == "padded" else -1.0, overwrite=overwrite)
     try:
         exported = export_model(
@@ -241,14 +242,14 @@ def _teacher(checkpoint: Checkpoint, device: str, dtype: str | None, memory: int
 
 
 def _key(model: ExportedModel, teacher: Checkpoint | None, text: Division) -> str:
-    """A name for just this training."""
+    """Key of exactly this training."""
     texts = [*text.learnt.digests, *text.judged.digests]
     teacher_is = teacher and teacher.fingerprint
     return work_key(model=model.folder.fingerprint, teacher=teacher_is, texts=texts, options=asdict(text.plan))
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Number for JSON, which has no NaN: None if it is not finite."""
     return value if math.isfinite(value) else None
 
 

@@ -19,9 +19,10 @@ from grouper.uptraining.text import TrainingText
 
 @dataclass(frozen=True)
 class Score:
-    """Means over answers: nats; nats of KL from the original; share of answers where both think the same one likeliest;
-    the original's nats. cosine: of both models' vectors, mean over examples, where they have no head. What cannot be
-    known is NaN: all but the first without a teacher, nats where no right answers are known."""
+    """Means over answers. nll: nats. kl: nats of KL divergence from the original. agreement: share of answers with the
+    same likeliest one in both models. teacher_nll: the original's nats. cosine: cosine of both models' vectors, mean
+    over examples, if they have no head. Unknown values are NaN: all but the first without a teacher, nats if no right
+    answers are known."""
 
     nll: float = math.nan
     kl: float = math.nan
@@ -45,7 +46,8 @@ def score_of(
     device: torch.device,
     ranks: Ranks,
 ) -> Score:
-    """answers_of(batch): the student's, on the device. micro: examples of one pass. Ranks share the examples."""
+    """Score of the student on held-out text. answers_of(batch): the student's answers, on the device. micro: examples
+    per pass. Ranks share the examples."""
     sums: dict[str, Tensor] = {}
     mine, real = share(len(held_out), ranks)
     if teacher is not None and not teacher.knows(held_out.batch[mine]):
@@ -83,15 +85,15 @@ def _measured(ours: Answers, theirs: Answers | None, some: TrainingText) -> dict
 
 
 def _nll(logits: Tensor, right: Tensor) -> Tensor:
-    """[n, places]"""
+    """Negative log-likelihood in nats [n, places]."""
     wanted = right.to(logits.device).flatten()
     losses = cross_entropy(logits.float().flatten(0, 1), wanted, ignore_index=NOT_ASKED, reduction="none")
     return losses.view(logits.shape[:2])
 
 
 def share(count: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """(this rank's rows, whether each is no repetition): as many on every rank, for sharded models are asked by all of
-    them at once."""
+    """Rows of this rank, and for each whether it counts. Every rank gets the same number of rows, some of them
+    repeated, because all ranks must call a sharded model together."""
     each = -(-count // ranks.size)
     places = ranks.rank * each + torch.arange(each)
     return places.clamp_max(count - 1), places < count

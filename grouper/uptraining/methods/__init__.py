@@ -1,4 +1,4 @@
-"""Ways to train an exported model further. A new one is a file here with a subclass of TrainingMethod, and an entry
+"""Methods for training an exported model. A new one is a file here with a subclass of TrainingMethod, and an entry
 below."""
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Distillation from the original: what is trained is the shared heads and all other weights. The default."""
+"""Distillation from the original. The shared heads and all other weights are trained. This is the default method."""
 
 from dataclasses import dataclass
 

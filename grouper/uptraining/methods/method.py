@@ -1,4 +1,4 @@
-"""What a way to train an exported model further is."""
+"""Interface of a method for training an exported model."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,10 +16,10 @@ from grouper.uptraining.shared_attention import SharedAttention
 
 @dataclass(frozen=True)
 class TrainingMethod(Entry):
-    """An entry of METHODS. A subclass's fields are its parameters.
+    """An entry of METHODS. Fields of a subclass are its parameters.
 
-    paper: where it comes from. losses: unless others are asked for. from_mean: it wants an export whose heads are the
-    mean of the original's, not refined.
+    paper: its source. losses: default losses. from_mean: whether the method needs an export whose heads are the mean of
+    the original's, without refinement.
     """
 
     paper: ClassVar[str]
@@ -27,7 +27,7 @@ class TrainingMethod(Entry):
     from_mean: ClassVar[bool] = False
 
     def check(self, exported: ExportedModel) -> None:
-        """Raise GrouperError where it cannot begin from this export."""
+        """Raise GrouperError if the method cannot start from this export."""
         merge = exported.facts.get("merge")
         if self.from_mean and merge != "mean":
             raise GrouperError(
@@ -40,5 +40,5 @@ class TrainingMethod(Entry):
     def attention(
         self, module: nn.Module, exported: ExportedModel, layer: int, merged: Attention, layout: LayerLayout
     ) -> SharedAttention:
-        """What stands in the place of the layer's attention `module` while training. merged: its weights now."""
+        """Replacement of the layer's attention `module` during training. merged: its current weights."""
         return SharedAttention(module, exported.architecture, merged, layout, layer)

@@ -1,4 +1,4 @@
-"""Ways to train as they were published: GQA's recipe, WGQA, DGQA, PGQA."""
+"""Training methods as published: GQA's recipe, WGQA, DGQA, PGQA."""
 
 from grouper.registry import Named
 

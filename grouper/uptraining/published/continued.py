@@ -1,5 +1,5 @@
-"""GQA's own recipe (arXiv 2305.13245): from the mean of neighbouring heads, go on as in pre-training, on its text and
-with its loss, for 5% of its steps."""
+"""GQA's own recipe (arXiv 2305.13245): starting from the mean of neighbouring heads, continue pre-training on the
+original text and loss for 5% of the original steps."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ from grouper.uptraining.options import Losses
 
 @dataclass(frozen=True)
 class Continued(TrainingMethod):
-    """How many tokens 5% are, only the one who trained the original knows: say `tokens`."""
+    """GQA's recipe. Set `tokens` to 5% of the original training, because only the original's authors know that
+    number."""
 
     name: str = "gqa"
     paper = "GQA, arXiv 2305.13245"

@@ -1,5 +1,5 @@
-"""WGQA (arXiv 2407.10855): a shared head is sum_s w_s * W_s over its group's heads, and the w_s are learnt together
-with the heads W_s, from the mean on. Folded at the end: what is written has the sums.
+"""WGQA (arXiv 2407.10855): a shared head is sum_s w_s * W_s over its group's heads. The w_s are trained together
+with the heads W_s, starting at the mean. The sums are folded at the end, and the export contains only them.
 
 Weights are of three kinds, as in grouper/merging/weighted.py, which fits the same by least squares without training:
 scalar, one a head; column, one for each component of a head [d]; row, one for each input component [D].
@@ -19,12 +19,12 @@ from grouper.uptraining.methods.method import TrainingMethod
 from grouper.uptraining.options import Losses
 from grouper.uptraining.shared_attention import SharedAttention, holder_of
 
-SHAPES = {"scalar": (1, 1), "column": (None, 1), "row": (1, None)}  # of a head's weights; None: as the head's own
+SHAPES = {"scalar": (1, 1), "column": (None, 1), "row": (1, None)}  # shape of a head's weights; None: as in the head
 
 
 @dataclass(frozen=True)
 class LearnedSums(TrainingMethod):
-    """kind: of weights, scalar, column or row."""
+    """WGQA. kind: kind of weights, scalar, column or row."""
 
     name: str = "wgqa"
     kind: str = "scalar"
@@ -64,7 +64,7 @@ class SummedAttention(SharedAttention):
             members = membership(grouping, len(heads))
             self.register_buffer(f"{part}_members", members, persistent=False)
             shape = [own if asked is None else asked for asked, own in zip(SHAPES[kind], heads.shape[1:])]
-            start = (members / members.sum(1, keepdim=True)).sum(0)  # a head's share of its group: 1 / size
+            start = (members / members.sum(1, keepdim=True)).sum(0)  # initial share of a head in its group: 1 / size
             shares = start[:, None, None].expand(-1, *shape).clone()
             self.register_parameter(f"{part}_shares", nn.Parameter(shares))  # [G0, d or 1, D or 1]
 
@@ -75,7 +75,7 @@ class SummedAttention(SharedAttention):
         return torch.einsum("gs,sdx->gdx", members, shares * super().heads(part))
 
     def bias(self, part: str) -> Tensor | None:
-        """A constant input has the mean of the inputs' weights."""
+        """Bias [heads, d]. The weight of the constant input is the mean of the other inputs' weights."""
         bias = super().bias(part)
         if part not in ("k", "v") or bias is None:
             return bias
@@ -84,7 +84,7 @@ class SummedAttention(SharedAttention):
 
 
 def membership(grouping: Grouping, heads: int) -> Tensor:
-    """[G, G0]: 1 where an original head goes into a shared one."""
+    """Membership matrix [G, G0]: 1 if an original head is a member of a shared one."""
     members = torch.zeros(grouping.kv_heads, heads)
     for g, sources in enumerate(grouping.members):
         members[g, list(sources)] = 1.0

@@ -1,9 +1,9 @@
-"""PGQA (arXiv 2408.08454): while training, noise is subtracted from what attention gives, so that the query heads of a
-group do not stay alike; heads and groups stay as they are.
+"""PGQA (arXiv 2408.08454): during training, noise is subtracted from attention's outputs, so that the query heads of a
+group become different. Heads and groups stay unchanged.
 
-For each group, uniform noise [heads, tokens x d] with a zero diagonal is standardised row by row, given the mean and
-the deviation of the head's output over that row, and subtracted. The released code does so when it is used, too; an
-exported model has ordinary attention, so here it is for training alone.
+For each group, uniform noise [heads, tokens x d] with a zero diagonal is standardised row by row, scaled to the mean
+and the deviation of the head's output over that row, and subtracted. The released code also does so at inference. An
+exported model has ordinary attention, so here the noise is for training only.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from grouper.uptraining.shared_attention import SharedAttention
 
 @dataclass(frozen=True)
 class Perturbed(TrainingMethod):
-    """scale: of the noise; 1 in the paper."""
+    """PGQA. scale: scale of the noise, 1 in the paper."""
 
     name: str = "pgqa"
     scale: float = 1.0
@@ -56,11 +56,11 @@ class PerturbedAttention(SharedAttention):
         o.register_forward_pre_hook(self._perturb)
 
     def _perturb(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """inputs[0]: [windows, tokens, H d]"""
+        """Subtract noise from attention's outputs, inputs[0]: [windows, tokens, H d]."""
         if not torch.is_grad_enabled():
             return None
         by_head = inputs[0].unflatten(-1, (-1, self.architecture.head_dim))  # [windows, tokens, H, d]
-        # The same noise when a pass is made again to save memory, and when a killed training goes on.
+        # The noise is the same when a pass is recomputed to save memory, and when a killed training resumes.
         generator = torch.Generator(by_head.device).manual_seed(1_000_003 * self.step + self.layer)
         less = torch.empty_like(by_head)
         for readers in map(list, self.layout.k.readers):
@@ -69,8 +69,8 @@ class PerturbedAttention(SharedAttention):
 
 
 def noise_like(output: Tensor, generator: torch.Generator) -> Tensor:
-    """output: of one group's heads [windows, tokens, heads, d]. Returns noise of its shape; the same for all windows
-    but for mean and deviation."""
+    """Noise in the shape of one group's outputs [windows, tokens, heads, d], the same for all windows up to mean and
+    deviation."""
     rows = output.float().transpose(1, 2).flatten(2)  # [windows, heads, tokens d]
     noise = torch.rand(rows.shape[1:], generator=generator, device=rows.device)
     noise.fill_diagonal_(0)

@@ -1,10 +1,10 @@
-"""DGQA (arXiv 2408.08454): KV heads stay, and every so many steps query heads are dealt out to them anew, in order, in
-proportion to what the norms of their keys say.
+"""DGQA (arXiv 2408.08454): KV heads stay, and at regular intervals query heads are reassigned to them, in order, in
+proportion to weights from the norms of their keys.
 
-By moving average, a KV head's weight is 0.9 n + 0.1 before, by difference |before - n|, where n is its key norm over
-the last step's tokens, and before what it was at the deal before. What is written in the end is an ordinary export with
-the layout that was dealt last. As published a head can get no query at all, and equal norms divide by zero; here every
-head gets at least one, and equal norms equal shares. The released code divides its memory by the window's length.
+By moving average, a KV head's weight is 0.9 n + 0.1 before; by difference it is |before - n|. Here n is its key norm
+over the last step's tokens, and `before` is its key norm at the previous reassignment. The result is an ordinary export
+with the last layout. As published, a head can get no query at all, and equal norms divide by zero; here every head gets
+at least one, and equal norms give equal shares. The released code divides its memory by the window's length.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,8 @@ from grouper.uptraining.shared_attention import SharedAttention, key_projection
 
 @dataclass(frozen=True)
 class Redealing(TrainingMethod):
-    """every: steps between two deals (the paper's window). difference: deal by |cache - n| instead of the average."""
+    """DGQA. every: steps between reassignments (the paper's window). difference: use |cache - n| instead of the
+    average."""
 
     name: str = "dgqa"
     every: int = 300
@@ -73,7 +74,7 @@ class RedealtAttention(SharedAttention):
         key_projection(self).register_forward_pre_hook(self._collect)
 
     def _collect(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Squared norms of each shared head's keys, over the tokens that are learnt from."""
+        """Sum the squared norms of each shared head's keys, over the tokens that are trained on."""
         if not torch.is_grad_enabled():
             return
         with torch.no_grad():
@@ -97,7 +98,7 @@ class RedealtAttention(SharedAttention):
 
 
 def dealt(layout: LayerLayout, sizes: list[int]) -> LayerLayout:
-    """The same KV heads, the query heads in their present order dealt out in groups of these sizes."""
+    """Same KV heads, with the query heads in their present order divided into groups of these sizes."""
     order, readers, first = layout.k.reader_order, [], 0
     for size in sizes:
         readers.append(tuple(order[first : first + size]))

@@ -3,10 +3,7 @@
 Rounding is simulated: a tensor is returned as attention would read it from such a cache. Keys are rounded after RoPE,
 because engines store rotated keys. The rules were taken from the engines' sources:
 
-Rounding is simulated: a tensor goes in and comes back as attention reads it from such a cache. Keys are rounded after
-RoPE, as engines store them. The rules were taken from the engines' sources:
-
-    fp8         vLLM and SGLang, e4m3 with their default scale of 1.0; what is beyond 448 is cut off
+    fp8         vLLM and SGLang, e4m3 with their default scale of 1.0; larger values than 448 are clipped
     fp8-scaled  the same with a scale for each KV head, which brings the largest value of the window to 448
     q8_0, q4_0  llama.cpp: blocks of 32 values, a float16 scale each. Where head_dim is a multiple of 64 it rotates K
                 and V by Hadamard matrices first: K by the largest power of two that divides head_dim, V by 64

@@ -49,10 +49,6 @@ class MeasuredInputs(InputMoments):
 
     tokens: number of tokens averaged over. keys: [windows, G, G] inner products of the K heads' outputs, summed over
     the tokens of each window (for key-driven allocation); None for inputs that k does not read.
-
-
-    tokens: how many were averaged. keys: [windows, G, G] inner products of the K heads' outputs, summed over each
-    window's tokens (for key-driven allocation); None for inputs that k does not read.
     """
 
     second_moment: Tensor

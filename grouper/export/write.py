@@ -80,7 +80,7 @@ def export_model(
 ) -> Exported:
     """Merge `checkpoint`'s KV heads according to `layout` and write the model to the folder `output`.
 
-    merge: how heads become one (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. around:
+    merge: merge method (a name in grouper.merging.MERGES), unless `merged` gives each layer's weights. around:
     tensors outside the layers that changed, by their names in the checkpoint. origin: facts for grouper.json and the
     model card (method, error, commands). described: the layout to describe there, where `layout` is over a model that
     was regrouped before. beside: files to copy into the folder, by name. Tensors are streamed: one shard and one layer

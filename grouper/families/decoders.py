@@ -1,6 +1,5 @@
 """Supported decoder families, and the reasons why others are not supported.
 
-
 A new family is one entry here, or in encoders.py, and one line in tests/family_samples.py.
 """
 

@@ -124,7 +124,7 @@ class Student:
         every = ((f"{layer}.attention.{n}", t) for layer, attention in layers for n, t in attention.own_buffers())
         return dict(every)
 
-    # What is saved on the way
+    # Saved state
 
     def state(self) -> dict[str, Tensor]:
         """State to save: whole tensors on the CPU. If ranks hold them in parts, all ranks must call this."""
@@ -141,7 +141,7 @@ class Student:
         for attention, one in zip(self.attentions, HeadLayout.from_json(layout).layers):
             attention.layout = one
 
-    # What comes out
+    # Result
 
     @torch.no_grad()
     def layer(self, layer: int) -> MergedLayer:

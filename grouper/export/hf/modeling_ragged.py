@@ -35,7 +35,7 @@ class RaggedConfig(LlamaConfig):
     kv_groups = kv_readers = query_of_head = None
 
     def __init__(self, **kwargs):
-        # Engines that size each layer's cache read per_layer_config; others go on asking for the global counts.
+        # Engines that size each layer's cache read per_layer_config; other engines still read the global counts.
         self.allow_global_per_layer_attribute_access = True
         super().__init__(**kwargs)
 
@@ -75,7 +75,7 @@ def slots(groups):
 
 def index(layer, name, device):
     """A layer's list as a tensor, made once for each device. Copying it for every token would stall a GPU."""
-    if torch.compiler.is_compiling():  # which cannot ask for the mode
+    if torch.compiler.is_compiling():  # the compiler cannot query the mode
         return torch.tensor(layer.lists[name], device=device)
     key = (name, device, torch.is_inference_mode_enabled())
     if key not in layer.indices:
@@ -192,7 +192,7 @@ class LayerConfig:
     def _attn_implementation(self):
         if self.computing:
             return RaggedConfig.model_type
-        # a compiler knows no threads; what it compiles may begin outside of it, and the other way round
+        # a compiler ignores thread identity, and compiled and uncompiled code may call each other
         here = len(self.threads) > 0 if torch.compiler.is_compiling() else threading.get_ident() in self.threads
         return RaggedConfig.model_type if here else self.whole._attn_implementation
 
@@ -289,7 +289,7 @@ def ragged(of, name):
             mapping = renaming.get_checkpoint_conversion_mapping(theirs)
             if mapping is not None:
                 renaming.register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
-    except ImportError:  # transformers 4 has them as they are stored
+    except ImportError:  # transformers 4 loads them as stored
         pass
     return Ragged
 

@@ -2,11 +2,11 @@
 transformers 4.57 or later; 5.24.0 is the newest release that it was tested with.
 
 `config.kv_groups[layer]` lists how many query heads read each KV head of that layer, e.g. [1, 1, 2, 4]; query heads are
-in the order of the groups, and `config.head_order[layer]` says which head of the original each one was, for positional
-biases (ALiBi) differ from head to head. The family's class knows as many KV heads as query heads, so attention is
-written anew here: a group's queries are laid one after the other as if they were so many more tokens, short groups are
-filled up with copies, and what those gave is dropped. Weights and KV cache are never padded, and the cache is never
-expanded. Attention has no dropout here.
+in the order of the groups, and `config.head_order[layer]` says which head of the original each one was, as positional
+biases (ALiBi) differ between heads. The family's class supports only as many KV heads as query heads, so this
+file has an attention of its own: a group's queries are laid out one after the other as if they were more tokens, short
+groups are filled with copies, and the outputs of the copies are dropped. Weights and KV cache are never padded, and
+the cache is never expanded. Attention has no dropout here.
 
 Written by Grouper beside the weights; load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 """
@@ -43,13 +43,13 @@ try:  # transformers 5 renames and stacks some families' tensors when it loads t
     mapping = next((m for m in map(get_checkpoint_conversion_mapping, names) if m is not None), None)
     if mapping is not None:
         register_checkpoint_conversion_mapping(RaggedConfig.model_type, mapping, overwrite=True)
-except ImportError:  # transformers 4 has them as they are stored
+except ImportError:  # transformers 4 loads them as stored
     pass
 
 
 def index(layer, name, device):
     """A layer's list as a tensor, made once for each device. Copying it for every token would stall a GPU."""
-    if torch.compiler.is_compiling():  # which cannot ask for the mode
+    if torch.compiler.is_compiling():  # the compiler cannot query the mode
         return torch.tensor(getattr(layer, name), device=device)
     key = (name, device, torch.is_inference_mode_enabled())
     if key not in layer.indices:
@@ -157,7 +157,7 @@ def regroup(model, config):
 
 class RaggedModel(BloomModel):
     config_class = RaggedConfig
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False  # masks come as numbers, then
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False  # because masks are given as numbers
 
     def __init__(self, config):
         super().__init__(config)

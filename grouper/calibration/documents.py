@@ -180,8 +180,8 @@ class JsonLines(Rows):
 
 
 class DatasetRows(Rows):
-    """Rows of a dataset, assumed to be of equal length. size: number of bytes, an estimate if the dataset does not
-    state it."""
+    """Rows of a dataset, assumed to be of equal length. size: total bytes, or the number of rows if the dataset does
+    not state its bytes."""
 
     def __init__(self, name: str, rows: Any, tokenizer: Callable[[], Any]):
         super().__init__(tokenizer)

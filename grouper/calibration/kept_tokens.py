@@ -30,7 +30,7 @@ class KeptTokens:
         self._damaged: set[str] = set()
 
     def begin(self) -> None:
-        """Start writing: what was found so far is written now, later finds at once."""
+        """Start writing to disk. Tokens kept so far are written now, later ones immediately."""
         self._begun = True
         for key, tokens in self._waiting.items():
             self.keep(key, tokens)

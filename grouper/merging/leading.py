@@ -98,8 +98,8 @@ def _filter(gram: Tensor, x: Tensor, values: Tensor, wrong: Tensor, left: Tensor
     far.
 
     A few directions far stronger than the others would soon drown them. Once such directions are known well enough,
-    they are kept fixed, and for the others M is treated as if it had at most `CAP` times the cut there. Until then the
-    polynomial has a lower degree. The error of a Ritz value is at most wrong^2 over its distance from the others.
+    they are kept fixed, and M is deflated so that their values count as `CAP` times the cut. Until then the polynomial
+    has a lower degree. The error of a Ritz value is at most wrong^2 over its distance from the others.
     """
     cut = torch.maximum(values[:, -1], 1e-12 * values[:, 0]).clamp_min(1e-300)[:, None]
     known = (values > CAP * cut) & (wrong < CAP / 2 * cut)

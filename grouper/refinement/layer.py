@@ -65,7 +65,7 @@ class LayerWorker:
         return self
 
     def autocast(self) -> AbstractContextManager:
-        """bfloat16 on a GPU, without caching casts, since a captured step must make its own."""
+        """Autocast to bfloat16 on a GPU, without caching casts, since a captured step must make its own."""
         gpu = "cuda" in str(self.device)
         return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if gpu else nullcontext()
 

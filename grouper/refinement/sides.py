@@ -28,8 +28,8 @@ class Sides:
     def __init__(
         self, model: Layers, batch: Tensor | Batch, size: int, device: str, whole_layers: bool, apart: bool = True
     ):
-        """size: examples per part. whole_layers: whether whole layers are matched, or attentions. apart: whether
-        earlier layers are regrouped; else both streams are the original's."""
+        """Start both streams of a text. size: examples per part. whole_layers: whether whole layers are matched, or
+        attentions. apart: whether earlier layers are regrouped; else both streams are the original's."""
         self.walk = Walk(model, batch, size, device).start()
         self.other = self.walk.copy() if apart else self.walk
         self.tokens, self.whole_layers = self.walk.batch.numel(), whole_layers

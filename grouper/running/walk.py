@@ -35,7 +35,8 @@ class Walk:
     """
 
     def __init__(self, model: Layers, batch: Tensor | Batch, size: int, device: str | None = None):
-        """size: examples per part. device: where layers run (default: the device of the model)."""
+        """Prepare a walk over a batch. size: examples per part. device: where layers run (default: the device of the
+        model)."""
         self.model, self.batch, self.device = model, Batch.of(batch), device or model.device
         self.parts = [slice(i, i + size) for i in range(0, len(self.batch), size)]
         self.alike = self.batch.read is None and not model.architecture.family.parts

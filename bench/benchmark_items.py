@@ -32,7 +32,7 @@ metric_list:
 metadata: {{version: 1.0}}
 """
 CHOICES = "doc_to_text: context\ndoc_to_choice: choices\ndoc_to_target: gold"
-CONTEXTS = "doc_to_text: gold\ndoc_to_choice: contexts\ndoc_to_target: ending"  # the choice is in the context
+CONTEXTS = "doc_to_text: gold\ndoc_to_choice: contexts\ndoc_to_target: ending"  # contexts contain the choice
 TARGET = "doc_to_text: text\ndoc_to_target: target"
 ACC, ACC_NORM = (f"- {{metric: {m}, aggregation: mean, higher_is_better: true}}" for m in ("acc", "acc_norm"))
 PERPLEXITY = "- {metric: perplexity, aggregation: perplexity, higher_is_better: false}"

@@ -42,7 +42,7 @@ def plain(text: str) -> str:
 
 
 def read_novels(path: Path) -> tuple[str, str]:
-    """(training text, held-out books)."""
+    """(training text, held-out books), from one text of novels."""
     opener = lzma.open if path.suffix == ".xz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         text = file.read()

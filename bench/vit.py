@@ -34,7 +34,7 @@ CALIBRATED = 1024  # pictures for calibration
 
 
 def pictures(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """[n, 28, 28] uint8 and [n]. part: "train" or "t10k"."""
+    """Pictures [n, 28, 28] uint8 and their labels [n]. part: "train" or "t10k"."""
 
     def read(name: str, skip: int) -> Tensor:
         unpacked = gzip.decompress((folder / f"{part}-{name}-ubyte.gz").read_bytes())

@@ -93,8 +93,8 @@ def is_demo(folder: Path) -> bool:
 
 
 def _measured(run: Path, front: ParetoFront) -> ParetoFront:
-    """Measure the original and, at half and a quarter of the cache, the best equal groups, the best layout of any
-    sizes, and averaged neighbours."""
+    """Measure the original and, at half and a quarter of the cache, the best equal groups, the best ragged layout, and
+    averaged neighbours."""
     table = front.table
     stock = table[(table["deploy"] == "stock") & (table["method"] != "random") & table["kv_ratio"].isin(RATIOS)]
     found, neighbours = stock[stock["method"] != "neighbour"], stock[stock["method"] == "neighbour"]

@@ -53,7 +53,7 @@ class TimeLeft:
         self.first: int | None = None
 
     def after(self, done: int, total: int) -> float | None:
-        """Seconds left after a finished part; None until a second part has finished."""
+        """Seconds left, given the parts that are done. None until more parts are done than at the first call."""
         now = time.monotonic()
         if self.first is None or done < self.last:
             self.began, self.first, self.works = now, done, self.works + 1

@@ -173,8 +173,8 @@ def shown(told: Option, default: Any) -> str:
 
 
 def made(hint: Any, values: dict[str, Any]) -> Any:
-    """The dataclass with the values from the command line. An optional one is None if its required fields are not
-    given, or, without required fields, if none of its fields is given."""
+    """The dataclass with the values from the command line. An optional one is None if none of its required fields is
+    given, or, if it has no required fields, if no field is given."""
     kind = dataclass_of(hint)
     hints, given, asked = get_type_hints(kind), {}, []
     needed = any(f.default is MISSING and f.default_factory is MISSING for f in fields(kind))

@@ -115,8 +115,8 @@ def search_layers(
     tell: Tell = no_message,
 ) -> list[Found]:
     """Groupings that each method found, for each searched layer; finished layers are read from the run. jobs: number of
-    layers searched in parallel, each by a process that reads the layer, makes its tables and searches. No tables wait
-    for a process. With several ranks, each takes every n-th layer."""
+    layers searched in parallel, each by a process that reads the layer, makes its tables and searches. Memory holds
+    only the tables of layers that are being searched. With several ranks, each takes every n-th layer."""
     a, ranks = regrouper.architecture, regrouper.ranks
     layers = options.searched(a)
     read = ranks.first_does(lambda: [folder.read_layer(i, a.query_heads, a.kv_heads) for i in layers])

@@ -97,7 +97,7 @@ class AsymGQA(Method):
         return Partition(best, float(fitness.errors(best[None])[0]))
 
     def start(self, rng: np.random.Generator, n: int, heads: int, groups: int) -> np.ndarray:
-        """[n, heads]: random groupings."""
+        """Random groupings [n, heads] to start from."""
         if self.equal_groups:
             return canonical_labels(rng.permuted(np.tile(np.arange(heads) // (heads // groups), (n, 1)), axis=1))
         return random_labels(rng, n, heads, np.full(n, groups))

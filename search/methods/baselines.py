@@ -51,7 +51,8 @@ class Random(Method):
 
 
 def neighbour_groups(heads: int, groups: int) -> list[list[int]]:
-    """
+    """Groups of consecutive heads, as equal in size as possible.
+
     >>> neighbour_groups(5, 2)
     [[0, 1, 2], [3, 4]]
     """

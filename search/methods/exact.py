@@ -54,7 +54,7 @@ def subset_costs(fitness: LayerFitness) -> np.ndarray:
 
 
 def _subsets(bits: list[int]) -> np.ndarray:
-    """Every subset of the given bit positions, as masks."""
+    """Masks of every subset of the given bit positions."""
     masks = np.zeros(1, np.int64)
     for bit in bits:
         masks = np.concatenate([masks, masks | (1 << bit)])

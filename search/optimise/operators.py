@@ -14,7 +14,7 @@ def random_labels(rng: np.random.Generator, n: int, heads: int, counts: np.ndarr
     """Random partitions. counts: number of groups of each row (default: uniform over 1..G - 1)."""
     counts = rng.integers(1, max(2, heads), n) if counts is None else counts
     labels = rng.integers(0, counts[:, None], (n, heads))
-    # every group gets a head: the first `count` places of a random order
+    # the first `count` heads of a random order get one group each, so that no group is empty
     order = rng.permuted(np.tile(np.arange(heads), (n, 1)), axis=1)
     fixed = np.arange(heads) < counts[:, None]
     np.put_along_axis(labels, order, np.where(fixed, np.arange(heads), np.take_along_axis(labels, order, 1)), 1)

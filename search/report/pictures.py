@@ -31,7 +31,7 @@ DARK: dict[Any, Any] = {
 
 
 def parsed_formats(text: str) -> tuple[str, ...]:
-    """ "png,svg" -> ("png", "svg"). Raises GrouperError for an unknown format."""
+    """Formats from comma-separated text: "png,svg" -> ("png", "svg"). Raises GrouperError for an unknown format."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in FORMATS:

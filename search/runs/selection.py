@@ -73,5 +73,5 @@ class Selection:
 
 
 def parse_ratio(text: str) -> float:
-    """ "0.5", "1/3" or "50%". Raises GrouperError outside (0, 1]."""
+    """Share of the cache from text like "0.5", "1/3" or "50%". Raises GrouperError outside (0, 1]."""
     return parsed_share(text, "KV ratio", most=1)

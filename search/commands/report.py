@@ -15,19 +15,13 @@ from search.runs.selection import ASKED_CACHES
 def run(
     run: Run,
     output: Annotated[
-        Path | None,
-        Option("Output file (default: RUN/report.html); with --format, a folder.", short="-o", metavar="FILE"),
+        Path | None, Option("Output (default: RUN/report.html); a folder with --format.", short="-o", metavar="FILE")
     ] = None,
     format: Annotated[
         str | None,
-        Option(
-            "Write pictures in these formats instead of the page: png, svg, pdf; comma-separated.",
-            words=("png", "svg", "pdf"),
-        ),
+        Option("Write pictures instead of the page: png, svg, pdf; comma-separated.", words=("png", "svg", "pdf")),
     ] = None,
-    layout: Annotated[
-        int | None, Option("Layout shown in pictures (default: the one exported at half of the cache).")
-    ] = None,
+    layout: Annotated[int | None, Option("Layout in pictures (default: the one exported at half the cache).")] = None,
     dark: Annotated[bool, Option("Dark background for pictures.")] = False,
     similar: Annotated[bool, Option("Show the similarity of heads; reads the model's weights.")] = True,
     beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,

@@ -42,7 +42,7 @@ class RaggedConfig(LlamaConfig):
     def __getattribute__(self, name):
         """Return the largest value over all layers for a global count, so that a cache sized by it is never too small.
         transformers warns of each such access, even by its own classes."""
-        per_layer = object.__getattribute__(self, "__dict__").get("_heterogeneity_spec")
+        per_layer = super().__getattribute__("__dict__").get("_heterogeneity_spec")
         if per_layer is not None and name in per_layer.per_layer_attributes:
             return self._getattr_without_heterogeneous_validation(name)
         return super().__getattribute__(name)

@@ -1,4 +1,4 @@
-"""The `grouper` command: parses, calls, prints. Data on stdout, messages and progress on stderr."""
+"""The `grouper` command: parses the command line, calls and prints. Data on stdout, messages and progress on stderr."""
 
 import os
 import sys
@@ -24,22 +24,23 @@ RESUMED = ("search", "regroup", "evaluate", "export", "uptrain")
 
 
 def main() -> None:
-    """Exit 0, 1 (failed, one line why), 2 (usage), 130 or 143 (stopped by a signal)."""
+    """Run the command. Exit codes: 0, 1 (failed, with one line that says why), 2 (usage), 130 or 143 (stopped by a
+    signal)."""
     for name, value in {
-        "PYTHONSAFEPATH": "1",  # no process that is started imports from the current folder
+        "PYTHONSAFEPATH": "1",  # no child process imports from the current folder
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # libraries' own bars and notes would bury ours
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # progress bars of libraries would hide ours
     }.items():
         os.environ.setdefault(name, value)
     debug = "--debug" in sys.argv
     if {"--quiet", "-q"} & set(sys.argv):
-        ERR.quiet, os.environ["GROUPER_QUIET"] = True, "1"  # for consoles that are made later
+        ERR.quiet, os.environ["GROUPER_QUIET"] = True, "1"  # for consoles created later
     if "--verbose" in sys.argv:
         logging.basicConfig(level=logging.INFO)
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
     sys.argv = [a for a in sys.argv if a not in ("--debug", "--quiet", "-q", "--verbose")]
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks, the others when they fail
+    if os.environ.get("RANK", "0") != "0":  # only the first of several ranks prints; the others print failures
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     print_notes(ERR)
     heard = stop_on_signals(lambda: _say(_stopped()))
@@ -65,14 +66,14 @@ def main() -> None:
 
 
 def _said(error: Exception) -> str:
-    """A line for people: the failure, and its cure."""
+    """One line that names the failure and its remedy."""
     if is_disk_full(error):
         return f"{error}: the disk is full, or a limit is reached; make room, and the same command goes on"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{os.fspath(error.filename)!s}: {error.strerror.lower()}"
     if isinstance(error, GrouperError | OSError):
         return as_flags(str(error))
-    if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is not imported here
+    if type(error).__name__ == "OutOfMemoryError":  # raised by torch, which is not imported here
         return "the GPU's memory is short: give fewer --jobs, or --device cpu"
     if is_memory_short(error):
         return "memory is short: give --memory an amount that is there, or fewer --jobs"
@@ -81,25 +82,25 @@ def _said(error: Exception) -> str:
 
 
 def _stopped() -> str:
-    """Last words of a command that a signal stopped."""
+    """Message of a command that a signal stopped."""
     resumed = next((word for word in sys.argv[1:] if not word.startswith("-")), None) in RESUMED
     return "stopped; the same command goes on from here" if resumed else "stopped"
 
 
 def _fail(why: str, code: int = 1) -> None:
-    """Say why in one line, and exit."""
+    """Print the reason in one line, and exit."""
     _end(_line(why), code)
 
 
 def _end(told: str, code: int = 1) -> None:
     _print(told)
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        os._exit(code)  # leaving their group in order would wait for ranks that wait for this one
+        os._exit(code)  # a regular exit would wait for ranks that wait for this one
     sys.exit(code)
 
 
 def _say(why: str) -> None:
-    """Print why the command ends."""
+    """Print the reason in one line."""
     _print(_line(why))
 
 

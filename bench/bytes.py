@@ -1,4 +1,5 @@
-"""Bytes of the KV cache: heads against precision, in nats over the original, with paired standard errors.
+"""Two ways to save KV cache bytes, fewer heads and lower precision, compared in nats over the original with paired
+standard errors.
 
     python bench/bytes.py demo --text demo --evaluation held-out=demo
     python bench/fetch_real_models.py
@@ -6,10 +7,10 @@
         --evaluation english=.real-models/wikipedia-evaluation.txt \\
         --evaluation code=.real-models/python-evaluation.jsonl --device cuda --json bytes.json
 
-All heads, and the best stock layout within 1/2 and within 1/4 of the heads (spectral, refined as `grouper export`
-does it), each with its keys (after RoPE) and values kept in every type of KV cache. Bytes are relative to the
-original's cache and count scales. --gauge measures each once more with keys that are scaled for rounding.
-`python bench/bytes.py --tables bytes.json` prints the table of an earlier --json again.
+Layouts: all heads, and the best stock layouts within 1/2 and within 1/4 of the heads (spectral, refined as by `grouper
+export`). Each is measured with its keys (after RoPE) and values in every KV cache type. Bytes are relative to the
+original's cache and include scales. --gauge measures each a second time, with keys scaled for rounding. `python
+bench/bytes.py --tables bytes.json` prints the tables of an earlier --json again.
 """
 
 import argparse
@@ -37,11 +38,11 @@ from grouper.refinement.options import RefineOptions
 from search import RunFolder, SearchOptions, pick, search
 
 SHARES = {"1/2": "half", "1/4": "a quarter"}
-KEPT = "bfloat16"  # the original's type: neither it nor what is beside it is rounded
+KEPT = "bfloat16"  # the original's type, in which nothing is rounded
 
 
 class Bench:
-    """A model, its texts and its search; `found` is what --json keeps."""
+    """A model, its texts and its search. `found` is the content of --json."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder, self.machine = args, folder, Machine(device=args.device)
@@ -97,7 +98,8 @@ class Bench:
         return merged
 
     def measure(self, name: str, layout: HeadLayout, merged: Merged | None) -> None:
-        """One row for each type of cache, and with --gauge one more. merged: None for the original's weights."""
+        """Add one row for each KV cache type, and a second one with --gauge. merged: None for the original's
+        weights."""
         self.measure_as(name, layout, merged)
         if self.args.gauge:
             own = merged or self.regrouper.merged(layout, MERGES["mean"])
@@ -129,7 +131,7 @@ class Bench:
                 self.args.json.write_text(json.dumps(self.found, indent=1) + "\n")
 
     def values(self, original: Original, layout: HeadLayout, merged: Merged | None, kind: CacheType) -> dict:
-        """Nats over the original, their standard error, KL to it and its standard error."""
+        """Nats over the original with their standard error, and KL divergence from it with its standard error."""
         kept = None if kind.name == KEPT else kind
         found: Columns
         if merged is not None:

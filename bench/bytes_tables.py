@@ -1,4 +1,4 @@
-"""The tables of bench/bytes.py, from what it measured."""
+"""Tables of bench/bytes.py from its measurements."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ Found = dict[str, Any]
 
 
 def tables(found: Found) -> str:
-    """Markdown: what was measured on, then for each text a table of heads against types of cache."""
+    """Markdown: a line on the text, then for each text a table of heads against KV cache types."""
     tokens = ", ".join(f"{count:,} of {found['texts'][name]} ({name})" for name, count in found["tokens"].items())
     fewer = any(not row["heads"].startswith("all") for row in found["rows"])
     refined = (", refined" if found["refined"] else ", not refined") if fewer else ""
@@ -17,7 +17,7 @@ def tables(found: Found) -> str:
 
 
 def of_text(rows: list[Found], text: str, nll: float) -> list[str]:
-    """Nats over the original ± paired standard error, and bytes of the original's cache, cell by cell."""
+    """Cells with nats over the original ± paired standard error, and bytes relative to the original's cache."""
     kinds = list(dict.fromkeys(row["kv_cache"] for row in rows))
     bits = {row["kv_cache"]: row["bits"] for row in rows}
     shown = " | ".join(f"{kind} ({bits[kind]:g} bits)" for kind in kinds)
@@ -30,7 +30,7 @@ def of_text(rows: list[Found], text: str, nll: float) -> list[str]:
 
 
 def cell(row: Found, text: str) -> str:
-    """One value, and the bytes it takes.
+    """One cell: the value, and the bytes of the cache.
 
     >>> cell({"bytes": 0.28125, "texts": {"a": {"over": 0.0204, "se": 0.0012}}}, "a")
     '+0.0204 ±0.0012 (28.1%)'

@@ -1,4 +1,4 @@
-"""What bench/faults.py does to a model, to a run and to a command line: a generator of cases for each class."""
+"""Damage to a model, a run or a command line, for bench/faults.py: one generator of cases for each class."""
 
 import copy
 import json
@@ -9,9 +9,9 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-TEXT = "text.txt"  # beside the folders that are worked in: short, for every command tokenises all of it
+TEXT = "text.txt"  # next to the working folders; short, because every command tokenises all of it
 Commands = list[list[str]]
-Case = tuple[str, Callable[[Path], Commands | None]]  # what is done to a copy of the model, or around it
+Case = tuple[str, Callable[[Path], Commands | None]]  # name; damage to a copy of the model or around it
 
 
 def all_commands(work: Path) -> Commands:
@@ -205,7 +205,7 @@ def pickles(rng: random.Random) -> Iterator[Case]:
 
 
 def run_files(rng: random.Random) -> Iterator[Case]:
-    """Files of a run, which `evaluate` and `export` then read."""
+    """Damaged files of a run, which `evaluate` and `export` then read."""
     odd = ["", "null", "[]", "{}", "\x00\xff", "layout,method\n0,x\n", '{"layers": [[[0, 0]]]}', "[" * 50_000, "1e999"]
     while True:
         seed, value = rng.random(), rng.choice(odd)
@@ -256,7 +256,7 @@ def outputs(rng: random.Random) -> Iterator[Case]:
 
 
 def options(rng: random.Random) -> Iterator[Case]:
-    """Every option that takes a number, with numbers that it should not take."""
+    """Every option that takes a number, with invalid numbers."""
     values = ["0", "-1", "nan", "inf", "1e9", "99999999999999999999", "0.5", "", "abc", "-0", "1e-9"]
     names = {
         0: ["--context", "--batch", "--card"],
@@ -282,7 +282,7 @@ def options(rng: random.Random) -> Iterator[Case]:
 
 
 def copy_run(work: Path) -> None:
-    """The finished run of the undamaged model, as if it were of the model here."""
+    """Copy the finished run of the undamaged model, changed to refer to the model here."""
     shutil.copytree(work.parent / "finished", work / "run")
     settings = work / "run" / "run.json"
     settings.write_text(settings.read_text().replace(str(work.parent / "reference" / "model"), str(work / "model")))
@@ -293,4 +293,4 @@ CLASSES = {
     "files": (config_files, 150), "pickles": (pickles, 15), "runs": (run_files, 150), "outputs": (outputs, 100),
     "options": (options, 150),
 }  # fmt: skip
-OF_WORK = (run_files, outputs, options)  # which say themselves what is run
+OF_WORK = (run_files, outputs, options)  # generators that return the commands to run

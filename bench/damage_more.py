@@ -1,5 +1,4 @@
-"""More of what bench/faults.py does: options in YAML, tokenizers, names, numbers, outputs, full disks and killed
-workers."""
+"""More damage for bench/faults.py: YAML options, tokenizers, names, numbers, outputs, full disks and killed workers."""
 
 import copy
 import json
@@ -20,7 +19,7 @@ ODD = [None, 0, -1, 1.5, 10**30, float("inf"), "", "x", "-1", "\x1b[2J", [], [1]
 
 
 def yaml_files(rng: random.Random) -> Iterator[Case]:
-    """Files of --config: deep, large, of types that no option has, and of numbers beyond all."""
+    """Files for --config: deep, large, with types that no option has, and with huge numbers."""
     values = ["{}", "[[1]]", "!!set {a, b}", "2026-11-28T10:00:00Z", "9" * 30, "9" * 5000, "1e999", ".nan", "-1",
               ":".join(["59"] * 500), "!!binary aGVsbG8=", "!!python/object/apply:os.system [touch HACKED]", "~",
               "x", "true", "&a [*a]", "'\x1b[2J'", "1_000_000_000_000"]  # fmt: skip
@@ -45,7 +44,7 @@ def yaml_files(rng: random.Random) -> Iterator[Case]:
 
 
 def tokenizers(rng: random.Random) -> Iterator[Case]:
-    """tokenizer.json and its neighbours, which a GGUF is written from."""
+    """Damaged tokenizer.json and related files, from which a GGUF is written."""
     places = ["model", "model.type", "model.vocab", "model.merges", "model.byte_fallback", "added_tokens",
               "pre_tokenizer", "post_processor", "added_tokens.0", "pre_tokenizer.type"]  # fmt: skip
     files = {"tokenizer.json": 7, "tokenizer_config.json": 1, "special_tokens_map.json": 1, "generation_config.json": 1}
@@ -75,7 +74,7 @@ def tokenizers(rng: random.Random) -> Iterator[Case]:
 
 
 def hostile_names(rng: random.Random) -> Iterator[Case]:
-    """Folders of models and outputs, texts, and cards of models."""
+    """Hostile names of model and output folders, hostile texts, and hostile model cards."""
     names = [
         "<script>alert(1)<",
         "a\x1b[2J",
@@ -113,7 +112,7 @@ def hostile_names(rng: random.Random) -> Iterator[Case]:
 
 
 def numbers(rng: random.Random) -> Iterator[Case]:
-    """Numbers and devices beyond what their users take."""
+    """Numbers and devices outside the valid range."""
     values = ["18446744073709551616", "1" + "0" * 30, "9223372036854775808", "1000000000", "-" + "9" * 20]
     devices = ["meta", "privateuseone", "hpu", "cpu:99", "cuda:99", "mkldnn", "", "\x1b[2J"]
     names = {
@@ -126,7 +125,7 @@ def numbers(rng: random.Random) -> Iterator[Case]:
     while True:
         which, value = rng.randrange(5), rng.choice(values)
         name = rng.choice(names[which])
-        if name == "--refine-tokens":  # a thousand million are many, and are worked on
+        if name == "--refine-tokens":  # a thousand million tokens are valid, and take long
             value = "1" + "0" * 30
         if which and rng.random() < 0.25:
             name, value = "--device", rng.choice(devices)
@@ -148,7 +147,8 @@ def numbers(rng: random.Random) -> Iterator[Case]:
 
 
 def pages(rng: random.Random) -> Iterator[Case]:
-    """Reports, pictures, comparisons and kept calibrations in models, over what others wrote, and where they belong."""
+    """Reports, pictures, comparisons and kept calibrations written into a model's folder, over foreign files, and where
+    they belong."""
     places = ["model", "model/x", "model/config.json", "model/x.svg", "taken", "taken/mine.txt", "taken/x.svg", "file",
               "link", "link/x.html", ".", "/dev/null", "/proc/x.svg", "run", "run/run.json", "new",
               "new.svg"]  # fmt: skip
@@ -176,21 +176,21 @@ def pages(rng: random.Random) -> Iterator[Case]:
 
 
 def full_disks(rng: random.Random) -> Iterator[Case]:
-    """A limit on the size of files, reached anywhere: libraries say that in words of their own."""
+    """A limit on file sizes, reached at any point. Libraries report it in words of their own."""
     while True:
-        which, most = rng.randrange(1, 4), int(10 ** rng.uniform(3.6, 6))  # what is said has to fit, too
+        which, most = rng.randrange(1, 4), int(10 ** rng.uniform(3.6, 6))  # the messages have to fit, too
 
         def damage(work: Path, which=which, most=most) -> Commands:
             if which > 1:
                 copy_run(work)
-            (work / "limit").write_text(str(most))  # of bytes, which the child sets for itself
+            (work / "limit").write_text(str(most))  # in bytes; the child sets it for itself
             return [all_commands(work)[which]]
 
         yield f"{which} {most}", damage
 
 
 def killed_workers(rng: random.Random) -> Iterator[Case]:
-    """One of the processes that search layers is killed, as the system does when memory is short."""
+    """A process that searches layers is killed, as the system does when memory runs out."""
     while True:
         after = rng.uniform(0.5, 8)
 
@@ -203,7 +203,7 @@ def killed_workers(rng: random.Random) -> Iterator[Case]:
 
 
 def set_limits(work: Path) -> None:
-    """In the child that runs the commands: what a case asks for besides."""
+    """In the child that runs the commands: set the limits that the case asks for."""
     if (work / "limit").is_file():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         most = int((work / "limit").read_text())

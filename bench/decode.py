@@ -3,10 +3,10 @@
     python bench/decode.py                                     # a 7B shape on one GPU: 5 minutes
     python bench/decode.py --shape tiny --device cpu --batches 1,2 --contexts 64 --layers 2    # does it run?
 
-Random weights: speed depends on shapes alone. A step is one token for every sequence, with `context` tokens in a static
-cache, as one CUDA graph, so that launches do not hide the bytes. "native": keys and values go to the grouped kernel of
-scaled_dot_product_attention as they are cached, as serving engines do. "transformers": its own path for a static cache,
-whose mask makes it copy K and V for every query head first.
+Weights are random, because speed depends on shapes alone. A step decodes one token for every sequence, with `context`
+tokens in a static cache. It runs as one CUDA graph, so that launch times do not hide the time for reading bytes.
+"native": keys and values go from the cache to the grouped kernel of scaled_dot_product_attention, as in serving
+engines. "transformers": its own path for a static cache, whose mask makes it copy K and V for every query head first.
 """
 
 import argparse
@@ -35,7 +35,8 @@ PARTS = (2, 4, 8)  # a half, a quarter and an eighth of the KV heads
 
 @dataclass(frozen=True)
 class Kind:
-    """groups[layer]: how many query heads read each KV head; slots that padding adds are no query heads here."""
+    """A layout to time. groups[layer]: number of query heads that read each KV head, without the slots that padding
+    adds."""
 
     name: str
     kv_ratio: float
@@ -47,7 +48,8 @@ class Kind:
 
 
 def kinds(shape: Shape) -> Iterator[Kind]:
-    """The original, and per ratio one layout of each class of exports; sizes and counts of the ragged one at random."""
+    """The original, and for each ratio one layout of each export class. The ragged one has random group sizes and
+    counts."""
     rng = np.random.default_rng(0)
     heads, layers = shape.heads, shape.layers
     yield Kind("original", 1.0, [[1] * heads] * layers)
@@ -64,12 +66,12 @@ def kinds(shape: Shape) -> Iterator[Kind]:
 
 
 def random_sizes(rng: np.random.Generator, heads: int, groups: int) -> list[int]:
-    """Every group has a head; each of the others joins one at random."""
+    """Random group sizes: every group has one head, and each of the other heads joins a random group."""
     return (1 + np.bincount(rng.integers(0, groups, heads - groups), minlength=groups)).tolist()
 
 
 def milliseconds(step: Callable[[], object], device: str) -> float:
-    """Median of a step, on a GPU of a graph's replay."""
+    """Median time of a step; on a GPU, of the replay of its CUDA graph."""
     with torch.inference_mode():
         for _ in range(WARM_UP):
             step()
@@ -98,7 +100,7 @@ def milliseconds(step: Callable[[], object], device: str) -> float:
 
 
 def attention_rows(shape: Shape, batches: list[int], contexts: list[int], device: str, dtype: torch.dtype):
-    """Of one decoding step: every query head its own KV head, equal groups, and as many groups of other sizes."""
+    """Rows for one decoding step: one KV head per query head, equal groups, and as many groups of other sizes."""
     rng = np.random.default_rng(0)
     for batch in batches:
         for context in contexts:
@@ -118,7 +120,7 @@ def attention_rows(shape: Shape, batches: list[int], contexts: list[int], device
 
 
 def attending(sizes: list[int], shape: Shape, row: dict, device: str, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    """What an exported layer does between q_proj and o_proj."""
+    """Step of an exported layer from q_proj to o_proj."""
     made = {"device": device, "dtype": dtype}
     query = torch.randn(row["batch"], shape.heads, 1, shape.head_dim, **made)
     key, value = torch.randn(2, row["batch"], len(sizes), row["context"], shape.head_dim, **made)
@@ -137,7 +139,7 @@ def attending(sizes: list[int], shape: Shape, row: dict, device: str, dtype: tor
 
 
 def native(module, query, key, value, mask, scaling=None, **_ignored):
-    """An attention function of transformers: the grouped kernel, no mask, for the cache is full."""
+    """Attention function for transformers: the grouped kernel without a mask, because the cache is full."""
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped).transpose(1, 2), None
 
@@ -147,7 +149,8 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("native", lambda *_args, **_kwargs: None)
 
 
 def model_of(kind: Kind, shape: Shape, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """As its export is: a Llama, a Llama with more query heads, or the modelling file of ragged exports."""
+    """Model in the class of its export: a Llama, a Llama with more query heads, or the modelling file of ragged
+    exports."""
     sizes = {
         "hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads, "head_dim": shape.head_dim, "vocab_size": shape.vocabulary,
@@ -157,12 +160,12 @@ def model_of(kind: Kind, shape: Shape, device: str, dtype: torch.dtype) -> Llama
         groups = kind.groups[0]
         sizes |= {"num_attention_heads": len(groups) * max(groups), "num_key_value_heads": len(groups)}
     default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # float32 on the way would be twice a card's memory
+    torch.set_default_dtype(dtype)  # float32 in between would need twice the memory
     with torch.device(device), no_init_weights():
         if kind.name == "ragged":
             model = RaggedForCausalLM(RaggedConfig(kv_groups=kind.groups, **sizes))
         else:
-            # Llama checks that the heads divide hidden_size, which a padded export's class does not
+            # Llama requires heads to divide hidden_size; a padded export's class does not
             sizes["hidden_size"], hidden = sizes["num_attention_heads"] * shape.head_dim, sizes["hidden_size"]
             config = LlamaConfig(**sizes)
             config.hidden_size = hidden
@@ -197,7 +200,7 @@ def model_rows(shape: Shape, batches: list[int], contexts: list[int], device: st
 
 
 def step_milliseconds(model, batch: int, context: int, path: str, device: str) -> float | None:
-    """None where memory is short, or where the path cannot be captured in a graph."""
+    """Milliseconds of a step; None if memory is short or the path cannot be captured in a graph."""
     model.config._attn_implementation = "native" if path == "native" else "sdpa"
     tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
     position = torch.full((batch, 1), context - 1, device=device)
@@ -205,9 +208,9 @@ def step_milliseconds(model, batch: int, context: int, path: str, device: str) -
         cache = StaticCache(model.config, max_cache_len=context)
 
         def step() -> torch.Tensor:
-            for layer in cache.layers:  # each step writes the last place
+            for layer in cache.layers:  # each step writes the last position
                 layer.cumulative_length.fill_(context - 1)
-            return model(tokens, None, position, cache, use_cache=True).logits  # its name depends on the release
+            return model(tokens, None, position, cache, use_cache=True).logits  # its name varies by release
 
         return milliseconds(step, device)
     except (torch.OutOfMemoryError, RuntimeError) as error:

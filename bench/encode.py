@@ -1,9 +1,10 @@
-"""What fewer KV heads save an encoder, which keeps no cache: time of a pass, and weights.
+"""Savings of fewer KV heads in an encoder, which keeps no cache: time of a pass, and weights.
 
     python bench/encode.py     # a GPU; --small for a try on a CPU
 
-BERT-base and ViT-B/16 shapes of random weights in bfloat16, as they are and exported with a half and a quarter of the
-KV heads, in equal groups and in groups of any size; medians of 20 passes, taken in turn.
+Models: BERT-base and ViT-B/16 shapes with random weights in bfloat16. Each is timed unchanged, and exported with a half
+and a quarter of the KV heads, in equal groups and in groups of any size. Times are medians of 20 passes; models take
+turns.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import torch
 from grouper import Architecture, Checkpoint, HeadLayout, export
 from grouper.model.loading import load
 
-SHAPES = {  # the class, its sizes beside the default ones, inputs of one pass
+SHAPES = {  # the class, sizes that differ from its defaults, inputs of one pass
     "BERT-base, 64 x 512 tokens": ("BertModel", {}, {"input_ids": (64, 512)}),
     "BERT-base, 64 x 512 tokens, some filled up": (
         "BertModel",
@@ -27,7 +28,7 @@ SHAPES = {  # the class, its sizes beside the default ones, inputs of one pass
     "ViT-B/16, 256 pictures": ("ViTModel", {}, {"pixel_values": (256, 3, 224, 224)}),
 }
 SMALL = {"num_hidden_layers": 2}
-GROUPS = {  # of 12 heads
+GROUPS = {  # sizes of groups of 12 heads
     "half, equal": [h // 2 for h in range(12)], "half, any": [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5],
     "a quarter, equal": [h // 4 for h in range(12)], "a quarter, any": [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2],
 }  # fmt: skip
@@ -41,7 +42,7 @@ def inputs(shapes: dict[str, tuple[int, ...]], device: str, small: bool) -> dict
             found[name] = torch.randn(shape, device=device, dtype=torch.bfloat16)
         elif name == "input_ids":
             found[name] = torch.randint(0, 1000, shape, device=device)
-        else:  # every second one is half as long
+        else:  # every second sequence is half as long
             found[name] = torch.ones(shape, dtype=torch.long, device=device)
             found[name][::2, shape[1] // 2 :] = 0
     return found
@@ -49,7 +50,7 @@ def inputs(shapes: dict[str, tuple[int, ...]], device: str, small: bool) -> dict
 
 @torch.inference_mode()
 def timed(models: dict[str, torch.nn.Module], given: dict, passes: int) -> dict[str, float]:
-    """Milliseconds of a pass, by model; models take turns."""
+    """Median milliseconds of a pass, by model; models take turns."""
     took: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(passes + 3):
         for name, model in models.items():

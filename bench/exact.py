@@ -2,9 +2,9 @@
 
     python bench/exact.py [--model FOLDER] [--fitness weight,activation,spectral]
 
-Prints for every layer and fitness how many KV-head counts (any sizes) and divisors (equal sizes) the search solved to
-optimality, the largest excess of an error over the optimum, and both times. The exact spectral errors of 2^16 groups
-ask for a GPU.
+Prints for every layer and fitness the number of KV-head counts (any sizes) and divisors (equal sizes) that the search
+solved to optimality, the largest excess of an error over the optimum, and both times. The exact spectral errors of 2^16
+groups need a GPU.
 """
 
 import argparse

@@ -3,8 +3,9 @@
     python bench/export_scale.py                      # 7B, all layers
     python bench/export_scale.py --shape 70b --holes  # 80 layers; the disk need not hold them: zeros become holes
 
-A stock layout of half the KV heads, merged by the mean, self-test included. The copy is made first, by `cp`, into the
-same folder. With --holes there is none, and what the export writes is made sparse as soon as a shard is finished.
+The export is a stock layout of half the KV heads, merged by the mean, with its self-test. The copy is made first, by
+`cp`, into the same folder. With --holes no copy is made, and every shard of the export is made sparse as soon as it is
+finished.
 """
 
 import argparse
@@ -60,13 +61,13 @@ def seconds_to_copy(model: Path, copy: Path) -> float:
 
 @contextmanager
 def holes_in(folder: Path, model: Path) -> Iterator[None]:
-    """Give back the disk under zeros in every weight file below `folder` that nobody has written to for two seconds."""
+    """Free the disk space of zeros in weight files below `folder` that were not written to for two seconds."""
     done, finished = set(), threading.Event()
 
     def dig() -> None:
         while not finished.wait(1):
             for path in folder.rglob("*"):
-                with suppress(OSError):  # renamed in between
+                with suppress(OSError):  # renamed meanwhile
                     file, large = path.stat(), path.is_file() and model not in path.parents
                     if large and file.st_ino not in done and file.st_size > 2**20 and time.time() - file.st_mtime > 2:
                         subprocess.run(["fallocate", "--dig-holes", path], check=False, stderr=subprocess.DEVNULL)

@@ -1,13 +1,13 @@
-"""Damaged and hostile input, in numbers: how often a command ends in success or one clear line, and how often not.
+"""Outcomes of commands on damaged and hostile input: success, one clear line, or a fault, counted.
 
     python bench/faults.py                    # 1,000 damaged checkpoints, and 1,200 runs, outputs, options and names
     python bench/faults.py --quick            # a few of each class, as in the tests
     python bench/faults.py --only config --seed 7 --show       # what was said, case by case
 
-One process imports everything once; each case is a child of it with a limit on memory and on time, that runs inspect,
-search, evaluate and export until one of them refuses. Counted are: clean (it went through, or ended with exit code 1
-and one line), tracebacks, hangs, and harms: a damaged input that was changed, numbers that are not finite in a result,
-files left behind, memory eaten, death by signal.
+One process imports everything once. Each case is a child of it with limits on memory and time; it runs inspect, search,
+evaluate and export until one of them refuses. Outcomes are: clean (all succeeded, or one ended with exit code 1 and one
+line), traceback, hang, and harm: the input was changed, a result has numbers that are not finite, files were left
+behind, memory ran out, or a signal killed the child.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from damage import OF_WORK, TEXT, Commands, all_commands
 from measured import report
 
 CLASSES = {**FIRST, **damage_more.CLASSES}
-AROUND = (*OF_WORK, *(cases for cases, _ in damage_more.CLASSES.values()))  # which say themselves what is run
+AROUND = (*OF_WORK, *(cases for cases, _ in damage_more.CLASSES.values()))  # generators that return the commands to run
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-MEMORY = 6 * 2**30  # bytes of address space that a child may add
+MEMORY = 6 * 2**30  # bytes of address space that a child may add to this process's
 SECONDS = 60
 
 
@@ -44,8 +44,8 @@ class Outcome:
 
 
 def attempt(work: Path, commands: Commands, joins: bool = False) -> Outcome:
-    """All commands in a child of this process. joins: whether new files may stand beside those of somebody's folder, as
-    a page or a calibration does that was asked for there; none may change or go."""
+    """Run all commands in a child of this process. joins: whether new files may appear in somebody's folder, such as a
+    page or a calibration that was requested there; existing files must stay unchanged either way."""
     model, log = work / "model", work / "log"
     log.touch()
     before = {p: p.lstat().st_mtime_ns for folder in (model, work / "taken") for p in folder.glob("*")}
@@ -87,7 +87,7 @@ def attempt(work: Path, commands: Commands, joins: bool = False) -> Outcome:
 
 
 def waited(child: int, seconds: float) -> int | None:
-    """How it ended, or None where it did not."""
+    """Exit status of the child, or None if it has not ended in time."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -98,7 +98,7 @@ def waited(child: int, seconds: float) -> int | None:
 
 
 def in_child(work: Path, commands: Commands, log: Path) -> None:
-    """Never returns."""
+    """Run the commands in the child; never returns."""
     code = 70 if commands else 0
     try:
         os.setsid()
@@ -130,7 +130,7 @@ def in_child(work: Path, commands: Commands, log: Path) -> None:
 
 
 def small_model(folder: Path) -> Path:
-    """A Llama of two layers, with the tokenizer of the model in the box, and beside it a text."""
+    """Write a Llama of two layers with the bundled model's tokenizer, and a text next to it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -150,7 +150,7 @@ def small_model(folder: Path) -> Path:
 
 
 def imported() -> None:
-    """Everything that the commands need, once, so that children start at once."""
+    """Import everything that the commands need, so that children start at once."""
     from transformers import LlamaForCausalLM
 
     import cli  # noqa: F401

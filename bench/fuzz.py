@@ -1,10 +1,10 @@
-"""Parsers of all that Grouper reads, driven by hypothesis: each reads any damage to a good file, or refuses it.
+"""Fuzzing of all parsers with hypothesis: each has to read a damaged copy of a good file, or to refuse it.
 
     python bench/fuzz.py --minutes 10                # every parser in turn
     python bench/fuzz.py --only header --seed 7
 
-Counted are examples, and finds: any error but GrouperError, and whatever takes longer than SECONDS of processor time.
-A find is shrunk and printed with its damaged bytes.
+Reports the number of examples and of finds. A find is any error other than GrouperError, or an example that takes more
+than SECONDS of processor time. It is shrunk and printed with its damaged bytes.
 """
 
 import argparse
@@ -66,7 +66,7 @@ Read = Callable[[Path], object]
 
 
 def changed(draw: Callable, value: object) -> object:
-    """The same JSON with one value in it replaced, removed or doubled."""
+    """The JSON value with one value inside it replaced, removed or doubled."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
         return draw(ANYTHING)
     key = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(min(len(value), 50))))
@@ -79,7 +79,7 @@ def changed(draw: Callable, value: object) -> object:
 
 
 def spliced(draw: Callable, content: bytes) -> bytes:
-    """A stretch of bytes replaced."""
+    """The bytes with one stretch replaced."""
     begin = draw(st.integers(0, len(content)))
     end = draw(st.integers(begin, min(len(content), begin + 100)))
     new = draw(SPLICES.map(str.encode) | st.binary(max_size=8) | st.text(max_size=8).map(lambda t: t.encode("utf-8")))
@@ -87,7 +87,7 @@ def spliced(draw: Callable, content: bytes) -> bytes:
 
 
 def damaged(draw: Callable, content: bytes) -> bytes:
-    """Of a file of JSON mostly other values, of any file other bytes."""
+    """Damaged content of a file: mostly changed values for JSON, changed bytes for all others."""
     try:
         data = json.loads(content)
     except ValueError:
@@ -98,7 +98,7 @@ def damaged(draw: Callable, content: bytes) -> bytes:
 
 
 def with_length(draw: Callable, content: bytes) -> bytes:
-    """A safetensors file whose header is damaged; its length is right, or not."""
+    """A safetensors file with a damaged header, whose length is right or wrong."""
     (length,) = struct.unpack("<Q", content[:8])
     header = damaged(draw, content[8 : 8 + length])
     size = draw(st.just(len(header)) | st.sampled_from([0, 7, 2**40, 2**64 - 1]))
@@ -128,12 +128,12 @@ def read_plain(path: Path) -> None:
 
 
 def parsers(place: Path) -> dict[str, tuple[Path, Read, Callable]]:
-    """By name: a good file, how it is read, how it is damaged."""
+    """Parsers by name: a good file, a function that reads it, a function that damages it."""
     model, out = small_model(place / "model"), place / "out"
     options = SearchOptions(fitness="weight", population=8, generations=2)
     search(model, place / "run", options)
     run = RunFolder(place / "run")
-    shutil.rmtree(run.path / "digests")  # what is under test lies behind them
+    shutil.rmtree(run.path / "digests")  # digests would refuse damage before the parsers under test
     export(model, run.layout(5), out)
     for name, text in {
         "run/evaluation.json": json.dumps(EVALUATED), "run/sensitivity.csv": "layer,error,nats\n0,0.5,0.1\n1,1.0,0.4\n",
@@ -179,7 +179,7 @@ def parsers(place: Path) -> dict[str, tuple[Path, Read, Callable]]:
 
 
 def drive(path: Path, read: Read, damage: Callable, number: int, most: int) -> tuple[int, str | None]:
-    """(examples, the first find). The file is good again afterwards."""
+    """(number of examples, the first find). Restores the good file afterwards."""
     good, count, last = path.read_bytes(), 0, b""
 
     @seed(number)

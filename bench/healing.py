@@ -1,14 +1,14 @@
-"""Healing from every start there is: nats over the original against tokens trained, on text that nothing was tuned on.
+"""Healing from different starts: nats over the original against tokens trained, on text used for no tuning.
 
     python bench/healing.py --novels eltec_eng.txt.xz --json healing.json    # one GPU
     python bench/healing.py --model FOLDER --calibration A.txt --text A.txt --evaluation B.txt --kv-heads 2,1
     python bench/healing.py --picture healing.json [...] -o docs/healing.svg    # a table and a picture of several
 
---novels: English novels (see bench/train_demo_model.py); 16 million characters of them, and four times the addresses
-of 1977-2016, are then what is trained on. Every start is an ordinary export (search, merge, perhaps refinement, on the
-calibration text) that is then trained by distillation on the same windows in the same order. The evaluation text is
-neither calibrated nor trained on, and takes no part in choosing what is kept; KL is on windows of the training text
-that are held out.
+--novels: English novels (see bench/train_demo_model.py). The training text is then 16 million characters of them, and
+the addresses of 1977-2016 four times. Every start is an ordinary export (search, merge, perhaps refinement, on the
+calibration text). It is then trained by distillation, on the same windows in the same order for all starts. The
+evaluation text is used for neither calibration nor training, nor for choosing the weights to keep. KL is on held-out
+windows of the training text.
 """
 
 import argparse
@@ -52,7 +52,7 @@ NEAR = (0.05, 0.02)  # nats over the original
 
 @dataclass(frozen=True)
 class Start:
-    """run: a search of `searches`. methods: of its layouts. equal: groups of one size alone."""
+    """A start of healing. run: name in `searches`. methods: whose layouts are used. equal: only groups of one size."""
 
     name: str
     run: str
@@ -84,7 +84,7 @@ def searches(heads: int, text: dict) -> dict[str, SearchOptions]:
 
 
 class Bench:
-    """One model, its texts and its searches."""
+    """A model, its texts and its searches."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder, self.device = args, folder, args.device
@@ -102,7 +102,7 @@ class Bench:
         self.keep = keep
 
     def layout(self, start: Start, count: int):
-        """The start's best layout with `count` KV heads in every layer, and that layout's method."""
+        """The start's best layout with `count` KV heads in every layer, and the method that found it."""
         options = searches(self.heads, self.text)[start.run]
         device = self.device if options.text else "cpu"
         front = search(
@@ -115,7 +115,7 @@ class Bench:
         rows = front.found_by(*start.methods)
         rows = rows[(rows["kv_ratio"] - count / self.heads).abs() < 1e-6]
         rows = rows[rows["deploy"].isin(["stock"] if start.equal else ["stock", "padded"])]
-        if rows.empty:  # key-driven layouts differ in sizes from layer to layer
+        if rows.empty:  # key-driven layouts differ in group sizes between layers
             rows = front.found_by(*start.methods)
             rows = rows[(rows["kv_ratio"] - count / self.heads).abs() < 1e-6]
         best = rows.sort_values(["error", "layout"]).iloc[0]
@@ -138,7 +138,7 @@ class Bench:
         return place
 
     def heal(self, folder: Path, options: UptrainOptions) -> dict:
-        """The curve of one training: {"tokens": [...], "over": [...], "held_out_kl": [...], "seconds": ...}."""
+        """Curve of one training: {"tokens": [...], "over": [...], "held_out_kl": [...], "seconds": ...}."""
         model = ExportedModel.open(folder, self.args.model)
         text = next(divisions(model, TextSource(self.args.text), options, self.device))
         options, texts = text.plan, (text.learnt, text.judged)
@@ -158,7 +158,7 @@ class Bench:
 
 
 def mixed_text(novels: Path, folder: Path) -> str:
-    """A file with the addresses four times, so that they weigh something beside the novels."""
+    """Path of a file with the novels and, to give them weight, the addresses four times."""
     from train_demo_model import read_novels
 
     text, _ = read_novels(novels)
@@ -170,7 +170,7 @@ def mixed_text(novels: Path, folder: Path) -> str:
 
 
 class Curve(Training):
-    """A training that is looked at from outside, on text that it knows nothing of."""
+    """A training that is evaluated during its course on text that it does not see."""
 
     def watch(self, evaluation, original: float) -> None:
         self.evaluation, self.original, self.watching = evaluation, original, 0.0
@@ -179,7 +179,7 @@ class Curve(Training):
     def look(self) -> None:
         began = time.time()
         self.tokens.append(self.reached.step * self.plan.step_tokens)
-        with one_thread():  # batches one after the other: a student is not for several threads at once
+        with one_thread():  # one batch after the other: a student does not support several threads
             self.over.append(nll(self.student.model, self.evaluation) - self.original)
         self.kls.append(self.score().kl)
         self.watching += time.time() - began
@@ -190,12 +190,12 @@ class Curve(Training):
 
 
 def tokens_to(curve: dict, near: float) -> int | None:
-    """The first tokens at which the curve is that near, or None."""
+    """Tokens trained until the curve first comes within `near`, or None."""
     return next((t for t, over in zip(curve["tokens"], curve["over"]) if over <= near), None)
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: start, before, after, tokens to come near."""
+    """Markdown: start, loss before and after, tokens until near the original."""
     lines = []
     for share in sorted({r["kv_ratio"] for r in results}, reverse=True):
         heads = [f"to +{near}" for near in NEAR]

@@ -1,10 +1,12 @@
-"""How much of the best front the default genetic search finds: the exact one up to 16 heads, the best known one beyond.
+"""Share of the best front that the default genetic search finds: of the exact front up to 16 heads, of the best known
+front beyond.
 
     python bench/hypervolume.py                # 12 and 16 heads against exact, 32 and 64 against long runs
 
-QCQA's weight-sharing error of one layer with random weights whose heads resemble their neighbours a little. Best known:
-everything that long runs with other seeds find (4 times the population, 4 times the generations, no early stop), with
-what joining heads greedily and every run's local improvement give. Medians over the default search's own seeds.
+QCQA's weight-sharing error of one layer with random weights whose heads resemble their neighbours a little. The best
+known front is made of everything that long runs with other seeds find (4 times the population, 4 times the generations,
+no early stop), greedy joining, and every run's local improvement. Values are medians over the seeds of the default
+search; higher is better.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Small work of today's version, finished and half-finished, which later versions have to open and go on with.
+"""Write small runs and exports of the present version, finished and half-finished, which later versions have to open
+and resume.
 
     python bench/keep_work.py tests/data/0.1.0        # a minute; the folder must not exist
 
-By the command line alone. Half-finished work is killed at its first trace on the disk. Written with Grouper 0.1.0 for
-tests/test_kept_work.py. In run.json, MODELS stands for the folder, which is elsewhere on each machine.
+Uses only the command line. Half-finished work is killed when its first file appears. Written with Grouper 0.1.0 for
+tests/test_kept_work.py. In run.json, MODELS stands for the models' folder, whose path depends on the machine.
 """
 
 import json
@@ -26,11 +27,11 @@ SMALL = {
     "num_attention_heads": 6, "max_position_embeddings": 128,
 }  # fmt: skip
 TEXT = ["--text", "calibration.txt", "--window", 64]
-# More tokens than there are: whichever are taken, it is all of them.
+# More tokens than the text has, so that all of them are taken.
 CALIBRATED = [*TEXT, "--tokens", 65536]
 REFINED = [*CALIBRATED, "--refine", "--refine-tokens", 65536, "--max-padding", "900%"]
 TRAINED = ["--tokens", 8192, "--step-tokens", 256, "--micro-tokens", 128, "--lr", 1e-3]
-HALF = {  # what is killed, and by which file
+HALF = {  # the command, and the file whose appearance triggers its kill
     "half": (["export", "run", "-o", "half", "--layout", "{stock}", *REFINED], "layer-000.safetensors"),
     "healed": (["uptrain", "stock", "-o", "healed", *TEXT, *TRAINED], "state.safetensors"),
 }  # fmt: skip
@@ -58,14 +59,14 @@ def run(place: Path, *arguments: object) -> None:
 
 
 def measure(place: Path, folder: str, base: str) -> dict:
-    """Nats per token and the like of an exported folder, as `evaluate` prints them."""
+    """Nats per token and other measures of an exported folder, as `evaluate` prints them."""
     asked = ["evaluate", folder, "--base", base, "--text", "other.txt", "--window", 64, "--json"]
     command = start(place, asked, subprocess.PIPE)
     return json.loads(command.communicate()[0])
 
 
 def run_half(place: Path, arguments: list[object], trace: str) -> None:
-    """Kill the command when a file of this name appears; again where it was faster than that."""
+    """Kill the command when a file of this name appears; try again if the command finished first."""
     output = place / str(arguments[arguments.index("-o") + 1])
     kept = output.with_name(f"{output.name}.{'refine' if arguments[0] == 'export' else 'uptrain'}")
     for _ in range(20):
@@ -82,7 +83,7 @@ def run_half(place: Path, arguments: list[object], trace: str) -> None:
 
 
 def layouts(table: Path) -> dict[str, int]:
-    """The first layout of each class at half of what is grouped, or near it."""
+    """The first layout of each class at, or near, half of the grouped heads."""
     import pandas as pd
 
     rows = pd.read_csv(table)

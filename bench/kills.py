@@ -1,11 +1,11 @@
-"""Commands that are killed, or asked to stop, at any moment: the same commands again give the same files.
+"""Check that commands killed or stopped at any moment give the same files when they are run again.
 
     python bench/kills.py                     # 200 kills, 20 stops
     python bench/kills.py --kills 5 --stops 2
 
-Search, evaluate, export with refinement and uptraining on a model of two layers. After each SIGKILL at a random moment,
-everything is run again; the files are compared with those of a run that nobody disturbed, paths and times
-aside. After each SIGTERM the command has two seconds to end with exit code 143.
+Commands: search, evaluate, export with refinement, and uptrain, on a model of two layers. After each SIGKILL at a
+random moment, everything is run again. The files are compared with those of an undisturbed run, except for paths and
+times. After each SIGTERM the command has two seconds to end with exit code 143.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import faults
 from damage import TEXT, Commands, all_commands
 from measured import report
 
-PATIENCE = 2.5  # seconds from SIGTERM to the end: two, and what a busy machine adds
+PATIENCE = 2.5  # seconds from SIGTERM to the end: two, and a margin for a busy machine
 
 
 def commands(work: Path) -> Commands:
@@ -38,7 +38,7 @@ def commands(work: Path) -> Commands:
 
 
 def files(work: Path) -> dict[str, bytes]:
-    """Everything that was written, paths and times aside."""
+    """Content of all files written, without paths and times."""
     found = {}
     for path in sorted(
         p for folder in ("run", "kept", "out", "healed") for p in (work / folder).rglob("*") if p.is_file()

@@ -2,8 +2,8 @@
 
     python bench/layer_7b.py --tokens 32768
 
-The layer is random (its heads are no easier or harder to group for that), 4096 wide, 32 heads of 128. A model of 32
-layers takes 32 times as long, and reads its weights once more.
+The layer is random, which does not change the time: hidden size 4096, 32 heads of 128. A model of 32 layers takes 32
+times as long, and reads its weights one more time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Time and memory of a command, and how benchmarks print what they found."""
+"""Time and memory of a command, and the output format of benchmarks."""
 
 import json
 import os
@@ -13,7 +13,8 @@ import psutil
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds: by the clock. peak: bytes of anonymous memory of the process and its children together."""
+    """Measurements of a command. seconds: wall-clock time. peak: bytes of anonymous memory of the process and its
+    children together."""
 
     seconds: float
     peak: int
@@ -22,7 +23,7 @@ class Measured:
 
 
 def run(*command: object, **environment: str) -> Measured:
-    """Run a command to its end, looking at its memory twenty times a second."""
+    """Run a command to its end, and sample its memory twenty times a second."""
     began, peak = time.perf_counter(), 0
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -41,7 +42,7 @@ def run(*command: object, **environment: str) -> Measured:
 
 
 def anonymous(process: psutil.Process) -> int:
-    """Bytes that are no file's: what a machine must really have."""
+    """Bytes of memory that no file backs, which the machine must really have."""
     try:
         with open(f"/proc/{process.pid}/status") as status:
             return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
@@ -50,7 +51,7 @@ def anonymous(process: psutil.Process) -> int:
 
 
 def report(name: str, rows: list[dict]) -> None:
-    """A small table in Markdown, and the same as one line of JSON."""
+    """Print a small table in Markdown, and the same as one line of JSON."""
     columns = list(rows[0])
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for row in rows:

@@ -1,10 +1,12 @@
-"""Sentence vectors of all-MiniLM-L6-v2 (BERT, 6 layers of 12 heads) before and after: do they still find what is alike?
+"""Sentence vectors of all-MiniLM-L6-v2 (BERT, 6 layers of 12 heads) before and after regrouping: do similar sentences
+still find each other?
 
     python bench/fetch_real_models.py && python bench/minilm.py --json minilm.json    # 2 cores, some minutes
 
-Calibrated and refined on introductions of Wikipedia articles, measured on 1,000 others, cut to their first sentence:
-the cosine of each vector with the original's, Spearman's correlation of all similarities between two sentences with the
-original's, and how often a sentence's nearest neighbour is the same one.
+Calibration and refinement use introductions of Wikipedia articles; measurements use the first sentences of 1,000
+others. Measured are the cosine of each vector with the original's, Spearman's correlation between all pairwise
+similarities and the original's, and the share of sentences whose nearest neighbour stays the same. For all three,
+higher is better.
 """
 
 import argparse
@@ -37,7 +39,7 @@ def sentences(path: Path) -> list[str]:
 
 @torch.inference_mode()
 def vectors(folder: Path, texts: list[str]) -> Tensor:
-    """[n, D], normalised: the mean over tokens, as the model's card has it."""
+    """Sentence vectors [n, D], normalised: the mean over tokens, as described in the model's card."""
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()

@@ -1,4 +1,4 @@
-"""The genetic search beside what else could be used, on the same error, in the same run.
+"""The genetic search compared with alternatives, on the same error, in the same run.
 
     pip install pymoo            # in the dev extra
     python bench/peers.py
@@ -11,8 +11,8 @@ On OPT-125m's shape (12 heads of 64, hidden size 768, random weights), QCQA's we
     ours         memetic NSGA-II on our tables
     exact        dynamic programming: the best there is
 
-Evaluations a second, and the hypervolume of what was found over that of the exact front, at equal evaluations and at
-equal time.
+Prints evaluations per second, and the hypervolume of the found front relative to the exact front's, at equal
+evaluations and at equal time; for both, higher is better.
 """
 
 import argparse
@@ -47,7 +47,7 @@ Errors = Callable[[np.ndarray], np.ndarray]  # labels [n, G] -> [n]
 
 
 class Counted:
-    """Errors, and how many were asked for; every point that was met."""
+    """Errors with a count of the evaluations, and all points that were met."""
 
     def __init__(self, errors: Errors):
         self.errors, self.count, self.points = errors, 0, []
@@ -63,12 +63,12 @@ class Counted:
 def layer() -> Attention:
     generator = torch.Generator().manual_seed(0)
     heads = [torch.randn(HEADS, HEAD_DIM, HIDDEN, generator=generator) for _ in range(3)]
-    heads = [h + 0.5 * h.roll(1, 0) for h in heads]  # neighbours are a little alike
+    heads = [h + 0.5 * h.roll(1, 0) for h in heads]  # neighbours resemble each other a little
     return Attention(*heads, torch.randn(HIDDEN, HEADS, HEAD_DIM, generator=generator))
 
 
 def direct(attention: Attention) -> Errors:
-    """Group means from the weights themselves, candidate by candidate."""
+    """Errors computed from group means of the weights themselves, candidate by candidate."""
     weights = [attention.k.flatten(1), attention.v.flatten(1)]
     energy = sum(float(w.square().sum()) for w in weights)
 
@@ -104,7 +104,7 @@ def by_pymoo(errors: Errors, generations: int, seconds: float | None = None) -> 
     until = ("n_gen", generations)
     if seconds is not None:
         until = TimeBasedTermination("00:00:01")
-        until.max_time = seconds  # it takes whole seconds alone
+        until.max_time = seconds  # accepts only whole seconds
     minimize(Grouping(), algorithm, until, seed=1)
 
 
@@ -136,7 +136,8 @@ def by_deap(errors: Errors, generations: int, seconds: float | None = None) -> N
 
 
 def ours(fitness, counted: Counted, generations: int) -> None:
-    """Errors that the search asks its table for are counted; local improvement works on differences, and is not."""
+    """Run Grouper's search. Errors looked up in its table are counted; local improvement works on differences, and is
+    not counted."""
     original = fitness.errors
     fitness.errors = counted
     found = any_sizes(fitness, np.random.default_rng(1), GeneticOptions(POPULATION, generations))

@@ -1,11 +1,11 @@
 """Nats per token over the original, method by method and merge by merge, at the same KV bytes.
 
-    python bench/quality.py                                            # the model in the box, on the GPU if there is
-    one python bench/quality.py --model FOLDER --calibration A.txt --evaluation B.txt --kv-heads 2,1
+    python bench/quality.py        # the bundled model, on the GPU if there is one
+    python bench/quality.py --model FOLDER --calibration A.txt --evaluation B.txt --kv-heads 2,1
 
-Calibration and evaluation text differ. "weight-sharing error" rows are the exact optimum of QCQA's own error with its
-mean merge, at a uniform count and with budgets per layer from the exact knapsack; the last lines compare spectral and
-refined with the better of them.
+Calibration and evaluation text differ. Rows named "weight-sharing error" are the exact optimum of QCQA's own error with
+its mean merge, at a uniform count and with budgets per layer from the exact knapsack. The last lines compare spectral
+and refined merges with the best of these rows.
 """
 
 import argparse
@@ -36,9 +36,9 @@ SLOW = "asymgqa, steps by loss"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. run: the search that it comes from. methods: of its layouts; all that are no baseline if
-    empty. which: "equal" groups, "any" sizes with one count, or "budgets", any counts. calibrated: whether the merge
-    sees text. refined: by --refine under this word."""
+    """A row of the table. run: name of the search. methods: whose layouts are used (all but baselines if empty). which:
+    "equal" groups, "any" sizes with one count, or "budgets" with any counts. calibrated: whether the merge uses text.
+    refined: name under which --refine selects the row."""
 
     name: str
     run: str
@@ -89,7 +89,7 @@ ROWS = [
 
 
 def runs(model: InMemoryModel, text: dict, slow: bool) -> dict[str, SearchOptions]:
-    """The searches behind the table."""
+    """Options of the searches that the table needs."""
     heads = model.architecture.kv_heads
     multi_head = ("gqkva",) if heads == model.architecture.query_heads else ()
     exact = ("exact",) if heads <= LIMIT else ("qcqa-ac", "qcqa-ec")
@@ -114,7 +114,7 @@ def runs(model: InMemoryModel, text: dict, slow: bool) -> dict[str, SearchOption
 
 
 def best(front: ParetoFront, kv_ratio: float, row: Row) -> pd.Series | None:
-    """The layout of lowest error at this KV ratio among the row's."""
+    """The layout of lowest error at this KV ratio among those of the row."""
     rows = front.found_by(*row.methods)
     rows = rows[(rows["kv_ratio"] - kv_ratio).abs() < 1e-6]
     deploys = {"equal": ["stock"], "any": ["stock", "padded"], "budgets": ["stock", "padded", "ragged", "none"]}[
@@ -205,7 +205,7 @@ def main() -> None:
 
 
 def summary(found: dict, counts: list[int], heads: int) -> None:
-    """Spectral and refined against the best weight-sharing-error layout, K and V grouped alike."""
+    """Print spectral and refined merges against the best layout by weight-sharing error, with K and V grouped alike."""
 
     def least(prefix: str, column: int, refined: bool) -> float | None:
         names = [n for n in found if n.startswith(prefix) and n.endswith(", refined") == refined and "apart" not in n]

@@ -1,13 +1,14 @@
-"""One real model, every way to make its cache smaller: nats over the original, text by text and by position.
+"""Every method of making one real model's cache smaller: nats over the original, for each text and by position.
 
     python bench/fetch_real_models.py
     python bench/real.py .real-models/Qwen2.5-Coder-0.5B-Instruct --text .real-models/mixed-calibration.jsonl \\
         --evaluation english=.real-models/wikipedia-evaluation.txt \\
         --evaluation code=.real-models/python-evaluation.jsonl --kv-ratio 0.75,0.5 --json real.json
 
-Calibration, refinement and training see --text alone, evaluation the other texts alone. Each method's layout is its
-best one within the KV ratio, of any class. Refinement and training are run once a seed, and the table has their mean.
-What is measured is kept in --json as it comes; `python bench/real.py --tables real.json` prints it again.
+Calibration, refinement and training use only --text; evaluation uses only the other texts. Each method is represented
+by its best layout within the KV ratio, of any export class. Refinement and training are run once per seed, and the
+table has their mean. Each measurement is written to --json at once; `python bench/real.py --tables real.json` prints
+the tables again.
 """
 
 import argparse
@@ -46,7 +47,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Row:
-    """run: the search that its layout comes from, `methods` of it. then: what is done after the merge."""
+    """A row of the table. run: name of the search. methods: whose layouts are used. then: treatment after the merge."""
 
     name: str
     run: str
@@ -68,7 +69,7 @@ ROWS = [
 
 
 class Bench:
-    """A model, its texts, its searches; `found` is what --json keeps."""
+    """A model, its texts and its searches. `found` is the content of --json."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder, self.device = args, folder, args.device
@@ -116,7 +117,7 @@ class Bench:
         return RunFolder.open(place).front()
 
     def layout(self, row: Row, kv_ratio: float) -> HeadLayout | None:
-        """The best of the row's largest ones within the ratio; None where there is none of just that size."""
+        """The best of the row's largest layouts within the ratio; None if the largest is more than 0.02 below it."""
         rows = self.front(row.run).found_by(*row.methods)
         rows = rows[(rows["kv_ratio"] <= kv_ratio + SAME) & (rows["deploy"] != "none")]
         rows = rows[rows["kv_ratio"] >= kv_ratio - 0.02]
@@ -127,7 +128,7 @@ class Bench:
             int(rows.sort_values(["error", "layout"]).iloc[0]["layout"])
         )
 
-    # What is measured
+    # Measurements
 
     def row(self, row: Row, kv_ratio: float, seed: int) -> None:
         layout = self.layout(row, kv_ratio)
@@ -159,7 +160,7 @@ class Bench:
         print(f"KV {kv_ratio:.3g} {row.name}, seed {seed}: {over} ({took:.0f} s)", flush=True)
 
     def refined(self, row: Row, layout: HeadLayout, kv_ratio: float, seed: int) -> Merged:
-        """Written as an export, too, if that is to be healed."""
+        """Refined weights; also written as an export if the row is to be healed."""
         merge = merge_for(layout, MERGES[row.merge])
         options = RefineOptions(tokens=self.args.refine_tokens, seed=seed, long_share=self.args.long_share)
         if self.args.larger > 1:
@@ -193,7 +194,7 @@ class Bench:
         with model.installed(*regrouped) as installed:
             return self.tasks.scores(installed, tokenizer)
 
-    # How long, how much
+    # Time, memory and results
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -214,7 +215,8 @@ class Bench:
 
 
 def values(one: Columns, original: Original | None = None) -> dict[str, Any]:
-    """nll, over and its standard error, KL, agreement, perplexity; of each band of positions (over, standard error)."""
+    """nll, nats over the original with standard error, KL, agreement, perplexity; for each band of positions (over,
+    standard error)."""
     before = one if original is None else original.columns
     names = [name.removeprefix("nll@") for name in one if name.startswith("nll@")]
     bands = {band: (one[f"nll@{band}"] - before[f"nll@{band}"], one[f"nll_se@{band}"]) for band in names}

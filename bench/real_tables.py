@@ -1,4 +1,4 @@
-"""The tables of bench/real.py, from what it measured."""
+"""Tables of bench/real.py from its measurements."""
 
 from collections.abc import Iterator
 from statistics import mean
@@ -8,7 +8,7 @@ Found = dict[str, Any]
 
 
 def tables(found: Found) -> str:
-    """Markdown: what was measured on, then for each KV ratio the losses and the losses by position."""
+    """Markdown: a line on the texts, then for each KV ratio the losses, and the losses by position."""
     texts = ", ".join(f"{name} {of['file']} (sha256 {of['sha256']})" for name, of in found["texts"].items())
     tokens = ", ".join(f"{count:,} of {name}" for name, count in found["tokens"].items())
     lines = [
@@ -25,13 +25,13 @@ def tables(found: Found) -> str:
 
 
 def by_name(rows: list[Found]) -> Iterator[tuple[str, list[Found]]]:
-    """Rows with the seeds that they were run with."""
+    """Rows by name; rows of one name differ in their seeds."""
     for name in dict.fromkeys(row["row"] for row in rows):
         yield name, [row for row in rows if row["row"] == name]
 
 
 def losses(found: Found, rows: list[Found], kv_ratio: float) -> list[str]:
-    """Means over seeds; ± is the paired standard error over windows of one seed."""
+    """Losses as means over seeds; ± is the paired standard error over windows of one seed."""
     names = list(found["original"])
     heads = [f"{name}: nats over | {name}: KL | {name}: agreement | {name}: perplexity" for name in names]
     lines = [f"| KV {kv_ratio:.3g} | {' | '.join(heads)} | seconds | GB |", "|" + " --- |" * (3 + 4 * len(names))]

@@ -1,10 +1,10 @@
-"""Ways to refine that Grouper does not take, against the one that it takes: KL and nats on text that neither has seen.
+"""Alternative ways to refine, compared with Grouper's: KL and nats on text that neither has seen.
 
     python bench/refine_further.py                            # every way, on one core ten minutes for each KV ratio
     python bench/refine_further.py --scope block --tokens 32768 --ways steps:1.25,kl:1:0.5:0.3,kl:3:0.5:0.1
 
-The model in the box, equal groups of `grouper search`, merged spectrally. All of it sees the first four fifths of
-addresses-1977-2016.txt and is judged on the last fifth. Ways:
+Layouts: the bundled model in equal groups from `grouper search`, merged spectrally. All steps use the first four fifths
+of addresses-1977-2016.txt, and the result is measured on the last fifth. Ways:
 
     steps:F        F times as many steps
     pairs:F        layers i and i + 1 are trained together, F times as many steps, to match the stream behind i + 1
@@ -45,12 +45,12 @@ from grouper.running.walk import Walk, run_layer
 from search.runs.folder import RunFolder
 
 WAYS = "steps:1.25,pairs:0.5,kl:1:0.5:0.3,kl:2:0.5:0.2,kl:3:0.5:0.1,kl:1:1:1,kl:3:0.5:1"
-Loss = Callable[[Tensor, Tensor], Tensor]  # of two streams after the last layer that is trained: ours, the original's
+Loss = Callable[[Tensor, Tensor], Tensor]  # of two residual streams after the last trained layer: ours, the original's
 
 
 class Further:
-    """Refinement of one layout. start, by_default and the result of a way: weights of each layer. original[i]: streams
-    into layer i [n, tokens, D], one for each text; those after the last layer come last."""
+    """Refinement of one layout. start, by_default and the result of a way: weights of each layer. original[i]: residual
+    streams [n, tokens, D] before layer i, one for each text; the last entry is after the last layer."""
 
     def __init__(self, regrouper: Regrouper, layout: HeadLayout, plan: RefinePlan):
         self.model, self.layout, self.plan = regrouper.model, layout, plan
@@ -103,7 +103,7 @@ class Further:
 
     @torch.no_grad()
     def after(self, layer: int, streams: Sequence[Tensor], done: MergedLayer | None = None) -> list[Tensor]:
-        """Streams after the original layer, or after one with these weights."""
+        """Residual streams after a layer: the original, or one with these weights."""
         worker, found = self.worker(layer), []
         if done:
             worker.set(done)
@@ -119,14 +119,14 @@ class Further:
     def trained(
         self, layers: range, start: list[MergedLayer], given: list[Tensor], share: float, rate: float, loss: Loss
     ) -> list[MergedLayer]:
-        """`start` with these layers trained together. share: of the default's steps. rate: of the default's. given:
-        streams into the first of them."""
+        """The layers of `start`, with `layers` trained together. share: steps relative to the default. rate: learning
+        rate relative to the default. given: residual streams before the first of them."""
         workers = {i: self.worker(i) for i in layers}
         for i in layers:
             workers[i].set(start[i])
         parts = {i: workers[i].trained(start[i].attention) for i in layers}
-        peaks = rate * self.plan.rate, rate * self.plan.rate * REST  # of attention, of the others
-        first: dict[int, float] = {}  # loss on each text, by which all are divided
+        peaks = rate * self.plan.rate, rate * self.plan.rate * REST  # of attention, of all other weights
+        first: dict[int, float] = {}  # first loss on each text, by which later ones are divided
         each = ((t, peak) for part in parts.values() for ts, peak in zip(part, peaks) for t in ts.values())
         rates = [(t, peak * size_of(t)) for t, peak in each]
 
@@ -155,7 +155,7 @@ class Further:
         return done
 
     def judged(self, original: Original, layers: list[MergedLayer]) -> tuple[np.ndarray, np.ndarray]:
-        """KL, and nats over the original, of each window."""
+        """KL and nats over the original, for each window."""
         stream = walked(self.model, original.batch, (self.layout, layers.__getitem__))
         found = measured(original, self.model, stream)
         return found["kl"], found["nll"] - original.found["nll"]
@@ -187,7 +187,8 @@ def main() -> None:
 
 
 def told(ratio: float, further: Further, original: Original, ways: Sequence[str]) -> None:
-    """A row for each way: what it changes, with a standard error over windows, and its time over the default's."""
+    """Print a row for each way: its change of KL and nats with standard errors over windows, and its time relative to
+    the default's."""
     default = further.judged(original, further.by_default)
     print(f"| {ratio} | default | {default[0].mean():.4f} | | {default[1].mean():+.4f} | | {further.seconds:.0f} s |")
     for way in ways:

@@ -1,12 +1,12 @@
-"""Which learning rate for how many tokens: nats per token over the original after refinement, on calibration text held
-out from it.
+"""The best learning rate for each number of tokens: nats per token over the original after refinement, on held-out
+calibration text.
 
     python bench/refine_rates.py --kv-heads 4 --refine-tokens 32768,393216 --rates 0.01,0.02,0.04
     python bench/refine_rates.py --model FOLDER --calibration A.txt --kv-heads 1 --scopes attention,block
     python bench/refine_rates.py --refine-tokens 393216 --rates 0.02,0.03 --larger 1,2,4     # fewer, larger steps
 
-Neighbouring heads share, merged spectrally. Evaluation text has no part in it: the defaults chosen here are later
-measured there.
+Neighbouring heads share, merged spectrally. The evaluation text is not used, because the defaults chosen here are later
+measured on it.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""How fast a layer is refined, how much memory that takes, and whether the time was foretold.
+"""Speed and memory of refining a layer, and accuracy of the time estimate.
 
     python bench/refinement.py                            # a 30M model, all tokens of the text in the box
     python bench/refinement.py --shape 7b --layers 2 --tokens 393216
     torchrun --nproc-per-node 2 bench/refinement.py --shape 7b --layers 2 --tokens 393216             # a GPU each
     python bench/refinement.py --shape 7b --layers 2 --tokens 2048 --memory 1GB --scope attention   # streamed from disk
 
-Random weights of a real shape. The time foretold is what `grouper export` says before it starts.
+Weights are random, of a real shape. The estimate is the one that `grouper export` prints before it starts.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""The whole job on a random model of a real shape, as a user types it: seconds and memory of each step.
+"""All commands on a random model of a real shape, as a user types them: seconds and memory of each.
 
     python bench/rehearsal.py                               # 7B on one GPU: 13.5 GB of disk three times
     python bench/rehearsal.py --gpu-memory 24GB             # as on a card of 24 GB
     python bench/rehearsal.py --shape tiny --device cpu     # a minute
 
-Search with the text in the box, a refined export, the reload by transformers alone, training of adapters, evaluation;
-and a training of all weights, which a card of 80 GB must refuse before anything of a 7B is loaded.
+Steps: a search with the bundled text, a refined export, a reload by transformers alone, training of adapters, and
+evaluation. Last, a training of all weights of a 7B, which must be refused on a GPU of 80 GB before any weights are
+loaded.
 """
 
 import argparse
@@ -63,13 +64,14 @@ def main() -> None:
 
 
 class Rehearsal:
-    """Commands one after the other; `rows` has what each took. most: bytes that the GPU is taken to have, 0 for all."""
+    """Commands run one after the other. `rows` has the time and memory of each. most: bytes of GPU memory to simulate,
+    0 for all."""
 
     def __init__(self, folder: Path, most: int):
         self.folder, self.most, self.rows = folder, most, []
 
     def typed(self, *words: object) -> None:
-        """A command of grouper."""
+        """Run a command of grouper."""
         self.step(str(words[0]), sys.executable, __file__, "--within", self.most, self.folder / "gpu", *words)
 
     def step(self, name: str, *command: object) -> None:
@@ -84,7 +86,8 @@ class Rehearsal:
 
 
 def within(most: int, told: Path, words: list[str]) -> None:
-    """A command of grouper in this process, on a GPU taken to have so many bytes; the most that it took is written."""
+    """Run a command of grouper in this process, with GPU memory limited to `most` bytes. The peak is written to the
+    file `told`."""
     from cli import main as grouper
 
     if torch.cuda.is_available():

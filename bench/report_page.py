@@ -1,10 +1,10 @@
-"""How large the report of a 7B's run is, how long it takes to write, and until a browser shows it.
+"""Report of a 7B's run: its size, the time to write it, and the time until a browser shows it.
 
     python bench/report_page.py        # a search by weights on a 7B's shape; needs chromium and chromedriver
     python bench/report_page.py --picture run/report.html docs/report.png    # only the picture of the docs, of a page
 
-The page counts as shown when its first screen and the table are drawn, for the rest is drawn when one comes there: the
-median of five openings.
+The page counts as shown when its first screen and the table are drawn; all else is drawn when it comes into view. The
+time is the median of five openings.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 @contextmanager
 def browser(size: str) -> Iterator[Any]:
-    """Chromium without a window. size: "WIDTH,HEIGHT", in pixels."""
+    """Start Chromium without a window. size: "WIDTH,HEIGHT", in pixels."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -72,7 +72,7 @@ def shown(started: Any, page: Path) -> None:
 
 
 def opening(page: Path) -> float:
-    """Seconds from asking for the page until its first screen is drawn."""
+    """Seconds from the request for the page until its first screen is drawn."""
     with browser("1400,1000") as started:
         began = time.perf_counter()
         shown(started, page)
@@ -80,12 +80,12 @@ def opening(page: Path) -> float:
 
 
 def picture(page: Path, path: Path) -> None:
-    """Screenshot of a page's first screens, in 128 colours, which halves the file."""
+    """Save a screenshot of a page's first screens, in 128 colours, which halves the file."""
     from PIL import Image
 
     with browser("1200,1500") as started:
         shown(started, page)
-        time.sleep(1)  # what is drawn once its place is in view
+        time.sleep(1)  # some parts are drawn when they come into view
         image = Image.open(BytesIO(started.get_screenshot_as_png()))
     image.convert("RGB").quantize(128).save(path, optimize=True)
 

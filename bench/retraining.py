@@ -1,7 +1,8 @@
-"""Convert a small trained model in every way and train all conversions alike: what bench/vit.py and bench/t5.py share.
+"""Convert a small trained model in several ways and train all conversions alike; shared by bench/vit.py and
+bench/t5.py.
 
-A conversion is an ordinary export of a layout that `search` found; it is then trained as a Student, by the way that the
-method was published with, on the same batches in the same order, and exported again.
+A conversion is an ordinary export of a layout that `search` found. It is trained as a Student, with the training that
+the method was published with, on the same batches in the same order for all. Then it is exported again.
 """
 
 import argparse
@@ -28,16 +29,16 @@ from grouper.uptraining.methods import METHODS
 from grouper.uptraining.student import Student
 from search import RunFolder, SearchOptions, Selection, export_from_run, search
 
-Loss = Callable[[nn.Module, Tensor], Tensor]  # of a model on the examples of these numbers
+Loss = Callable[[nn.Module, Tensor], Tensor]  # loss of a model on the examples with these numbers
 SHARES = {0.5: "half", 0.25: "a quarter"}
-RATE, RATE_AFTER = 1e-3, 3e-4  # of training the model, and its conversions
+RATE, RATE_AFTER = 1e-3, 3e-4  # learning rates for the model and for its conversions
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """method: who found the layout. merge: how heads become one. training: what learns, a name in METHODS (the loss is
-    the task's own). refined: layer by layer before that."""
+    """A conversion of the model. method: the one that found the layout. merge: name of the merge. training: name in
+    METHODS of the weights to train (the loss is the task's own). refined: refine layer by layer before training."""
 
     name: str
     method: str
@@ -47,8 +48,8 @@ class Conversion:
 
 
 class Task(ABC):
-    """A model and what it learns. examples: to learn from. batch: of them a step. auto: the class that loads it.
-    tokens: to calibrate and refine on. scale: of scores in the table."""
+    """A model and its task. examples: number of training examples. batch: examples per step. auto: class that loads the
+    model. tokens: number of tokens for calibration and refinement. scale: factor for scores in the table."""
 
     conversions: Sequence[Conversion]
     examples: int
@@ -59,26 +60,26 @@ class Task(ABC):
 
     @abstractmethod
     def new_model(self) -> nn.Module:
-        """With the weights that chance gives it now."""
+        """A model with random weights, from the present state of the random generator."""
 
     @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
-        """With what reads its inputs from files."""
+        """Save the model, with the tokenizer or processor that reads its inputs."""
 
     @abstractmethod
     def source(self, folder: Path, seed: int) -> TextSource:
-        """What to calibrate on, of what it learns from, written into `folder`."""
+        """Calibration data from the training examples, written into `folder`."""
 
     @abstractmethod
     def loss(self, model: nn.Module, rows: Tensor) -> Tensor: ...
 
     @abstractmethod
     def score(self, model: nn.Module) -> float:
-        """On what nothing has seen."""
+        """Score of the model on test data."""
 
 
 def main(doc: str, make: Callable[[argparse.Namespace], Task], parser: argparse.ArgumentParser, steps: int) -> None:
-    """parser: with what this bench takes beside the rest."""
+    """Run the benchmark. parser: with the options of this benchmark, to which the common ones are added."""
     parser.description, parser.formatter_class = doc, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=steps, help="of training the model")
@@ -124,7 +125,7 @@ def of_seed(task: Task, args: argparse.Namespace, seed: int, folder: Path) -> li
 
 
 def of_folder(task: Task, student: Student, folder: Path) -> float:
-    """The score of what was trained, exported and loaded as a user would."""
+    """Score of a trained conversion after it was exported, and loaded as a user would load it."""
     import transformers
 
     base, around = student.exported.base, student.around()
@@ -134,7 +135,7 @@ def of_folder(task: Task, student: Student, folder: Path) -> float:
 
 
 def table(task: Task, found: list[dict]) -> str:
-    """Means over seeds and their standard errors."""
+    """Table of means over seeds, with their standard errors."""
     lines = ["| conversion | KV heads | before training | after |", "| --- | --- | --- | --- |"]
     places = [("original", 1.0), *((c.name, share) for share in SHARES for c in task.conversions)]
     for name, share in places:
@@ -147,8 +148,8 @@ def table(task: Task, found: list[dict]) -> str:
 def descend(
     model: nn.Module, parameters: list, loss: Loss, order: Tensor, rate: float, after=lambda step: None
 ) -> float:
-    """AdamW over batches of `order` [steps, batch], rates rising for a twentieth of the steps, then falling as a
-    cosine. Returns the seconds it took."""
+    """Train by AdamW over batches of `order` [steps, batch]. The learning rate rises for a twentieth of the steps, then
+    falls as a cosine. Returns the seconds it took."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     steps, gpu, began = len(order), DEVICE == "cuda", time.perf_counter()
     for step, rows in enumerate(order):
@@ -168,14 +169,14 @@ def descend(
 
 
 def passes(n: int, batch: int, steps: int, seed: int) -> Tensor:
-    """[steps, batch]: examples in shuffled passes over all of them."""
+    """Numbers [steps, batch] of examples, in shuffled passes over all of them."""
     generator = torch.Generator().manual_seed(seed)
     flat = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-steps * batch // n))])
     return flat[: steps * batch].view(steps, batch)
 
 
 def searched(model: Path, run: Path, conversions: Sequence[Conversion], source: TextSource, **options) -> RunFolder:
-    """One run with everybody's layouts."""
+    """One run with the layouts of all conversions."""
     methods = tuple(dict.fromkeys(c.method for c in conversions if c.method != "neighbour"))
     given = {"text": source.text, "images": source.images}
     search(model, run, SearchOptions(method=methods, **given, **options), jobs=1)
@@ -185,7 +186,7 @@ def searched(model: Path, run: Path, conversions: Sequence[Conversion], source: 
 def exported(
     run: RunFolder, conversion: Conversion, share: float, folder: Path, source: TextSource, tokens: int, seed: int
 ) -> ExportedModel:
-    """The best layout of its method at this share of the KV heads, as a folder."""
+    """The best layout of the conversion's method at this share of the KV heads, exported to a folder."""
     front = run.front()
     baseline = conversion.method == "neighbour"
     table = front.table[front.table["method"] == "neighbour"] if baseline else front.found_by(conversion.method)
@@ -198,7 +199,7 @@ def exported(
 
 
 def trained(model: ExportedModel, conversion: Conversion, task: Task, order: Tensor) -> tuple[float, float, Student]:
-    """(score before training, after it, what was trained)"""
+    """(score before training, score after it, the trained student)."""
     method = METHODS.configured(("dgqa.every=50",)).named(conversion.training)
     method.check(model)
     student = Student(model, method, DEVICE)
@@ -214,7 +215,7 @@ def trained(model: ExportedModel, conversion: Conversion, task: Task, order: Ten
 
 
 def mean_and_error(values: Sequence[float]) -> str:
-    """Over seeds."""
+    """Mean and standard error over seeds."""
     array = np.asarray(values)
     error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else float("nan")
     return f"{array.mean():.4g} ± {error:.2g}"

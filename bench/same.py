@@ -1,17 +1,17 @@
-"""Whether two versions of Grouper do the same: an older commit and the working tree, run side by side on one machine.
+"""Compare two versions of Grouper, an older commit and the working tree, run side by side on one machine.
 
     python bench/same.py HEAD~3                              # all models and steps, ten minutes on two cores
     python bench/same.py main --only separate,t5 --steps search,export
     python bench/same.py main --tolerance 1e-6 --keep /tmp/both
 
-The model in the box, two encoders, and a tiny model for each way in which attention is stored go through search,
-evaluate, export (each class, refined, and GGUF), uptrain and report, with budgets of seconds, by the command line alone
-(`python -m cli`), so that modules may move. Compared are tables, JSON, tensors, GGUF files, facts of reports, what
---json prints, and the logits of exports, with a cache and without. A line a model and step says whether they are the
-same, bit for bit, or by how much they differ: the largest difference relative to the largest value of that tensor,
-column or number. Files, columns and keys that the older version lacks, and sentences that read otherwise, are listed
-and allowed, like a command that it refused and that goes through now. Both run on this Python, with its packages. Exit
-code 1 where more differs than --tolerance allows.
+Models: the bundled one, two encoders, and a tiny model for each form in which attention is stored. Each goes through
+search, evaluate, export (each class, refined, and GGUF), uptrain and report, with work for seconds. Only the command
+line is used (`python -m cli`), so that modules may move. Compared are tables, JSON, tensors, GGUF files, facts of
+reports, the output of --json, and the logits of exports, with and without a cache. One line for each model and step
+says whether the results are equal bit for bit, or how much they differ: the largest difference relative to the largest
+value of that tensor, column or number. These changes are listed and allowed: files, columns and keys that the older
+version lacks, changed sentences, and commands that it refused and that succeed now. Both versions run on this Python,
+with its packages. The exit code is 1 if a difference exceeds --tolerance.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.update(  # before torch is imported, which else has threads of its own, and threads do not survive a fork
+os.environ.update(  # before torch is imported, which would start threads, and threads do not survive a fork
     OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )  # fmt: skip
@@ -42,12 +42,12 @@ from same_versions import Version, check_code, checked_out, copy_working_tree, e
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ("search", "evaluate", "export", "uptrain", "report")
 CLASSES = ("stock", "padded", "ragged")
-NOT_FOUND = ("original", "neighbour", "random")  # rows of pareto.csv that no search came to
-SHOWN = 6  # lines of detail
+NOT_FOUND = ("original", "neighbour", "random")  # methods in pareto.csv that are no search
+SHOWN = 6  # lines of detail printed
 
 
 class Comparison:
-    """One model in both versions. models: where tiny models and texts are."""
+    """One model in both versions. models: folder of tiny models and texts."""
 
     def __init__(self, old: Version, new: Version, sample: Sample, models: Path, tolerance: float):
         self.versions, self.sample, self.models, self.tolerance = (old, new), sample, models, tolerance
@@ -57,11 +57,11 @@ class Comparison:
         return [v.work.joinpath(self.sample.name, *names) for v in self.versions]
 
     def run(self, step: str, arguments: list[object], outputs: list[str]) -> bool:
-        """A command in both versions; returns whether both went through. outputs: files and folders that it writes."""
+        """Run a command in both versions. Returns whether both succeeded. outputs: files and folders that it writes."""
         return self.both(step, lambda version: version.command(*arguments), outputs)
 
     def both(self, step: str, work: Callable[[Version], object], outputs: list[str]) -> bool:
-        """Both at the same time; compare and tell."""
+        """Do the work in both versions at the same time, compare the results and print the comparison."""
         found, began = Found(tuple(str(version.work) for version in self.versions)), time.monotonic()
         children = [v.start(self.sample.name, step, partial(work, v)) for v in self.versions]
         codes = ended(*children)
@@ -84,7 +84,7 @@ class Comparison:
             found.files(old.name, old, new)
 
     def printed(self, found: Found, old: Path, new: Path) -> None:
-        """Data on stdout, where it is JSON."""
+        """Compare the data on stdout, if it is JSON."""
         texts = old.read_text(), new.read_text()
         try:
             data = [json.loads(text) for text in texts]
@@ -96,7 +96,7 @@ class Comparison:
 
     def refused(self, found: Found, codes: list[int], old: Path, new: Path) -> None:
         said = [(path.read_text().strip().splitlines() or ["nothing said"])[-1] for path in (old, new)]
-        said = [re.sub(r"\S*/(\S*?)(\.\w+\.partial)?(?=\s|$)", r"\1", line) for line in said]  # places have other names
+        said = [re.sub(r"\S*/(\S*?)(\.\w+\.partial)?(?=\s|$)", r"\1", line) for line in said]  # paths differ
         if codes[0] == 0:
             found.differ(f"exit {codes[1]}, where the old one goes through: {said[1]}")
         elif codes[1] == 0:
@@ -109,7 +109,7 @@ class Comparison:
                 found.differ(f"exit {codes[0]} became {codes[1]}")
 
     def tell(self, step: str, found: Found, seconds: float) -> None:
-        """Exactly the same where the tolerance is 0; nothing to compare is no success."""
+        """Print the result of a step. With tolerance 0 only equality is a success; nothing to compare is a failure."""
         bad = [(where, much) for where, much in found.differences if much > self.tolerance or not self.tolerance]
         if bad or not (found.compared or found.notes):
             self.failed = True
@@ -130,7 +130,7 @@ class Comparison:
 
 
 def go_through(c: Comparison, steps: set[str]) -> None:
-    """All commands on one model, as far as steps say; later ones use what earlier ones made."""
+    """Run all commands of `steps` on one model; later ones use the results of earlier ones."""
     sample = c.sample
     model = "demo" if sample.family == "demo" else c.models / sample.name
     kind, window = ("tsv" if sample.pairs else "txt"), (24 if sample.encoder else 128)
@@ -155,7 +155,7 @@ def go_through(c: Comparison, steps: set[str]) -> None:
 
 
 def layouts(table: Path) -> dict[str, int]:
-    """Of each class, the layout that a search found nearest to half of what is grouped."""
+    """The layout of each class, among those that a search found, that is nearest to half of the grouped heads."""
     rows = pd.read_csv(table)
     size = "weight_ratio" if "weight_ratio" in rows else "kv_ratio"
     rows = rows[~rows["method"].isin(NOT_FOUND) & (rows[size] < 1)]
@@ -164,7 +164,7 @@ def layouts(table: Path) -> dict[str, int]:
 
 
 def exported(c: Comparison, chosen: dict[str, int], options: list[object], every: bool) -> list[str]:
-    """Folders that both versions wrote. every: also those that training does not need, and logits."""
+    """Folders that both versions wrote. every: also export forms that training does not need, and compare logits."""
     written = []
     for name, layout in chosen.items():
         scope = "block" if name == "ragged" else "attention"
@@ -206,7 +206,7 @@ def main() -> None:
     args = parser.parse_args()
     only = chosen_names(args.only, tuple(s.name for s in SAMPLES), "model")
     steps = chosen_names(args.steps, STEPS, "step")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidy up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that cleanup runs
     import_packages()
     place = Path(tempfile.mkdtemp(prefix="same-")).resolve()
     began, failed = time.monotonic(), []

@@ -1,7 +1,7 @@
-"""Comparison of what two versions wrote, for bench/same.py: tables, JSON, tensors, GGUF files, reports.
+"""Comparison of two versions' outputs for bench/same.py: tables, JSON, tensors, GGUF files, reports.
 
-A difference is the largest one of a tensor, of a column or of a number, relative to the largest value there; infinite
-where there is nothing to subtract: other words, shapes, rows, something missing.
+A difference is the largest one in a tensor, column or number, relative to the largest value there. It is infinite if
+nothing can be subtracted: other words, other shapes or rows, something missing.
 """
 
 import base64
@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# Keys of JSON that may differ: times, versions, what was typed; checksums of tensors, which are compared themselves;
-# what rounding left of the self-test.
+# Keys of JSON that may differ: times, versions, command lines; checksums of tensors, which are compared themselves;
+# rounding errors of the self-test.
 FREE = {
     "timings", "versions", "command", "search", "export", "uptrain", "tokens_per_second", "transformers_version",
     "crc32", "largest_difference",
 }  # fmt: skip
 PROSE = {"note", "told"}  # sentences
-TEXT = {".md", ".py", ".svg", ".html", ".txt", ".jinja"}  # files for people: named where they differ, not failed
+TEXT = {".md", ".py", ".svg", ".html", ".txt", ".jinja"}  # files for people: changes are listed, but no failure
 PACKED = re.compile(r'<script type="application/[a-z-]+" id="data">(.*?)</script>', re.DOTALL)
 
 
 @dataclass
 class Found:
-    """places: folders of the old and the new version, the same to strings in JSON. differences: (where, how much).
-    notes: what is new, and words that changed. compared: files and tensors."""
+    """Result of a comparison. places: folders of the old and the new version, which count as equal in JSON strings.
+    differences: (place, size). notes: new things, and changed words. compared: number of files and tensors."""
 
     places: tuple[str, str] = ("", "")
     differences: list[tuple[str, float]] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Found:
         self.differences.append((where, how_much))
 
     def names(self, where: str, old: Any, new: Any) -> list[str]:
-        """The names that both have, in the old one's order."""
+        """Names in both versions, in the old one's order."""
         for name in old:
             if name not in new:
                 self.differ(f"{where} lacks {name}")
@@ -50,7 +50,7 @@ class Found:
         return [name for name in old if name in new]
 
     def arrays(self, where: str, old: np.ndarray, new: np.ndarray) -> None:
-        """Bit for bit, else by how much."""
+        """Compare arrays: equal bit for bit, or the size of the difference."""
         self.compared += 1
         if old.shape != new.shape or old.dtype != new.dtype:
             self.differ(f"{where}: {old.dtype}{list(old.shape)} became {new.dtype}{list(new.shape)}")
@@ -61,7 +61,7 @@ class Found:
             self.differ(where, math.inf if math.isnan(largest) else float(largest))
 
     def data(self, where: str, old: Any, new: Any, key: str = "") -> None:
-        """Of JSON."""
+        """Compare values from JSON."""
         if key in FREE:
             return
         if isinstance(old, dict) and isinstance(new, dict):
@@ -80,7 +80,7 @@ class Found:
             self.differ(f"{where}: {str(old)[:60]!r} became {str(new)[:60]!r}")
 
     def placeless(self, old: str, new: str) -> bool:
-        """Whether they are the same but for the place."""
+        """Whether the strings are equal except for the folder."""
         return old == new or (all(self.places) and old.replace(self.places[0], self.places[1]) == new)
 
     def folders(self, old: Path, new: Path) -> None:
@@ -131,7 +131,7 @@ class Found:
                 self.arrays(f"{where} {name}", one.data, other.data)
 
     def tables(self, where: str, old: Path, new: Path) -> None:
-        """A column of numbers by its largest difference, any other by its cells."""
+        """Compare tables: columns of numbers by their largest difference, all others cell by cell."""
         before, after = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (old, new))
         columns = self.names(where, before, after)
         if len(before) != len(after):
@@ -148,7 +148,7 @@ class Found:
                 self.arrays(f"{where} {column}", a, b)
 
     def pages(self, where: str, old: Path, new: Path) -> None:
-        """A report's facts; its scripts and style may change."""
+        """Compare the facts of reports; scripts and style may change."""
         facts = [facts_of(path.read_text(encoding="utf-8")) for path in (old, new)]
         if facts[1] is None:
             self.differ(f"{where}: its facts are not to be found")
@@ -162,7 +162,7 @@ def read_json(path: Path) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """numpy's numbers as Python's."""
+    """The value with numpy's numbers as Python's."""
     return json.loads(json.dumps(value, default=lambda v: v.tolist()))
 
 

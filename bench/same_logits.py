@@ -1,6 +1,6 @@
 """Logits of exported folders on a fixed prompt, for bench/same.py.
 
-As transformers loads them: all tokens at once, and where there is a cache, also half of them behind the other half.
+The models are loaded by transformers. They read the prompt in one pass, and, if there is a cache, also in two halves.
 """
 
 import json
@@ -14,7 +14,8 @@ TOKENS = 24
 
 
 def loaded(folder: Path) -> torch.nn.Module:
-    """By the Auto class of a modelling file that travels along, else by the class that config.json names."""
+    """The model, loaded by the Auto class if a modelling file is in the folder, else by the class that config.json
+    names."""
     config = json.loads((folder / "config.json").read_text())
     architecture = config["architectures"][0]
     auto = next((a for a, c in config.get("auto_map", {}).items() if c.endswith(architecture)), None)
@@ -24,7 +25,7 @@ def loaded(folder: Path) -> torch.nn.Module:
 
 @torch.inference_mode()
 def logits_of(folder: Path) -> dict[str, torch.Tensor]:
-    """[2, tokens, vocabulary] for each way to come to them."""
+    """Logits [2, tokens, vocabulary], for each way of reading the prompt."""
     model = loaded(folder)
     prompt = torch.randint(3, model.config.vocab_size, (2, TOKENS), generator=torch.Generator().manual_seed(1))
     if model.config.is_encoder_decoder:

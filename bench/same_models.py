@@ -1,6 +1,6 @@
-"""Tiny random models for bench/same.py, one for each way in which attention is stored, with what reads text for them.
+"""Tiny random models for bench/same.py, one for each form in which attention is stored, with their tokenizers.
 
-They are made by transformers alone, so that they are the same whatever becomes of Grouper's code.
+They are made by transformers alone, so that changes of Grouper's code do not change them.
 """
 
 import random
@@ -32,8 +32,8 @@ T5 = {
 
 @dataclass(frozen=True)
 class Sample:
-    """family: a model_type, or "demo", the model in the box. encoder: the class that is saved, of a model that has one.
-    pairs: whether it reads lines of two texts. thorough: whether more than the usual is run."""
+    """A tiny model. family: a model_type, or "demo" for the bundled model. encoder: for models that have one, the class
+    that is saved. pairs: whether it reads lines of two texts. thorough: whether to run more than the usual steps."""
 
     name: str
     family: str
@@ -62,7 +62,7 @@ SAMPLES = (
 
 
 def make(sample: Sample, folder: Path, tokenizer: Path) -> None:
-    """A model whose heads differ enough to matter. tokenizer: folder of the one that decoders get."""
+    """Write a model whose heads differ enough to matter. tokenizer: folder of the tokenizer for decoders."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(sample.family, **sample.config)
     if sample.encoder:
@@ -99,8 +99,8 @@ def character_tokenizer(pairs: bool) -> transformers.PreTrainedTokenizerFast:
 
 
 def write_texts(folder: Path) -> None:
-    """Made-up text to calibrate on and other text to measure on: text.txt, other.txt, and as pairs text.tsv,
-    other.tsv."""
+    """Write made-up text to calibrate on and other text to measure on: text.txt and other.txt, and as pairs text.tsv
+    and other.tsv."""
     for seed, name in enumerate(("text", "other")):
         rng = random.Random(seed)
         words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(60)]

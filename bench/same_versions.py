@@ -1,4 +1,4 @@
-"""A version of Grouper that bench/same.py runs: its code, and its commands as children of this process."""
+"""A version of Grouper that bench/same.py runs: its code, and its commands, run as children of this process."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Packages that commands import, once: a command is a child of this process, which begins where `python -m` would.
+# Import packages once: a command is a child of this process, and starts where `python -m` would.
 PACKAGES = (
     "torch", "torch._dynamo", "torch.optim", "transformers", "transformers.dynamic_module_utils",
     "transformers.modeling_utils", "transformers.generation.utils", "accelerate", "scipy.stats", "moocore",
@@ -28,19 +28,21 @@ def import_packages() -> None:
 
 @dataclass(frozen=True)
 class Version:
-    """tree: the code. work: where its commands run, one folder a model, so that both are told the same paths."""
+    """A version of Grouper. tree: folder of the code. work: folder in which commands run, with one folder per model, so
+    that both versions see the same relative paths."""
 
     name: str
     tree: Path
     work: Path
 
     def command(self, *arguments: object) -> None:
-        """`python -m cli ARGUMENTS`, in this process."""
+        """Run `python -m cli ARGUMENTS` in this process."""
         sys.argv = ["cli", *map(str, arguments)]
         runpy.run_module("cli", run_name="__main__", alter_sys=True)
 
     def start(self, folder: str, log: str, work: Callable[[], object]) -> int:
-        """A child that does work in work/FOLDER with this version's modules; its output goes to LOG.out and LOG.err."""
+        """Start a child that does `work` in work/FOLDER with this version's modules. Its output goes to LOG.out and
+        LOG.err. Returns its process id."""
         place = self.work / folder
         place.mkdir(parents=True, exist_ok=True)
         sys.stdout.flush()
@@ -52,8 +54,8 @@ class Version:
             os.chdir(place)
             for number, name in enumerate((os.devnull, f"{log}.out", f"{log}.err")):
                 os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-            sys.path[0] = os.environ["PYTHONPATH"] = str(self.tree)  # in the place of this script's folder
-            modules = str(self.work / "modules")  # transformers keeps a modelling file by the name of its folder
+            sys.path[0] = os.environ["PYTHONPATH"] = str(self.tree)  # instead of this script's folder
+            modules = str(self.work / "modules")  # transformers caches modelling files by folder name
             sys.modules["transformers.dynamic_module_utils"].HF_MODULES_CACHE = modules
             os.environ["HF_MODULES_CACHE"] = modules
             work()
@@ -68,7 +70,7 @@ class Version:
 
 
 def ended(*children: int) -> list[int]:
-    """Exit statuses, negative for a signal. They end with this process, too."""
+    """Exit statuses of the children, negative for a signal. Children are ended with this process."""
     try:
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     except BaseException:
@@ -80,7 +82,7 @@ def ended(*children: int) -> list[int]:
 
 @contextmanager
 def checked_out(repository: Path, commit: str, tree: Path) -> Iterator[None]:
-    """A git worktree of this commit, for a while."""
+    """A temporary git worktree of this commit."""
     subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, commit], cwd=repository, check=True)
     try:
         yield
@@ -89,19 +91,19 @@ def checked_out(repository: Path, commit: str, tree: Path) -> Iterator[None]:
 
 
 def copy_working_tree(repository: Path, tree: Path) -> None:
-    """As it is now, so that it may be edited meanwhile; without what git ignores."""
+    """Copy the working tree without ignored files, so that it may be edited meanwhile."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=repository, check=True,
         capture_output=True, text=True,
     ).stdout  # fmt: skip
     for name in filter(None, listed.split("\0")):
-        if (repository / name).is_file():  # else it is deleted, and not yet committed
+        if (repository / name).is_file():  # else it was deleted without a commit
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(repository / name, tree / name)
 
 
 def check_code(version: Version) -> None:
-    """Stop where another copy of Grouper would be run than the one that is meant."""
+    """Stop if another copy of Grouper would be run than the intended one."""
 
     def places() -> None:
         names = ("cli", "grouper", "search", "fitness")

@@ -1,4 +1,4 @@
-"""Time and memory of searches on models of the sizes that people serve.
+"""Time and memory of searches on models of common serving sizes.
 
     python bench/search_scale.py                        # 7B, by weights and by default: 15 minutes on 2 cores
     python bench/search_scale.py --shape 7b --fitness spectral --text demo --device cuda
@@ -6,7 +6,7 @@
     python bench/search_scale.py --layers 4             # of 32, quicker: the rest is said as if all layers were alike
 
 Random weights of a real shape (bench/shapes.py). Prints the seconds of the whole command and its peak of anonymous
-memory, its processes together.
+memory over all its processes.
 """
 
 import argparse

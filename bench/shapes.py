@@ -1,12 +1,13 @@
-"""Llama-shaped checkpoints of any size, for measuring time and memory: random embedding, q, k, v, o and norms,
-everything else a hole in a sparse file that reads as zeros and takes no disk; the tokenizer of the model in the box.
+"""Llama-shaped checkpoints of any size, for measuring time and memory. Embedding, q, k, v, o and norms are random;
+everything else is a hole in a sparse file, which reads as zeros and takes no disk space. The tokenizer is the bundled
+model's.
 
     python bench/shapes.py 7b FOLDER          # or 1b, 13b, 70b, or demo-sized `tiny`
     python bench/shapes.py 70b FOLDER --layers 2
 
-Heads are made as real ones are: spectra that fall, and heads that resemble their neighbours a little, so that searches
-have something to find. A model of zeros outside attention computes, but says nothing: time and memory are what it is
-for.
+Heads resemble real ones: their spectra fall, and neighbours are a little alike, so that searches have something to
+find. A model with zeros outside attention runs, but its output is meaningless; it serves only to measure time and
+memory.
 """
 
 import argparse
@@ -48,7 +49,7 @@ SHAPES = {
 
 
 def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, in the order in which they are stored."""
+    """Shapes of tensors by name, in the order in which they are stored."""
     s, q, kv = shape, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     found = {"model.embed_tokens.weight": (s.vocabulary, s.hidden)}
     for layer in range(s.layers):
@@ -64,7 +65,7 @@ def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def make(shape: Shape, folder: Path, whole: bool = False) -> Path:
-    """Write the checkpoint in bfloat16. whole: MLP, embedding and head are random too, not holes."""
+    """Write the checkpoint in bfloat16. whole: make MLP, embedding and head random, too, instead of holes."""
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     held = 0
@@ -113,7 +114,7 @@ def write_shard(path: Path, held: dict[str, tuple[int, ...]], shape: Shape, whol
 
 
 def random_weights(name: str, of: tuple[int, ...], shape: Shape) -> torch.Tensor:
-    """bfloat16; the same for the same name."""
+    """Random weights in bfloat16; equal for equal names."""
     generator = torch.Generator().manual_seed(sum(name.encode()) * 7919 + len(name))
     if len(of) == 1:
         return (0.5 + torch.rand(of, generator=generator)).to(torch.bfloat16)

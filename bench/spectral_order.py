@@ -1,10 +1,11 @@
-"""How well the cheap forms of the spectral error order groups: Spearman's rank correlation with the exact error.
+"""Ranking quality of the cheap forms of the spectral error: Spearman's rank correlation with the exact error over
+groups.
 
     python bench/spectral_order.py
 
-"surrogate" is what searches choose moves by (pairs and group sizes alone); "reduced" is V's eigenproblem in each head's
-own leading directions, `screen_rows` rows in all. Random groups of the model in the box, every layer, and of one random
-layer with heads of 128.
+"surrogate": the form with which searches choose moves (pairs and group sizes alone). "reduced": V's eigenproblem in
+each head's own leading directions, `screen_rows` rows in all. Groups are random, in every layer of the bundled model,
+and in one random layer with heads of 128.
 """
 
 import time
@@ -46,7 +47,7 @@ def main() -> None:
         for size in (4, 8):
             compare(f"in the box, {layer}", architecture.read(checkpoint, layer), inputs, size, size * 16)
     g = torch.Generator().manual_seed(0)
-    falling = torch.logspace(0, -1, 1024)  # real projections have falling spectra
+    falling = torch.logspace(0, -1, 1024)  # spectra fall as in real projections
     q, k, v = (torch.randn(32, 128, 1024, generator=g) * falling for _ in range(3))
     o = torch.randn(1024, 32, 128, generator=g)
     planes = torch.stack([torch.arange(64), torch.arange(64) + 64], -1)

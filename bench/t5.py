@@ -1,11 +1,12 @@
-"""WGQA was shown on T5: learned weighted sums against means and spectral merges, on a T5 that restores vowels.
+"""WGQA, which was published with T5 models: learned weighted sums against means and spectral merges, on a T5 that
+restores vowels.
 
     python bench/t5.py --json t5.json     # one GPU, some minutes
 
 A T5 of 4 + 4 layers of 8 heads is trained to write sentences of the addresses of 1977-2016, character by character,
 from the same sentences without their vowels. The decoder's attentions, its own and the one across to the encoder, are
-converted to a half and to a quarter of their KV heads, and every conversion is trained for the same steps. Nats per
-character are on sentences of addresses since 2017.
+converted to a half and to a quarter of their KV heads, and every conversion is trained for the same number of steps.
+Nats per character (lower is better) are on sentences of addresses since 2017.
 """
 
 import argparse
@@ -27,12 +28,12 @@ CONVERSIONS = (
     Conversion("spectral, refined", "qcqa-ec", "spectral", "distill", refined=True),
 )  # fmt: skip
 SPECIAL, LONGEST = ["<pad>", "</s>", "<unk>"], 64
-PAIRS = 1024  # that are calibrated on
-TOKENS = 100 * PAIRS  # more than they have
+PAIRS = 1024  # pairs for calibration
+TOKENS = 100 * PAIRS  # more than the pairs have
 
 
 def sentences(path: Path) -> list[str]:
-    """Lower-case pieces of at most 64 characters, cut between words."""
+    """Lower-case stretches of at most 64 characters, cut between words."""
     pieces, line = [], ""
     for word in re.sub(r"[^a-z ,.]+", " ", path.read_text().lower()).split():
         if len(line) + len(word) >= LONGEST:
@@ -47,7 +48,7 @@ def without_vowels(text: str) -> str:
 
 
 class Vowels(Task):
-    """Nats per character."""
+    """Restoring vowels; scores are nats per character, lower is better."""
 
     conversions, batch, auto, tokens = CONVERSIONS, 128, "AutoModelForSeq2SeqLM", TOKENS
 
@@ -60,7 +61,7 @@ class Vowels(Task):
         self.test = self.encoded(test)
 
     def encoded(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """[n, tokens] of what is read, and of what is to be written."""
+        """Token ids [n, tokens] of the input, and of the target."""
         rows = lambda several: [[self.ids[c] for c in text] + [1] for text in several]  # noqa: E731
         sources, labels = padded(rows(map(without_vowels, texts)), 0), padded(rows(texts), NOT_ASKED)
         return sources.to(DEVICE), labels.to(DEVICE)
@@ -92,7 +93,7 @@ class Vowels(Task):
         )  # fmt: skip
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """With a tokenizer that reads characters."""
+        """Save the model, with a tokenizer that reads characters."""
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 

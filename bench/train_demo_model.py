@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-WINDOW = 512  # tokens
+WINDOW = 512  # window length in tokens
 VOCABULARY = 4096
 END = "<|endoftext|>"
 HELD_OUT_FROM, EVALUATION_FROM = 1977, 2017  # addresses: [1977, 2016] calibrate, [2017, ...] evaluate, older ones train
@@ -36,12 +36,13 @@ BOOKS_HELD_OUT = (  # first line of a book held out, first line of the book afte
 
 
 def plain(text: str) -> str:
-    """Typographic quotes and hyphens as ASCII: a vocabulary of 4,096 has better uses."""
+    """The text with ASCII quotes and hyphens instead of typographic ones, which would waste entries of a vocabulary of
+    4,096."""
     return text.translate(str.maketrans("“”‘’´‐", "\"\"'''-", "\xad\ufffd"))
 
 
 def read_novels(path: Path) -> tuple[str, str]:
-    """(training text, held-out books)."""
+    """(training text, held-out books), from one text of novels."""
     opener = lzma.open if path.suffix == ".xz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         text = file.read()
@@ -120,8 +121,8 @@ def held_out_nll(model, ids: np.ndarray, device: str) -> float:
 
 
 def add_dropout(model, rate: float) -> None:
-    """Dropout on the embedding and on what each sublayer adds to the residual stream: the text is small and is read
-    many times."""
+    """Add dropout to the embedding and to each sublayer's contribution to the residual stream, because the text is
+    small and is read many times."""
 
     def drop(module, _inputs, output):
         return torch.nn.functional.dropout(output, rate, module.training)
@@ -173,7 +174,7 @@ def train(args: argparse.Namespace) -> None:
             save(model, config, args, report, step, steps, step_tokens, elapsed)
             if step == steps:
                 break
-        if step == 100 and not args.steps:  # as many of the wanted epochs as the time allows
+        if step == 100 and not args.steps:  # as many of the requested epochs as the time allows
             per_step = (time.time() - warm) / 60
             steps = min(steps, 101 + max(int((args.minutes * 60 - (time.time() - start)) / per_step / 1.03), 0))
             print(

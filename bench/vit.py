@@ -1,11 +1,12 @@
-"""The methods that were shown on vision transformers, on one: accuracy before and after the same training.
+"""The methods that were published with vision transformers, compared on one: accuracy before and after the same
+training.
 
     python bench/vit.py --data FOLDER --json vit.json     # one GPU, under ten minutes
 
 FOLDER holds Fashion-MNIST's four .gz files, as Debian's package dataset-fashion-mnist puts them into
 /usr/share/datasets/fashion-mnist. A ViT of 6 layers of 8 heads is trained on the 60,000 pictures, converted to a half
-and to a quarter of its KV heads, and every conversion is trained for the same steps, by its own method. Accuracy is on
-the 10,000 test pictures, which nothing else sees; calibration is on pictures of the training set.
+and to a quarter of its KV heads, and every conversion is trained for the same number of steps, by its own method.
+Accuracy is on the 10,000 test pictures, which nothing else sees; calibration is on pictures of the training set.
 """
 
 import argparse
@@ -29,11 +30,11 @@ CONVERSIONS = (
     Conversion("spectral, refined", "qcqa-ec", "spectral", "distill", refined=True),
 )  # fmt: skip
 MEAN, STD, EDGE = 0.286, 0.353, 2
-CALIBRATED = 1024  # pictures
+CALIBRATED = 1024  # pictures for calibration
 
 
 def pictures(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """[n, 28, 28] uint8 and [n]. part: "train" or "t10k"."""
+    """Pictures [n, 28, 28] uint8 and their labels [n]. part: "train" or "t10k"."""
 
     def read(name: str, skip: int) -> Tensor:
         unpacked = gzip.decompress((folder / f"{part}-{name}-ubyte.gz").read_bytes())
@@ -43,12 +44,12 @@ def pictures(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """[n, 28, 28] uint8 -> [n, 3, 28, 28], as the model's processor gives them."""
+    """Model inputs [n, 3, 28, 28] from pictures [n, 28, 28] uint8, as the model's processor gives them."""
     return ((images.float() / 255 - MEAN) / STD)[:, None].expand(-1, 3, -1, -1)
 
 
 def as_folder(images: Tensor, labels: Tensor, folder: Path) -> None:
-    """One folder for each class."""
+    """Write the pictures into one folder for each class."""
     from PIL import Image
 
     for number, (image, label) in enumerate(zip(images, labels)):
@@ -57,7 +58,7 @@ def as_folder(images: Tensor, labels: Tensor, folder: Path) -> None:
 
 
 class FashionMnist(Task):
-    """Accuracy, in the table in percent."""
+    """Fashion-MNIST; scores are accuracy, in the table in percent."""
 
     conversions, batch, auto, tokens, scale = CONVERSIONS, 512, "AutoModelForImageClassification", 50 * CALIBRATED, 100
 
@@ -78,7 +79,7 @@ class FashionMnist(Task):
         )  # fmt: skip
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """With a processor that does what `pixels` does."""
+        """Save the model, with a processor that does the same as `pixels`."""
         model.save_pretrained(folder)
         processor = {
             "image_processor_type": "ViTImageProcessor", "size": {"height": 28, "width": 28}, "do_resize": True,
@@ -93,7 +94,8 @@ class FashionMnist(Task):
         return TextSource(images=str(folder / "pictures"))
 
     def loss(self, model: nn.Module, rows: Tensor) -> Tensor:
-        """On pictures shifted by up to two pixels, half of them mirrored; the same every time these rows come."""
+        """Loss on pictures shifted by up to two pixels, half of them mirrored; the same every time for the same
+        rows."""
         self.generator.manual_seed(int(rows[0]) * 60_001 + int(rows[-1]))
         x, y = torch.randint(0, 2 * EDGE + 1, (2,), generator=self.generator).tolist()
         mirrored = torch.rand(len(rows), generator=self.generator) < 0.5

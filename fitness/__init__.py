@@ -1,4 +1,5 @@
-"""What a grouping costs. A new fitness is a file here with a subclass of Fitness, and an entry below."""
+"""Fitnesses: estimates of the damage that a grouping does, made without running the model. To add one, write a file
+here with a subclass of Fitness and add an entry below."""
 
 from typing import TYPE_CHECKING
 

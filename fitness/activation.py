@@ -1,9 +1,9 @@
-"""The weight-sharing error of what heads give on text, and AsymGQA's distances (arXiv 2406.14963).
+"""Weight-sharing error of the heads' outputs on text, and AsymGQA's distances (arXiv 2406.14963).
 
-Inner products of outputs over calibration text are <W_a, W_b>_C = tr(W_a C W_b^T), so the inputs' second moment is all
-that is needed: the error is QCQA's under C, through the same Gram machinery, K's and V's each over its energy (keys are
-far larger than values, and would be all that counts). The distance of two heads is 1 - cosine of their k_proj (or
-v_proj) outputs; one grouping for both takes the mean.
+Inner products of outputs over calibration text are <W_a, W_b>_C = tr(W_a C W_b^T), where C is the inputs' second
+moment; nothing else of the text is needed. The error is QCQA's under C, from the same Gram matrices. K's and V's errors
+are each divided by their energy, because keys are far larger than values and would outweigh them. The distance of two
+heads is 1 - cosine of their k_proj (or v_proj) outputs; one grouping for both takes the mean.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Activation(Fitness):
     def tables(
         self, attention: Attention, inputs: InputMoments | None, part: str = "kv", device: str = "cpu"
     ) -> PairwiseFitness:
-        """part: "k" and "v" add up to "kv"; or "q"."""
+        """Tables of one layer. part: "kv"; "k" or "v", whose errors add up to that of "kv"; or "q"."""
         grams = [gram(attention, kind, self.given(inputs)) for kind in kinds_of(part)]
         shares = [g / max(float(np.trace(g)), 1e-300) for g in grams]
         found = PairwiseFitness.from_gram(np.sum(shares, axis=0), distance=cosine_distance(grams))

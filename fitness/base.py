@@ -1,4 +1,4 @@
-"""What a search asks of a fitness: the error of one layer when its KV heads are grouped so or so."""
+"""Interface of a fitness: the error of one layer under a grouping of its KV heads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,25 +18,27 @@ PARTS: dict[str, tuple[Part, ...]] = {"kv": ("k", "v"), "k": ("k",), "v": ("v",)
 
 
 class LayerErrors(Protocol):
-    """One layer, scored from tables made once; never touches the weights again. heads: KV heads of the layer before
-    regrouping (G)."""
+    """Errors of one layer, from tables that are made once; the weights are not read again. heads: number of KV heads
+    before regrouping (G)."""
 
     @property
     def heads(self) -> int: ...
 
     def group_errors(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """[n]: the error of each group of heads (ascending tuples) merged into one; 0 for one head alone."""
+        """[n]: error of each group (an ascending tuple of heads) when it is merged into one KV head; 0 for a group of
+        one."""
 
     def errors(self, labels: np.ndarray) -> np.ndarray:
-        """labels: [n, G] group of each head, any names. Returns [n], the layer's error: the sum over groups."""
+        """Errors of the whole layer, [n]: the sum over groups. labels: [n, G] group of each head; any labels will
+        do."""
 
 
 class LayerFitness(LayerErrors, Protocol):
     """Tables of one layer for a search.
 
-    surrogate: an error that follows from pairs of heads and group sizes alone, by which searches choose their moves.
-    screen: a cheaper form of the error, by which they choose among what they found. Both are the fitness itself where
-    it is of that form, or cheap. of_k: K's part of the error, for people to look at; None where it is not known.
+    surrogate: an error computed from pairs of heads and group sizes alone, with which searches choose their moves.
+    screen: a cheaper form of the error, with which searches shortlist the groupings they found. Both are the fitness
+    itself where it has that form or is cheap. of_k: K's part of the error, for reports; None where it is not known.
     """
 
     @property
@@ -53,9 +55,9 @@ class LayerFitness(LayerErrors, Protocol):
 class Fitness(Entry, ABC):
     """An entry of FITNESSES. A subclass's other fields are its parameters.
 
-    own_merge: the merge in MERGES whose error it is. needs_moments: whether it asks what enters the layer; where it
-    does not, `inputs` may be None. exact_in: behind which norms on q and k (a Family's `qk_norm`) it is the error of
-    what is exported.
+    own_merge: the merge in MERGES whose error this is. needs_moments: whether it needs the moments of the layer's
+    inputs; if not, `inputs` may be None. exact_in: norms on q and k (values of a Family's `qk_norm`) with which it is
+    the exact error of the exported model.
     """
 
     own_merge: ClassVar[str]
@@ -67,25 +69,28 @@ class Fitness(Entry, ABC):
     def tables(
         self, attention: Attention, inputs: InputMoments | None, part: str = "kv", device: str = "cpu"
     ) -> LayerFitness:
-        """One layer's tables. part: "kv", or the error of "k" or "v" alone. device: where they are made."""
+        """Make the tables of one layer. part: "kv", or the error of "k" or "v" alone. device: where the tables are
+        computed."""
 
     @abstractmethod
     def pairs(self, attention: Attention, inputs: InputMoments | None, part: str = "kv") -> PairwiseFitness:
-        """What pairs of heads alone say, whatever the error is: of "kv", or of "q" for methods that share queries."""
+        """Pairwise form of the error, whatever the fitness itself is. part: "kv", or "q" for methods that share
+        queries."""
 
     @abstractmethod
     def error_of_any_layout(self, attention: Attention, layout: LayerLayout, inputs: InputMoments | None) -> float:
-        """The error, merged by the mean, of layouts where a query head changes its KV head or shares a projection."""
+        """Error under the mean merge of a layout in which a query head reads another KV head than before, or shares its
+        query projection."""
 
     def given(self, inputs: InputMoments | None) -> InputMoments:
-        """Moments of the inputs of the layer. Raises GrouperError where there are none."""
+        """The moments of the layer's inputs. Raises GrouperError if there are none."""
         if inputs is None:
             raise GrouperError(f"the {self.name} fitness asks what enters the layer: give it moments of the inputs")
         return inputs
 
 
 def kinds_of(part: str, allowed: Sequence[str] = tuple(PARTS)) -> tuple[Part, ...]:
-    """The projections that `part` names. Raises GrouperError for one that the fitness does not know."""
+    """The projections that `part` names. Raises GrouperError for a part that the fitness does not know."""
     if part not in allowed:
         raise GrouperError(f"unknown part {part!r} of a layer: expected one of {', '.join(allowed)}")
     return PARTS[part]

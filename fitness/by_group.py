@@ -1,4 +1,5 @@
-"""Fitnesses whose error is a sum over groups, each group's own error being expensive: scored in batches, and kept."""
+"""Fitnesses whose error is a sum over groups and expensive for each: groups are scored in batches, and their errors
+kept."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BATCH = 1 << 24  # elements of matrices that are worked on together
+BATCH = 1 << 24  # matrix elements per batch
 
 
 class ByGroup(ABC):
-    """heads: of the layer before regrouping (G). device: where errors are computed."""
+    """Base of fitnesses that are scored group by group. heads: number of KV heads before regrouping (G). device: where
+    errors are computed."""
 
     of_k: "ByGroup | None" = None
 
@@ -21,14 +23,14 @@ class ByGroup(ABC):
 
     @abstractmethod
     def rows(self, size: int) -> int:
-        """Of the largest matrix that a group of so many heads asks for."""
+        """Number of rows of the largest matrix needed for a group of `size` heads."""
 
     @abstractmethod
     def errors_of(self, index: Tensor) -> Tensor:
-        """index: [n, S] heads of groups of one size. Returns their errors [n]."""
+        """Errors [n] of groups of one size. index: [n, S] heads of each group."""
 
     def group_errors(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """[n]: the error of each group of heads (ascending tuples) merged into one."""
+        """[n]: error of each group (an ascending tuple of heads) when it is merged into one KV head."""
         missing: dict[int, set[tuple[int, ...]]] = {}
         for group in groups:
             if group not in self._known:
@@ -43,7 +45,7 @@ class ByGroup(ABC):
         return np.array([self._known[group] for group in groups])
 
     def errors(self, labels: np.ndarray) -> np.ndarray:
-        """labels: [n, G] group of each head, any names. Returns [n]."""
+        """Errors of the layer, [n]. labels: [n, G] group of each head; any labels will do."""
         labels = np.atleast_2d(labels)
         rows = [[tuple(np.flatnonzero(row == g).tolist()) for g in np.unique(row)] for row in labels]
         flat = self.group_errors([group for groups in rows for group in groups])

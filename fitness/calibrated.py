@@ -1,8 +1,9 @@
-"""What any merge does to attention, by the spectral fitness's measure: so that layouts that no closed form merges can
-stand beside the others.
+"""Error of any merge by the spectral fitness's measure, so that layouts without a closed-form merge can be compared
+with the others.
 
-V: sum over query heads of |(W_O W_V - W_O' W_V') C^(1/2)|^2. K: the same of the scores, per RoPE plane the square
-averaged over phases. Each over its energy; for the spectral merge of a layout this is what `SpectralFitness` gives.
+V: sum over query heads of |(W_O W_V - W_O' W_V') C^(1/2)|^2. K: the squared change of the scores, averaged over phases
+in each RoPE plane. Each is divided by its energy. For the spectral merge of a layout the result equals
+`SpectralFitness`.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,8 @@ Pair = tuple[Tensor, Tensor]  # before and after
 def calibrated_errors(
     before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments
 ) -> tuple[float, float]:
-    """(K error, V error), relative. before: the layer as it came; merged: with the layout's heads."""
+    """(K error, V error), relative to the energies. before: the original layer; merged: the layer with the layout's
+    heads."""
     after = merged.expanded(layout)
     was, now = scored(before, inputs), scored(merged, inputs)
     new_q = torch.arange(len(before.q)) if layout.q is None else torch.from_numpy(layout.q.group_of)
@@ -52,8 +54,8 @@ def _on(change: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
 
 
 def _product_change(left: Pair, right: Pair, metric: InputMoments | None, inputs: InputMoments) -> tuple[float, float]:
-    """left [..., f, X] and right [..., f, Y], before and after. Returns |A^H B - A'^H B'|^2 and |A^H B|^2, summed, X
-    measured by `metric` (identity if None) and Y by `inputs`."""
+    """|A^H B - A'^H B'|^2 and |A^H B|^2, summed. left: A [..., f, X] before and after; right: B [..., f, Y] before and
+    after. X is measured by `metric` (identity if None), Y by `inputs`."""
 
     def inner(i: int, j: int) -> float:
         x = left[i] if metric is None else metric.times(left[i])

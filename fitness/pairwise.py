@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-CHUNK = 1 << 22  # elements of [n, G, G] at a time
+CHUNK = 1 << 22  # elements of [n, G, G] per batch
 
 
 class PairwiseFitness:
@@ -13,11 +13,11 @@ class PairwiseFitness:
 
     With by_size[s] = 1 / s, the default, and pairs[a, b] = (G_aa + G_bb - 2 G_ab) / 2 for a Gram matrix G of the heads,
     that is the within-group sum of squares around the group's mean: tr G - sum over g of (1 / |g|) 1_g^T G 1_g.
-    Differences of close numbers are taken once, in float64, when the table is made: groups of equal heads cost 0 and
-    not a rounding error of tr G.
+    Differences of close numbers are taken once, in float64, when the table is made. Groups of equal heads therefore
+    cost exactly 0, not a rounding error of tr G.
 
-    pairs: [G, G], zero diagonal; by_size: [G + 1]. distance: [G, G], how far apart two heads are, for methods that go
-    by that (AsymGQA); the pairs unless given.
+    pairs: [G, G], zero diagonal; by_size: [G + 1]. distance: [G, G] distances between heads, for methods that choose by
+    distance (AsymGQA); default: `pairs`.
     """
 
     def __init__(self, pairs: np.ndarray, by_size: np.ndarray | None = None, distance: np.ndarray | None = None):
@@ -39,7 +39,7 @@ class PairwiseFitness:
 
     @classmethod
     def from_gram(cls, gram: np.ndarray, scale: float = 1.0, distance: np.ndarray | None = None) -> "PairwiseFitness":
-        """gram: [G, G] inner products of the heads. Errors are divided by `scale`."""
+        """Errors from a Gram matrix. gram: [G, G] inner products of the heads. Errors are divided by `scale`."""
         gram = np.asarray(gram, np.float64)
         energy = np.diag(gram)
         pairs = (energy[:, None] + energy[None, :] - 2 * gram) / 2
@@ -53,7 +53,7 @@ class PairwiseFitness:
         return self.membership_errors(member)
 
     def membership_errors(self, member: np.ndarray) -> np.ndarray:
-        """member: [n, G] of 0 and 1, one group a row. Returns [n]."""
+        """Errors [n] of single groups. member: [n, G] of 0 and 1, one group per row."""
         return np.einsum("na,na->n", member @ self.pairs, member) * self.by_size[member.sum(-1).astype(int)]
 
     def errors(self, labels: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""How alike a layer's KV heads are, as they stand, and with each pair aligned as well as attention allows.
+"""Cosine similarity of a layer's KV heads: as they are, and after each pair is aligned as well as attention allows.
 
-Cosines of what heads give: <W_a, W_b>_C = tr(W_a C W_b^T) over both norms, where C is the inputs' second moment. A V
-head may be rotated by any orthogonal matrix, so aligned it is the nuclear norm of W_a C W_b^T; a K head with RoPE by an
-angle in every plane, so aligned it is the sum of the planes' absolute inner products; a K head behind a norm by
-nothing. See "Align attention heads before merging them", arXiv 2412.20677.
+The inner product of two heads' outputs is <W_a, W_b>_C = tr(W_a C W_b^T), where C is the inputs' second moment; the
+cosine divides it by both norms. Alignment replaces the inner product by the largest that attention's symmetries allow.
+A V head may be rotated by any orthogonal matrix: the nuclear norm of W_a C W_b^T. A K head with RoPE may be rotated by
+an angle in every plane: the sum of the planes' absolute inner products. A K head behind a norm may not be rotated. See
+"Align attention heads before merging them", arXiv 2412.20677.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from grouper.merging.folding import augmented
 
 @dataclass(frozen=True)
 class Similarity:
-    """before, aligned: [G, G] cosines, 1 on the diagonal."""
+    """Similarities of one layer's heads. before, aligned: [G, G] cosines, 1 on the diagonal."""
 
     before: Tensor
     aligned: Tensor
@@ -50,8 +51,8 @@ def value_similarity(attention: Attention, inputs: InputMoments) -> Similarity:
 
 
 def nuclear(heads: Tensor, seen: Tensor) -> Tensor:
-    """heads, and seen through the inputs' moments [G, d, D + 1]. Returns [G, G]: sums of the singular values of
-    W_a C W_b^T, in float32; half of the pairs say the other half."""
+    """Nuclear norms of W_a C W_b^T, [G, G], in float32. heads: weights [G, d, D + 1]; seen: the same times the inputs'
+    second moment. Only half of the pairs are computed: the matrix is symmetric."""
     found = heads.new_zeros(len(heads), len(heads))
     flat = seen.float().flatten(0, 1)
     for a, head in enumerate(heads.float()):

@@ -1,10 +1,10 @@
 """The error of a group under the spectral merge (grouper.merging.spectral), from tables made once per layer.
 
 Error of a layer = K error / K energy + V error / V energy. K's is cheap: the leading eigenvalue of a small Hermitian
-matrix per RoPE plane. V's asks what the d leading eigenvalues of an S d x S d matrix leave of its trace. Searches go
-three steps: a surrogate from pairs of heads moves them; a screen chooses among what they found (each head reduced to
-its own leading directions, `screen_rows` in all, which bounds the error from above and orders groups nearly as the
-exact one does: bench/spectral_order.py); what is written is exact.
+matrix per RoPE plane. V's is the trace of an S d x S d matrix less its d leading eigenvalues. Searches therefore use
+three forms: moves are proposed with a surrogate from pairs of heads, groupings are shortlisted with a screen, and
+results are written with the exact error. The screen reduces each head to its own leading directions, `screen_rows` in
+all. It bounds the error from above and orders groups nearly as the exact error does (bench/spectral_order.py).
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ from grouper.merging.leading import beyond_leading
 from grouper.merging.plane_signs import best_signs, sum_of
 from grouper.merging.spectral_layer import SpectralLayer, SpectralTables
 
-SIZES = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of groups that the surrogate learns from
+SIZES = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # group sizes that the surrogate is fitted on
 
 
 @dataclass(frozen=True)
 class Spectral(Fitness):
-    """screen_rows: of a V eigenproblem that the screen solves as it is. sampled: random groups of each size that the
-    surrogate learns from."""
+    """Entry of the spectral fitness. screen_rows: number of rows up to which the screen solves a V eigenproblem without
+    reducing it. sampled: random groups of each size that the surrogate is fitted on."""
 
     name: str = "spectral"
     screen_rows: int = 256
@@ -45,7 +45,7 @@ class Spectral(Fitness):
     def tables(
         self, attention: Attention, inputs: InputMoments | None, part: str = "kv", device: str = "cpu"
     ) -> "SpectralFitness":
-        """device: also where eigenproblems are solved."""
+        """Tables of one layer. device: where tables are computed and eigenproblems solved."""
         kinds_of(part, ("kv", "k", "v"))
         tables = SpectralLayer(attention, self.given(inputs), device).tables()
         return SpectralFitness(tables, attention.head_dim, part, self.screen_rows, self.sampled)
@@ -58,8 +58,8 @@ class Spectral(Fitness):
 
 
 class SpectralFitness(ByGroup):
-    """Exact errors. `screen` is the cheaper form, `surrogate` the cheapest: the sum of pairs, scaled by a factor for
-    each group size that is measured on a few random groups."""
+    """Exact errors of one layer. `screen` is a cheaper form. `surrogate` is the cheapest: the sum over pairs times a
+    factor for each group size, which is measured on a few random groups."""
 
     def __init__(
         self, tables: SpectralTables, head_dim: int, part: str = "kv", screen_rows: int = 256, sampled: int = 12
@@ -98,7 +98,8 @@ class SpectralFitness(ByGroup):
         return self.combined(index, beyond_leading(_blocks(self.tables.v, index, self.d), self.d))
 
     def combined(self, index: Tensor, v_errors: Tensor) -> Tensor:
-        """index: [n, S] heads. Returns [n]: K's error and these of V, each over its energy, as far as `part` goes."""
+        """Errors [n]: K's plus V's, each over its energy, or only the one that `part` names. index: [n, S] heads;
+        v_errors: [n], before division by the energy."""
         v_errors = v_errors / self.v_energy
         if self.part == "v":
             return v_errors
@@ -115,7 +116,8 @@ class SpectralFitness(ByGroup):
         return k
 
     def plane_errors(self, index: Tensor, planes: Tensor, fixed: Tensor | None) -> Tensor:
-        """What all planes lose, on the CPU: thousands of tiny matrices, for which processes would queue at a GPU."""
+        """K errors summed over RoPE planes. Computed on the CPU: the matrices are tiny and number thousands, for which
+        processes would queue at a GPU."""
         sub = planes[:, index[:, :, None], index[:, None, :]]  # [P, n, S, S]
         if fixed is not None:
             return self.tables.plane_weight * _of_mean(sub, fixed.T[:, index]).sum(0)
@@ -123,7 +125,8 @@ class SpectralFitness(ByGroup):
 
     @cached_property
     def planes(self) -> tuple[Tensor, Tensor | None] | None:
-        """The tables' planes and what is fixed of them, on the CPU; None without RoPE."""
+        """Tables of the RoPE planes and of their fixed directions (None where there are none), on the CPU; None without
+        RoPE."""
         t = self.tables
         if t.planes is None:
             return None
@@ -131,7 +134,7 @@ class SpectralFitness(ByGroup):
 
 
 class SpectralKeys(ByGroup):
-    """K's part of the error."""
+    """K's part of the error alone."""
 
     def __init__(self, exact: SpectralFitness):
         super().__init__(exact.heads, exact.device)
@@ -145,8 +148,8 @@ class SpectralKeys(ByGroup):
 
 
 class SpectralScreen(ByGroup):
-    """The same with each head reduced to its own leading directions where a group has more than `most_rows` rows: never
-    below the exact error."""
+    """Screen of the spectral fitness: never below the exact error. In groups of more than `most_rows` rows each head is
+    reduced to its own leading directions."""
 
     def __init__(self, exact: SpectralFitness, most_rows: int):
         super().__init__(exact.heads, exact.device)
@@ -157,7 +160,7 @@ class SpectralScreen(ByGroup):
         return size * self.kept(size)
 
     def kept(self, size: int) -> int:
-        """Directions of each head, together more than d."""
+        """Number of directions kept of each head in a group of `size`; together they are more than d."""
         d = self.exact.d
         return d if size * d <= self.most_rows else min(d, max(self.most_rows // size, -(-d // size) + 1))
 
@@ -169,7 +172,7 @@ class SpectralScreen(ByGroup):
         return self.exact.combined(index, (whole - inside).clamp_min(0) + beyond_leading(gram, d))
 
     def reduced(self, kept: int) -> Tensor:
-        """[G kept, G kept]: the table of V in each head's own `kept` leading directions."""
+        """[G kept, G kept]: V's table, in each head's own `kept` leading directions."""
         if kept == self.exact.d:
             return self.exact.tables.v
         if kept not in self._reduced:
@@ -181,21 +184,22 @@ class SpectralScreen(ByGroup):
 
     @cached_property
     def _own_directions(self) -> Tensor:
-        """[G, d, d]: each head's eigenvectors, strongest last; by a core, which takes a GPU's time for small ones."""
+        """[G, d, d]: eigenvectors of each head, strongest last. Computed on the CPU, because a GPU is slow at small
+        eigenproblems."""
         blocks = self.exact.tables.v.view(self.heads, self.exact.d, self.heads, self.exact.d)
         own = torch.stack([blocks[h, :, h] for h in range(self.heads)])
         return torch.linalg.eigh(own.cpu())[1].to(own.device)
 
 
 def _blocks(table: Tensor, index: Tensor, d: int) -> Tensor:
-    """table [G d, G d], index [n, S]. Returns [n, S d, S d]."""
+    """Blocks of the table [G d, G d] for groups of heads. index: [n, S] heads. Returns [n, S d, S d]."""
     rows = (index[:, :, None] * d + torch.arange(d, device=index.device)).flatten(1)  # [n, S d]
     return table[rows[:, :, None], rows[:, None, :]]
 
 
 def _of_mean(gram: Tensor, fixed: Tensor) -> Tensor:
-    """gram [..., S, S] Hermitian, fixed [..., S]. Returns [...]: the energy that the projection on `fixed` leaves, with
-    the signs under which it leaves least (grouper.merging.plane_signs)."""
+    """Energy [...] that remains after projection on `fixed`, with the signs that make it least
+    (grouper.merging.plane_signs). gram: [..., S, S] Hermitian; fixed: [..., S]."""
     products = fixed[..., :, None] * fixed[..., None, :] * gram.real
     along = sum_of(products, best_signs(products)) / fixed.square().sum(-1).clamp_min(1e-300)
     return (gram.diagonal(dim1=-2, dim2=-1).real.sum(-1) - along).clamp_min(0)

@@ -1,8 +1,8 @@
 """QCQA's weight-sharing error (arXiv 2406.10247), from a Gram matrix of the heads' weights.
 
 WSE(P) = sum over groups g, heads h in g of |W_K^h - mean_g W_K|^2 + |W_V^h - mean_g W_V|^2. It depends on the weights
-only through <W_K^a, W_K^b> + <W_V^a, W_V^b>. The sum is over KV heads: in a model that is GQA already, the query heads
-that share one are at distance zero, and all KV heads have as many of them.
+only through <W_K^a, W_K^b> + <W_V^a, W_V^b>. The sum is over KV heads. In a model that already uses GQA this changes
+nothing: query heads that share a KV head are at distance zero, and every KV head has the same number of them.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from grouper.merging.folding import augmented
 
 @dataclass(frozen=True)
 class Weight(Fitness):
-    """normalised: divided by the layer's energy tr G, so that layers add up fairly; the paper's own is not."""
+    """Entry of QCQA's weight-sharing error. normalised: divide by the layer's energy tr G, so that layers are
+    comparable; the paper's own error is not divided."""
 
     name: str = "weight"
     normalised: bool = True
@@ -32,9 +33,10 @@ class Weight(Fitness):
     def tables(
         self, attention: Attention, inputs: InputMoments | None = None, part: str = "kv", device: str = "cpu"
     ) -> PairwiseFitness:
-        """`distance` is 1 - cosine of weights. part: "k" and "v" add up to "kv"; "q" is over q's own energy."""
+        """Tables of one layer; `distance` is 1 - cosine of the weights. part: "kv"; "k" or "v", whose errors add up to
+        that of "kv"; or "q", which is divided by q's own energy."""
         kinds = kinds_of(part)
-        counted = kinds if part == "q" else kinds_of("kv")  # in the energy
+        counted = kinds if part == "q" else kinds_of("kv")  # counted in the energy
         grams = {kind: gram(attention, kind) for kind in counted}
         energy = float(sum(np.trace(grams[kind]) for kind in sorted(grams)))
         chosen = [grams[kind] for kind in kinds]
@@ -57,15 +59,15 @@ class Weight(Fitness):
 
 
 def gram(attention: Attention, kind: Part, inputs: InputMoments | None = None) -> np.ndarray:
-    """[G, G] float64: inner products of the q, k or v heads' weights, biases included; given `inputs`, of their
-    outputs."""
+    """Inner products [G, G] of the weights of the q, k or v heads, biases included, in float64; with `inputs`, of the
+    heads' outputs."""
     weights = augmented(attention.projection(kind))  # [G, d, D + 1]
     seen = _seen(weights, kind, inputs)
     return (seen.flatten(1) @ weights.flatten(1).T).numpy()
 
 
 def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
-    """1 - cosine of every two heads, mean over the Gram matrices; 1 for a head that is zero."""
+    """1 - cosine of every two heads, averaged over the Gram matrices; 1 for a head of zeros."""
     cosines = []
     for table in grams:
         size = np.sqrt(np.diag(table))
@@ -77,10 +79,10 @@ def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
 def changes(
     before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Summed over query heads, for each of "k", "v" and "q": the squared change of weights, and their energy before;
-    given `inputs`, of outputs.
+    """Squared change of the weights and their energy before, for each of "k", "v" and "q", summed over query heads;
+    with `inputs`, of the outputs.
 
-    Where readers stay with their heads and the merge is the mean, change over energy is the fitness.
+    Where readers stay with their KV heads and the merge is the mean, change divided by energy is the fitness.
     """
     after = merged.expanded(layout)
     changed: dict[str, float] = {}
@@ -96,7 +98,8 @@ def changes(
 
 
 def _seen(weights: Tensor, kind: str, inputs: InputMoments | None) -> Tensor:
-    """Weights [..., D + 1] of q, k or v, times the second moment of what enters them."""
+    """Weights [..., D + 1] of q, k or v times the second moment of their inputs; the weights themselves without
+    `inputs`."""
     if inputs is None:
         return weights
     return weights @ (inputs.of_queries if kind == "q" else inputs).second_moment

@@ -1,4 +1,4 @@
-"""How groupings are found, measured and picked.
+"""Search for groupings of heads, measurement of layouts, and choice of one.
 
 >>> from search import SearchOptions
 >>> SearchOptions(seed=1).method

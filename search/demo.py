@@ -1,4 +1,4 @@
-"""`grouper demo`: the whole job on the model in the box, with small settings so that two cores do it within 90
+"""`grouper demo`: all steps on the bundled model, with settings small enough for two cores to finish within 90
 seconds."""
 
 import shutil
@@ -31,7 +31,7 @@ from search.runs.picking import Selection
 
 MARKER, MADE_BY = "README.txt", "Made by `grouper demo`"
 RATIOS = (0.5, 0.25)
-LIMIT = 8  # windows of evaluation text
+LIMIT = 8  # windows of the evaluation text
 EVALUATION = TextSource("demo", purpose="evaluation")
 PROMPT = "My fellow citizens, the state of the Union is"
 YOURS = """\
@@ -52,8 +52,8 @@ what a CPU takes by default, +0.023 are left (docs/results.md)."""
 
 
 def run_demo(folder: Path = DEMO_FOLDER) -> None:
-    """Inspect, search, measure, refine, export, self-test and read a sample, in `folder`, which an earlier demo may
-    have left."""
+    """Inspect, search, measure, refine, export, self-test and generate a sample. `folder` is created; an earlier demo
+    in it is replaced."""
     began = time.perf_counter()
     refuse_unwritable(folder)
     if folder.is_symlink() or (folder.exists() and not is_demo(folder)):
@@ -93,7 +93,8 @@ def is_demo(folder: Path) -> bool:
 
 
 def _measured(run: Path, front: ParetoFront) -> ParetoFront:
-    """The original, and at half and a quarter of the cache the best equal groups, budgets, and neighbours averaged."""
+    """Measure the original and, at half and a quarter of the cache, the best equal groups, the best ragged layout, and
+    averaged neighbours."""
     table = front.table
     stock = table[(table["deploy"] == "stock") & (table["method"] != "random") & table["kv_ratio"].isin(RATIOS)]
     found, neighbours = stock[stock["method"] != "neighbour"], stock[stock["method"] == "neighbour"]
@@ -108,7 +109,7 @@ def _measured(run: Path, front: ParetoFront) -> ParetoFront:
 
 
 def _samples(regrouped: Path) -> None:
-    """What both models make of the prompt, and what they lose."""
+    """Print the continuation of the prompt and the loss, for the original and the regrouped model."""
     tokenizer = load_tokenizer(Checkpoint.open("demo"))
     tokens = windows(EVALUATION, tokenizer, 512, LIMIT)
     losses = {}
@@ -125,7 +126,7 @@ def _title(text: str) -> None:
 
 
 def _sample(path: Path, tokenizer: Any, tokens: torch.Tensor) -> tuple[float, str]:
-    """Nats per token, and what the model makes of the prompt, the likeliest word each time but no trigram twice."""
+    """Nats per token, and the model's greedy continuation of the prompt, without repeated trigrams."""
     model = load("AutoModelForCausalLM", path, dtype=torch.float32).eval()
     prompt = tokenizer(PROMPT, return_tensors="pt")
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Export a layout of a run, in four acts: choose it, merge and refine it (and measure that), write it, push it."""
+"""Export of a run's layout in four steps: choose it, merge, refine and measure it, write it, push it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,13 +49,14 @@ def export_from_run(
 ) -> Exported:
     """Write the selected layout of `run` to the folder `output`.
 
-    calibration: text for the merge, the run's own unless given. refine: refine on that text, on the run's own only
-    while it gives the tokens that were searched on; else `not_refined` of the result says why not. Layers are kept in
-    the folder OUTPUT.refine until the export is done, so that a killed refinement goes on. destination: where on the
-    Hub the folder goes, too; one that the same command wrote before is pushed as it is. held_out: text to measure the
-    original and the merged layers on, before they are written, for the run and the card. set: parameters of merges,
-    over the run's. command: what was typed, for the record. The machine is told a line or two. Where several ranks run
-    this, they calibrate and refine together, and the first one writes. Raises GrouperError.
+    calibration: text for the merge (default: the run's own). refine: refine on that text. The run's own text must still
+    give the tokens that were searched on; if not, nothing is refined, and `not_refined` of the result says why. Refined
+    layers are kept in the folder OUTPUT.refine until the export is done, so that an interrupted refinement resumes.
+    destination: place on the Hub to push the folder to; a folder that the same command wrote before is pushed
+    unchanged. held_out: text to measure the original and the merged layers on before they are written, for the run and
+    the model card. set: parameters of merges, which override the run's. command: the command line as typed, for the
+    record. Messages go to the machine's `tell`. Several ranks calibrate and refine together, and the first one writes.
+    Raises GrouperError.
     """
     refuse_unwritable(Path(output))
     machine, options, output = machine or Machine(), options or ExportOptions(), Path(output)
@@ -85,7 +86,7 @@ def export_from_run(
         plan, chosen = None, choose_layout(folder, selection, None, set, no_message)
     announce(chosen, tell)
     if regrouper.calibration and not ranks.alone:
-        regrouper.kept_moments(machine.progress)  # which all ranks collect together
+        regrouper.kept_moments(machine.progress)  # all ranks collect them together
     aside = held_out.read(checkpoint, kept) if held_out else None
     record = Record(folder, chosen, set, command, aside, options.overwrite)
     with locked_by_first(ranks, output):
@@ -94,13 +95,13 @@ def export_from_run(
 
 
 def _cache_type(chosen: Chosen, selection: Selection) -> str | None:
-    """The type of KV cache that the layout was chosen with, where that is another than the run's."""
+    """KV cache type that the layout was chosen with, if it is not the run's own."""
     served = chosen.picked.row.get("kv_cache") or selection.kv_cache
     return served if served in CACHE_TYPES else None
 
 
 def own_text(regrouper: Regrouper, settings: RunSettings) -> tuple[bool, str | None]:
-    """(whether the run's own calibration text can still be read, the reason not to refine on it)."""
+    """(whether the run's calibration text can still be read, the reason not to refine on it)."""
     asked = "add --images FOLDER" if regrouper.architecture.family.reads == "pictures" else "add --text FILE"
     if regrouper.calibration is None:
         return False, f"{asked} (the run was searched without)"
@@ -122,7 +123,7 @@ def carry_out(
     destination: Destination | None,
     machine: Machine,
 ) -> Exported:
-    """Acts two to four. What is refined is kept until the export is whole."""
+    """Steps two to four: merge, write and push. Refined layers are kept until the export is complete."""
     if refine:
         regrouper, refine = as_begun(regrouper, chosen, refine, output, machine.tell)
     kept = kept_refinement(regrouper, chosen, refine, output) if refine else None
@@ -146,7 +147,7 @@ def carry_out(
                     origin=origin, progress=machine.progress,
                 )  # fmt: skip
             if kept:
-                with suppress(OSError):  # a run that cannot be written to: its report lacks this
+                with suppress(OSError):  # the run is not writable: its report lacks this
                     record.note_refined(origin["refined"]["errors"])
             forget_work(refined_beside(output))
             return push(exported, destination)
@@ -156,7 +157,7 @@ def carry_out(
 
 @contextmanager
 def told_where(kept: Path | None) -> Iterator[None]:
-    """A self-test that fails throws no refinement away: the line says where that is."""
+    """If the self-test fails, add to its message where the refined layers are kept."""
     try:
         yield
     except SelfTestFailed as error:
@@ -168,7 +169,7 @@ def told_where(kept: Path | None) -> Iterator[None]:
 
 
 def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, output: Path) -> Path:
-    """Where layers are kept while they are refined: a folder for just this model, layout, text and options."""
+    """Folder for layers while they are refined: one for each model, layout, text and set of options."""
     texts = [digest(text) for text in regrouper.texts(refine)]
     key = work_key(
         model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=" ".join(texts),
@@ -178,15 +179,15 @@ def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, ou
 
 
 def refined_beside(output: Path) -> Path:
-    """Where layers are kept that are refined already."""
+    """Folder next to `output` that holds the layers refined so far."""
     return Path(f"{str(output).rstrip('/')}.refine")
 
 
 def as_begun(
     regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, output: Path, tell: Tell
 ) -> tuple[Regrouper, RefinePlan]:
-    """The same, or, where an older version has begun this refinement, as that refined: without long windows, on text of
-    which nothing was set aside."""
+    """The same regrouper and plan; or, if an older version began this refinement, those of that version: without long
+    windows, on the whole text, with nothing set aside."""
 
     def begun(way: tuple[Regrouper, RefinePlan]) -> bool:
         return kept_refinement(way[0], chosen, way[1], output).is_dir()
@@ -205,7 +206,7 @@ def as_begun(
 def merge_and_refine(
     regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, kept: Path, machine: Machine
 ) -> tuple[LayerStore, dict]:
-    """Act two, with an estimate of the time: the layers' weights, and what was done for the record."""
+    """Step two: the layers' weights, and a record of the refinement. Prints an estimate of the time."""
     texts = regrouper.texts(refine)
     tokens = sum(text.numel() for text in texts)
     layers, steps = range(len(chosen.layout.layers)), refine.steps_for(tokens)
@@ -221,7 +222,7 @@ def merge_and_refine(
 
 
 def push(exported: Exported, destination: Destination | None) -> Exported:
-    """Act four, where a destination was named."""
+    """Step four: push to the Hub, if a destination was given."""
     if destination is None:
         return exported
     return replace(exported, pushed=destination.push(Path(exported.folder)))

@@ -1,4 +1,5 @@
-"""Regrouping in one go: search, refined export, self-test, a measure before and after; for Python and the command."""
+"""Regrouping in one call, for Python and the command line: search, refined export, self-test, measurement before and
+after."""
 
 import json
 from dataclasses import dataclass, replace
@@ -38,8 +39,8 @@ Pairs = dict[str, list[float | None]]
 
 @dataclass(frozen=True)
 class Done:
-    """exported: the folder, and its self-test. run: the folder of the search. measured: (of the original, of the
-    regrouped model) by what it is. not_measured: why that is empty, if so."""
+    """Result of the call. exported: the folder, with its self-test. run: folder of the search. measured: by measure,
+    (value of the original, value of the regrouped model). not_measured: the reason if `measured` is empty."""
 
     exported: Exported
     run: Path
@@ -51,7 +52,7 @@ class Done:
         return RunFolder.open(self.run).front()
 
     def to_data(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as data for JSON."""
         more = {"run": str(self.run), "measured": self.measured, "not_measured": self.not_measured}
         return {**self.exported.to_data(), **more}
 
@@ -72,11 +73,12 @@ def regroup_into(
     machine: Machine | None = None,
     command: str | None = None,
 ) -> Done:
-    """Search `model`, and write one layout of it to the folder `output`, its run to the folder OUTPUT.run.
+    """Search `model`, and write one layout of it to the folder `output` and its run to the folder OUTPUT.run.
 
-    The same call goes on where it was killed. refinement: how to refine on the text that is searched on. measuring: the
-    text to measure on before and after. export: with its `overwrite` the folder is replaced, and so is a run of another
-    model or of other options; the same run goes on. Raises GrouperError; what cannot work is refused before the search.
+    The same call resumes if interrupted. refinement: options for refining on the calibration text. measuring: text to
+    measure on before and after. export: with its `overwrite`, the folder is replaced, and so is a run of another model
+    or other options; a run of the same ones is resumed. Raises GrouperError, before the search if the request cannot
+    work.
     """
     machine, export, output = machine or Machine(), export or ExportOptions(), Path(output)
     options, run = (options or SearchOptions()).resolved(), Path(f"{output}.run")
@@ -101,14 +103,14 @@ def regroup_into(
 
 
 def check(selection: Selection, output: Path, export: ExportOptions, destination: Destination | None) -> None:
-    """Raise GrouperError for what the export would refuse, before there is a search."""
+    """Raise GrouperError before the search for anything that the export would refuse."""
     selection.check()
     FORMATS.named(export.format)
     if selection.merge:
         MERGES.named(selection.merge)
     if destination:
         destination.check()
-    if not (destination and (output / MARKER).is_file()):  # what the same command wrote is pushed
+    if not (destination and (output / MARKER).is_file()):  # output of the same command is pushed
         refuse_existing(output, MARKER, export.overwrite)
 
 
@@ -132,14 +134,15 @@ def regroup(
 ) -> Regrouped:
     """Search, merge, refine, measure and load.
 
-    model: a loaded transformers model, a folder, a Hub id or `demo`. tokenizer: a loaded model's, where there is text;
-    its processor, where there are pictures. text: what to calibrate and refine on: a file, documents, a dataset (rows
-    with `text`), or pairs of source and target for an encoder with a decoder; without it inputs are guessed, and
-    nothing is refined. images: in its place, a folder of pictures in folders of classes. evaluation: other text, to
-    measure on before and after; of a long text some is set aside for that. kv_ratio: of the cache, as 0.5 or "1/3".
-    deploy: stock, padded, ragged or any; stock where there is some. merge: how heads become one. device: where it is
-    done; the result is where a loaded model is, else there. options: of the search, for more than this has words for;
-    text, tokens and window are filled in. Raises GrouperError.
+    model: a loaded transformers model, a folder, a Hub id or `demo`. tokenizer: needed for a loaded model with text;
+    for pictures, its processor. text: calibration and refinement text: a file, documents, a dataset (rows with `text`),
+    or pairs of source and target for an encoder with a decoder. Without text, inputs are guessed and nothing is
+    refined. images: for vision models instead of text, a folder with one folder of pictures per class. evaluation:
+    other text, to measure on before and after; by default, part of a long `text` is set aside for that. kv_ratio:
+    largest KV cache relative to the original's, as 0.5 or "1/3". deploy: stock, padded, ragged or any; default is stock
+    if such a layout exists. merge: name of the merge. device: where the work is done; the result is on a loaded model's
+    device, else on this one. options: further options of the search; text, tokens and window are filled in. Raises
+    GrouperError.
 
     >>> from search import regroup
     >>> small = regroup("demo", kv_ratio="1/2", options=SearchOptions(fitness="weight", generations=2, population=8))
@@ -160,14 +163,14 @@ def regroup(
     refinement = RefineOptions(tokens=refine_tokens) if refine else None
     done = regroup_into(source, place / "out", selection, options, refinement, measuring=measuring, machine=machine)
     exported = done.exported
-    own_code = exported.export_class == "ragged"  # our own modelling file, written a moment ago
+    own_code = exported.export_class == "ragged"  # the modelling file that the export has just written
     loaded = load(exported.loader, Path(exported.folder), own_code, dtype="auto").eval()
     loaded = loaded.to(getattr(model, "device", machine.device))
     return Regrouped(loaded, done.front, exported, done.measured, holder)
 
 
 def _saved(model: Any, tokenizer: Any, reads: tuple[object, ...], folder: Path) -> str:
-    """A loaded model on disk, for the rest reads checkpoints."""
+    """Save a loaded model to disk, because all further steps read checkpoints. Returns the path."""
     if not hasattr(model, "save_pretrained"):
         raise GrouperError(f"cannot regroup a {type(model).__name__}: give a transformers model, a folder or a Hub id")
     if tokenizer is None and any(one is not None for one in reads):

@@ -1,4 +1,4 @@
-"""What a search may be told: its options, the published recipes, and how long the genetic search runs."""
+"""Options of a search, the published recipes, and limits of the genetic search."""
 
 import os
 from dataclasses import dataclass, fields, replace
@@ -18,16 +18,16 @@ from grouper.uptraining.options import LARGEST_SEED
 if TYPE_CHECKING:
     from grouper.families.architecture import Architecture
 
-MOST_ROWS, MOST_GENERATIONS = 100_000, 10**9  # of the genetic search
+MOST_ROWS, MOST_GENERATIONS = 100_000, 10**9  # limits of the genetic search
 STAGES_2 = ("knapsack", "nsga2", "none")
 ACCEPTANCES = ("fitness", "loss")
 BLOCKS = ("cached", "all", "encoder", "decoder", "across")
-# What the other commands do unless told.
-MEASURED = "spread"  # layouts that `evaluate` measures: the baselines, the best stock ones and 12 along the front
-MEASURED_WINDOWS = 64  # of text
+# Defaults of the other commands.
+MEASURED = "spread"  # layouts that `evaluate` measures: baselines, best stock ones and 12 along the front
+MEASURED_WINDOWS = 64  # windows of text
 COMPUTING = "float32"
 DEMO_FOLDER = Path("grouper-demo")
-# What a published recipe fixes; with one, the genetic search is the plain one and does not stop early.
+# Options fixed by a published recipe. With one, the genetic search is the plain one and does not stop early.
 RECIPES: dict[str, dict[str, Any]] = {
     "qcqa": {"fitness": "weight", "stage2": "nsga2", "set": ("weight.normalised=false",)},
     "asymgqa": {
@@ -38,9 +38,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GeneticOptions:
-    """population: rows kept. generations: at most. patience: stop after so many without a better front (0: never).
+    """Options of the genetic search. population: rows kept. generations: largest number. patience: stop after this many
+    generations without a better front (0: never).
 
-    memetic: every child is improved by its best moves and swaps; off, it is the papers' plain genetic algorithm.
+    memetic: improve every child by its best moves and swaps; without it, the search is the papers' plain genetic
+    algorithm.
     """
 
     population: int = 96
@@ -51,49 +53,55 @@ class GeneticOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """The same words as on the command line; each field says what it is for. More of some:
+    """Options of a search, with the names that they have on the command line; each field's help describes it. Details:
 
-    stage2: "knapsack" is exact, with "none" all layers have one count. paper: "qcqa" is plain NSGA-II without local
-    improvement, errors not normalised by layer, binary stage 2; "asymgqa" walks guided by activation distances and
+    stage2: "knapsack" is exact; with "none" all layers have one count. paper: "qcqa" is plain NSGA-II without local
+    improvement, errors not normalised by layer, binary stage 2; "asymgqa" is walks guided by activation distances and
     judged by the merged model's loss, Ward clustering, uniform counts, mean merge. acceptance: "loss" is the merged
-    model's on held-out calibration text. text, dataset, images: without any, inputs are taken to be what the norms'
-    weights say. sensitivity: errors become nats, by what merging each layer alone does to the loss on held-out
-    calibration text. blocks: "cached" is all where nothing is cached; "across" is from the decoder to the encoder.
+    model's on held-out calibration text. text, dataset, images: without any of these, the moments of the inputs are
+    guessed from the norms' weights. sensitivity: errors become nats, from the loss on held-out calibration text after
+    merging each layer alone. blocks: "cached" is all attentions if nothing is cached; "across" is the decoder's
+    attention to the encoder.
     """
 
     method: tuple[str, ...] = option(
         ("qcqa-ac", "qcqa-ec"),
-        "Ways to find groupings, several with commas; qcqa-ec joins where none finds equal groups.",
+        "Search methods, comma-separated. qcqa-ec is added if none of them yields equal groups.",
         panel="Search",
         words="search.methods.registry.SEARCHED",
     )
-    fitness: str = option("spectral", "What a grouping costs.", panel="Search", words=FITNESSES)
+    fitness: str = option("spectral", "Estimate of a grouping's damage.", panel="Search", words=FITNESSES)
     stage2: str = option(
-        "knapsack", "Budgets over layers: knapsack, nsga2 (QCQA's) or none.", panel="Search", words=STAGES_2
+        "knapsack",
+        "Distribution of KV heads over layers: knapsack, nsga2 (QCQA's) or none.",
+        panel="Search",
+        words=STAGES_2,
     )
-    paper: str | None = option(None, "A published recipe: qcqa or asymgqa.", panel="Search", words=RECIPES)
-    kv_heads_multiple_of: int = option(1, "Only such KV-head counts, for tensor parallelism.", panel="Search")
-    kv_dtype: str = option("bfloat16", "Type of numbers in the KV cache.", panel="Search", words=BYTES)
-    population: int = option(GeneticOptions.population, "Rows of the genetic search.", panel="Search")
-    generations: int = option(GeneticOptions.generations, "Generations of the genetic search, at most.", panel="Search")
-    seed: int = option(0, "Of all chance.", panel="Search")
+    paper: str | None = option(None, "Use the settings of a paper: qcqa or asymgqa.", panel="Search", words=RECIPES)
+    kv_heads_multiple_of: int = option(
+        1, "Only KV-head counts divisible by this, for tensor parallelism.", panel="Search"
+    )
+    kv_dtype: str = option("bfloat16", "Data type of the KV cache, for byte counts.", panel="Search", words=BYTES)
+    population: int = option(GeneticOptions.population, "Population size of the genetic search.", panel="Search")
+    generations: int = option(GeneticOptions.generations, "Most generations of the genetic search.", panel="Search")
+    seed: int = option(0, "Random seed.", panel="Search")
     text: str | None = same(TextSource, "text")
     dataset: str | None = same(TextSource, "dataset")
     tokens: int = same(Calibration, "tokens")
     window: int = same(Calibration, "window")
     acceptance: str = option(
-        "fitness", "What judges asymgqa's steps: fitness, or (slow) loss.", panel="Search", words=ACCEPTANCES
+        "fitness", "Criterion for asymgqa's steps: fitness, or loss (slow).", panel="Search", words=ACCEPTANCES
     )
     set: tuple[str, ...] = option(
-        (), "A parameter of a method, fitness or merge.", panel="Search", metavar="NAME.FIELD=VALUE", several=True
+        (), "Set a parameter of a method, fitness or merge.", panel="Search", metavar="NAME.FIELD=VALUE", several=True
     )
     sensitivity: bool = option(
-        False, "Budgets add what each layer costs alone, measured on held-out text.", panel="Search"
+        False, "Distribute KV heads by each layer's measured loss on held-out text.", panel="Search"
     )
     images: str | None = same(TextSource, "images")
     blocks: str = option(
         "cached",
-        "With an encoder: cached (what a KV cache is of), all, encoder, decoder, across.",
+        "Attentions to group in models with an encoder: cached (those with a KV cache), all, encoder, decoder, across.",
         panel="Search",
         words=BLOCKS,
     )
@@ -105,15 +113,15 @@ class SearchOptions:
         return GeneticOptions(self.population, self.generations)
 
     def calibration(self, keep: str | os.PathLike | None = None, set_aside: bool = True) -> Calibration | None:
-        """keep: a folder where moments are kept and looked for. set_aside: skip the stretches of the text that training
-        is judged by."""
+        """Calibration on the options' text or images; None without any. keep: folder of kept moments, read and written.
+        set_aside: leave out the stretches of the text that training is judged on."""
         if not self.text and not self.dataset and not self.images:
             return None
         source = TextSource(self.text, self.dataset, images=self.images, part="learnt" if set_aside else "whole")
         return Calibration(source, self.tokens, self.window, None if keep is None else Path(keep))
 
     def searched(self, architecture: "Architecture") -> list[int]:
-        """The attentions that are grouped, by their numbers. Raises GrouperError where the model has none of these."""
+        """Numbers of the attentions to group. Raises GrouperError if the model has none of the requested kind."""
         caches = architecture.caches or ("token",) * architecture.layers
         kinds = {"encoder": ("none",), "decoder": ("token",), "across": ("source",), "all": CACHES}
         cached = tuple(c for c in ("token", "source") if c in caches)
@@ -123,14 +131,14 @@ class SearchOptions:
         return found
 
     def smallest(self, architecture: "Architecture") -> HeadLayout:
-        """The layout of fewest KV heads that a search can find."""
+        """The layout with the fewest KV heads that a search can find."""
         searched, fewest = self.searched(architecture), min(architecture.uniform_counts(self.kv_heads_multiple_of))
         labels = [min(head, fewest - 1) for head in range(architecture.kv_heads)]
         grouped, whole = LayerLayout.from_labels(labels, architecture.queries_per_kv_head), architecture.whole_layer
         return architecture.layout([grouped if i in searched else whole for i in range(architecture.layers)])
 
     def _check_not_the_recipes(self, recipe: dict[str, Any]) -> None:
-        """Raise GrouperError where something else than the recipe's was asked for."""
+        """Raise GrouperError if an option contradicts the paper's recipe."""
         for field in (f for f in fields(self) if f.name in recipe and f.name != "set"):
             asked = getattr(self, field.name)
             if asked not in (field.default, recipe[field.name]):
@@ -138,8 +146,7 @@ class SearchOptions:
                 raise GrouperError(f"{says}: leave one of them out")
 
     def check(self) -> None:
-        """Raise GrouperError for values that make no sense. Names of methods and fitnesses are for their registries to
-        check."""
+        """Raise GrouperError for invalid values. The registries check the names of methods and fitnesses."""
         if self.paper is not None and self.paper not in RECIPES:
             raise GrouperError(f"unknown paper {self.paper!r}: {expected(self.paper, RECIPES)}")
         _check_one_of("stage 2", self.stage2, STAGES_2)
@@ -159,8 +166,8 @@ class SearchOptions:
             raise GrouperError(f"{asked}: expected at least one window of 2 tokens or more")
 
     def resolved(self) -> "SearchOptions":
-        """With the paper's recipe applied and the text's whole path. Raises GrouperError for values that make no sense;
-        names of methods are for the registry to check."""
+        """The options with the paper's recipe applied and absolute paths. Raises GrouperError for invalid values; the
+        registry checks the names of methods."""
         if self.fitness not in FITNESSES:
             raise GrouperError(f"unknown fitness {self.fitness!r}: {expected(self.fitness, FITNESSES)}")
         self.check()
@@ -168,7 +175,7 @@ class SearchOptions:
         self._check_not_the_recipes(recipe)
         recipe = {**recipe, "set": tuple(dict.fromkeys((*recipe.get("set", ()), *self.set)))}
         options = replace(self, **{"method": tuple(dict.fromkeys(self.method)), **recipe})
-        if options.text and is_file_name(options.text):  # the run may be used from elsewhere
+        if options.text and is_file_name(options.text):  # the run may be used from another folder
             options = replace(options, text=os.path.abspath(os.path.expanduser(options.text)))
         if options.images:
             options = replace(options, images=os.path.abspath(os.path.expanduser(options.images)))
@@ -186,10 +193,11 @@ def _check_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class HeldOutOptions:
-    """evaluation: text unlike any that is learnt from, or a folder of pictures."""
+    """Options for measuring before and after. evaluation: text that takes no part in calibration or training, or a
+    folder of pictures."""
 
     evaluation: str | None = option(
         None, "Text to measure on, before and after; of a --text of 2 MiB or more some is set aside for that.",
         panel="Text", metavar="FILE",
     )  # fmt: skip
-    limit: int = option(MEASURED_WINDOWS, "Windows to measure on, at most.", panel="Text")
+    limit: int = option(MEASURED_WINDOWS, "Most windows to measure on.", panel="Text")

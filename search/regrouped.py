@@ -16,9 +16,9 @@ from search.runs.pareto import ParetoFront
 
 @dataclass(frozen=True, repr=False)
 class Regrouped:
-    """model: of transformers, loaded. front: all layouts that were found. exported: what was written, and its
-    self-test. measured: (of the original, of this model) by what it is, where there was text held out.
-    `save_pretrained` keeps it; without that it goes with this object."""
+    """A regrouped model. model: of transformers, loaded. front: all layouts that were found. exported: the written
+    folder, with its self-test. measured: by measure, (value of the original, value of this model), if there was
+    held-out text. `save_pretrained` keeps the folder, which is otherwise deleted together with this object."""
 
     model: Any
     front: ParetoFront
@@ -27,7 +27,8 @@ class Regrouped:
     _folder: ScratchFolder
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """The regrouped model, with its tokenizer, card and layout, as a folder that `grouper uptrain` takes, too."""
+        """Save the regrouped model with its tokenizer, card and layout to a folder, which `grouper uptrain` also
+        takes."""
         with new_folder(Path(folder), MARKER, overwrite) as beside:
             shutil.copytree(self.exported.folder, beside, dirs_exist_ok=True)
         return Path(folder)
@@ -35,8 +36,8 @@ class Regrouped:
     save = save_pretrained
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """The same folder on the Hub. options: fields of Destination, as transformers calls them (private, revision,
-        create_pr, commit_message). Returns the address of the commit or pull request. Raises GrouperError."""
+        """Push the folder to the Hub. options: fields of Destination, with the names that transformers uses (private,
+        revision, create_pr, commit_message). Returns the address of the commit or pull request. Raises GrouperError."""
         destination = Destination(repo_id, **options)
         destination.check()
         return destination.push(Path(self.exported.folder))

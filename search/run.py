@@ -1,4 +1,4 @@
-"""One search: layer by layer, then budgets over layers, written so that a killed run goes on where it stopped."""
+"""Search of one model: layer by layer, then budgets over layers. A search that was killed resumes."""
 
 import time
 from dataclasses import replace
@@ -44,13 +44,14 @@ def search(
 ) -> ParetoFront:
     """Search groupings of `model`'s KV heads and write the run to the folder `output`.
 
-    Resumes an earlier run of the same model and options in that folder, to the same files. Returns the front with all
-    layouts. jobs: layers searched at a time, or "auto". machine: with a GPU, any model is streamed while it is
-    calibrated unless its memory is given. keep_calibration: where what was calibrated is kept, and looked for, for this
-    model, text and tokens: a folder; or True for the run's own, unless it would be larger than the model; or False.
-    overwrite: replace an earlier run; with `resume`, only one of another model or of other options. command: what was
-    typed, for the record. Raises GrouperError for what cannot be searched, before anything is written. Where several
-    ranks run this, layers and text are shared out among them.
+    Resumes an earlier run of the same model and options in that folder; its files are the same as those of an
+    uninterrupted run. Returns the front with all layouts. jobs: number of layers searched in parallel, or "auto".
+    machine: on a GPU, every model is streamed during calibration unless the machine's memory is given.
+    keep_calibration: a folder in which the calibration of this model, text and tokens is kept and looked for; True for
+    the run's own folder, unless that would need more space than the model; or False. overwrite: replace an earlier run;
+    with `resume`, only one of another model or of other options. command: the command line as typed, for the record.
+    Several ranks share out layers and text. Raises GrouperError for a model that cannot be searched, before anything is
+    written.
     """
     refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
@@ -59,12 +60,12 @@ def search(
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
-    check_model(checkpoint)  # before anything is downloaded
+    check_model(checkpoint)  # before any download
     methods, jobs = methods_of(options, architecture), parsed_jobs(str(jobs), architecture, device)
-    set_aside = overwrite or RunFolder(Path(output)).sets_aside  # a run that exists goes on as it began
+    set_aside = overwrite or RunFolder(Path(output)).sets_aside  # an existing run continues as it began
     calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
     if memory is None and "cuda" in device and options.acceptance != "loss":
-        memory = 0  # it is walked once: to stream it takes less time than to load it
+        memory = 0  # the model is run only once, and streaming takes less time than loading
     regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks, kept)
     settings = RunSettings.of(
         checkpoint, options, set_aside=set_aside,
@@ -92,24 +93,24 @@ def search(
 
 
 def kept_where(asked: str | PathLike | bool | None, run: Path, checkpoint: Checkpoint) -> str | PathLike | None:
-    """Folder for what is calibrated; None for a temporary one."""
+    """Folder for the calibration; None for a temporary one."""
     if not isinstance(asked, bool):
         return asked
     architecture = Architecture.of(checkpoint.config)
-    bytes_each = 4 * (architecture.hidden_size + 1) ** 2  # one float32 matrix, two where queries read something else
+    bytes_each = 4 * (architecture.hidden_size + 1) ** 2  # one float32 matrix, or two if queries have another input
     matrices = sum(2 if cache == "source" else 1 for cache in architecture.caches) or architecture.layers
     return RunFolder(run).moments if asked and bytes_each * matrices < checkpoint.nbytes else None
 
 
 def tell_of_kept(folder: RunFolder, regrouper: Regrouper, tell: Tell) -> None:
-    """Tell of moments that this process has put into the run's folder or found there."""
+    """Print which moments this process has written to the run's folder or found there."""
     if regrouper.keeps_moments and (kept := regrouper.kept_moments()).folder.parent == folder.moments:
         size = f"{kept.nbytes / 1e6:,.1f} MB"
         tell(f"calibration kept in {folder.moments} ({size}); --no-keep-calibration turns that off")
 
 
 def digest_of_text(regrouper: Regrouper, options: SearchOptions) -> str | None:
-    """Of what is calibrated on, if there is text. Raises GrouperError for one that is too short."""
+    """Digest of the calibration tokens; None without text. Raises GrouperError if the text is too short."""
     if regrouper.calibration is None:
         return None
     if options.acceptance == "loss" or options.sensitivity:
@@ -118,13 +119,13 @@ def digest_of_text(regrouper: Regrouper, options: SearchOptions) -> str | None:
 
 
 def seen_by_all(folder: RunFolder, ranks: Ranks) -> None:
-    """Raise GrouperError where several machines do not see the same folder."""
+    """Raise GrouperError if several machines do not share the run's folder."""
     if not all(ranks.gather(folder.exists())):
         raise GrouperError(f"{folder.path} is not seen by all ranks: several machines need a folder that they share")
 
 
 def check_counts(architecture: Architecture, multiple_of: int) -> None:
-    """Raise GrouperError where this model has nothing to search."""
+    """Raise GrouperError if the model has no KV-head count to search."""
     if architecture.kv_heads == 1:
         raise GrouperError("the model has one KV head (it is MQA already): there is nothing left to group")
     if multiple_of < 1 or not architecture.uniform_counts(multiple_of):
@@ -135,12 +136,12 @@ def check_counts(architecture: Architecture, multiple_of: int) -> None:
 def write_front(
     folder: RunFolder, layouts: list[Scored], options: SearchOptions, checkpoint: Checkpoint
 ) -> ParetoFront:
-    """Layouts, table and picture of a run; one that was evaluated stays so."""
+    """Write the layouts, table and picture of a run. Measurements of the same layouts are kept."""
     front = ParetoFront.of(layouts, options.kv_dtype, partial(weight_bytes, checkpoint))
     folder.write_layouts([scored.layout for scored in layouts])
     if not (folder.path / "pareto.csv").is_file() or not folder.front().same_layouts(front):
         folder.write_front(front)
-        folder.forget_measured()  # its layouts' numbers mean others now
+        folder.forget_measured()  # the numbers of its layouts have new meanings
     front = folder.front()
     draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: KV cache against what it costs")
     return front

@@ -1,4 +1,4 @@
-"""Stopping within two seconds: what SIGINT and SIGTERM do to a command."""
+"""Stopping by SIGINT and SIGTERM: a command ends within two seconds."""
 
 import multiprocessing
 import os
@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-GRACE = 1.5  # seconds that the main thread has to clean up, from the signal on
+GRACE = 1.5  # seconds from the signal that the main thread has for cleaning up
 
 
 class Stopped(BaseException):
-    """A signal asks the command to end. code: its exit code, 130 or 143."""
+    """Request to end, raised on a signal. code: exit code of the command, 130 or 143."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -20,12 +20,12 @@ class Stopped(BaseException):
 
 
 def stop_on_signals(say: Callable[[], None] = lambda: None) -> threading.Event:
-    """Raise Stopped in the main thread on either signal. One that is deep in a computation hears late: then this ends
-    the process for it, and calls `say` before, unless the event that is returned was set. Outputs appear whole or not
-    at all, so that nothing is lost; the next run sweeps up."""
+    """Raise Stopped in the main thread on either signal. A main thread deep in a computation may notice late; then the
+    process is ended for it after GRACE seconds. Before that, `say` is called, unless the returned event was set.
+    Nothing is lost, because outputs appear whole or not at all; the next run removes leftovers."""
     heard, tell = os.pipe()
     said = threading.Event()
-    if hasattr(os, "set_blocking"):  # on Windows from Python 3.12 on, where it may block
+    if hasattr(os, "set_blocking"):  # missing on Windows before Python 3.12, where a write may block
         os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
 
@@ -52,6 +52,6 @@ def stop_on_signals(say: Callable[[], None] = lambda: None) -> threading.Event:
 
 
 def stop_workers() -> None:
-    """End the processes that search layers for this one."""
+    """End the processes that search layers for this process."""
     for process in multiprocessing.active_children():
         process.kill()

@@ -2,8 +2,8 @@
 [--classes stock,ragged]
 
 Tiny random models of every family (those of tests/family_samples.py, four times as wide), exported in each class,
-decode 16 tokens greedily in float32 in each engine; compared with the index-gather reference. A table in Markdown; what
-an engine said lies in logs beside the exports.
+decode 16 tokens greedily in float32 in each engine; the tokens are compared with the index-gather reference. Prints a
+table in Markdown; the engines' output is in logs next to the exports.
 """
 
 import argparse
@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from family_samples import EQUAL, RAGGED, SAMPLES, UNEQUAL, layout_for, make
 
 ROWS = {"stock": EQUAL, "padded": UNEQUAL, "ragged": RAGGED}
-# Engines want heads of 32 or more.
+# Engines need heads of 32 or more.
 WIDER = ("hidden_size", "intermediate_size", "n_embd", "d_model", "rotary_dim", "ffn_dim", "word_embed_proj_dim")
 
 
@@ -65,7 +65,7 @@ def main() -> None:
             layout = layout_for(folder, ROWS[deploy])
             target = args.work / "families" / f"{name}-{deploy}"
             done = export(checkpoint, layout, target, options=ExportOptions(max_padding=9.0, overwrite=True))
-            if done.export_class != deploy:  # the family has no such class
+            if done.export_class != deploy:  # the family has no export of this class
                 continue
             merged = Regrouper(checkpoint).merged(layout, MERGES["mean"])
             with gathered_reference(Job(checkpoint, layout, merged, ExportOptions())) as reference:

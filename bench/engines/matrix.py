@@ -1,9 +1,9 @@
 """Which engine runs which class of export: python bench/engines/matrix.py [--engines transformers,flex,vllm] [--work
 .engines]
 
-Exports the model in the box in every class, for llama.cpp as GGUF, has each engine, in an environment of its own under
---work, decode 16 tokens greedily in float32, and compares with the tokens of transformers on the index-gather
-reference. Prints the matrix. An environment is made once; vLLM's takes 3.5 GB.
+Exports the bundled model in every class, for llama.cpp as GGUF. Each engine decodes 16 tokens greedily in float32; they
+are compared with the tokens of transformers on the index-gather reference. Prints the matrix. Each engine has its own
+environment under --work, which is made once; vLLM's takes 3.5 GB.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LAYOUTS = {  # sizes of the groups of 16 heads, layer by layer
     "padded": [[3, 2, 2, 2, 2, 2, 2, 1]] * 6,
     "ragged": [[4, 4, 4, 4], [8, 2, 2, 2, 1, 1], [2] * 8, [5, 5, 6], [1] * 16, [16]],
 }
-ENVIRONMENTS = {  # packages, packages that clash, environment variables, runner
+ENVIRONMENTS = {  # packages, conflicting packages, environment variables, runner
     "transformers": ([], [], {}, "run_transformers.py"),
     "flex": ([], [], {"ATTENTION": "flex_attention"}, "run_transformers.py"),
     "transformers4": (["transformers==4.57.6", "torch==2.13.0", "accelerate"], [], {}, "run_transformers.py"),
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def environment(engine: str, work: Path) -> tuple[str, dict]:
-    """Its python, made where it is missing, and its environment variables."""
+    """Path of the engine's Python, and its environment variables. The environment is made if it is missing."""
     packages, clashing, variables, _ = ENVIRONMENTS[engine]
     if not packages:
         return sys.executable, variables
@@ -114,7 +114,8 @@ def version(engine: str, python: str) -> str:
 def cell(
     engine: str, python: str, variables: dict, folder: Path, prompt: list[int], expected: list[int], work: Path
 ) -> str:
-    """How many greedy tokens agree, or how it failed; the whole output goes to a log beside the exports."""
+    """Number of greedy tokens that agree, or the kind of failure. The whole output goes to a log next to the
+    exports."""
     runner = HERE / ENVIRONMENTS[engine][3]
     command = [python, str(runner), str(folder.absolute()), " ".join(map(str, prompt)), str(TOKENS)]
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

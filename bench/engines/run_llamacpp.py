@@ -1,5 +1,5 @@
-"""Greedy tokens by llama.cpp: python run_llamacpp.py FOLDER "1 2 3" COUNT [TEXT]; with TEXT, also how its tokenizer
-reads it."""
+"""Greedy tokens by llama.cpp: python run_llamacpp.py FOLDER "1 2 3" COUNT [TEXT]; with TEXT, also the ids that its
+tokenizer gives for it."""
 
 import json
 import sys

@@ -1,1 +1,1 @@
-"""The commands: one file each, with what it prints."""
+"""Commands of the command line: one file each, together with its output."""

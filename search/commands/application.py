@@ -1,4 +1,4 @@
-"""All commands as one, in the order in which people need them."""
+"""The `grouper` application: all commands, in the order in which people need them."""
 
 import typer
 

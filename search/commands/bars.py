@@ -1,4 +1,4 @@
-"""Bars in a terminal, lines now and then where there is none, and how long work will take."""
+"""Progress of long work: bars in a terminal, occasional lines elsewhere, and estimates of the time left."""
 
 import threading
 import time
@@ -11,23 +11,23 @@ from rich.progress import Progress as Bars
 from grouper.progress import Progress, duration
 from search.commands.console import ERR
 
-WORTH_SAYING = 60  # seconds that are left
-SILENT = 25  # seconds without a line, at most, where there is no terminal
-CALM = 10  # seconds between two lines, at least, where parts are done faster
-FEW = 200  # parts, layers or layouts, each of which is said when it is done; of more, as steps are, none
+WORTH_SAYING = 60  # seconds left from which an estimate is printed
+SILENT = 25  # longest time between two lines without a terminal, in seconds
+CALM = 10  # shortest time between two lines where parts finish faster, in seconds
+FEW = 200  # up to so many parts (layers, layouts) each gets a line; more parts, such as steps, get none of their own
 
 
 @contextmanager
 def bar(what: str, says_how_long: bool = False) -> Iterator[Progress]:
-    """A bar of steps with a note; without a terminal, a line for each part that is done, and every SILENT seconds.
-    transformers' own bars stay out of the way. says_how_long: once, where much is left; for work that nobody estimated
-    before."""
+    """Progress bar with a note. Without a terminal: a line for each finished part, and one every SILENT seconds. The
+    progress bars of transformers are hidden. says_how_long: print the time left once if it is long, for work without an
+    earlier estimate."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     with _bars() as bars, lines(what) as lively:
         task = bars.add_task(what, total=None, note="")
-        said_of = 0  # works whose time was said
+        said_of = 0  # number of works whose time was printed
 
         def update(done: int, total: int, note: str) -> None:
             nonlocal said_of
@@ -44,8 +44,8 @@ def bar(what: str, says_how_long: bool = False) -> Iterator[Progress]:
 
 
 class TimeLeft:
-    """Time that is left of work in parts, some of which may have been done before it was looked at. Where fewer are
-    done than before, other work began: `works` counts these."""
+    """Estimate of the time left of work in parts; parts finished before the first call do not count. A falling number
+    of finished parts means that other work began: `works` counts these beginnings."""
 
     def __init__(self) -> None:
         self.works, self.last, self.total = 0, 0, 0
@@ -53,7 +53,7 @@ class TimeLeft:
         self.first: int | None = None
 
     def after(self, done: int, total: int) -> float | None:
-        """Seconds that are left; None until a part was done that is not the first that was told of."""
+        """Seconds left, given the parts that are done. None until more parts are done than at the first call."""
         now = time.monotonic()
         if self.first is None or done < self.last:
             self.began, self.first, self.works = now, done, self.works + 1
@@ -63,7 +63,7 @@ class TimeLeft:
         return self.now()
 
     def now(self) -> float | None:
-        """The same a while after the last part."""
+        """Seconds left now, some time after the last finished part."""
         if self.first is None or self.last == self.first:
             return None
         of_all = (self.at - self.began) / (self.last - self.first) * (self.total - self.last)
@@ -71,7 +71,7 @@ class TimeLeft:
 
 
 class Lively:
-    """State of a long work, and lines that tell of it."""
+    """State of long work, and the lines that report it."""
 
     def __init__(self, what: str):
         self.what, self.note, self.left = what, "", TimeLeft()
@@ -79,7 +79,7 @@ class Lively:
         self.news = threading.Event()
 
     def at(self, done: int, total: int, note: str) -> float | None:
-        """Note how far the work is. Returns the seconds that are left, where that is known."""
+        """Record the progress. Returns the seconds left, or None if unknown."""
         news = done > self.left.last and total <= FEW and time.monotonic() - self.spoke >= CALM
         self.note, left = note.removeprefix(f"{self.what}, "), self.left.after(done, total)
         if news:
@@ -97,8 +97,7 @@ class Lively:
 
 @contextmanager
 def lines(what: str) -> Iterator[Lively]:
-    """Where stderr is no terminal, say how far the work is when a part is done and every SILENT seconds, from a thread
-    of its own."""
+    """Print progress where stderr is not a terminal: when a part is done, and every SILENT seconds from a thread."""
     lively, done = Lively(what), threading.Event()
 
     def speak() -> None:
@@ -121,12 +120,12 @@ def lines(what: str) -> Iterator[Lively]:
 
 
 def memory_in_use() -> int:
-    """Bytes that are this process's and its workers' alone."""
+    """Bytes of memory that belong to this process and its workers alone."""
     import psutil
 
     me, found = psutil.Process(), 0
     for process in (me, *me.children(recursive=True)):
-        with suppress(psutil.Error):  # one that has just ended
+        with suppress(psutil.Error):  # a worker that has just ended
             found += process.memory_full_info().uss
     return found
 

@@ -1,4 +1,4 @@
-"""`grouper check`: the self-test of an exported folder once more."""
+"""`grouper check`: repeat the self-test of an exported folder."""
 
 from dataclasses import asdict
 from pathlib import Path

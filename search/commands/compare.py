@@ -1,4 +1,4 @@
-"""`grouper compare`: several runs side by side."""
+"""`grouper compare`: comparison of several runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,12 @@ from search.commands.saying import print_json
 @command("compare", first="output json")
 def run(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `grouper search` wrote.")],
-    output: Annotated[Path | None, Option("A picture of all: .svg, .png or .pdf.", short="-o", metavar="FILE")] = None,
+    output: Annotated[
+        Path | None, Option("Write a picture of all runs (.svg, .png or .pdf).", short="-o", metavar="FILE")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Several runs side by side: hypervolume, losses at equal cache, cache saved at equal loss."""
+    """Compare runs: hypervolume, loss at equal cache, cache saved at equal loss."""
     from search.commands.console import comparison_table
     from search.runs.comparison import check_picture, compare, draw, to_data
 

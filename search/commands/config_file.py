@@ -1,4 +1,4 @@
-"""The file that --config names: YAML with a command's options."""
+"""The YAML file of --config, with options of a command."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,8 +13,8 @@ EXPECTED = "expected a word, a number, true or false, or a list of these"
 
 
 def read_options(path: Path, command: str, known: Collection[str], several: Collection[str]) -> dict[str, Any]:
-    """Values by parameter. known: parameters of the command; several: those that take a list, others get the list's
-    entries with commas. Raises GrouperError for anything but plain values of options that there are."""
+    """Values by parameter. known: parameters of the command; several: parameters that take a list (for all others, list
+    entries are joined by commas). Raises GrouperError for unknown options, and for values that are not plain."""
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
@@ -39,5 +39,5 @@ def read_options(path: Path, command: str, known: Collection[str], several: Coll
 
 
 def is_huge(value: object) -> bool:
-    """Whether it is an integer of more digits than Python writes down."""
+    """Whether the value is an integer with more digits than Python converts to text."""
     return isinstance(value, int) and abs(value) > 10**100

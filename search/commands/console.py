@@ -1,4 +1,4 @@
-"""What people see in a terminal: tables, summaries. All on stderr but for what a command answers with."""
+"""Tables and summaries in a terminal. A command's results go to stdout, all else to stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from grouper.names import printable
 
-if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `grouper inspect` answers at once
+if TYPE_CHECKING:  # imports that need torch or pandas stand where they are used: `grouper inspect` answers at once
     import pandas as pd
 
     from grouper.export import Exported
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used: `g
 
 
 class Terminal(Console):
-    """A console to which names are text: no mark-up, and control characters as escapes, wherever they come from."""
+    """Console that prints names as plain text: no mark-up, and control characters escaped."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -36,12 +36,12 @@ class Terminal(Console):
 OUT = Terminal()
 ERR = Terminal(stderr=True, quiet=bool(os.environ.get("GROUPER_QUIET")))
 SHOWN = 16  # rows of the closing table
-WIDE = 110  # characters of a line that holds all columns
-LEFT = ("method", "merge", "class")  # headings of words
+WIDE = 110  # characters of a line from which all columns fit
+LEFT = ("method", "merge", "class")  # headings of columns with words
 
 
 def closing_table(front: ParetoFront, folder: str) -> None:
-    """The original, the baselines and a spread of the front, by falling KV bytes."""
+    """Print the original, the baselines and layouts along the front, by falling KV bytes."""
     from search.methods.registry import ORIGINAL, baselines
 
     table = front.table
@@ -52,7 +52,7 @@ def closing_table(front: ParetoFront, folder: str) -> None:
     shown = shown.sort_values(by, ascending=[False, *[True] * (len(by) - 1)])
     view = Table(box=None, pad_edge=False, header_style="bold")
     narrow = ERR.width < WIDE
-    few = narrow and (nats or "kv_bytes_per_source_token" in table)  # columns of sizes
+    few = narrow and (nats or "kv_bytes_per_source_token" in table)  # size columns
     over = nats and not (narrow and "accuracy" in shown)
     measures = [] if narrow and nats else ["error"]
     measures += [*(["nats"] if nats and not narrow else []), *(["perplexity"] if nats else [])]
@@ -70,7 +70,7 @@ def closing_table(front: ParetoFront, folder: str) -> None:
         told = {"error": f"{row['error']:.4g}"}
         if nats:
             told |= {"nats": f"{row['nll']:.4f}", "perplexity": f"{row['perplexity']:.2f}"}
-            loss, spread_ = losses[index], row.get("nll_se", float("nan"))  # NaN where the original was not measured
+            loss, spread_ = losses[index], row.get("nll_se", float("nan"))  # NaN if the original was not measured
             told["over"] = "" if row["method"] == ORIGINAL or loss != loss else f"{loss:+.4f}"
             told["over"] += f" ±{spread_:.4f}" if told["over"] and spread_ == spread_ else ""
         cells += [told[measure] for measure in measures]
@@ -84,8 +84,8 @@ def closing_table(front: ParetoFront, folder: str) -> None:
 
 
 def sizes(table: pd.DataFrame, row: pd.Series | None = None, narrow: bool = False) -> list[str]:
-    """What a row of the table says of its size, or the headings of that. Only encoders have no cache; those with a
-    decoder keep something of each token of the source, too. narrow: in few columns."""
+    """Cells of a row's sizes, or their headings without a row. An encoder has no cache; a model with encoder and
+    decoder also caches every source token. narrow: use few columns."""
     shown, of_source = [], "kv_bytes_per_source_token" in table
     if table["kv_bytes_per_token"].any():
         shown = [("KV cache", "kv_ratio", ".1%")]
@@ -100,7 +100,7 @@ def sizes(table: pd.DataFrame, row: pd.Series | None = None, narrow: bool = Fals
 
 
 def layouts_table(rows: pd.DataFrame) -> None:
-    """On stdout: layouts of a run, as many columns as were measured."""
+    """Print layouts of a run on stdout, with a column for every measurement."""
     from search.runs.view import counts
 
     view = Table(box=None, pad_edge=False, header_style="bold")
@@ -121,7 +121,7 @@ def layouts_table(rows: pd.DataFrame) -> None:
 
 
 def comparison_table(compared: list[Compared]) -> None:
-    """On stdout: a line a run."""
+    """Print compared runs on stdout, one per line."""
     what = "nats over the original" if compared[0].column == "over" else "error"
     view = Table(title=what, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading in ("run", "model", "methods"):
@@ -137,12 +137,12 @@ def comparison_table(compared: list[Compared]) -> None:
 
 
 def wide() -> Console:
-    """stdout, lines as long as they are where nobody looks at them in a terminal."""
+    """Console for stdout; lines are not wrapped unless it is a terminal."""
     return OUT if OUT.is_terminal else Terminal(width=200)
 
 
 def spread(table: pd.DataFrame) -> pd.DataFrame:
-    """The stock layouts, some along the front, and what everybody does at the same sizes."""
+    """The stock layouts, some layouts along the front, and the baselines of the same sizes."""
     import pandas as pd
 
     from search.methods.registry import not_found
@@ -152,12 +152,12 @@ def spread(table: pd.DataFrame) -> pd.DataFrame:
     stock = found[found["deploy"] == "stock"].sort_values("error").drop_duplicates("kv_ratio")
     along = found[(found["on_front"] == 1) & ~found.index.isin(stock.index)].sort_values("kv_ratio")
     step = max(1, -(-len(along) // max(1, SHOWN - len(stock))))
-    known = {1.0, *(stock["kv_ratio"] if len(stock) else base["kv_ratio"])}  # encoders have no stock layouts
+    known = {1.0, *(stock["kv_ratio"] if len(stock) else base["kv_ratio"])}  # an encoder has no stock layouts
     return pd.concat([base[base["kv_ratio"].isin(known)], stock, along.iloc[::step]])
 
 
 def inspection(found: Inspection) -> None:
-    """On stdout, one fact a line."""
+    """Print the facts about a model on stdout, one per line."""
     view = Table(box=None, show_header=False, pad_edge=False)
     view.add_column(style="bold")
     view.add_column()
@@ -193,7 +193,7 @@ def inspection(found: Inspection) -> None:
 
 
 def _savings(found: Inspection) -> Table:
-    """What each number of KV heads would save, at the context, batch and card that were asked about."""
+    """Table of the savings at each number of KV heads, for the given context, batch and GPU memory."""
     many = f"{found.batch} x {found.context:,} tokens" if found.batch > 1 else f"{found.context:,} tokens"
     card = [f"largest batch on {found.card / 1e9:g} GB"] if found.card else []
     view = Table(box=None, pad_edge=False, header_style="bold")
@@ -207,7 +207,8 @@ def _savings(found: Inspection) -> Table:
 
 
 def exported_summary(exported: Exported, measured: bool = False) -> None:
-    """On stdout: what was written and how to load it. measured: whether it was, so that nobody need be told how."""
+    """Print what was written and how to load it, on stdout. measured: the model was measured already, so the hint on
+    how to measure it is left out."""
     from grouper.export.formats import FORMATS
     from search.commands.options import as_flags
 

@@ -1,4 +1,4 @@
-"""`grouper demo`: the whole job on the model in the box."""
+"""`grouper demo`: all steps on the bundled model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +10,9 @@ from search.options import DEMO_FOLDER
 
 @command("demo", first="output")
 def run(
-    output: Annotated[Path, Option("Folder for what it makes.", short="-o", metavar="FOLDER")] = DEMO_FOLDER,
+    output: Annotated[Path, Option("Folder for the demo's results.", short="-o", metavar="FOLDER")] = DEMO_FOLDER,
 ) -> None:
-    """The whole job on the model in the box, in about a minute: no download, no GPU."""
+    """Run all steps on the bundled model, in about a minute; needs no download and no GPU."""
     from search.demo import run_demo
 
     run_demo(output)

@@ -1,4 +1,4 @@
-"""`grouper evaluate`: what layouts of a run, or a model, lose."""
+"""`grouper evaluate`: losses of a run's layouts, or of a model."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,24 +29,27 @@ OF_SOURCE = {f.name: f.metadata[KEY] for f in fields(TextSource) if f.metadata}
 
 @dataclass(frozen=True)
 class OfRuns:
-    """Options that are for runs alone."""
+    """Options that apply to runs only."""
 
-    layouts: str = option(MEASURED, "spread (baselines, stock, 12 along the front), all, or 3,17.")
+    layouts: str = option(
+        MEASURED,
+        "Layouts to measure: spread (baselines, stock layouts, 12 along the front), all, or numbers like 3,17.",
+    )
     merge: str | None = same(Selection, "merge")
     refine: bool = option(False, "Refine each layout on the run's calibration text.", panel="Refinement")
     keep_calibration: Path | None = same(Calibration, "keep")
     kv_cache: tuple[str, ...] | None = option(
-        None, "Also measure with keys and values rounded as in these types of KV cache.",
+        None, "KV cache types, comma-separated: measure also with keys and values rounded to each.",
         panel="Text", metavar="TYPES", read=words_of, words=KEPT_IN,
     )  # fmt: skip
-    dtype: str = option(COMPUTING, "Type of numbers to compute in.", panel="Machine", words=DTYPES)
+    dtype: str = option(COMPUTING, "Data type to compute in.", panel="Machine", words=DTYPES)
     set: tuple[str, ...] = option(
-        (), "A parameter of a merge.", panel="Layout", metavar="NAME.FIELD=VALUE", several=True
+        (), "Set a parameter of a merge.", panel="Layout", metavar="NAME.FIELD=VALUE", several=True
     )
-    overwrite: bool = option(False, "Forget what was measured.", panel="Output")
+    overwrite: bool = option(False, "Discard earlier measurements.", panel="Output")
 
     def refuse(self, model: str, refinement: RefineOptions) -> None:
-        """Raise GrouperError where one of these is given for a model."""
+        """Raise GrouperError if one of these options is given for a model."""
         for options in (self, refinement):
             for f in fields(options):
                 if f.metadata and getattr(options, f.name) != f.default:
@@ -56,7 +59,10 @@ class OfRuns:
 
 @command("evaluate", first="text tasks layouts limit window refine device json")
 def run(
-    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, an exported or healed folder, or a model.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN|MODEL", help="A run, an exported or healed model, or any model of a known family."),
+    ],
     machine: Machine,
     tasks: TaskOptions | None,
     of_runs: OfRuns,
@@ -64,21 +70,21 @@ def run(
     text: Annotated[
         list[str] | None,
         Option(
-            "Plain text, JSONL with `text` or chat `messages`, or `demo`; NAME=FILE for each of several.",
+            "Plain text, JSONL with `text` or chat `messages`, or `demo`. For several texts, NAME=FILE each.",
             metavar="FILE",
         ),
     ] = None,
     dataset: Annotated[str | None, OF_SOURCE["dataset"]] = None,
     images: Annotated[str | None, OF_SOURCE["images"]] = None,
-    base: Annotated[str | None, Option("An exported folder's original, if it is not found.", "Layout")] = None,
-    window: Annotated[int, Option("Tokens of a window.", "Text")] = SearchOptions.window,
+    base: Annotated[str | None, Option("Original of an exported model, if it is not found.", "Layout")] = None,
+    window: Annotated[int, Option("Window length in tokens.", "Text")] = SearchOptions.window,
     limit: Annotated[
-        int | None, Option("Windows of text (64 unless given), and items of each task (all), at most.", "Text")
+        int | None, Option("Most windows of each text (default: 64) and items of each task (default: all).", "Text")
     ] = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Measure what layouts or models lose, on text and by tasks, merging in memory; resumable."""
+    """Measure layouts of a run, or a model, on text and tasks. Merges in memory; resumable."""
     from search.commands.bars import bar
     from search.commands.measured_tables import evaluated_table
     from search.evaluation.layouts import evaluate
@@ -106,13 +112,13 @@ def run(
 
 
 def check_dtype(name: str | None) -> None:
-    """Raise GrouperError where no numbers are called so."""
+    """Raise GrouperError for an unknown data type."""
     if name is not None and name not in DTYPES:
         raise GrouperError(f"unknown dtype {name!r}: {expected(name, DTYPES)}")
 
 
 def say_what_was_found(run: str, front: "ParetoFront") -> None:
-    """Tables, and an export that fits them."""
+    """Print the tables, and a matching export command."""
     from search.commands.console import closing_table
     from search.commands.measured_tables import kept_table, positions_table, proxies_table, tasks_table
     from search.evaluation.proxies import read_proxies

@@ -1,4 +1,4 @@
-"""`grouper export`: one layout of a run as a model, refined, tested, on the Hub if asked for."""
+"""`grouper export`: write one layout of a run as a model, refined, self-tested, and pushed to the Hub on request."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,15 +26,15 @@ def run(
     destination: Destination | None,
     machine: Machine,
     set: Assignments = None,
-    refine: Annotated[bool, Option("Refine layer by layer, on --text or the run's own text.", "Refinement")] = True,
+    refine: Annotated[bool, Option("Refine layer by layer, on --text or the run's text.", "Refinement")] = True,
     kv_cache: Annotated[
         str | None,
-        Option("Type of KV cache to serve it with, or any: what was measured so counts.", "Layout", words=ASKED_CACHES),
+        Option("Choose by measurements with this KV cache type, or any.", "Layout", words=ASKED_CACHES),
     ] = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Write a regrouped model that transformers loads, and test it."""
+    """Write the regrouped model in transformers format and self-test it."""
     from search.commands.bars import bar
     from search.commands.console import exported_summary
     from search.commands.measured_tables import kept_cache_lines

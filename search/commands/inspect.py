@@ -1,4 +1,4 @@
-"""`grouper inspect`: what a model is, and what fewer KV heads would save."""
+"""`grouper inspect`: heads of a model, and the savings of fewer KV heads."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -16,16 +16,16 @@ ON = {"pictures": ("--images", "pictures"), "pairs": ("--text", "pairs.tsv"), "s
 @command("inspect", first="families revision context batch card kv_dtype json config")
 def run(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`.")] = None,
-    families: Annotated[bool, Option("What can be regrouped at all, as a table in Markdown.")] = False,
+    families: Annotated[bool, Option("List the supported model families as a Markdown table.")] = False,
     revision: Annotated[str | None, Option("Branch, tag or commit of a Hub model.")] = None,
-    context: Annotated[int | None, Option("Tokens of context to size the cache for.")] = None,
-    batch: Annotated[int, Option("Sequences to size the cache for.")] = 1,
-    card: Annotated[str | None, Option("Memory of a card, like 80GB: how many sequences fit?", metavar="SIZE")] = None,
-    kv_dtype: Annotated[str, Option("Type of numbers in the KV cache.", words=BYTES)] = "bfloat16",
+    context: Annotated[int | None, Option("Context length in tokens, for cache sizes.")] = None,
+    batch: Annotated[int, Option("Batch size in sequences, for cache sizes.")] = 1,
+    card: Annotated[str | None, Option("GPU memory, e.g. 80GB: show how many sequences fit.", metavar="SIZE")] = None,
+    kv_dtype: Annotated[str, Option("Data type of the KV cache, for byte counts.", words=BYTES)] = "bfloat16",
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Heads, KV bytes and what can be done, from configuration and headers alone."""
+    """Show heads, KV bytes and possible groupings of a model; reads only config.json and tensor headers."""
     if families:
         from fitness import FITNESSES
         from grouper.families.table import family_rows, markdown

@@ -1,4 +1,4 @@
-"""`grouper layouts`: a run's front as a table."""
+"""`grouper layouts`: the front of a run as a table."""
 
 from typing import Annotated
 
@@ -12,18 +12,29 @@ from search.runs.selection import ASKED_CACHES
 @command("layouts", first="sort deploy best_under all json")
 def run(
     run: Run,
-    sort: Annotated[str, Option("A column of pareto.csv, or over; -COLUMN falls.", metavar="COLUMN")] = "-kv_ratio",
-    deploy: Annotated[str | None, Option("Only those that go out as stock, padded or ragged.", words=ASKED)] = None,
-    best_under: Annotated[
-        str | None, Option("Only the layout that an export of this KV ratio takes.", metavar="RATIO")
+    sort: Annotated[
+        str,
+        Option(
+            "Column of pareto.csv to sort by, or over (nats over the original); -COLUMN sorts descending.",
+            metavar="COLUMN",
+        ),
+    ] = "-kv_ratio",
+    deploy: Annotated[
+        str | None, Option("Only layouts of one export class: stock, padded or ragged.", words=ASKED)
     ] = None,
-    all: Annotated[bool, Option("All rows, not the front alone.")] = False,
+    best_under: Annotated[
+        str | None, Option("Only the layout that an export with this KV ratio takes.", metavar="RATIO")
+    ] = None,
+    all: Annotated[bool, Option("All rows, not only the front.")] = False,
     kv_cache: Annotated[
-        str | None, Option("Rows of any type of KV cache that was measured, or of one, by bytes.", words=ASKED_CACHES)
+        str | None,
+        Option(
+            "Include rows of one KV cache type, or any that was measured; the front is by bytes.", words=ASKED_CACHES
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """A run's front as a table: sizes, errors, what was measured."""
+    """Print a run's front as a table: sizes, errors, measurements."""
     from search.commands.console import layouts_table
     from search.runs.folder import RunFolder
     from search.runs.view import View, viewed

@@ -1,4 +1,4 @@
-"""Numbers and devices on the command line: those that their users do not take are usage errors."""
+"""Limits of numbers and devices on the command line; values beyond them are usage errors."""
 
 import typer
 
@@ -11,7 +11,7 @@ OTHERS = 10**15  # tokens, bytes, windows, layouts
 
 
 def within_limits(parameter: typer.CallbackParam, value: int | None) -> int | None:
-    """The value of an option that takes a whole number. Raises BadParameter where it is too large."""
+    """The value of an integer option. Raises BadParameter if it is too large."""
     most = LARGEST.get(parameter.name or "", OTHERS)
     if value is not None and abs(value) > most:
         raise typer.BadParameter(f"expected at most {most:,}")
@@ -19,7 +19,7 @@ def within_limits(parameter: typer.CallbackParam, value: int | None) -> int | No
 
 
 def usable_device(name: str | None) -> str | None:
-    """The name of a device that computes here, or "auto". Raises BadParameter for any other."""
+    """The name of a device that can compute on this machine, or "auto". Raises BadParameter for any other."""
     if name in (None, "auto", "cpu"):
         return name
     if name is not None and name.partition(":")[0] == "mps":
@@ -27,8 +27,8 @@ def usable_device(name: str | None) -> str | None:
     import torch
 
     try:
-        works = float(torch.ones(1, device=name).sum()) == 1.0  # which the device `meta` cannot say
-    except Exception as error:  # each backend has errors of its own, of imports, too
+        works = float(torch.ones(1, device=name).sum()) == 1.0  # fails on the device `meta`, which holds no values
+    except Exception as error:  # each backend raises errors of its own, import errors included
         raise typer.BadParameter(f"device {name!r} is not usable here: expected auto, cpu or cuda") from error
     if not works:
         raise typer.BadParameter(f"device {name!r} does not compute: expected auto, cpu or cuda")

@@ -1,4 +1,4 @@
-"""What `evaluate` prints beside the front: losses by position, tasks, what proxies are worth, a model alone."""
+"""Tables of `evaluate` beside the front: loss by position, tasks, ranking quality of fitnesses, a single model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grouper.names import printable
 from search.commands.console import ERR, OUT
 from search.runs.columns import SE, band_of, error_of
 
-if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used
+if TYPE_CHECKING:  # imports that need torch or pandas stand where they are used
     import pandas as pd
 
     from grouper.export import Exported
@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # what needs torch or pandas is imported where it is used
 
 
 def positions_table(front: ParetoFront) -> None:
-    """Nats over the original by position within windows, where these were long enough: of the mean of all texts."""
+    """Print nats over the original by position within windows, if the windows were long enough; averaged over all
+    texts."""
     from search.methods.registry import ORIGINAL
 
     columns = [c for c in front.measured_columns if band_of(c) and not SE.search(c) and ":" not in c]
@@ -39,7 +40,7 @@ def positions_table(front: ParetoFront) -> None:
 
 
 def tasks_table(front: ParetoFront) -> None:
-    """Scores of tasks, where some were run: one metric of each, with its standard error."""
+    """Print the scores of tasks, if any were run: one metric each, with its standard error."""
     columns = [c for c in front.measured_columns if "," in c and not SE.search(c)]
     best = {column.partition(",")[0]: column for column in sorted(columns, key=lambda c: "acc_norm" in c)}
     shown = front.table[front.table[list(best.values())].notna().any(axis=1)] if best else None
@@ -55,7 +56,7 @@ def tasks_table(front: ParetoFront) -> None:
 
 
 def proxies_table(found: pd.DataFrame | None) -> None:
-    """How well each fitness ranks layouts of one size, where enough were measured."""
+    """Print how well each fitness ranks layouts of one size, if enough layouts were measured."""
     if found is None:
         return
     view = Table(title="what proxies are worth: rank correlation with nats per token", title_style="bold", box=None)
@@ -68,7 +69,7 @@ def proxies_table(found: pd.DataFrame | None) -> None:
 
 
 def evaluated_table(found: EvaluatedModel) -> None:
-    """On stdout: what was measured, its standard error, the original's."""
+    """Print the measurements of a model on stdout, with standard errors and the original's values."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     beside = ["original", "over"] if found.original else []
     for heading in ("measured", printable(found.name), "standard error", *beside):
@@ -84,7 +85,7 @@ def evaluated_table(found: EvaluatedModel) -> None:
 
 
 def kept_table(front: ParetoFront) -> None:
-    """The front over layouts and types of KV cache, where others than the run's own were measured."""
+    """Print the front over layouts and KV cache types, if types other than the run's own were measured."""
     if not len(front.kept):
         return
     table = front.widened.assign(over=lambda rows: front.over_of(rows))
@@ -101,7 +102,7 @@ def kept_table(front: ParetoFront) -> None:
 
 
 def kept_cache_lines(exported: Exported) -> None:
-    """On stdout: how engines are told to keep the KV cache in the type that the layout was chosen for."""
+    """Print on stdout how to set engines to the KV cache type that the layout was chosen for."""
     from grouper.cache_types import cache_type
 
     if exported.kv_cache is None:
@@ -114,7 +115,7 @@ def kept_cache_lines(exported: Exported) -> None:
 
 
 def before_and_after(measured: dict[str, list[float | None]]) -> None:
-    """On stdout: what was measured of the original and of the regrouped model, if anything."""
+    """Print the measurements of the original and of the regrouped model on stdout, if there are any."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("measured", "original", "regrouped", "over"):
         view.add_column(heading, justify="left" if heading == "measured" else "right")

@@ -1,4 +1,4 @@
-"""Notes of the packages' log on the terminal: one line each on stderr."""
+"""Warnings of the `grouper` logger in the terminal: one line each on stderr."""
 
 import logging
 
@@ -9,7 +9,7 @@ from search.commands.options import as_flags
 
 
 class Notes(logging.Handler):
-    """Prints warnings of the log `grouper` to a console."""
+    """Logging handler that prints warnings of the logger `grouper` on a console."""
 
     def __init__(self, console: Console):
         super().__init__(logging.WARNING)
@@ -20,6 +20,6 @@ class Notes(logging.Handler):
 
 
 def print_notes(console: Console) -> None:
-    """Let the log `grouper` speak on this console, and nowhere else."""
+    """Send the logger `grouper` to this console only."""
     log = logging.getLogger("grouper")
     log.handlers, log.propagate = [Notes(console)], False

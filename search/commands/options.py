@@ -1,4 +1,4 @@
-"""Commands out of functions: each field of a parameter that is a dataclass becomes an option of the command line."""
+"""Commands from functions: each field of a parameter that is a dataclass becomes an option of the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from search.commands.limits import usable_device, within_limits
 
 
 def from_config(context: typer.Context, path: Path | None) -> Path | None:
-    """--config: the file's options become the command's defaults, so that what is typed wins."""
+    """Callback of --config: the file's options become the command's defaults, which options on the command line
+    override."""
     if path is not None:
         parameters = context.command.params
         several = {p.name for p in parameters if p.multiple}
@@ -30,37 +31,35 @@ def from_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo`, the model that comes with Grouper.")
-]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub id, or `demo` for the bundled model.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `grouper search` wrote.")]
 Json = Annotated[bool, Option("Print JSON on stdout.", panel="Output")]
-Overwrite = Annotated[bool, Option("Replace what is there.", panel="Output")]
+Overwrite = Annotated[bool, Option("Replace existing output.", panel="Output")]
 Assignments = Annotated[
     list[str] | None,
-    Option("A parameter of a merge, like weighted.steps=50.", panel="Layout", metavar="NAME.FIELD=VALUE"),
+    Option("Set a parameter of a merge, e.g. weighted.steps=50.", panel="Layout", metavar="NAME.FIELD=VALUE"),
 ]
 Config = Annotated[
     Path | None,
     typer.Option(
         "--config", callback=from_config, is_eager=True, metavar="FILE", rich_help_panel="Output",
-        help="YAML file with any options of this command.",
+        help="YAML file with options of this command.",
     ),
 ]  # fmt: skip
 
 
-FLAGS: dict[str, str] = {}  # of fields that are options of some command
-NAMED = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")  # a field in a message, or what it is set to
+FLAGS: dict[str, str] = {}  # flags by field, of all commands
+NAMED = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")  # a field named in a message, perhaps with its value
 
 METAVARS = ((int, "N"), (float, "X"), (str, "WORD"), (Path, "PATH"), (list[str], "WORD"))
 
 
 def as_flags(message: str) -> str:
-    """The message with flags in place of the fields that it names."""
+    """The message with flags in place of the field names that it contains."""
 
     def flag(found: re.Match) -> str:
         name, value = found.groups()
-        if name not in FLAGS or found[0] == "`text`":  # which documents have, too
+        if name not in FLAGS or found[0] == "`text`":  # documents have a field `text`, too
             return found[0]
         if value in ("True", "False"):
             return FLAGS[name] if value == "True" else f"--no-{FLAGS[name][2:]}"
@@ -70,10 +69,10 @@ def as_flags(message: str) -> str:
 
 
 class Command(TyperCommand):
-    """A command whose help has nothing behind a flag."""
+    """Command whose help shows no value placeholder after a flag."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """An option of other commands is refused with a word on where it belongs."""
+        """Parse the arguments. The error for an option of another command says which commands take it."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -90,7 +89,7 @@ class Command(TyperCommand):
 
 
 def belongs(context: Any, option: str) -> str | None:
-    """Which commands take an option that this one does not."""
+    """Names of the commands that take an option that this one does not, for an error; None if there are none."""
     if option == "--kv-heads":
         return "a search finds all numbers of KV heads; --kv-ratio of regroup and export picks one"
     commands = getattr(context.parent and context.parent.command, "commands", {})
@@ -99,7 +98,7 @@ def belongs(context: Any, option: str) -> str | None:
 
 
 def command(name: str, first: str) -> Callable[[Callable], Callable]:
-    """A decorator: the function as a command of this name. first: the options that most people need, which --help shows
+    """Decorator that turns the function into a command of this name. first: the most used options, which --help shows
     before its groups."""
 
     def decorate(function: Callable) -> Callable:
@@ -120,13 +119,14 @@ def command(name: str, first: str) -> Callable[[Callable], Callable]:
 
 
 def dataclass_of(hint: Any) -> Any:
-    """The dataclass that a parameter asks for, or asks for if something of it is given; None for another parameter."""
+    """The dataclass in a parameter's type, optional or not; None for any other parameter."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return next((kind for kind in kinds if is_dataclass(kind)), None)
 
 
 def parameters_of(name: str, hint: Any, default: Any, first: list[str], optional: bool = False) -> list[Parameter]:
-    """Parameters of a command line, for one of a function. optional: whether what it belongs to may be left away."""
+    """Parameters of the command line for one parameter of a function. optional: whether the dataclass it belongs to may
+    be None."""
     if kind := dataclass_of(hint):
         hints, found, optional = get_type_hints(kind), [], optional or hint is not kind
         for f in fields(kind):
@@ -142,7 +142,7 @@ def parameters_of(name: str, hint: Any, default: Any, first: list[str], optional
 
 
 def parameter(name: str, hint: Any, default: Any, told: Option, first: list[str], optional: bool = False) -> Parameter:
-    """One option for typer. optional: whether what it belongs to may be left away as a whole."""
+    """One option for typer. optional: whether the dataclass it belongs to may be None."""
     flag = f"--{(told.name or name).replace('_', '-')}"
     FLAGS.setdefault(name, flag)
     name = told.name or name
@@ -173,8 +173,8 @@ def shown(told: Option, default: Any) -> str:
 
 
 def made(hint: Any, values: dict[str, Any]) -> Any:
-    """The dataclass with the values that were typed; None where it may be None, and nothing of it was given: what it
-    cannot be without, or, where there is no such field, anything."""
+    """The dataclass with the values from the command line. An optional one is None if none of its required fields is
+    given, or, if it has no required fields, if no field is given."""
     kind = dataclass_of(hint)
     hints, given, asked = get_type_hints(kind), {}, []
     needed = any(f.default is MISSING and f.default_factory is MISSING for f in fields(kind))
@@ -197,7 +197,7 @@ def value_of(told: Option, hint: Any, typed: Any) -> Any:
 
 
 def completing(words: Iterable[str]) -> Callable[[str], list[str]]:
-    """For shells: of several words with commas, the last."""
+    """Shell completion of comma-separated words: completes the last one."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")

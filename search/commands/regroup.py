@@ -1,4 +1,4 @@
-"""`grouper regroup`: a model in, the same model with fewer KV heads out, in one go."""
+"""`grouper regroup`: turn a model into the same model with fewer KV heads, in one command."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from search.runs.selection import Selection
 
 @dataclass(frozen=True)
 class Repository(Destination):
-    """--revision is the model's here."""
+    """Destination for a command in which --revision belongs to the source model."""
 
     revision: str | None = same(Destination, "revision", name="push_revision")
 
@@ -26,7 +26,7 @@ class Repository(Destination):
 @command("regroup", first="output kv_ratio text evaluation refine format push_to_hub device")
 def run(
     model: Model,
-    output: Annotated[Path, Option("Folder for the model; its run is kept in DIR.run.", short="-o", metavar="DIR")],
+    output: Annotated[Path, Option("Folder for the model; the run is written to DIR.run.", short="-o", metavar="DIR")],
     selection: Selection,
     options: SearchOptions,
     measuring: HeldOutOptions,
@@ -41,7 +41,7 @@ def run(
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Search, merge, refine, write, test and measure: half of the KV cache unless another size is asked for."""
+    """Search, merge, refine, write, self-test and measure. Keeps half of the KV cache by default."""
     from search.commands.bars import bar
     from search.commands.console import exported_summary
     from search.commands.measured_tables import before_and_after

@@ -1,4 +1,4 @@
-"""`grouper report`: a run as one page, or its pictures."""
+"""`grouper report`: a run as one HTML page, or as pictures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,20 +15,20 @@ from search.runs.selection import ASKED_CACHES
 def run(
     run: Run,
     output: Annotated[
-        Path | None, Option("RUN/report.html unless given; a folder with --format.", short="-o", metavar="FILE")
+        Path | None, Option("Output (default: RUN/report.html); a folder with --format.", short="-o", metavar="FILE")
     ] = None,
     format: Annotated[
         str | None,
-        Option("Single pictures instead of the page: png, svg, pdf, or several.", words=("png", "svg", "pdf")),
+        Option("Write pictures instead of the page: png, svg, pdf; comma-separated.", words=("png", "svg", "pdf")),
     ] = None,
-    layout: Annotated[int | None, Option("Layout that pictures show; an export's at half.")] = None,
-    dark: Annotated[bool, Option("Pictures on a dark ground.")] = False,
-    similar: Annotated[bool, Option("Compare heads, for which the model's weights are read.")] = True,
-    beside: Annotated[Path | None, Option("A second run, whose layouts the page shows as well.", metavar="RUN")] = None,
-    kv_cache: Annotated[str | None, Option("Rows of other KV caches, too.", words=ASKED_CACHES)] = None,
-    overwrite: Annotated[bool, Option("An earlier report is replaced anyway.")] = False,
+    layout: Annotated[int | None, Option("Layout in pictures (default: the one exported at half the cache).")] = None,
+    dark: Annotated[bool, Option("Dark background for pictures.")] = False,
+    similar: Annotated[bool, Option("Show the similarity of heads; reads the model's weights.")] = True,
+    beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,
+    kv_cache: Annotated[str | None, Option("Include rows of this KV cache type, or any.", words=ASKED_CACHES)] = None,
+    overwrite: Annotated[bool, Option("No effect: an earlier report is always replaced.")] = False,
 ) -> None:
-    """A run as one page to look at, that needs no network; or its pictures, for papers."""
+    """Write a run as one HTML page that needs no network, or as pictures for papers."""
     from search.commands.bars import bar
     from search.report import write_pictures, write_report
     from search.report.facts import common_to, facts_of
@@ -66,7 +66,7 @@ def run(
 
 
 def check_options(format: str | None, layout: int | None, dark: bool, beside: Path | None) -> None:
-    """Raise GrouperError for options of the page with pictures, or of pictures with the page."""
+    """Raise GrouperError for options of the page given with pictures, or the other way round."""
     if not format and (layout is not None or dark):
         raise GrouperError("--layout and --dark are for pictures: give --format, too")
     if format and beside:

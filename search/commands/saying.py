@@ -1,4 +1,4 @@
-"""Last words of a command: data on stdout, the command that follows on stderr."""
+"""Last lines of a command: results on stdout, the command to run next on stderr."""
 
 import json
 import shlex
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 
 def tell(line: str) -> None:
-    """A line for people."""
+    """Print a line for people on stderr."""
     ERR.print(printable(as_flags(line)), soft_wrap=True)
 
 
 def tell_next(*words: object) -> None:
-    """The command that follows, with this one's values filled in."""
+    """Print the command to run next, with this command's values filled in."""
     tell(f"next: {shlex.join(['grouper', *map(str, words)])}")
 
 
 def tell_next_of_export(output: Path, images: object, measured: bool = False) -> None:
-    """What follows an export for transformers. measured: whether it was before it was written."""
+    """Print the commands to run after an export to transformers. measured: the model was measured before it was
+    written."""
     from search.evaluation.models import can_be_measured
 
     if can_be_measured(output):
@@ -47,10 +48,10 @@ def print_front(front: "ParetoFront", as_json: bool, folder: Path) -> None:
 
 
 def typed_command() -> str:
-    """The command as it was typed, for the record, less secrets."""
+    """The command line as typed, without secrets, for the record."""
     return without_secrets(shlex.join(["grouper", *sys.argv[1:]]))
 
 
 def other_text(images: object) -> tuple[str, str]:
-    """Options that name what to measure on."""
+    """Options that name the text or images to measure on."""
     return ("--images", "others") if images else ("--text", "other.txt")

@@ -1,4 +1,4 @@
-"""`grouper search`: a model in, a run out."""
+"""`grouper search`: search a model's groupings and write a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +16,15 @@ WITHOUT_TEXT = (
     "like what it will serve, or --text wikitext (needs kv-grouper[datasets])."
 )
 Keep = Annotated[Path | None, Calibration.__dataclass_fields__["keep"].metadata[KEY]]
-NoKeep = Annotated[bool, Option("Keep no calibration in the run, where other commands look for it.", "Text")]
-Jobs = Annotated[str, Option("Layers searched at a time; auto: what cores and memory hold.", "Machine")]
+NoKeep = Annotated[bool, Option("Do not store calibration in the run for later commands.", "Text")]
+Jobs = Annotated[str, Option("Layers searched in parallel; auto: as many as cores and memory allow.", "Machine")]
 Revision = Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")]
 
 
 @command("search", first="output text dataset images method device overwrite json")
 def run(
     model: Model,
-    output: Annotated[Path, Option("Folder for the run; the same command goes on there.", short="-o", metavar="RUN")],
+    output: Annotated[Path, Option("Folder for the run; the same command resumes there.", short="-o", metavar="RUN")],
     options: SearchOptions,
     machine: Machine,
     jobs: Jobs = "auto",
@@ -35,7 +35,7 @@ def run(
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Find which heads can share: writes the Pareto front of KV bytes against error, resumable."""
+    """Find heads that can share: writes the Pareto front of KV bytes against error; resumable."""
     from dataclasses import replace
 
     from search.commands.bars import bar

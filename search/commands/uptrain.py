@@ -1,4 +1,4 @@
-"""`grouper uptrain`: an exported model in, the same nearer to its original out."""
+"""`grouper uptrain`: train an exported model to come closer to its original."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,28 +21,30 @@ Weight = float | None
 @command("uptrain", first="output text dataset images tokens lr train device")
 def run(
     exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` wrote.")],
-    output: Annotated[Path, Option("Folder for the healed model, of the same class.", short="-o", metavar="DIR")],
+    output: Annotated[
+        Path, Option("Folder for the healed model, in the same export class.", short="-o", metavar="DIR")
+    ],
     source: TextSource,
     options: UptrainOptions,
     machine: Machine,
     teacher: Annotated[
-        str | None, Option("Whom to learn from; the original unless given.", "Teacher", metavar="MODEL")
+        str | None, Option("Model to distil from (default: the original).", "Teacher", metavar="MODEL")
     ] = None,
     base: Annotated[
-        str | None, Option("The original, where grouper.json does not lead to it.", "Teacher", metavar="MODEL")
+        str | None, Option("The original, if grouper.json does not lead to it.", "Teacher", metavar="MODEL")
     ] = None,
-    teacher_device: Annotated[str | None, Option("Where the teacher is; where the model is.", "Teacher")] = None,
+    teacher_device: Annotated[str | None, Option("Device of the teacher (default: the model's).", "Teacher")] = None,
     teacher_dtype: Annotated[
-        str | None, Option("Its type of numbers; bfloat16 on a GPU, else float32.", "Teacher", words=DTYPES)
+        str | None, Option("Teacher's data type (default: bfloat16 on a GPU, else float32).", "Teacher", words=DTYPES)
     ] = None,
-    kl: Annotated[Weight, Option("Weight of KL to the teacher's distribution.", "Training")] = None,
-    hidden: Annotated[Weight, Option("Weight of the cosine distance of hidden states.", "Training")] = None,
-    causal: Annotated[Weight, Option("Weight of the text's own next tokens.", "Training")] = None,
+    kl: Annotated[Weight, Option("Loss weight of the KL divergence from the teacher.", "Training")] = None,
+    hidden: Annotated[Weight, Option("Loss weight of the cosine distance of hidden states.", "Training")] = None,
+    causal: Annotated[Weight, Option("Loss weight of next-token prediction on the text.", "Training")] = None,
     overwrite: Overwrite = False,
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Heal an exported model by training: it learns from its original; resumable."""
+    """Heal an exported model by training it to match its original; resumable."""
     from grouper.uptraining.uptrain import uptrain_model
     from search.commands.bars import bar
     from search.commands.console import exported_summary

@@ -1,1 +1,1 @@
-"""The search itself: layers side by side, layouts of the whole model, budgets by what layers lose."""
+"""Engine of the search: layers in parallel, layouts of the whole model, and KV-head budgets from measured losses."""

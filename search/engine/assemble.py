@@ -1,4 +1,4 @@
-"""From what was found layer by layer to layouts of the whole model."""
+"""Assembly of whole-model layouts from the groupings found layer by layer."""
 
 import zlib
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ from search.optimise.budget import binary_nsga2, knapsack
 from search.options import GeneticOptions, SearchOptions
 from search.runs.pareto import Scored
 
-PerLayer = list[dict[int, Candidate]]  # per layer: K heads plus V heads -> candidate
+PerLayer = list[dict[int, Candidate]]  # per layer: number of K heads plus V heads -> candidate
 
 
 class Layouts:
-    """Layouts as they come, equal ones once, under the first method that has them; baselines stand beside, for
-    comparison."""
+    """Collection of layouts. Of equal layouts one is kept, under the first method that found it; baselines are kept
+    apart, for comparison."""
 
     def __init__(self, architecture: Architecture, options: SearchOptions):
         self.architecture, self.searched = architecture, options.searched(architecture)
@@ -29,7 +29,8 @@ class Layouts:
         self.scored: dict[tuple[bool, HeadLayout], Scored] = {}
 
     def add(self, method: str, picks: Iterable[Candidate], baseline: bool = False) -> None:
-        """picks: one for each layer that is searched; the others stay as they came."""
+        """Add the layout made of these candidates. picks: one for each searched layer; the other layers keep all
+        heads."""
         picks, a = list(picks), self.architecture
         chosen = dict(zip(self.searched, picks))
         layout = a.layout(chosen[i].layout if i in chosen else a.whole_layer for i in range(a.layers))
@@ -44,17 +45,17 @@ class Layouts:
 def assemble_layouts(
     found: list[dict[str, list[Candidate]]], architecture: Architecture, options: SearchOptions, methods: list[Method]
 ) -> list[Scored]:
-    """Every layout of a run, the original first, then by falling KV bytes. found: of the layers that are searched.
+    """All layouts of a run: the original first, then by falling KV bytes. found: groupings of the searched layers.
 
-    Baselines and methods each give, for every uniform KV-head count, the best any-size and the best equal-size grouping
-    in all layers; methods also what stage 2 makes of them.
+    For every uniform KV-head count, each method and baseline gives the best grouping of any sizes and the best of equal
+    sizes in all layers. Methods also give the layouts that stage 2 makes of their groupings.
     """
     layouts = Layouts(architecture, options)
     alone = Candidate(architecture.whole_layer, 0.0)
     layouts.add(ORIGINAL, [alone] * len(found))
     counts = architecture.uniform_counts(options.kv_heads_multiple_of)
     allowed = {*counts, architecture.kv_heads}
-    for method in sorted(methods, key=lambda m: not m.baseline):  # baselines first, else in their order
+    for method in sorted(methods, key=lambda m: not m.baseline):  # baselines first, the others in their order
         every = [[c for c in layer.get(method.name, []) if c.counts <= allowed] for layer in found]
         if method.aligned:
             for picks in zip(*every):
@@ -77,7 +78,7 @@ def assemble_layouts(
 def budgets(
     per_layer: PerLayer, architecture: Architecture, options: SearchOptions, method: str
 ) -> list[tuple[int, ...]]:
-    """What stage 2 chooses: per layer, K heads plus V heads."""
+    """Choices of stage 2: for each of them, K heads plus V heads of every layer."""
     errors = [{size: c.error for size, c in layer.items()} for layer in per_layer]
     if options.stage2 == "knapsack":
         return knapsack(errors)

@@ -1,4 +1,5 @@
-"""Stage 1: every method on every layer, written when a layer is done, so that a killed run goes on where it stopped."""
+"""Stage 1: every method on every layer. A layer is saved as soon as it is done, so that a search that was killed
+resumes there."""
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -33,9 +34,9 @@ Found = dict[str, list[Candidate]]  # by method
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """What a process needs to search any layer of one model: called with a layer, reads its attention weights, makes
-    its tables, runs every method, and notes in `folder` how they came on. moments: a file with the layer's, where there
-    is text."""
+    """Search of any layer of one model, as a worker process runs it. The call with a layer's number reads its attention
+    weights, makes its tables, runs every method, and saves the methods' progress in `folder`. moments: file with the
+    moments of the layer's inputs, if there is calibration text."""
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -55,8 +56,8 @@ class LayerSearch:
         return self.fitness.needs_moments or any(m.needs_weights for m in self.methods)
 
     def task(self, layer: int, inputs: InputMoments | None = None) -> LayerTask:
-        """The tables of one layer, and what its methods need besides. inputs: what enters it; without, where something
-        asks, what the norm's weights say."""
+        """The search task of one layer: its tables, and what its methods need besides. inputs: moments of the layer's
+        inputs; without them, those that the norm's weights imply are used where needed."""
 
         def read() -> tuple[Attention, InputMoments]:
             known = self.architecture.input_moments(self.checkpoint, layer) if inputs is None else inputs
@@ -68,15 +69,15 @@ class LayerSearch:
         for part in sorted({part for m in self.methods for part in m.parts}):
             if part in ("k", "v"):
                 task.parts[part] = self.fitness.tables(attention, known, part=part, device=self.device)
-            elif part in ("q", "pairs"):  # what pairs of heads say, whatever the fitness
+            elif part in ("q", "pairs"):  # the pairwise form, whatever the fitness is
                 task.parts[part] = self.fitness.pairs(attention, known, "q" if part == "q" else "kv")
             else:
                 raise GrouperError(f"a method asks for tables of {part!r}: expected k, v, q or pairs")
         return task
 
     def search(self, task: LayerTask, layer: int, report: Progress = no_progress) -> Found:
-        """Every method on one layer. Each has chance of its own, from the seed, the layer and its name: nothing depends
-        on what ran before."""
+        """Run every method on one layer. Each has its own random generator, from the seed, the layer and the method's
+        name, so results do not depend on the order of methods."""
         found, notes = {}, []
         for method in self.methods:
             rng = np.random.default_rng([self.options.seed, layer, zlib.crc32(method.name.encode())])
@@ -90,7 +91,7 @@ class LayerSearch:
 
 
 def with_k_errors(task: LayerTask, candidates: list[Candidate]) -> list[Candidate]:
-    """With K's part of their errors, where query heads follow the heads that they read."""
+    """The candidates with K's part of their errors, for layouts in which every query head follows its KV head."""
     n, of_k = task.queries_per_kv_head, task.tables.of_k
 
     def follows(layout: LayerLayout) -> bool:
@@ -113,9 +114,9 @@ def search_layers(
     progress: Progress = no_progress,
     tell: Tell = no_message,
 ) -> list[Found]:
-    """Per layer that is searched, what each method found; read back where the layer is done. jobs: layers searched at a
-    time, each by a process that reads it, makes its tables and searches; no other tables wait. Each of several ranks
-    takes every so-many-th layer."""
+    """Groupings that each method found, for each searched layer; finished layers are read from the run. jobs: number of
+    layers searched in parallel, each by a process that reads the layer, makes its tables and searches. Memory holds
+    only the tables of layers that are being searched. With several ranks, each takes every n-th layer."""
     a, ranks = regrouper.architecture, regrouper.ranks
     layers = options.searched(a)
     read = ranks.first_does(lambda: [folder.read_layer(i, a.query_heads, a.kv_heads) for i in layers])
@@ -143,14 +144,14 @@ def search_layers(
         if judge:
             _judged_in_turn(work, judge, found, todo, keep, progress)
     else:
-        with workers(min(jobs, len(ranks.share(todo))), work.device) as pool:  # which get ready meanwhile
+        with workers(min(jobs, len(ranks.share(todo))), work.device) as pool:  # workers start meanwhile
             side = _SideBySide(work, ranks.share(todo), pool, keep)
             if work.needs_moments and regrouper.calibration is not None:
-                # the cores are free while a GPU is calibrated, and so is its memory where the model is streamed
+                # the cores are idle while a GPU is calibrated, and so is its memory if the model is streamed
                 early = "cuda" in work.device and regrouper.memory == 0
                 kept = regrouper.kept_moments(progress, side.begin if early else lambda layer, path: None)
                 side.moments = {layer: kept.path(layer) for layer in ranks.share(todo)}
-            regrouper.release()  # the model has said what it had to
+            regrouper.release()  # the model is not needed any more
             side.finish(found, progress)
     for of_rank in ranks.gather(found):
         found |= of_rank
@@ -158,8 +159,8 @@ def search_layers(
 
 
 class _SideBySide:
-    """Layers that are searched by processes; by this one where there are none. keep: called with each layer when it is
-    done, what was found, and whether something else is being told of. moments: the file of each layer's."""
+    """Layers searched by worker processes, or by this process if there are none. keep: called for each finished layer
+    with its number, its groupings, and whether to print no progress. moments: by layer, the file with its moments."""
 
     def __init__(
         self,
@@ -175,7 +176,8 @@ class _SideBySide:
         self._killed: BrokenProcessPool | None = None
 
     def begin(self, layer: int, moments: Path | None) -> None:
-        """Before all can: this one, if it is ours. Keeps what is done already, quietly: calibration is told of."""
+        """Start searching this layer before calibration has finished, if it belongs to this rank. Finished layers are
+        saved without a progress message, because the bar shows calibration."""
         if self.pool is not None and layer in self.layers and layer not in self._begun:
             self._begun.add(layer)
             try:
@@ -194,7 +196,7 @@ class _SideBySide:
         self._keep_those(as_completed(list(self._running)))
 
     def _keep_those(self, done: Iterable[Future], quietly: bool = False) -> None:
-        """Raises BrokenProcessPool where a process was killed, once all that is done is kept."""
+        """Save finished layers. Raises BrokenProcessPool afterwards if a process was killed."""
         for future in done:
             layer = self._running.pop(future)
             try:
@@ -213,7 +215,7 @@ def _judged_in_turn(
     keep: Callable[[int, Found], None],
     progress: Progress,
 ) -> None:
-    """Steps are judged by the merged model's loss: a layer with those before it."""
+    """Search layer after layer, with steps judged by the merged model's loss, which depends on the layers before."""
     with judge:
         for layer in todo:
             task = work.task(layer, judge.regrouper.moments_of(layer))
@@ -223,14 +225,14 @@ def _judged_in_turn(
 
 
 def _time_of(judge: MergedLoss, work: LayerSearch, layers: int) -> str:
-    """A line that estimates how long it takes to judge the steps of so many layers."""
+    """Message with the estimated time for judging the steps of this many layers."""
     each = [m.judged_groupings(work.architecture.kv_heads, work.options.genetic) for m in work.methods if m.judged]
     count, seconds = layers * sum(each), judge.seconds()
     return f"judging {count:,} groupings by the model's loss, {seconds:.1f} s each: about {duration(count * seconds)}"
 
 
 def _reporting(found: dict[int, Found], work: LayerSearch, layer: int, progress: Progress) -> Progress:
-    """What tells of one layer: layers are what is counted."""
+    """Progress callback for one layer's search; the bar counts finished layers."""
     name, layers = work.architecture.name_of(layer), len(work.options.searched(work.architecture))
 
     def report(_done: int, _total: int, note: str) -> None:

@@ -1,4 +1,4 @@
-"""Processes that search layers side by side."""
+"""Worker processes that search layers in parallel."""
 
 import os
 import threading
@@ -12,17 +12,17 @@ from multiprocessing import connection, get_context, parent_process
 from grouper.errors import GrouperError
 from search.stopping import stop_workers
 
-SAFE = "PYTHONSAFEPATH"  # what lies in the current folder, a model's files perhaps, is not imported
+SAFE = "PYTHONSAFEPATH"  # nothing is imported from the current folder, which may hold a model's files
 
 
 @contextmanager
 def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
-    """So many processes, started at once, for starting takes seconds; None for one. Raises GrouperError where one of
-    them is killed."""
+    """Pool of `count` processes, started at once because starting takes seconds; None for one. Raises GrouperError if
+    one of them is killed."""
     if count < 2:
         yield None
         return
-    with _safe_path():  # the first thing that is started
+    with _safe_path():  # before the first process starts
         pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_end_with_parent)
     with pool:
         try:
@@ -43,7 +43,8 @@ def workers(count: int, device: str) -> Iterator[ProcessPoolExecutor | None]:
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """What is started until the block ends looks for Python's own modules in no other place, then gets our paths."""
+    """Keep the current folder off the import path of processes started in the block; they get this process's path
+    later."""
     before = os.environ.get(SAFE)
     os.environ[SAFE] = "1"
     try:
@@ -56,8 +57,8 @@ def _safe_path() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """In a worker: end as soon as the command has, even if that was killed. It would wait for work for ever, and keep a
-    GPU's memory."""
+    """In a worker: end as soon as the command has ended, even if it was killed. Otherwise the worker would wait for
+    work without end and occupy GPU memory."""
     parent = parent_process()
     if parent is None:
         return
@@ -70,7 +71,7 @@ def _end_with_parent() -> None:
 
 
 def _get_ready(device: str) -> None:
-    """In a worker: what is imported and set up once. A moment is spent, so that each worker gets one of these."""
+    """In a worker: import and set up once. A short sleep lets every worker get one of these calls."""
     import torch
 
     torch.linalg.eigvalsh(torch.eye(2, device=device))

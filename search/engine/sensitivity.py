@@ -1,8 +1,8 @@
-"""How much each layer's error matters: what merging that layer alone, refined briefly, does to the loss on calibration
-text that was held out. Budgets over layers then add up losses instead of errors.
+"""Sensitivity of each layer: the loss on held-out calibration text after only that layer was merged and briefly
+refined. Budgets over layers then add up losses instead of errors.
 
-For each layer the loss is measured at three KV-head counts (a half, a quarter, an eighth); between and beyond these a
-straight line in logarithms leads from error to loss.
+For each layer the loss is measured at three KV-head counts: a half, a quarter and an eighth. Between and beyond these,
+a straight line in logarithms converts errors to losses.
 """
 
 import csv
@@ -30,9 +30,9 @@ from search.methods.candidate import Candidate, best_per_size
 from search.runs.folder import RunFolder
 
 FILE = "sensitivity.csv"
-STEPS, TOKENS = 40, 8192  # of refining a layer
-JUDGED = 8192  # tokens of held-out text
-LEAST = 1e-5  # nats; less cannot be told from none
+STEPS, TOKENS = 40, 8192  # for refining one layer
+JUDGED = 8192  # tokens of held-out text for the loss
+LEAST = 1e-5  # nats; smaller losses cannot be told from zero
 
 Points = list[tuple[float, float]]  # (error, nats)
 
@@ -40,8 +40,8 @@ Points = list[tuple[float, float]]  # (error, nats)
 def scaled(
     found: list[Found], folder: RunFolder, regrouper: Regrouper, progress: Progress = no_progress
 ) -> list[Found]:
-    """The same candidates, their errors as losses in nats. What is measured is kept in RUN/sensitivity.csv, so that a
-    killed search goes on."""
+    """The same candidates, with errors converted to losses in nats. Measurements are kept in RUN/sensitivity.csv, so
+    that a search that was killed resumes."""
     points = _read(folder)
     missing = [layer for layer in range(len(found)) if layer not in points]
     if missing:
@@ -56,7 +56,8 @@ def scaled(
 
 
 def curve(points: Points) -> Callable[[float], float]:
-    """Loss as a rising function of error, 0 at 0: straight between the points in logarithms, and on beyond them."""
+    """Loss as a rising function of error, with 0 at 0: linear in logarithms between the points, and extrapolated beyond
+    them."""
     points = sorted((e, max(n, LEAST)) for e, n in points if e > 0)
     if not points:
         return lambda error: error
@@ -81,7 +82,7 @@ def curve(points: Points) -> Callable[[float], float]:
 def measured(
     found: list[Found], layers: list[int], folder: RunFolder, regrouper: Regrouper, progress: Progress
 ) -> Iterator[tuple[int, Points]]:
-    """(layer, points) of these layers, in their order. Raises GrouperError for a model that is streamed."""
+    """(layer, points) for each of these layers, in order. Raises GrouperError for a streamed model."""
     model, options = regrouper.model, folder.settings.options
     if not isinstance(model, InMemoryModel):
         raise GrouperError("--sensitivity asks a whole model for its loss, and memory does not hold it")
@@ -110,7 +111,7 @@ def measured(
 
 
 def chosen(of_layer: Found, kv_heads: int) -> list[Candidate]:
-    """The best at a half, a quarter and an eighth of the KV heads, or at the counts nearest to these."""
+    """The best candidates at a half, a quarter and an eighth of the KV heads, or at the nearest counts."""
     best = best_per_size([c for candidates in of_layer.values() for c in candidates if c.error > 0])
     if not best:
         return []
@@ -123,7 +124,7 @@ def chosen(of_layer: Found, kv_heads: int) -> list[Candidate]:
 
 
 def _alone(regrouper: Regrouper, layer: int, candidate: Candidate) -> HeadLayout:
-    """The model as it came, but for this layer."""
+    """Layout of the model in which only this layer is grouped."""
     a = regrouper.architecture
     whole = a.ungrouped
     layers = (*whole.layers[:layer], candidate.layout, *whole.layers[layer + 1 :])
@@ -140,7 +141,7 @@ class _Point(Row):
 
 
 def _read(folder: RunFolder) -> dict[int, Points]:
-    """Raises GrouperError where the file is damaged."""
+    """Points by layer from sensitivity.csv. Raises GrouperError if the file is damaged."""
     path, points = folder.path / FILE, dict[int, Points]()
     if path.is_file():
         with damage_said(path, "delete it, and it is measured again"):

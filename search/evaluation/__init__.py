@@ -1,1 +1,1 @@
-"""Layouts and models, measured on text and by tasks."""
+"""Measurement of layouts and models, on text and tasks."""

@@ -1,4 +1,4 @@
-"""Which layouts of a run are measured, and the rows of pareto.csv that hold what was found."""
+"""Choice of the layouts of a run to measure, and their rows in pareto.csv."""
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,12 @@ from search.options import MEASURED
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront
 
-MOST_BASELINES = 12  # rows; where there are more, those with equal groups are measured
+MOST_BASELINES = 12  # rows; of more, only those with equal groups are measured
 SPREAD = 12  # layouts along the front that are measured by default
 
 
 def choose(front: ParetoFront, layouts: str) -> list[int]:
-    """Layout numbers for "spread", "all" or "3,17,40", the original's among them."""
+    """Numbers of the layouts to measure, for "spread", "all" or "3,17,40". The original is always among them."""
     table = front.table.drop_duplicates("layout")
     original = table.loc[table["method"] == ORIGINAL, "layout"]
     if layouts == "all":
@@ -42,7 +42,8 @@ def choose(front: ParetoFront, layouts: str) -> list[int]:
 
 
 def add_rows(front: ParetoFront, numbers: list[int], folder: RunFolder, merge: Merge, refined: str) -> list[int]:
-    """The rows of these layouts under this merge, made where there are none; the original is the same under all."""
+    """Indices of these layouts' rows under this merge; missing rows are added. The original is the same under all
+    merges."""
     table = front.table
     rows: list[int] = []
     new: list[dict] = []

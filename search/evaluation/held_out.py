@@ -1,4 +1,4 @@
-"""Text held out: what a model that is regrouped in one go is measured on, before and after."""
+"""Held-out text, on which one-call regrouping measures the model before and after."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ GIVE = "give --evaluation FILE"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """window: tokens that are seen together. limit: windows, at most."""
+    """Request to measure on held-out text. window: length of a window in tokens. limit: largest number of windows."""
 
     source: TextSource
     window: int
@@ -27,7 +27,7 @@ class HeldOut:
 
     @property
     def told(self) -> str:
-        """A line for people."""
+        """Message that says which text is measured on."""
         text, name = self.source.text, self.source.name
         if self.source.part == "judged":
             name = f"stretches of {name} that nothing is learnt from"
@@ -36,21 +36,22 @@ class HeldOut:
         return f"measured before and after on {name}, {self.limit} windows at most"
 
     def read(self, checkpoint: Checkpoint, kept: KeptTokens | None = None) -> "ReadText":
-        """What the model takes. Raises GrouperError where there is too little."""
+        """The text as model inputs. Raises GrouperError if there is too little of it."""
         return ReadText(self, texts_of(checkpoint, self.source, None, self.window, self.limit, kept))
 
 
 @dataclass(frozen=True)
 class ReadText:
-    """Text held out, in tokens: by names, of which one alone needs none."""
+    """Held-out text as model inputs, by name; a single text needs no name."""
 
     held_out: HeldOut
     texts: Mapping[str, Batch]
 
 
 def text_held_out(asked: HeldOutOptions, search: SearchOptions, reads: str, set_aside: bool = True) -> HeldOut | str:
-    """The text to measure on, or why there is none. reads: as the model's family does. set_aside: whether the run skips
-    the stretches of its text that training is judged by. Raises GrouperError for a text that cannot be read."""
+    """The text to measure on, or the reason why there is none. reads: kind of input of the model's family. set_aside:
+    whether the run leaves out the stretches of its text that training is judged on. Raises GrouperError for a text that
+    cannot be read."""
     calibration = search.calibration()
     if asked.evaluation is not None:
         source = _given(asked.evaluation, search)
@@ -59,7 +60,7 @@ def text_held_out(asked: HeldOutOptions, search: SearchOptions, reads: str, set_
     elif reads not in SETS_ASIDE:
         return f"nothing is measured: of {reads} none are set aside; {GIVE}"
     elif search.text and not is_file_name(search.text):
-        source = TextSource(search.text, purpose="evaluation")  # which is another text
+        source = TextSource(search.text, purpose="evaluation")  # another text than the one calibrated on
     else:
         source = replace(calibration.source, part="judged")
         if not set_aside or not source.documents(lambda: None).size:
@@ -68,7 +69,7 @@ def text_held_out(asked: HeldOutOptions, search: SearchOptions, reads: str, set_
 
 
 def _given(evaluation: str, search: SearchOptions) -> TextSource:
-    """The text that was named for measuring; it is looked at before any work is done."""
+    """The text named for measuring, checked before any work is done."""
     if search.images:
         return TextSource(images=evaluation, purpose="evaluation")
     source, learnt = TextSource(evaluation, purpose="evaluation"), search.text

@@ -1,4 +1,4 @@
-"""Measure layouts of a run: on text, nats per token and how near they are to the original; by tasks, scores."""
+"""Measurement of a run's layouts: nats per token and closeness to the original on text, scores on tasks."""
 
 import math
 import time
@@ -40,9 +40,9 @@ from search.runs.picture import draw
 from search.runs.record import REFINED, Measuring, windows_before
 from search.runs.samples import note_sample
 
-TITLE = "KV cache against what it costs"  # of the picture
+TITLE = "KV cache against what it costs"  # title of the picture
 Errors = list[tuple[float, float]]
-Kept = dict[str, dict[str, float]]  # by type of KV cache
+Kept = dict[str, dict[str, float]]  # by KV cache type
 Measured = tuple[dict[str, float], Kept, Errors, dict[str, str]]
 
 
@@ -63,19 +63,20 @@ def evaluate(
     set: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> ParetoFront:
-    """Fill in what layouts of a run lose, and the original, and write pareto.csv after each.
+    """Measure layouts of a run and the original, and write pareto.csv after each.
 
-    source: text, or several texts by name. It gives nll and perplexity, KL to the original's distribution (`kl`) and
-    the share of equal likeliest tokens (`agreement`), with standard errors; of several texts their mean, and a column
-    for each ("nll:NAME"). tasks: of lm-evaluation-harness, a column for each metric ("hellaswag,acc_norm").
+    source: text, or several texts by name. Each gives nll and perplexity, the KL divergence from the original (`kl`)
+    and the share of equal most likely tokens (`agreement`), with standard errors. Several texts give their mean, and a
+    column for each ("nll:NAME"). tasks: of lm-evaluation-harness, with a column for each metric ("hellaswag,acc_norm").
 
-    overwrite forgets all earlier measurements. Merges that need calibration, and refinement, use the run's own
-    calibration text, never the one that is measured on. layouts: "spread" (the baselines, the best stock layouts and 12
-    along the front), "all", or numbers with commas. merge: the run's own unless given; another one adds rows. refine:
-    refine each layout first. kv_cache: types of KV cache to measure with as well (see grouper.cache_types), rows of
-    their own. set: parameters of merges, over the run's. limit: windows of each text; without, as many as before, or
-    MEASURED_WINDOWS. Nothing is measured twice, unless it was on fewer windows. Raises GrouperError where the run was
-    measured on other text, or refined otherwise. Ranks share layouts, and the text of those that are left over.
+    overwrite: discard all earlier measurements. Merges that need calibration, and refinement, use the run's own
+    calibration text, never the text that is measured on. layouts: "spread" (the baselines, the best stock layouts and
+    12 along the front), "all", or comma-separated numbers. merge: default is the run's own; another one adds rows.
+    refine: refine each layout first. kv_cache: other KV cache types to measure with as well (see grouper.cache_types),
+    in rows of their own. set: parameters of merges, which override the run's. limit: windows of each text; default is
+    as many as before, or MEASURED_WINDOWS. Nothing is measured twice, except on more windows than before. Raises
+    GrouperError if the run was measured on other text, or refined otherwise. Several ranks each measure one layout at a
+    time; left-over layouts are measured by all ranks together, each on a share of the text.
     """
     machine = machine or Machine()
     ranks = machine.ranks
@@ -105,7 +106,7 @@ def evaluate(
         fitting = partial(merge_for, merge=chosen_merge)
         announce(folder, front, todo, meter, fitting, plan, machine)
         fill_in(folder, front, todo, meter, fitting, plan, machine.progress)
-        if todo or not (folder.path / PROXIES).is_file():  # else they are as they were
+        if todo or not (folder.path / PROXIES).is_file():  # else they are unchanged
             proxies = judge_proxies(folder, front, regrouper, assignments)
             ranks.first_does(lambda: write_proxies(folder, proxies))
         ranks.first_does(lambda: draw(front, folder.path / "pareto.svg", f"{checkpoint.title}: {TITLE}"))
@@ -113,7 +114,7 @@ def evaluate(
 
 
 def check_refinement(folder: RunFolder, calibration: Calibration | None, dtype: str) -> None:
-    """Raise GrouperError where layouts cannot be refined before they are measured."""
+    """Raise GrouperError if layouts cannot be refined before they are measured."""
     if dtype != COMPUTING:
         raise GrouperError(f"refinement computes in {COMPUTING}: drop --dtype {dtype} or --refine")
     if calibration is None:
@@ -136,7 +137,7 @@ def measuring_of(
 
 
 def named(source: TextSource | Texts | None) -> str | None:
-    """Name of one or several texts."""
+    """Name of the text, or names of several."""
     if source is None:
         return None
     if isinstance(source, TextSource):
@@ -153,7 +154,7 @@ def announce(
     refine: RefinePlan | None,
     machine: Machine,
 ) -> None:
-    """Calibrate, if any of these rows is merged, and tell what is measured and about how long it takes."""
+    """Calibrate if any of these rows needs a merge, and print the amount of work and its estimated time."""
     regrouper, rows = meter.regrouper, front.table.loc[todo]
     merged = rows[rows["method"] != ORIGINAL]
     if len(merged) and regrouper.calibration:
@@ -161,7 +162,7 @@ def announce(
     each = seconds_of(regrouper.model, meter.texts) if todo and machine.ranks.alone else None
     if each is None:
         return
-    seconds = each  # of the original
+    seconds = each  # for the original
     if len(merged):
         layout = folder.layout(int(merged["layout"].iloc[-1]))
         began = time.perf_counter()
@@ -183,15 +184,15 @@ def fill_in(
     progress: Progress,
     merged: Merged | None = None,
 ) -> None:
-    """Measure these rows, one a rank at a time, those that are left over by all ranks together, and write pareto.csv
-    after each time. merged: the layers' weights where all rows but the original's are of one layout that is merged, and
-    refined, already."""
+    """Measure these rows and write pareto.csv after each round. Each rank measures one row at a time; left-over rows
+    are measured by all ranks together. merged: weights of the layers, if they are merged and refined already and all
+    rows but the original's are of that layout."""
     regrouper = meter.regrouper
     ranks = regrouper.ranks
     if todo and not ranks.alone and regrouper.calibration:
-        regrouper.kept_moments(progress)  # which all ranks collect together
+        regrouper.kept_moments(progress)  # all ranks collect them together
     if todo and not ranks.alone:
-        meter.originals  # noqa: B018 - these, too
+        meter.originals  # noqa: B018 - computed by all ranks together, too
 
     def measure(index: int, together: Ranks = ALONE) -> Measured:
         row = front.table.loc[index]
@@ -227,7 +228,7 @@ def fill_in(
 
 
 def told(row: pd.Series) -> str:
-    """What a row was found to lose, by the first measure that it has."""
+    """Message with the loss of a row, by the first measure that it has."""
     column = next((c for c in JUDGES if row.get(c, np.nan) == row.get(c, np.nan)), "error")
     return f"{row[column]:.4f} {called(column)}"
 
@@ -241,9 +242,9 @@ def measured(
     done: Merged | None = None,
     ranks: Ranks = ALONE,
 ) -> Measured:
-    """Values by column, of the model as it came, or under this layout, merged and perhaps refined; layers' errors
-    before and after refinement; a sample of text, where there is one. done: the layout's weights, merged before. ranks:
-    those that do this together."""
+    """Measurements of the original, or of this layout, merged and perhaps refined: values by column, values by KV cache
+    type, errors of each layer before and after refinement, and a sample of text if there is one. done: weights of the
+    layout, if already merged. ranks: the ranks that measure it together."""
     if original:
         return meter.of_original(), meter.of_kept(None, ranks), [], meter.sample()
 

@@ -1,4 +1,4 @@
-"""Measure layouts of one model: on texts, how near they are to the original; by tasks, scores."""
+"""Measurement of one model's layouts: closeness to the original on text, scores on tasks."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -26,11 +26,11 @@ from search.options import COMPUTING
 from search.runs.columns import COMPARED
 from search.runs.pareto import ParetoFront
 
-PROMPT, ADDED = 32, 48  # tokens of a sample that are given, and that the model adds
+PROMPT, ADDED = 32, 48  # tokens of a sample: given to the model, and added by it
 
 
 class Meter:
-    """Measures layouts of one model, on texts and by tasks."""
+    """Meter of one model's layouts, on texts and tasks."""
 
     def __init__(
         self,
@@ -40,14 +40,15 @@ class Meter:
         dtype: str,
         kept: Sequence[CacheType] = (),
     ):
-        """kept: types of KV cache to measure with as well, on texts."""
+        """kept: KV cache types to measure with as well, on texts."""
         self.regrouper, self.texts, self.asked, self.kept = regrouper, texts, tasks, kept
         if dtype != COMPUTING:
             regrouper.model = InMemoryModel(regrouper.checkpoint, regrouper.device, getattr(torch, dtype))
 
     @cached_property
     def originals(self) -> dict[str, Original]:
-        """By text. All ranks together make them, whoever asks for them then."""
+        """Outputs of the original, by text. All ranks must ask for them at the same time, because they compute them
+        together."""
         model, ranks = self.regrouper.model, self.regrouper.ranks
         return {name: Original.of(model, tokens, ranks=ranks) for name, tokens in self.texts.items()}
 
@@ -60,14 +61,14 @@ class Meter:
         return load_tokenizer(self.regrouper.checkpoint)
 
     def is_missing(self, row: dict) -> bool:
-        """Whether the row lacks something of what is measured."""
+        """Whether the row lacks one of the measurements."""
         if self.texts and all(np.isnan(row.get(column, np.nan)) for column in COMPARED):
             return True
         names = () if self.asked is None else self.asked.names
         return any(all(np.isnan(row[c]) for c in row if c.startswith(f"{name},")) for name in names)
 
     def lacks_kept(self, front: ParetoFront, index: int) -> bool:
-        """Whether a row was not measured with one of the other types of KV cache."""
+        """Whether a row lacks the measurement with one of the other KV cache types."""
         return front.kept.lacks(front.table.loc[index], [kind.name for kind in self.kept])
 
     def of_original(self) -> Columns:
@@ -75,16 +76,14 @@ class Meter:
         return {**values, **self._of_tasks(None)}
 
     def of_layout(self, layout: HeadLayout, merged: Merged, ranks: Ranks = ALONE) -> Columns:
-        """ranks: those that measure this layout together, each on its share of the texts."""
+        """Measurements of a layout. ranks: the ranks that measure it together, each on its share of the texts."""
         model, originals = self.regrouper.model, self.originals
         found = {name: closeness_of(model, one, layout, merged, ranks=ranks) for name, one in originals.items()}
         return {**on_texts(found), **self._of_tasks((layout, merged))}
 
-    def of_kept(
-        self, regrouped: tuple[HeadLayout, Merged] | None = None, ranks: Ranks = ALONE
-    ) -> dict[str, Columns]:
-        """The same on texts by types of KV cache; the original unless regrouped. A layout is measured in the gauge that
-        `export` gives it, the original in its own."""
+    def of_kept(self, regrouped: tuple[HeadLayout, Merged] | None = None, ranks: Ranks = ALONE) -> dict[str, Columns]:
+        """Measurements on texts with each of the other KV cache types, for a layout, or for the original by default. A
+        layout is measured in the gauge that `export` gives it, the original in its own."""
         if regrouped is not None and self.kept:
             regrouped = regrouped[0], self.regrouper.gauged(*regrouped)
 
@@ -98,7 +97,7 @@ class Meter:
 
     @cached_property
     def prompt(self) -> Tensor | None:
-        """Ids [T] of a text's beginning, for a decoder in memory that can go on with it; None for others."""
+        """First token ids [T] of a text, for a decoder in memory that can continue it; None otherwise."""
         a, model = self.regrouper.architecture, self.regrouper.model
         windows = Batch.of(next(iter(self.texts.values()))).windows if self.texts else None
         if windows is None or a.family.reads != "windows" or not isinstance(model, InMemoryModel):
@@ -107,7 +106,8 @@ class Meter:
         return prompt if a.context >= len(prompt) + ADDED and decoder.can_generate() else None
 
     def sample(self, regrouped: tuple[HeadLayout, Merged] | None = None) -> dict[str, str]:
-        """The prompt and the text that the model adds to it, the original unless regrouped; {} without a prompt."""
+        """The prompt and the model's continuation, for a layout, or for the original by default; {} without a
+        prompt."""
         if self.prompt is None:
             return {}
         model = in_memory(self.regrouper.model)
@@ -126,7 +126,7 @@ class Meter:
 
 
 def continuation(model: Any, tokenizer: Any, prompt: Tensor, tokens: int = ADDED) -> str:
-    """The text that a decoder of transformers adds to a prompt by greedy decoding. prompt: ids, [T]."""
+    """Greedy continuation of a prompt by a decoder of transformers. prompt: ids, [T]."""
     given = prompt[None].to(model.device)
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def continuation(model: Any, tokenizer: Any, prompt: Tensor, tokens: int = ADDED
 
 
 def in_memory(model: Layers) -> InMemoryModel:
-    """The model itself. Raises GrouperError for one that is streamed, which no task harness can run."""
+    """The model in memory. Raises GrouperError for a streamed model, which a task harness cannot run."""
     if not isinstance(model, InMemoryModel):
         size = 4 * model.checkpoint.parameters / 1e9
         raise GrouperError(f"tasks need the model in memory, {size:.1f} GB: give more --memory")
@@ -147,8 +147,8 @@ def in_memory(model: Layers) -> InMemoryModel:
 def kinds_of(
     names: Sequence[str] | None, own: str, a: Architecture, texts: Mapping[str, Tensor | Batch]
 ) -> list[CacheType]:
-    """Types of KV cache to measure with beside the run's own, which is measured anyway. Raises GrouperError for those
-    that the model cannot be measured with."""
+    """KV cache types to measure with in addition to the run's own, which is always measured. Raises GrouperError for
+    types that do not suit the model."""
     kinds = [cache_type(name) for name in dict.fromkeys(names or ()) if name != own]
     if names and (a.family.reads != "windows" or not texts):
         raise GrouperError("--kv-cache is for decoders, measured on text: give --text or --dataset")
@@ -158,7 +158,8 @@ def kinds_of(
 
 
 def on_texts(found: dict[str, Columns]) -> Columns:
-    """Of a single text as it is; of several their mean, and each with its name behind it."""
+    """Columns of all texts together. One unnamed text gives its own columns; others give their mean, and every text's
+    columns with ":NAME" appended."""
     if not found:
         return {}
     if list(found) == [""]:

@@ -1,4 +1,4 @@
-"""Measure a model itself: as it came, or an export or healed folder beside its original."""
+"""Measurement of a model: an unchanged one alone, or an exported or healed one together with its original."""
 
 import re
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """name: of the model. values: by the columns that pareto.csv would have. original: the same of what it was made
-    from, where that is another one and is here."""
+    """Measurements of a model. name: the model's. values: by column, as in pareto.csv. original: the same of the
+    original, if that is another model and was found."""
 
     name: str
     values: Values
@@ -42,7 +42,7 @@ class EvaluatedModel:
 
 
 def names_a_model(text: str) -> bool:
-    """Whether this is a model rather than a run: a folder with a config.json, `demo`, or what may be a Hub id."""
+    """Whether the text names a model, not a run: a folder with a config.json, `demo`, or a possible Hub id."""
     path = Path(text)
     if (path / "run.json").is_file():
         return False
@@ -50,7 +50,7 @@ def names_a_model(text: str) -> bool:
 
 
 def can_be_measured(folder: str | Path) -> bool:
-    """Whether this is an export that `evaluate_model` takes, its original found: GGUFs and some ragged ones are not."""
+    """Whether `evaluate_model` can measure this export; it cannot measure GGUF files, nor some ragged exports."""
     try:
         return bool(ExportedModel.open(folder))
     except GrouperError:
@@ -67,12 +67,12 @@ def evaluate_model(
     limit: int | None = None,
     machine: Machine | None = None,
 ) -> EvaluatedModel:
-    """model: a folder that `grouper export` or `grouper uptrain` wrote, or any model of a known family. base: an
-    export's original, where grouper.json does not lead to it. Raises GrouperError."""
+    """Measure a model. model: a folder that `grouper export` or `grouper uptrain` wrote, or any model of a known
+    family. base: an export's original, if grouper.json does not lead to it. Raises GrouperError."""
     machine = machine or Machine()
     if (Path(model) / MARKER).is_file():
         exported = ExportedModel.open(model, base)
-        if exported.base is not exported.folder:  # else it was folded into another class, which is measured alone
+        if exported.base is not exported.folder:  # else it was folded into another class, and is measured alone
             return _of_export(exported, source, tasks, window, limit, machine)
     checkpoint = Checkpoint.open(model).local()
     check_model(checkpoint)
@@ -94,7 +94,7 @@ def _of_export(
     limit: int | None,
     machine: Machine,
 ) -> EvaluatedModel:
-    """The original is measured, and another one of its class with the export's weights in the place of its own."""
+    """Measure the original, and a second model of its class that holds the export's weights instead."""
     texts = texts_of(exported.original, source, tasks, window, limit)
     original, healed = (open_model(exported.base, machine.device, machine.memory) for _ in range(2))
     announce(original, texts, 2, machine)
@@ -113,14 +113,14 @@ def _of_export(
 
 
 def announce(model: Layers, texts: dict[str, Batch], models: int, machine: Machine) -> None:
-    """Tell what so many models are measured on, and about how long it takes."""
+    """Print the amount of text that this many models are measured on, and the estimated time."""
     each = seconds_of(model, texts)
     if each is not None:
         machine.tell(f"measuring on {amount(texts)}: about {duration(models * each)}")
 
 
 def own(values: Values) -> Values:
-    """What a model has without another one to compare it with."""
+    """The measurements that need no comparison with another model."""
     return {
         name: value for name, value in values.items() if re.split("[@:]", name)[0] in ("nll", "perplexity", "accuracy")
     }

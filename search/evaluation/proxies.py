@@ -1,6 +1,6 @@
-"""What cheap fitnesses are worth: how they rank layouts of one size, beside what these were measured to lose.
+"""Quality of the cheap fitnesses: how well they rank layouts of one size, compared with measured losses.
 
-Sizes alone would make any proxy look good, so layouts are compared at one KV ratio, bare and refined ones apart.
+Any proxy ranks well across sizes, so only layouts of one KV ratio are compared, refined ones apart from the others.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,15 @@ from search.runs.pareto import ParetoFront
 
 FILE = "proxies.csv"
 COLUMNS = ["fitness", "merge", "kv_ratio", "layouts", "spearman", "kendall"]
-LEAST = 5  # layouts of one KV ratio and merge; a rank correlation of fewer says nothing
+LEAST = 5  # layouts of one KV ratio and merge; a rank correlation of fewer means nothing
 
 
 def judge_proxies(
     folder: RunFolder, front: ParetoFront, regrouper: Regrouper, assignments: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Spearman's and Kendall's rank correlation of each fitness with measured nats per token, for every KV ratio (where
-    an encoder was grouped, of weights) and merge of which at least 5 layouts were measured. One row each: fitness,
-    merge, kv_ratio, layouts, spearman, kendall.
-    """
+    """Spearman's and Kendall's rank correlation of each fitness with measured nats per token. One row per fitness,
+    merge and KV ratio (for a grouped encoder: ratio of weights) with at least 5 measured layouts; columns: fitness,
+    merge, kv_ratio, layouts, spearman, kendall."""
     table = front.table[front.table["nll"].notna() & (front.table["method"] != ORIGINAL)]
     table = table.assign(kv_ratio=table[front.size].round(6)).drop_duplicates(["layout", "merge"])
     groups = {key: rows for key, rows in table.groupby(["kv_ratio", "merge"]) if len(rows) >= LEAST}
@@ -46,7 +45,7 @@ def judge_proxies(
 
 
 def write_proxies(folder: RunFolder, found: pd.DataFrame) -> None:
-    """RUN/proxies.csv; none where nothing could be compared."""
+    """Write RUN/proxies.csv, or remove it if nothing could be compared."""
     path = folder.path / FILE
     if len(found):
         folder.digests.write(path, found.to_csv(index=False, lineterminator="\n"))
@@ -56,7 +55,7 @@ def write_proxies(folder: RunFolder, found: pd.DataFrame) -> None:
 
 @dataclass(frozen=True)
 class _ProxyRow(Row):
-    """A row of proxies.csv; no correlation where all values are the same."""
+    """A row of proxies.csv. The correlation is missing if all values are equal."""
 
     fitness: str
     merge: str
@@ -67,7 +66,7 @@ class _ProxyRow(Row):
 
 
 def read_proxies(run: str | Path) -> pd.DataFrame | None:
-    """A table as `judge_proxies` made it; None where there is none. Raises GrouperError for a damaged one."""
+    """The table that `judge_proxies` made; None if there is none. Raises GrouperError for a damaged one."""
     path = Path(run) / FILE
     if not path.is_file():
         return None
@@ -80,7 +79,7 @@ def read_proxies(run: str | Path) -> pd.DataFrame | None:
 def fitness_errors(
     layouts: dict[int, HeadLayout], regrouper: Regrouper, fitnesses: Registry[Fitness]
 ) -> dict[str, dict[int, float]]:
-    """By fitness and layout, the error summed over layers, from tables that are made once for each layer."""
+    """Errors by fitness and layout, summed over layers. Tables are made once for each layer."""
     a = regrouper.architecture
     sums = {name: dict.fromkeys(layouts, 0.0) for name in fitnesses}
     for layer in range(a.layers):
@@ -93,7 +92,7 @@ def fitness_errors(
 
 
 class _LayerErrors:
-    """One layer's error of any layout, tables made when one asks for them."""
+    """Errors of one layer under any layout; tables are made on first use."""
 
     def __init__(self, fitness: Fitness, attention: Attention, regrouper: Regrouper, layer: int):
         self.fitness, self.attention, self.device = fitness, attention, regrouper.device
@@ -120,8 +119,8 @@ class _LayerErrors:
 
 
 def _correlations(proxy: list[float], nll: pd.Series) -> tuple[float, float]:
-    """Spearman's and Kendall's. NaN where all are the same."""
-    from scipy.stats import kendalltau, spearmanr  # half a second, which few commands need
+    """Spearman's and Kendall's rank correlation; NaN if all values are equal."""
+    from scipy.stats import kendalltau, spearmanr  # takes half a second, and few commands need it
 
     if len(set(proxy)) < 2 or nll.nunique() < 2:
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""Record of an export in its run, and of the run in the export."""
+"""Record of an export in its run, and of the run in its export."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ from search.runs.record import REFINED, comparable
 
 @dataclass(frozen=True)
 class Record:
-    """folder: of the run. set: parameters of merges, over the run's. command: what was typed. text: held out, to
-    measure on, if there is some. overwrite: forget what was measured on other text."""
+    """Facts to record. folder: the run's. set: parameters of merges, which override the run's. command: the command
+    line as typed. text: held-out text to measure on, if any. overwrite: discard measurements on other text."""
 
     folder: RunFolder
     chosen: Chosen
@@ -31,7 +31,7 @@ class Record:
     overwrite: bool = False
 
     def origin(self) -> dict:
-        """Facts for grouper.json and the card: where the layout comes from, by which commands."""
+        """Origin of the layout, for grouper.json and the model card: the run, and the commands."""
         picked, settings = self.chosen.picked, self.folder.settings
         return {
             "method": picked.row["method"], "fitness": settings.options.fitness, "error": float(picked.row["error"]),
@@ -40,14 +40,14 @@ class Record:
         }  # fmt: skip
 
     def note_refined(self, errors: list[tuple[float, float]]) -> None:
-        """errors: of layers, before and after their refinement."""
+        """Write the refinement to the run. errors: of each layer, before and after."""
         self.folder.note_refined(self.chosen.picked.layout, self.chosen.label, errors)
 
     def measured(
         self, regrouper: Regrouper, refine: RefinePlan | None, merged: Merged, progress: Progress
     ) -> dict[str, list[float | None]]:
-        """What the original and these merged layers were found to lose: measured now where there is text for it and
-        the run does not say it yet, and noted in the run."""
+        """Losses of the original and of the merged layers. They are measured now and written to the run, unless the run
+        has them already or no text is given."""
         front, layout = self.chosen.front, self.chosen.picked.layout
         if self.text:
             self._measure(self.text, regrouper, refine, merged, progress)

@@ -1,4 +1,4 @@
-"""What is measured on: how much of each text, and how long that takes."""
+"""Texts to measure on: the amount taken of each, and the time that takes."""
 
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from grouper.running.in_memory import InMemoryModel
 from grouper.running.layers import Layers
 from search.options import MEASURED_WINDOWS
 
-Texts = Mapping[str, TextSource]  # by the names that columns get; one alone needs none, and is called ""
+Texts = Mapping[str, TextSource]  # by the names used in columns; a single text may be called ""
 
 
 def texts_of(
@@ -30,8 +30,8 @@ def texts_of(
     limit: int | None,
     kept: KeptTokens | None = None,
 ) -> dict[str, Batch]:
-    """What the model takes, by the texts' names. limit: windows or examples of each; without, MEASURED_WINDOWS of text,
-    and all pairs, pictures or sounds. kept: where tokens are kept and looked for."""
+    """Model inputs by the names of their texts. limit: windows or examples of each; default is MEASURED_WINDOWS of
+    text, and all pairs, pictures or sounds. kept: tokens that were kept earlier, and where to keep new ones."""
     if source is None and tasks is None:
         raise GrouperError("give text by --text FILE or by --dataset NAME[:split], or --images or --tasks")
     sources = {"": source} if isinstance(source, TextSource) else source or {}
@@ -44,7 +44,7 @@ def texts_of(
 
 
 def amount(texts: Mapping[str, Tensor | Batch]) -> str:
-    """How much is measured on, for people.
+    """Amount of text measured on, for messages.
 
     >>> import torch
     >>> amount({"": torch.zeros(64, 512)}), amount({"a": torch.zeros(9, 64), "b": torch.zeros(8, 64)})
@@ -57,8 +57,8 @@ def amount(texts: Mapping[str, Tensor | Batch]) -> str:
 
 
 def seconds_of(model: Layers, texts: Mapping[str, Tensor | Batch]) -> float | None:
-    """Time that a model takes for all texts, by a few windows of each; None without texts, and for a model that is
-    streamed: that reads as much from disk for few of them."""
+    """Seconds that a model takes for all texts, estimated from a few windows of each. None without texts, and for a
+    streamed model, which reads all its weights from disk even for few windows."""
     if not texts or not isinstance(model, InMemoryModel):
         return None
     seconds = 0.0
@@ -66,7 +66,7 @@ def seconds_of(model: Layers, texts: Mapping[str, Tensor | Batch]) -> float | No
         batch = Batch.of(text)
         at_once = 1 if "cuda" in str(model.device) else get_num_threads()
         few = batch[: at_once * batches(batch, model.device)[0].stop]
-        Original.of(model, batch[:1])  # the first time takes longer
+        Original.of(model, batch[:1])  # warm-up: the first pass takes longer
         began = time.perf_counter()
         Original.of(model, few)
         seconds += (time.perf_counter() - began) / len(few) * len(batch)

@@ -1,1 +1,1 @@
-"""Ways to find groupings: one file each, and their registry."""
+"""Methods that find groupings: one file each, and their registry."""

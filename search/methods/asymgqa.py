@@ -1,16 +1,16 @@
-"""AsymGQA's searches (arXiv 2406.14963): random walks among groupings, guided by which heads are nearest.
+"""AsymGQA's searches (arXiv 2406.14963): random walks among groupings, guided by the nearest heads.
 
-Symmetric: groups of equal size, from a random start; a random head changes places so that it joins the group of one of
-its 3 nearest heads; kept if better, else with probability 0.1; with probability 0.1 the walk starts anew. Asymmetric:
-the same with moves, so that sizes change. Nearest by the fitness's distances: with `--fitness activation` the paper's,
-1 - cosine of outputs on text, with `weight` of weights.
+Symmetric: groups of equal size, from a random start. A step swaps a random head into the group of one of its 3 nearest
+heads. It is kept if the error falls, else with probability 0.1; with probability 0.1 the walk restarts. Asymmetric: the
+same with moves instead of swaps, so that sizes change. Nearness is by the fitness's distances: with `--fitness
+activation` the paper's, 1 - cosine of outputs on text; with `weight`, of weights.
 
-A step is judged by the fitness (fast), or by the loss of the merged model on calibration text held out from everything
-else (slow; the paper takes validation accuracy on the task): layers before have their groupings of the same count,
-layers behind are as they came.
+A step is judged by the fitness (fast), or by the merged model's loss on calibration text held out from everything else
+(slow; the paper uses validation accuracy on the task). For that loss, earlier layers have their groupings of the same
+count, and later layers are unchanged.
 
-The authors' released code swaps a head with its nearest one, so that the two never meet, and damages its distances as
-it goes; here the head takes the place of another member of that group, and distances stay.
+The authors' released code swaps a head with its nearest one, so that the two never share a group, and overwrites its
+distances on the way. Here the head takes the place of another member of that group, and the distances stay.
 """
 
 from dataclasses import dataclass
@@ -30,9 +30,10 @@ from search.options import GeneticOptions
 
 @dataclass(frozen=True)
 class AsymGQA(Method):
-    """equal_groups: the symmetric form. nearest: heads that a step chooses from. accept_worse, restart: probabilities.
-    walks: side by side for each number of KV heads, of as many steps as the search has generations. judged_walks,
-    judged_steps: where the merged model's loss judges, as in the released code."""
+    """Entry of AsymGQA. equal_groups: the symmetric form. nearest: number of heads that a step chooses from.
+    accept_worse, restart: probabilities. walks: parallel walks for each number of KV heads; each has as many steps as
+    the search has generations. judged_walks, judged_steps: the same if steps are judged by the merged model's loss, as
+    in the released code."""
 
     name: str = "asymgqa"
     equal_groups: bool = False
@@ -52,12 +53,12 @@ class AsymGQA(Method):
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """One grouping for every number of KV heads; equal groups for those that divide the heads."""
+        """One grouping for every number of KV heads; with equal groups, for every divisor of the number of heads."""
         judge, counts = task.judges.get(self.name), self.counts(task.tables.heads)
         return task.candidates(self.walk(task.tables, rng, genetic, k, report, judge) for k in counts)
 
     def counts(self, heads: int) -> list[int]:
-        """Numbers of KV heads that are searched for."""
+        """Numbers of KV heads to search for."""
         return [k for k in range(1, heads) if not self.equal_groups or heads % k == 0]
 
     def judged_groupings(self, heads: int, genetic: GeneticOptions) -> int:
@@ -73,7 +74,7 @@ class AsymGQA(Method):
         report: Progress = no_progress,
         judge: Judge | None = None,
     ) -> Partition:
-        """The best partition into so many groups that was met."""
+        """The best partition into `groups` groups that the walks met."""
         near = nearest_heads(fitness.surrogate.distance, self.nearest)
         walks, steps = (self.walks, genetic.generations) if judge is None else (self.judged_walks, self.judged_steps)
         scored = judge or fitness.errors
@@ -96,27 +97,27 @@ class AsymGQA(Method):
         return Partition(best, float(fitness.errors(best[None])[0]))
 
     def start(self, rng: np.random.Generator, n: int, heads: int, groups: int) -> np.ndarray:
-        """[n, heads]: random groupings."""
+        """Random groupings [n, heads] to start from."""
         if self.equal_groups:
             return canonical_labels(rng.permuted(np.tile(np.arange(heads) // (heads // groups), (n, 1)), axis=1))
         return random_labels(rng, n, heads, np.full(n, groups))
 
 
 def nearest_heads(distance: np.ndarray, count: int) -> np.ndarray:
-    """distance [G, G]. Returns [G, count]: each head's nearest others, nearest first."""
+    """Indices [G, count] of each head's nearest other heads, nearest first. distance: [G, G]."""
     others = distance + np.where(np.eye(len(distance), dtype=bool), np.inf, 0)
     return np.argsort(others, axis=1, kind="stable")[:, : min(count, len(distance) - 1)]
 
 
 def take_step(row: np.ndarray, head: int, near: np.ndarray, rng: np.random.Generator, equal_groups: bool) -> None:
-    """Bring `head` into the group of one of its nearest heads, in place: by trading places with another member of it,
-    or by moving."""
+    """Bring `head` into the group of one of its nearest heads, in place: by a swap with another member of that group,
+    or by a move."""
     options = [other for other in near[head].tolist() if row[other] != row[head]]
     if not options:
         return
     partner = options[int(rng.integers(len(options)))]
     if not equal_groups:
-        if (row == row[head]).sum() > 1:  # the last head of a group stays, or there would be one group fewer
+        if (row == row[head]).sum() > 1:  # the last head of a group stays, so that the number of groups stays
             row[head] = row[partner]
         return
     others = [h for h in np.flatnonzero(row == row[partner]).tolist() if h != partner]

@@ -1,4 +1,4 @@
-"""What everybody does without a search: neighbouring heads (GQA, arXiv 2305.13245), all in one (MQA), and chance."""
+"""Baselines without a search: neighbouring heads (GQA, arXiv 2305.13245), one KV head (MQA), and random groups."""
 
 from dataclasses import dataclass
 
@@ -24,8 +24,8 @@ class Neighbour(Method):
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """Consecutive heads share, for every number of KV heads; where that does not divide the heads, the first groups
-        are one larger."""
+        """Groups of consecutive heads, for every number of KV heads. If it does not divide the heads, the first groups
+        have one head more."""
         heads = task.tables.heads
         sizes = ([len(group) for group in neighbour_groups(heads, k)] for k in range(1, heads))
         return scored(task, np.array([np.repeat(np.arange(len(s)), s) for s in sizes]))
@@ -41,7 +41,7 @@ class Random(Method):
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """One random grouping for every number of KV heads; equal groups where the number divides the heads."""
+        """One random grouping for every number of KV heads, with equal groups if it divides the heads."""
         heads = task.tables.heads
         rows = random_labels(rng, heads - 1, heads, np.arange(1, heads))
         for k in range(1, heads):
@@ -51,7 +51,8 @@ class Random(Method):
 
 
 def neighbour_groups(heads: int, groups: int) -> list[list[int]]:
-    """
+    """Groups of consecutive heads, as equal in size as possible.
+
     >>> neighbour_groups(5, 2)
     [[0, 1, 2], [3, 4]]
     """

@@ -1,4 +1,4 @@
-"""One way to group one layer's KV heads: a layout, with what it costs."""
+"""Candidate: one grouping of one layer's KV heads as a layout, with its error."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from grouper.layout import LayerLayout
 
 @dataclass(frozen=True)
 class Candidate:
-    """error: the fitness. k_error: what of it is K's, where the fitness says."""
+    """A layout of one layer. error: by the fitness. k_error: K's part of it, if the fitness gives one."""
 
     layout: LayerLayout
     error: float
@@ -15,18 +15,18 @@ class Candidate:
 
     @property
     def kv_heads(self) -> int:
-        """K heads."""
+        """Number of K heads."""
         return self.layout.k.kv_heads
 
     @property
     def counts(self) -> set[int]:
-        """Its numbers of K and V heads."""
+        """Numbers of K heads and of V heads."""
         return {self.layout.k.kv_heads, self.layout.v.kv_heads}
 
 
 def best_per_size(candidates: list[Candidate]) -> dict[int, Candidate]:
-    """The cheapest candidate for each number of K heads plus V heads; ties go to the smaller labels, so that the choice
-    is reproducible."""
+    """The candidate of lowest error for each number of K heads plus V heads. Ties go to the smaller labels, so that the
+    choice is reproducible."""
     best: dict[int, Candidate] = {}
     for candidate in sorted(candidates, key=lambda c: (c.layout.cached_heads, c.error, c.layout.k.labels.tolist())):
         best.setdefault(candidate.layout.cached_heads, candidate)

@@ -1,7 +1,7 @@
-"""The optimal partition into every number of groups, by dynamic programming over subsets; up to 16 heads.
+"""Optimal partitions into every number of groups, by dynamic programming over subsets; up to 16 heads.
 
-best[S, k] = min over groups g in S that hold S's smallest head of cost(g) + best[S - g, k - 1]: each partition is met
-once, in 3^(G-1) steps, vectorised over the rests of one group.
+best[S, k] = min over groups g in S that hold S's smallest head of cost(g) + best[S - g, k - 1]. Each partition is met
+once, in 3^(G-1) steps, vectorised over the remainders S - g.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from search.methods.task import LayerTask
 from search.optimise.partition import Partition
 from search.options import GeneticOptions
 
-LIMIT = 16  # heads: 14 million steps, a few seconds
+LIMIT = 16  # heads; 14 million steps, a few seconds
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Exact(Method):
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """Both optima, groups of any size and equal groups, for every number of KV heads."""
+        """The optima with groups of any size and with equal groups, for every number of KV heads."""
         return task.candidates(optimal_partitions(task.tables) + optimal_partitions(task.tables, equal=True))
 
 
 def subset_costs(fitness: LayerFitness) -> np.ndarray:
-    """[2^G]: the error of every subset of heads as one group; bit j is head j."""
+    """[2^G]: error of every subset of heads as one group; bit j stands for head j."""
     heads = fitness.heads
     member = (np.arange(1 << heads)[:, None] >> np.arange(heads)) & 1
     if hasattr(fitness, "membership_errors"):
@@ -54,7 +54,7 @@ def subset_costs(fitness: LayerFitness) -> np.ndarray:
 
 
 def _subsets(bits: list[int]) -> np.ndarray:
-    """Every subset of the given bit positions, as masks."""
+    """Masks of every subset of the given bit positions."""
     masks = np.zeros(1, np.int64)
     for bit in bits:
         masks = np.concatenate([masks, masks | (1 << bit)])
@@ -62,9 +62,9 @@ def _subsets(bits: list[int]) -> np.ndarray:
 
 
 def optimal_partitions(fitness: LayerFitness, equal: bool = False) -> list[Partition]:
-    """The best partition for each number of groups from 1 to G - 1; with `equal`, into groups of one size.
+    """The best partition for each number of groups from 1 to G - 1; with `equal`, only into groups of one size.
 
-    Meant for up to 16 heads: time and memory triple with each one more.
+    Meant for up to 16 heads: time and memory triple with each further head.
     """
     heads = fitness.heads
     cost = subset_costs(fitness)
@@ -86,7 +86,7 @@ def _solve(heads: int, cost: np.ndarray, counts: Iterable[int]) -> list[Partitio
     best[0, 0] = 0
     for low in range(
         heads - 1, -1, -1
-    ):  # masks whose smallest head is `low`; their rests have larger ones, already done
+    ):  # masks whose smallest head is `low`; their remainders have larger ones and are done
         above = list(range(low + 1, heads))
         groups = (1 << low) | _subsets(above)
         for group in groups[np.isfinite(cost[groups])].tolist():
@@ -99,7 +99,7 @@ def _solve(heads: int, cost: np.ndarray, counts: Iterable[int]) -> list[Partitio
 
 
 def _trace(heads: int, cost: np.ndarray, best: np.ndarray, kv_heads: int) -> np.ndarray:
-    """Labels of the partition that reached best[all, kv_heads]."""
+    """Labels of the partition that attains best[all, kv_heads]."""
     labels = np.zeros(heads, np.int16)
     rest = (1 << heads) - 1
     for k in range(kv_heads, 0, -1):

@@ -1,4 +1,4 @@
-"""AsymGQA's slow acceptance (arXiv 2406.14963): what the merged model loses on calibration text that was held out."""
+"""AsymGQA's slow acceptance (arXiv 2406.14963): the merged model's loss on held-out calibration text."""
 
 import time
 from contextlib import ExitStack
@@ -19,9 +19,10 @@ HELD_OUT = 4096  # tokens
 
 
 class MergedLoss:
-    """Nats per token with a layer's heads averaged in these groups, the layers before it in theirs of the same count.
+    """Nats per token of the model with one layer merged by the mean under given groupings. The layers before it have
+    their groupings of the same count.
 
-    While it is entered, the layers before stay as they are from one step to the next.
+    Used as a context manager: inside it, the merged earlier layers are kept from one step to the next.
     """
 
     def __init__(self, regrouper: Regrouper):
@@ -31,7 +32,7 @@ class MergedLoss:
         self.model = regrouper.model
         self.windows = regrouper.held_out(HELD_OUT)
         self._before = ExitStack()
-        self._installed: tuple | None = None  # whose layers, and their KV-head count, `_before` holds
+        self._installed: tuple | None = None  # layers and KV-head count that `_before` holds
 
     def __enter__(self) -> "MergedLoss":
         return self
@@ -40,7 +41,7 @@ class MergedLoss:
         self._before.close()
 
     def judge(self, layer: int, before: list[list[Candidate]]) -> Judge:
-        """before: per earlier layer, what the method found there."""
+        """A judge of this layer's groupings. before: candidates that the method found, for each earlier layer."""
         earlier = [{c.kv_heads: c.layout for c in candidates} for candidates in before]
         judge = object()
 
@@ -61,7 +62,7 @@ class MergedLoss:
         return judged
 
     def seconds(self) -> float:
-        """Time that one grouping takes, by the model as it came, which is asked twice: the first time is a warm-up."""
+        """Seconds to judge one grouping, measured on the original model; the first of two passes is a warm-up."""
         nll(self.model.model, self.windows)
         began = time.perf_counter()
         nll(self.model.model, self.windows)

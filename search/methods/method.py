@@ -1,4 +1,4 @@
-"""What a way to find groupings is."""
+"""Interface of a method that finds groupings."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from search.options import GeneticOptions
 class Method(Entry, ABC):
     """An entry of METHODS. A subclass's fields are its parameters.
 
-    budgets: its fronts go through stage 2. baseline: to be compared with, exported only by number. parts: tables that
-    it needs besides the fitness's own: of "k" or "v" alone, of "q", or what "pairs" of KV heads say. needs_weights: it
-    needs the layer's weights and inputs. needs_text: it needs calibration text. aligned: candidate i of every layer
-    together make one layout. judged: its steps may be judged by the merged model's loss.
+    budgets: its groupings go through stage 2. baseline: it serves for comparison, and its layouts are exported only by
+    number. parts: further tables that it needs: of "k" or "v" alone, of "q", or the pairwise form for KV heads
+    ("pairs"). needs_weights: it needs the layer's weights and the moments of its inputs. needs_text: it needs
+    calibration text. aligned: the i-th candidates of all layers together make one layout. judged: its steps may be
+    judged by the merged model's loss.
     """
 
     paper: ClassVar[str]
@@ -35,19 +36,19 @@ class Method(Entry, ABC):
 
     @property
     def gives_equal_groups(self) -> bool:
-        """Whether equal groups are among what it looks for."""
+        """Whether it looks for equal groups, too."""
         return False
 
     def check(self, architecture: Architecture) -> None:
-        """Raise GrouperError where it cannot take this model."""
+        """Raise GrouperError if the method cannot take this model."""
         return
 
     def judged_groupings(self, heads: int, genetic: GeneticOptions) -> int:
-        """How many groupings of one layer the merged model's loss judges, where it judges steps."""
+        """Number of groupings of one layer that are judged by the merged model's loss, if steps are judged by it."""
         return 0
 
     @abstractmethod
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """Layouts of one layer, at best one for every number of KV heads. All chance comes from `rng`."""
+        """Layouts of one layer, preferably one for every number of KV heads. All random numbers come from `rng`."""

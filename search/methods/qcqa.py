@@ -1,10 +1,10 @@
 """QCQA's first stage (arXiv 2406.10247): per layer, NSGA-II on (KV heads, error).
 
-AC, arbitrary sizes: the genome is a label vector. EC, equal sizes: a permutation cut into equal blocks. Differences
-from the paper, all but `genetic.memetic` also in its published recipe: labels are canonical, so that equal groupings
-are recognised, and the error does not change when groups are renamed (the public reproduction multiplies weights with
-group numbers). With `memetic`, every child is brought to a local optimum by single moves and swaps, crossover keeps
-groups whole, and greedy joining is among the first parents.
+AC, arbitrary sizes: the genome is a label vector. EC, equal sizes: the genome is a permutation cut into equal blocks.
+Two differences from the paper hold also with `--paper qcqa`: labels are canonical, so that equal groupings are
+recognised, and the error does not change when groups are renamed (the public reproduction multiplies weights by group
+numbers). A third holds only with `genetic.memetic`: every child is improved to a local optimum by single moves and
+swaps, crossover keeps groups whole, and the result of greedy joining is among the first parents.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from search.options import GeneticOptions
 
 @dataclass(frozen=True)
 class QCQA(Method):
-    """equal_groups: EC instead of AC."""
+    """Entry of QCQA. equal_groups: EC instead of AC."""
 
     name: str = "qcqa-ac"
     equal_groups: bool = False
@@ -51,7 +51,7 @@ def any_sizes(
     report: Progress = no_progress,
     notes: list[tuple[int, float]] | None = None,
 ) -> list[Partition]:
-    """The best partition found for each number of groups, groups of any size."""
+    """The best partition found for each number of groups, with groups of any size."""
     heads = fitness.heads
     toolbox = base.Toolbox()
     if genetic.memetic:
@@ -65,7 +65,7 @@ def any_sizes(
         start = canonical_labels(rng.integers(0, heads, (genetic.population, heads)))
     found = _front(fitness, toolbox, start, genetic, rng, report, notes, swaps_only=False)
     if genetic.memetic and fitness.surrogate is not fitness:
-        # a surrogate may mislead across sizes: never worse than equal groups
+        # the surrogate may mislead across sizes; equal groups bound the result
         found += equal_sizes(fitness, rng, genetic, report)
         found = list(best_per_count(found + settled(fitness, found)).values())
     return found
@@ -78,7 +78,7 @@ def equal_sizes(
     report: Progress = no_progress,
     notes: list[tuple[int, float]] | None = None,
 ) -> list[Partition]:
-    """The best partition found for each divisor of the head count, groups of equal size."""
+    """The best partition found for each divisor of the number of heads, with groups of equal size."""
     heads = fitness.heads
     divisors = np.array([k for k in range(1, heads) if heads % k == 0])
     counts = rng.choice(divisors, genetic.population)
@@ -101,7 +101,7 @@ def _front(
     notes: list[tuple[int, float]] | None,
     swaps_only: bool,
 ) -> list[Partition]:
-    """Evolve on what pairs say, settle on the exact error. notes: see LayerTask.progress."""
+    """Evolve on the pairwise error, then settle on the exact error. notes: see LayerTask.progress."""
     heads, table = fitness.heads, fitness.surrogate
     if genetic.memetic:
         toolbox.register("improve", operators.improve, table, swaps_only=swaps_only)
@@ -127,6 +127,6 @@ def _front(
 
 
 def _shortest(partitions: list[Partition]) -> list[Partition]:
-    """The POOL cheapest, each once."""
+    """The POOL partitions of lowest error, without duplicates."""
     unique = {p.labels.tobytes(): p for p in partitions}
     return sorted(unique.values(), key=lambda p: (p.error, p.labels.tolist()))[:POOL]

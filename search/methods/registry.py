@@ -1,4 +1,5 @@
-"""The registry of ways to find groupings. A new method is a file here with a subclass of Method, and an entry below."""
+"""Registry of methods that find groupings. To add one, write a file here with a subclass of Method and add an entry
+below."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 BASELINES = (
     Named("neighbour", "search.methods.baselines.Neighbour"),
     Named("random", "search.methods.baselines.Random"),
-)  # which every run has
+)  # part of every run
 METHODS: "Registry[Method]" = Registry(
     "method",
     Named("qcqa-ac", "search.methods.qcqa.QCQA"),
@@ -30,22 +31,23 @@ METHODS: "Registry[Method]" = Registry(
     *PUBLISHED,
     *BASELINES,
 )
-SEARCHED = [name for name in METHODS if name not in [one.name for one in BASELINES]]  # what one may ask for
-ORIGINAL = "original"  # what the CSV calls the model as it came
+SEARCHED = [name for name in METHODS if name not in [one.name for one in BASELINES]]  # names that --method accepts
+ORIGINAL = "original"  # name of the unchanged model in the CSV
 
 
 def baselines() -> list[str]:
-    """The names of the methods that are there to be compared with."""
+    """Names of the baseline methods."""
     return [name for name, method in METHODS.items() if method.baseline]
 
 
 def not_found() -> list[str]:
-    """What the column `method` says of layouts that no search found: the original and the baselines."""
+    """Names in the column `method` of layouts that no search found: the original and the baselines."""
     return [ORIGINAL, *baselines()]
 
 
 def with_equal_groups(options: SearchOptions) -> SearchOptions:
-    """A run always has the best equal-size layouts, unless a paper's recipe says otherwise."""
+    """The options with a method added that finds equal groups, if none of the methods does and no paper's recipe is
+    used."""
     known = [METHODS[name] for name in options.method if name in METHODS]
     if options.paper or any(method.gives_equal_groups for method in known):
         return options
@@ -54,8 +56,8 @@ def with_equal_groups(options: SearchOptions) -> SearchOptions:
 
 
 def methods_of(options: SearchOptions, architecture: Architecture) -> "list[Method]":
-    """The methods that were asked for, with their parameters, and the baselines. Raises GrouperError for one that is
-    unknown or cannot take this model, and for parameters that nothing has."""
+    """The requested methods with their parameters, and the baselines. Raises GrouperError for an unknown method, for
+    one that cannot take this model, and for parameters that belong to nothing."""
     check_assignments(options.set, METHODS, FITNESSES, MERGES)
     methods = METHODS.configured(options.set)
     for name in options.method:

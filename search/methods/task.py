@@ -1,4 +1,4 @@
-"""One layer to be searched: its tables, and for methods that need more, its weights and moments of its inputs."""
+"""Search task of one layer: its tables, and, for methods that need them, its weights and the moments of its inputs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,17 +13,18 @@ from grouper.layout import LayerLayout
 from search.methods.candidate import Candidate
 from search.optimise.partition import Partition
 
-Judge = Callable[[np.ndarray], np.ndarray]  # labels [n, G] -> [n], what the merged model loses
+Judge = Callable[[np.ndarray], np.ndarray]  # labels [n, G] -> [n], loss of the merged model
 
 
 @dataclass
 class LayerTask:
     """Search task of one layer.
 
-    fitness: the entry. tables: of the layer, by that fitness. read: reads the layer's weights and the moments of its
-    inputs, where a method asks for them. parts: tables of "k", "v" or "q" alone, or of "pairs". judges: by method, for
-    searches that are steered by the merged model's loss. progress: notes of a genetic search on each generation: how
-    many groupings it has scored, and the mean of the least errors at all KV-head counts, as it sees them.
+    fitness: entry of FITNESSES. tables: the layer's, by that fitness. read: function that reads the layer's weights and
+    the moments of its inputs, for methods that need them. parts: tables of "k", "v" or "q" alone, or of "pairs".
+    judges: by method, for searches steered by the merged model's loss. progress: a genetic search's notes on each
+    generation: number of groupings scored so far, and mean over all KV-head counts of the least error found, in the
+    form that the search uses.
     """
 
     fitness: Fitness
@@ -48,10 +49,10 @@ class LayerTask:
         return self.weights[1]
 
     def candidates(self, partitions: Iterable[Partition]) -> list[Candidate]:
-        """Partitions of KV heads as layouts: every query head follows the KV head that it reads."""
+        """Layouts from partitions of KV heads: every query head follows its KV head."""
         n = self.queries_per_kv_head
         return [Candidate(LayerLayout.from_labels(p.labels.tolist(), n), p.error) for p in partitions]
 
     def layout_error(self, layout: LayerLayout) -> float:
-        """The error, by this fitness, of any layout under the mean merge."""
+        """Error of any layout by this fitness, under the mean merge."""
         return self.fitness.error_of_any_layout(self.attention, layout, self.inputs)

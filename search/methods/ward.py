@@ -1,5 +1,5 @@
-"""Ward clustering of heads by their distances, cut at every number of KV heads: AsymGQA's other way to unequal groups
-(arXiv 2406.14963).
+"""Ward clustering of heads by their distances, cut at every number of KV heads: AsymGQA's other method for unequal
+groups (arXiv 2406.14963).
 
 Distances are squared Euclidean ones of heads scaled to length one (1 - cosine, halved), for which Ward's rule is exact;
 the released code hands the cosine distances themselves to a linkage that squares them.
@@ -27,6 +27,7 @@ class Ward(Method):
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """One grouping for every number of KV heads, groups of any size; nested, and without chance."""
+        """One grouping for every number of KV heads, with groups of any size. The groupings are nested, and nothing is
+        random."""
         rows = agglomerate(PairwiseFitness(task.tables.surrogate.distance))
         return task.candidates(Partition(row, float(error)) for row, error in zip(rows, task.tables.errors(rows)))

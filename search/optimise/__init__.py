@@ -1,1 +1,1 @@
-"""Optimisers over partitions of heads: they know tables of errors, and nothing of models."""
+"""Optimisers over partitions of heads; they work on tables of errors and know nothing of models."""

@@ -1,8 +1,8 @@
-"""Stage 2: how many KV heads each layer gets.
+"""Stage 2: the number of KV heads of each layer.
 
-Errors add over layers, so the best choice for every total is a multiple-choice knapsack, solved exactly by dynamic
-programming over the total number of KV heads. The paper's own stage 2, a binary NSGA-II over one chosen grouping per
-layer, is here too.
+Errors add over layers, so the best choice for every total is a multiple-choice knapsack. It is solved exactly by
+dynamic programming over the total number of KV heads. The paper's own stage 2, a binary NSGA-II over one chosen
+grouping per layer, is here too.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from grouper.progress import Progress, no_progress
 from search.optimise.nsga2 import evolve
 from search.options import GeneticOptions
 
-Options = Sequence[dict[int, float]]  # per layer: KV heads -> error of the layer's best grouping with so many
+Options = Sequence[dict[int, float]]  # per layer: number of KV heads -> error of the best grouping
 
 
 def knapsack(options: Options) -> list[tuple[int, ...]]:
-    """For every total of KV heads that can be reached, the choice per layer with the lowest summed error.
+    """The choice per layer with the lowest summed error, for every total of KV heads that can be reached.
 
     Returns the choices that no other beats in both total and error, by ascending total.
     """
@@ -65,10 +65,10 @@ def binary_nsga2(
     genetic: GeneticOptions,
     report: Progress = no_progress,
 ) -> list[tuple[int, ...]]:
-    """QCQA's stage 2: a bit a layer, 1 for the layer's chosen grouping, 0 for the layer as it came; NSGA-II on (KV
-    heads, summed error).
+    """QCQA's stage 2: NSGA-II on (KV heads, summed error), with one bit per layer: 1 for the layer's chosen grouping, 0
+    for the unchanged layer.
 
-    chosen: per layer, the KV heads of the grouping that stage 1 handed over. Two-point crossover with probability 0.9,
+    chosen: per layer, the number of KV heads of the grouping from stage 1. Two-point crossover with probability 0.9,
     bit flips with probability 1 / layers. Returns the front's choices, by ascending total.
     """
     layers = len(options)

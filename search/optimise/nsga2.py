@@ -11,7 +11,7 @@ from search.options import GeneticOptions
 
 
 def crowding(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """objectives [n, 2], ranks [n]. Returns [n]: crowding distance within each rank, inf at its ends."""
+    """Crowding distance [n] within each rank, inf at its ends. objectives: [n, 2]; ranks: [n]."""
     distance = np.zeros(len(objectives))
     for column in objectives.T:
         span = max(float(np.ptp(column)), 1e-300)
@@ -35,8 +35,8 @@ def evolve(
     """Evolve `population` [n, genes].
 
     The toolbox holds evaluate(rows) -> [n, 2] objectives to minimise, mate(first, second) and mutate(rows), and may
-    hold improve(rows); all work on whole arrays. Yields (rows, objectives) of every generation's newly evaluated
-    individuals; the caller keeps what it wants.
+    hold improve(rows); all work on whole arrays. Yields (rows, objectives) of the newly evaluated individuals of every
+    generation.
     """
     improve = getattr(toolbox, "improve", lambda rows: rows)
     parents = np.unique(improve(population), axis=0)

@@ -1,7 +1,7 @@
-"""Group-aware operators on whole populations: arrays in, arrays out, all chance from one numpy Generator.
+"""Group-aware operators on whole populations: arrays in, arrays out, random numbers from one numpy Generator.
 
-A population is labels[n, G], canonical, one grouping a row. Labels are names: every operator works on the groups behind
-them.
+A population is labels[n, G], canonical, one grouping per row. Labels are only names: every operator works on the groups
+that they stand for.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ from grouper.layout import canonical_labels
 
 
 def random_labels(rng: np.random.Generator, n: int, heads: int, counts: np.ndarray | None = None) -> np.ndarray:
-    """Random partitions, row i into counts[i] groups (uniform over 1..G - 1 where not given)."""
+    """Random partitions. counts: number of groups of each row (default: uniform over 1..G - 1)."""
     counts = rng.integers(1, max(2, heads), n) if counts is None else counts
     labels = rng.integers(0, counts[:, None], (n, heads))
-    # every group gets a head: the first `count` places of a random order
+    # the first `count` heads of a random order get one group each, so that no group is empty
     order = rng.permuted(np.tile(np.arange(heads), (n, 1)), axis=1)
     fixed = np.arange(heads) < counts[:, None]
     np.put_along_axis(labels, order, np.where(fixed, np.arange(heads), np.take_along_axis(labels, order, 1)), 1)
@@ -30,8 +30,8 @@ def crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -
 
 
 def mutate(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """One change a row, by chance: a head moves to another head's group, two heads swap, a head leaves, or two groups
-    join."""
+    """One random change per row: a head moves to another head's group, two heads swap, a head gets a group of its own,
+    or two groups join."""
     n, heads = labels.shape
     out = labels.copy()
     rows = np.arange(n)
@@ -47,7 +47,7 @@ def mutate(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
 
 
 def swap_mutate(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """Two random heads change places: group sizes stay."""
+    """Swap two random heads in each row; group sizes stay."""
     out = labels.copy()
     rows = np.arange(len(labels))
     a, b = rng.integers(0, labels.shape[1], (2, len(labels)))
@@ -88,8 +88,8 @@ def order_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndar
 def move_deltas(fitness: PairwiseFitness, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Change of the pairwise error by each single move and each swap that keeps the number of groups.
 
-    Returns moves [n, G, groups]: head h to group g, and swaps [n, G, G]: heads h and j change places; inf where that is
-    none.
+    Returns moves [n, G, groups]: head h to group g, and swaps [n, G, G]: heads h and j change places. Impossible ones
+    are inf.
     """
     pairs, by_size = fitness.pairs, fitness.by_size
     n, heads = labels.shape
@@ -111,15 +111,14 @@ def move_deltas(fitness: PairwiseFitness, labels: np.ndarray) -> tuple[np.ndarra
     there = np.take_along_axis(
         to_group, np.broadcast_to(own[:, None, :], (n, heads, heads)), 2
     )  # [n, h, j] h to j's group
-    gain = (there - pairs - own_sum[:, None, :]) * by_size[own_size][:, None, :]  # j's group: j leaves, h comes
+    gain = (there - pairs - own_sum[:, None, :]) * by_size[own_size][:, None, :]  # j's group: j leaves, h joins
     swaps = 2 * (gain + gain.transpose(0, 2, 1))
     swaps[own[:, :, None] == own[:, None, :]] = np.inf
     return moves, swaps
 
 
 def improve(fitness: PairwiseFitness, labels: np.ndarray, swaps_only: bool = False, steps: int = 200) -> np.ndarray:
-    """Best move or swap, again and again until none helps: every row ends in a local optimum with as many groups as
-    before."""
+    """Rows after repeated best moves or swaps, until none improves: local optima with the same number of groups."""
     labels = labels.copy()
     active = np.arange(len(labels))
     scale = 1e-12 * max(float(fitness.pairs.max()), 1e-300)
@@ -149,8 +148,8 @@ def improve(fitness: PairwiseFitness, labels: np.ndarray, swaps_only: bool = Fal
 
 
 def agglomerate(fitness: PairwiseFitness) -> np.ndarray:
-    """[G - 1, G]: from all heads alone, always the cheapest join of two groups (Ward's rule); one row for each count
-    below G."""
+    """[G - 1, G]: partitions by greedy joining (Ward's rule), from single heads, always the two groups of least cost;
+    one row for each count below G."""
     heads, by_size = fitness.heads, fitness.by_size
     labels = np.arange(heads)
     rows = []
@@ -169,7 +168,7 @@ def agglomerate(fitness: PairwiseFitness) -> np.ndarray:
 
 
 def two_point(rng: np.random.Generator, first: np.ndarray, second: np.ndarray, probability: float = 0.9) -> np.ndarray:
-    """The plain genetic algorithm's crossover on label vectors, blind to what labels mean."""
+    """Crossover of the plain genetic algorithm on label vectors; it ignores the meaning of labels."""
     n, heads = first.shape
     cut = np.sort(rng.integers(0, heads + 1, (n, 2)), axis=1)
     swap = (np.arange(heads) >= cut[:, :1]) & (np.arange(heads) < cut[:, 1:]) & (rng.random((n, 1)) < probability)
@@ -177,6 +176,6 @@ def two_point(rng: np.random.Generator, first: np.ndarray, second: np.ndarray, p
 
 
 def reset(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """The plain genetic algorithm's mutation: each label becomes a random one with probability 1 / G."""
+    """Mutation of the plain genetic algorithm: each label becomes a random one with probability 1 / G."""
     chosen = rng.random(labels.shape) < 1 / labels.shape[1]
     return canonical_labels(np.where(chosen, rng.integers(0, labels.shape[1], labels.shape), labels))

@@ -1,4 +1,4 @@
-"""One way to group one layer's KV heads, as optimisers see it: labels, and what they cost."""
+"""Partition: one grouping of one layer's KV heads as labels, with its error."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from grouper.layout import canonical_labels
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """labels: [G] group of each KV head, canonical. error: the fitness."""
+    """A grouping for optimisers. labels: [G] group of each KV head, canonical. error: by the fitness."""
 
     labels: np.ndarray
     error: float
@@ -27,7 +27,7 @@ class Partition:
 
 
 def best_per_count(partitions: list[Partition]) -> dict[int, Partition]:
-    """The cheapest partition into each number of groups; ties go to the smaller labels, so that the choice is
+    """The partition of lowest error for each number of groups. Ties go to the smaller labels, so that the choice is
     reproducible."""
     best: dict[int, Partition] = {}
     for partition in sorted(partitions, key=lambda p: (p.groups, p.error, p.labels.tolist())):

@@ -1,4 +1,4 @@
-"""From what pairs of heads say to the exact error: the last step of a search whose fitness is not a sum over pairs."""
+"""Last step of a search whose fitness is not a sum over pairs: from the pairwise error to the exact error."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from fitness.base import LayerErrors
 from search.optimise.operators import move_deltas
 from search.optimise.partition import Partition, best_per_count
 
-POOL = 24  # partitions of each KV-head count that are screened
-TRIED = 16  # moves a step that are, the most promising by pairs
-FINALISTS = 3  # of each count that get an exact error, the best by the screen
+POOL = 24  # partitions of each KV-head count that the screen scores
+TRIED = 16  # moves per step that the screen scores: the most promising by pairs
+FINALISTS = 3  # partitions of each count that get an exact error: the best by the screen
 
 
 def settled(
     fitness: LayerFitness, partitions: list[Partition], swaps_only: bool = False, steps: int = 20
 ) -> list[Partition]:
-    """For each KV-head count the best partition found, with its exact error: the fitness's screen scores all, improves
-    its best one by moves and swaps, and names the finalists."""
+    """The best partition found for each KV-head count, with its exact error. The fitness's screen scores all, improves
+    the best one by moves and swaps, and selects the finalists."""
     screen = fitness.screen
     screened = _scored(screen, [p.labels for p in partitions])
     for partition in best_per_count(screened).values():
@@ -44,7 +44,7 @@ def _scored(fitness: LayerErrors, rows: Sequence[np.ndarray] | np.ndarray) -> li
 
 
 def _finalists(screened: list[Partition]) -> list[np.ndarray]:
-    """The labels of the best few of each count, each once."""
+    """Labels of the best few partitions of each count, without duplicates."""
     by_count: dict[int, dict[bytes, Partition]] = {}
     for p in sorted(screened, key=lambda p: (p.error, p.labels.tolist())):
         best = by_count.setdefault(p.groups, {})
@@ -54,7 +54,7 @@ def _finalists(screened: list[Partition]) -> list[np.ndarray]:
 
 
 def _neighbours(surrogate: PairwiseFitness, labels: np.ndarray, swaps_only: bool) -> np.ndarray:
-    """[<= TRIED, G]: the groupings one move or swap away that promise most by pairs."""
+    """[<= TRIED, G]: groupings one move or swap away, the most promising ones by pairs."""
     heads = len(labels)
     moves, swaps = (d[0] for d in move_deltas(surrogate, labels[None]))
     swaps[np.tril_indices(heads)] = np.inf

@@ -1,4 +1,4 @@
-"""`grouper report`: a run as one page that needs no network, and as single pictures for papers."""
+"""`grouper report`: a run as one page that needs no network, and as pictures for papers."""
 
 from search.report.page import write_report
 from search.report.pictures import PICTURES, write_pictures

@@ -1,4 +1,4 @@
-"""What a report shows of a run, as plain data."""
+"""Facts of a run for its report, as plain data."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ from search.runs.picking import representative
 from search.runs.record import compared_by, refining_options
 from search.runs.samples import read_samples
 
-DIGITS = 5  # of numbers in a report
+DIGITS = 5  # digits of numbers in a report
 
 
 @dataclass(frozen=True)
 class Facts:
-    """landscape: layer, kv_heads, error, k_error: the least at each count. progress: method, scored, error, a list per
-    layer. refined: layout, merge, layer, before, after. similarity: of every layer's K and V heads; empty where the
-    model is not to be found, and `missing` says why. windows: tokens that a layer's cache holds, None for all. names:
-    of layers that are no decoder's."""
+    """Facts of a run. landscape: least error at each count; columns layer, kv_heads, error, k_error. progress: of the
+    genetic search; method, scored and error, a list per layer. refined: errors of refined layers; columns layout,
+    merge, layer, before, after. similarity: of the K and V heads of every layer; empty if the model was not found, with
+    the reason in `missing`. windows: number of tokens that each layer's cache holds, None if all hold the whole
+    context. names: names of layers outside a decoder."""
 
     folder: RunFolder
     front: ParetoFront
@@ -58,7 +59,8 @@ class Facts:
 
     @property
     def unit(self) -> str:
-        """What errors and groups are of: layers, or the attentions of a model that may have two in a layer."""
+        """Word for the parts that errors and groups belong to: layers, or attentions in a model that may have two in a
+        layer."""
         return "attention" if self.names else "layer"
 
     def layout(self, number: int) -> HeadLayout:
@@ -68,8 +70,9 @@ class Facts:
 def facts_of(
     folder: RunFolder, similar: bool = True, progress: Progress = no_progress, kv_cache: str | None = None
 ) -> Facts:
-    """Read a run. similar: compare heads, for which the model is read. kv_cache: "any", or a type of KV cache, whose
-    rows join the others, named beside their merge. Raises GrouperError where there is no run."""
+    """Facts of a run, read from its folder. similar: compare heads, which reads the model's weights. kv_cache: "any",
+    or a KV cache type, whose rows are added with the type next to their merge. Raises GrouperError if there is no
+    run."""
     front = folder.front()
     if kv_cache is not None:
         front = ParetoFront(front.kept.shown(front.table, kv_cache))
@@ -96,7 +99,7 @@ def facts_of(
 
 
 def landscape(folder: RunFolder, first: HeadLayout) -> pd.DataFrame:
-    """The least error of each layer at each number of KV heads, of any method that groups K and V alike."""
+    """Least error of each layer at each number of KV heads, over all methods that group K and V alike."""
     rows = []
     heads = first.query_heads, first.original_kv_heads
     for layer in range(len(first.layers)):
@@ -111,7 +114,7 @@ def landscape(folder: RunFolder, first: HeadLayout) -> pd.DataFrame:
 
 
 def similarities(checkpoint: Checkpoint, a: Architecture, progress: Progress) -> list[dict[str, Similarity]]:
-    """Of all layers' heads, by what the norms' weights say of inputs."""
+    """Similarities of the heads of all layers, with moments of inputs guessed from the norms' weights."""
     found = []
     for layer in range(a.layers):
         attention, inputs = a.read(checkpoint, layer), a.input_moments(checkpoint, layer)
@@ -121,13 +124,13 @@ def similarities(checkpoint: Checkpoint, a: Architecture, progress: Progress) ->
 
 
 def titles_of(facts: Facts, beside: Facts | None) -> str:
-    """Names of the models."""
+    """Title of the page: the name of the model, or of both."""
     return " and ".join(dict.fromkeys(one.title for one in (facts, beside) if one))
 
 
 def data_of(facts: Facts, beside: Facts | None = None) -> dict[str, Any]:
-    """Data of one run for the page's scripts, or of two, whose names then differ. Raises GrouperError where two have
-    nothing to be compared by."""
+    """Data for the page's scripts, of one run or of two with distinct names. Raises GrouperError if two runs cannot be
+    compared."""
     if beside is None:
         return to_data(facts)
     folders = [facts.folder, beside.folder]
@@ -139,7 +142,7 @@ def data_of(facts: Facts, beside: Facts | None = None) -> dict[str, Any]:
 
 
 def common_to(folders: list[RunFolder]) -> list[str]:
-    """Columns that two runs can be compared by on one page. Raises GrouperError where there are none."""
+    """Columns by which two runs can be compared on one page. Raises GrouperError if there are none."""
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise GrouperError(f"{folders[0].path} is the run itself: give another one to show beside it")
     if len({folder.front().size for folder in folders}) > 1:
@@ -148,8 +151,8 @@ def common_to(folders: list[RunFolder]) -> list[str]:
 
 
 def to_data(facts: Facts, name: str = "") -> dict[str, Any]:
-    """Data of a run for the page's scripts. Groups are a character a query head (from "0" on), maps a byte a pair of
-    heads. name: the run's, where there are two."""
+    """Data of one run for the page's scripts. Groups are strings with one character per query head (from "0" on),
+    similarity maps have one byte per pair of heads. name: the run's, if there are two."""
     settings, first = facts.folder.settings, facts.layout(int(facts.front.table["layout"].iloc[0]))
     table = facts.front.table.assign(over=facts.front.over).reset_index(drop=True)
     numbers = table["layout"].unique().tolist()
@@ -176,13 +179,14 @@ def to_data(facts: Facts, name: str = "") -> dict[str, Any]:
 
 
 def errors_of(columns: list[str]) -> dict[str, str]:
-    """The columns that hold standard errors, by what they are of. That of nats is of the difference to the original."""
+    """Columns of standard errors, by the column that each belongs to. The one for nats is of the difference from the
+    original."""
     found = {column: error_of(column) for column in columns if not SE.search(column) and error_of(column) in columns}
     return {"over" if column == "nll" else column: error for column, error in found.items()}
 
 
 def groups_of(layout: HeadLayout) -> dict[str, list[str] | None]:
-    """K's groups and, where they differ, V's: a string a layer."""
+    """Groups of K and, if they differ, of V: one string per layer."""
     k, v = ([letters(getattr(layer, kind).group_of) for layer in layout.layers] for kind in ("k", "v"))
     return {"k": k, "v": None if v == k else v}
 
@@ -192,7 +196,7 @@ def letters(groups: np.ndarray) -> str:
 
 
 def maps_of(similarity: Similarity) -> dict[str, list[int]]:
-    """In percent."""
+    """Similarity maps in percent."""
     both = {"before": similarity.before, "aligned": similarity.aligned}
     return {name: (100 * of).round().int().flatten().tolist() for name, of in both.items()}
 
@@ -206,7 +210,7 @@ def plain_series(series: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: a few digits, null for what there is not."""
+    """The value for JSON: few digits, null for missing ones."""
     if isinstance(value, str):
         return printable(value)
     if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):

@@ -1,6 +1,7 @@
-"""One page with everything in it: the plotting library, our scripts, the run's data. It asks the network for nothing.
+"""The report as one self-contained HTML page: plotting library, scripts and the run's data. It makes no network
+request.
 
-What is large is compressed, and inflated by the browser itself when the page opens.
+Large parts are compressed; the browser inflates them when the page opens.
 """
 
 import base64
@@ -33,8 +34,8 @@ SCRIPTS = (
 
 
 def write_report(facts: Facts, path: Path, beside: Facts | None = None) -> None:
-    """Write the page of a run, with another run's layouts beside its own. Raises GrouperError where plotly is not
-    installed, or where the runs have nothing in common to be compared by."""
+    """Write the page of a run. beside: a second run to show with it. Raises GrouperError if plotly is not installed, or
+    if the two runs cannot be compared."""
     parts = files("search.report") / "page"
     scripts = "\n".join((parts / name).read_text(encoding="utf-8") for name in SCRIPTS)
     page = Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
@@ -49,7 +50,7 @@ def write_report(facts: Facts, path: Path, beside: Facts | None = None) -> None:
 
 
 def check_page(path: Path, model: Path | None) -> None:
-    """Raise GrouperError where no page can be written: something else stands there, its folder is missing or the
+    """Raise GrouperError if the page cannot be written: another file stands there, its folder is missing or is the
     model's, or plotly is missing."""
     refuse_inside(path, model)
     refuse_foreign(path, is_page)
@@ -59,12 +60,12 @@ def check_page(path: Path, model: Path | None) -> None:
 
 
 def is_page(path: Path) -> bool:
-    """Whether it is an earlier report."""
+    """Whether the file is an earlier report."""
     return bears(path, b"fewer KV heads</title>")
 
 
 def plotting_library() -> str:
-    """plotly.js, MIT."""
+    """Source of plotly.js (MIT licence)."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -73,5 +74,5 @@ def plotting_library() -> str:
 
 
 def packed(text: str) -> str:
-    """gzip in base64, the same for the same text."""
+    """The text as gzip in base64; equal texts give equal results."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()

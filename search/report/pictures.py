@@ -1,4 +1,4 @@
-"""What a report shows, as single pictures for papers."""
+"""Pictures of a report, one file each, for papers."""
 
 import os
 from collections.abc import Callable
@@ -31,7 +31,7 @@ DARK: dict[Any, Any] = {
 
 
 def parsed_formats(text: str) -> tuple[str, ...]:
-    """ "png,svg" -> ("png", "svg"). Raises GrouperError for a format that there is not."""
+    """Formats from comma-separated text: "png,svg" -> ("png", "svg"). Raises GrouperError for an unknown format."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in FORMATS:
@@ -40,8 +40,8 @@ def parsed_formats(text: str) -> tuple[str, ...]:
 
 
 def check_pictures(folder: Path, formats: tuple[str, ...], dark: bool, model: Path | None) -> None:
-    """Raise GrouperError where pictures cannot be written to `folder`: it is a file, or in, around or the model's
-    folder, or holds something else under a picture's name."""
+    """Raise GrouperError if pictures cannot be written to `folder`: it is a file, is or contains or lies in the model's
+    folder, or holds another file under a picture's name."""
     if folder.exists() and not folder.is_dir():
         raise GrouperError(f"{folder} is a file: pictures go to a folder")
     refuse_inside(folder, model)
@@ -55,13 +55,13 @@ def file_name(picture: str, kind: str, dark: bool) -> str:
 
 
 def write_pictures(facts: Facts, folder: Path, formats: tuple[str, ...], layout: int, dark: bool = False) -> list[Path]:
-    """FOLDER/front.png and so on, front-dark.png if they are to be dark, as far as the run has what they show: all of
-    them or none. layout: the one that heads and refinement are of."""
+    """Write FOLDER/front.png and the others (front-dark.png if dark), those for which the run has data: all of them or
+    none. layout: the layout shown in the pictures of heads and refinement."""
     with locked(folder / "pictures"), temporary_folder(folder, "pictures") as beside:
         drawn = []
         with plt.rc_context(STYLE | (DARK if dark else {})):
             for (name, draw), kind in product(PICTURES.items(), formats):
-                figure = draw(facts, layout)  # anew for each: saving one moves what is laid out
+                figure = draw(facts, layout)  # a new figure for each format: saving one moves its elements
                 if figure:
                     drawn.append(file_name(name, kind, dark))
                     save(figure, beside / drawn[-1], dpi=200)
@@ -76,7 +76,7 @@ def front(facts: Facts, layout: int) -> Figure:
 
 
 def heads(facts: Facts, layout: int) -> Figure:
-    """Layer by query head, coloured by group."""
+    """Picture of the heads, layer by query head, coloured by group."""
     found = facts.layout(layout)
     groups = np.stack([layer.k.group_of for layer in found.layers])
     figure, axes = plt.subplots(figsize=(6, 1.2 + 0.18 * len(groups)), layout="constrained")
@@ -87,7 +87,8 @@ def heads(facts: Facts, layout: int) -> Figure:
 
 
 def similarity(facts: Facts, layout: int) -> Figure | None:
-    """The middle layer's heads, as they are and aligned, in the order of the layout's groups."""
+    """Picture of the similarity of the middle layer's heads, as they are and aligned, in the order of the layout's
+    groups."""
     if not facts.similarity:
         return None
     layer = len(facts.similarity) // 2
@@ -104,7 +105,7 @@ def similarity(facts: Facts, layout: int) -> Figure | None:
 
 
 def landscape(facts: Facts, layout: int) -> Figure | None:
-    """Error of each layer at each KV-head count, together, and K's and V's apart where the run says."""
+    """Picture of each layer's error at each KV-head count: the total, and K's and V's parts if the run has them."""
     table = facts.landscape
     parts = {"K and V": table["error"]}
     if table["k_error"].notna().all() and len(table):
@@ -123,7 +124,7 @@ def landscape(facts: Facts, layout: int) -> Figure | None:
 
 
 def progress(facts: Facts, layout: int) -> Figure | None:
-    """Least errors against groupings scored, of all layers."""
+    """Picture of the search: least error of all layers against groupings scored."""
     methods = sorted({m for table in facts.progress for m in table["method"]})
     if not methods:
         return None

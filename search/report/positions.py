@@ -1,4 +1,4 @@
-"""Loss by position within windows, as the report shows it: nats over the original, with standard errors."""
+"""Loss by position within windows for the report: nats over the original, with standard errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from search.runs.pareto import ParetoFront
 
 
 def losses_by_position(front: ParetoFront) -> list[list[dict]]:
-    """For each row, a series for each text: text, bands, over (nats over the original), error (NaN where it was one
-    window). Where texts have names, their mean is left out. [] for the original and for rows without such columns."""
+    """Series for each row, one per text: text, bands, over (nats over the original), error (NaN for a single window).
+    The mean over named texts is left out. [] for the original and for rows without such columns."""
     table, texts = front.table, columns_of_texts(front)
     originals = table[table["method"] == ORIGINAL]
     if originals.empty:
@@ -23,7 +23,8 @@ def losses_by_position(front: ParetoFront) -> list[list[dict]]:
 
 
 def columns_of_texts(front: ParetoFront) -> dict[str, list[str]]:
-    """The columns of each text, in the order of positions; "" is the mean of all, or a single text without a name."""
+    """Columns of each text, in the order of positions. The name "" stands for the mean of all texts, or for a single
+    text without a name."""
     texts: dict[str, list[str]] = {}
     for column in front.measured_columns:
         if column.startswith("nll@"):
@@ -32,7 +33,8 @@ def columns_of_texts(front: ParetoFront) -> dict[str, list[str]]:
 
 
 def series_of(row: pd.Series, original: pd.Series, texts: dict[str, list[str]]) -> Iterator[dict]:
-    """Series of the texts that both were measured on. Differences are taken here, before numbers are rounded."""
+    """Series of the texts that row and original were both measured on. Differences are taken before numbers are
+    rounded."""
     for text, columns in texts.items():
         over = [row[column] - original[column] for column in columns]
         if not any(pd.isna(over)):

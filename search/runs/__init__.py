@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its settings, its front, and the layout to take of it."""
+"""Runs on disk: their folder, settings and front, and the choice of a layout."""

@@ -1,4 +1,4 @@
-"""Choice of a layout to export: which one, merged how, and the facts that its record begins with."""
+"""Choice of a layout to export and of its merge, and the first facts of the export's record."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,8 @@ from search.runs.selection import Selection
 
 @dataclass(frozen=True)
 class Chosen:
-    """front: with what was measured of just such merges. label: as pareto.csv's `merge` has it ("spectral+refine")."""
+    """A chosen layout. front: without measurements of other merges or other refinement. label: value in pareto.csv's
+    column `merge` ("spectral+refine")."""
 
     front: ParetoFront
     picked: Picked
@@ -32,7 +33,7 @@ class Chosen:
 def choose_layout(
     folder: RunFolder, selection: Selection, refine: RefinePlan | None, set: tuple[str, ...], tell: Tell
 ) -> Chosen:
-    """The layout, and the merge that suits it."""
+    """The selected layout with its merge."""
     front, settings = folder.front(tell), folder.settings
     check_assignments(set, MERGES)
     merge = MERGES.configured((*settings.options.set, *set)).named(selection.merge or front.own_merge)
@@ -60,8 +61,8 @@ def announce(chosen: Chosen, tell: Tell) -> None:
 
 
 def measured(front: ParetoFront, layout: int, merge: str) -> dict[str, list[float | None]]:
-    """What `grouper evaluate` found, for the original and for this layout under this merge: nats per token, perplexity,
-    how near the original it is, tasks. Standard errors stay in pareto.csv."""
+    """Measurements by `grouper evaluate`, (original, this layout under this merge): nats per token, perplexity,
+    closeness to the original, tasks. Standard errors are in pareto.csv only."""
     table = front.table
     rows = table[(table["layout"] == layout) & (table["merge"] == merge)]
     columns = [c for c in front.measured_columns if not SE.search(c)]

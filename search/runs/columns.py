@@ -1,4 +1,4 @@
-"""The columns that `evaluate` adds to pareto.csv: what they are called, which are standard errors."""
+"""Columns that `evaluate` adds to pareto.csv: their names, and which of them are standard errors."""
 
 import re
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ CALLED = {
     "cosine": "cosine with the original's vectors",
 }  # fmt: skip
 TRADED = {"kv_ratio": "KV cache, of the original's", "weight_ratio": "weights of K and V, of the original's"}
-COMPARED = ("kl", "cosine")  # one of which all have that were compared with their original
+COMPARED = ("kl", "cosine")  # every row that was compared with its original has one of these
 JUDGES = {
     "nll": 1,
     "cosine": -1,
     "kl": 1,
-}  # by which layouts are ranked, the first that was measured; -1: more is better
+}  # layouts are ranked by the first one that was measured; -1: higher is better
 
 
 def band_of(column: str) -> str:
-    """The positions that a column is of; nothing for all of them.
+    """Positions that a column covers; empty for all positions.
 
     >>> band_of("nll@256-512:code"), band_of("nll:a@b"), band_of("humaneval,pass@1")
     ('256-512', '', '')
@@ -27,7 +27,7 @@ def band_of(column: str) -> str:
 
 
 def called(column: str) -> str:
-    """A column for people; tasks keep their names.
+    """Readable name of a column; tasks keep their names.
 
     >>> called("nll@256-512:code")
     'nats per token at 256-512, code'
@@ -40,7 +40,7 @@ def called(column: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Columns, as people call them, with those that matter most first.
+    """Readable names of columns, the most important first.
 
     >>> in_order(["KL to the original", "piqa,acc", "nats per token"])
     ['nats per token', 'KL to the original', 'piqa,acc']
@@ -50,7 +50,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def error_of(column: str) -> str:
-    """The column that holds its standard error.
+    """Name of the column that holds a column's standard error.
 
     >>> error_of("kl:wiki"), error_of("piqa,acc"), error_of("gsm8k,exact_match,strict-match")
     ('kl_se:wiki', 'piqa,acc_stderr', 'gsm8k,exact_match_stderr,strict-match')

@@ -1,4 +1,4 @@
-"""`grouper compare`: several runs side by side, what each gives for the cache it takes."""
+"""`grouper compare`: comparison of several runs by their losses for the cache they keep."""
 
 from dataclasses import asdict, dataclass
 from itertools import cycle
@@ -14,15 +14,16 @@ from search.runs.folder import RunFolder
 from search.runs.record import compared_by
 
 RATIOS = (0.5, 0.25, 0.125)
-LOSSES = (0.02, 0.05, 0.2)  # nats over the original, for the cache that is saved at equal loss
+LOSSES = (0.02, 0.05, 0.2)  # nats over the original, at which the saved cache is reported
 COLOURS = ("#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One run. column: what is compared, "over" (nats over the original) or "error". hypervolume: of the area up to
-    the whole cache and the largest value of all runs, the share that the front dominates. at: the least value at each
-    KV ratio, None where there is none. saved: the share of the cache that is saved within each loss."""
+    """One compared run. column: the value compared, "over" (nats over the original) or "error"; lower is better.
+    hypervolume: share of the area up to the whole cache and the largest value of all runs that the front dominates;
+    higher is better. at: least value at each KV ratio, None where there is none. saved: share of the cache saved within
+    each loss."""
 
     run: str
     model: str
@@ -35,9 +36,9 @@ class Compared:
 
 
 def compare(runs: list[str | Path]) -> tuple[list[Compared], dict[str, pd.DataFrame]]:
-    """What each run gives, and its front's points (kv_ratio, value). Nats over the original where all were measured on
-    the same text, else errors, where model and fitness are the same. Baselines count for nobody. Raises GrouperError
-    where neither can be compared."""
+    """Comparison of each run, and the points (kv_ratio, value) of its front. Values are nats over the original if all
+    runs were measured on the same text, else errors if model and fitness are the same. Baselines do not count. Raises
+    GrouperError if neither can be compared."""
     if len(runs) < 2 or len({str(Path(r).resolve()) for r in runs}) < len(runs):
         raise GrouperError("give at least two runs, each once")
     folders = {str(run): RunFolder.open(Path(run)) for run in runs}
@@ -78,8 +79,8 @@ def to_data(compared: list[Compared]) -> list[dict]:
 
 
 def check_picture(path: Path, runs: list[str | Path]) -> None:
-    """Raise GrouperError where no picture can be written: in no format that there is, over something else, or in the
-    folder of a run's model."""
+    """Raise GrouperError if the picture cannot be written: unknown format, another file stands there, or the folder
+    belongs to a run's model."""
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise GrouperError(f"{path}: expected a picture that ends in .svg, .png or .pdf")
     from search.runs.picture import is_picture
@@ -89,7 +90,7 @@ def check_picture(path: Path, runs: list[str | Path]) -> None:
 
 
 def draw(compared: list[Compared], points: dict[str, pd.DataFrame], path: Path) -> None:
-    """The best of each run at each KV ratio, on a logarithmic axis where all losses are above nothing."""
+    """Draw the best value of each run at each KV ratio; the axis is logarithmic if all losses are positive."""
     import matplotlib
 
     matplotlib.use("Agg")

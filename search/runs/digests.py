@@ -1,7 +1,7 @@
-"""Digests of files of a run, in RUN/digests/: of each layer, of all layouts, and of each file that commands write again
-and again.
+"""Digests of a run's files, in RUN/digests/: of each layer, of all layouts, and of each file that commands write
+repeatedly.
 
-They are written before the files. A search that was killed in between goes on: it writes those files again.
+Digests are written before the files. If a search is killed in between, it writes those files again when it resumes.
 """
 
 import hashlib
@@ -15,40 +15,41 @@ from grouper.names import without_secrets
 from grouper.outputs import write_json, write_text
 from grouper.schema import damage_said, document, fitted, text_of
 
-LAYOUTS = "layouts"  # the record of all of them
+LAYOUTS = "layouts"  # record of all layouts
 
 
 @dataclass(frozen=True)
 class _Record:
-    """Digests by file, as the run's folder has them. before: of files that are being replaced, which a kill leaves."""
+    """Digests by file name. before: digests of files that are being replaced, which remain if the process is killed."""
 
     files: dict[str, str]
     before: dict[str, str] = field(default_factory=dict)
 
 
 def whole(text: str) -> str:
-    """All of a text."""
+    """The text itself, for files that nobody may edit at all."""
     return text
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Records of one run, which lies in the folder `run`. Runs of older versions have none."""
+    """Records of the run in the folder `run`. Runs of older versions have none."""
 
     run: Path
 
     def note(self, record: str, texts: dict[Path, str], before: dict[Path, str] | None = None) -> None:
-        """texts: of files that are about to be written. before: texts that may stand there yet."""
+        """Write a record. texts: content of files that are about to be written. before: content that they may still
+        have."""
         path = self._path(record)
         path.parent.mkdir(exist_ok=True)
         write_json(path, {"files": self._digests(texts), **({"before": self._digests(before)} if before else {})})
 
     def write(self, file: Path, text: str, essence: Callable[[str], str] = whole) -> None:
-        """Replace a file whose record has its name. A new file comes before its digest: run.json makes a folder ours.
-        essence: the part of its text that nobody may edit."""
+        """Replace a file that has a record of its own. A new file is written before its digest, because run.json marks
+        the folder as a run. essence: the part of the text that nobody may edit."""
         try:
             before = {file: essence(text_of(file))}
-        except (OSError, GrouperError):  # none that could be taken for ours
+        except (OSError, GrouperError):  # no earlier file of Grouper's
             before = {}
         new = {file: essence(without_secrets(text))}
         if before != new and (before or self._path(file.stem).is_file()):
@@ -57,7 +58,7 @@ class Digests:
         self.note(file.stem, new)
 
     def check(self, record: str, file: Path, essence: Callable[[str], str] = whole) -> None:
-        """Raise GrouperError where a file is not what was noted."""
+        """Raise GrouperError if a file differs from its record."""
         path = self._path(record)
         if not path.is_file():
             return

@@ -1,5 +1,5 @@
-"""Folder of a run: run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv, samples.json,
-sensitivity.csv, proxies.csv, tokens/, moments/, digests/."""
+"""Folder of a run, with run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv,
+samples.json, sensitivity.csv, proxies.csv, tokens/, moments/, digests/."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ from search.runs.settings import RunSettings, kept_in
 MARKER = "run.json"
 TABLE = "pareto.csv"
 ROUNDING = 1e-9
-WRITTEN = (  # by searches and evaluations of a run
+WRITTEN = (  # files that searches and evaluations write
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
     "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "moments/*/*.safetensors",
     "digests/*.json", MARKER,
@@ -32,7 +32,7 @@ WRITTEN = (  # by searches and evaluations of a run
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run; `path` may be given as a string."""
+    """The folder of one run. `path` may be a string."""
 
     path: Path
 
@@ -41,8 +41,8 @@ class RunFolder:
 
     @classmethod
     def start(cls, path: Path, settings: RunSettings, overwrite: bool, resume: bool = False) -> "RunFolder":
-        """A new run's folder, or that of an earlier run of the same settings, which then goes on: without `overwrite`,
-        or with `resume`."""
+        """The folder of a new run, or of an earlier run with the same settings, which then resumes. An earlier run is
+        replaced with `overwrite`; with `resume` as well, only if its settings differ."""
         folder = cls(path)
         if folder.exists() and (not overwrite or (resume and folder._is_of(settings))):
             if changed := settings.changed(folder.settings):
@@ -70,11 +70,11 @@ class RunFolder:
     def _is_of(self, settings: RunSettings) -> bool:
         try:
             return not settings.changed(self.settings)
-        except GrouperError:  # it cannot be read
+        except GrouperError:  # not readable
             return False
 
     def _clear(self) -> None:
-        """Remove what an earlier run wrote, and nothing else."""
+        """Remove the files of an earlier run, and nothing else."""
         for pattern in WRITTEN:
             for file in self.path.glob(pattern):
                 file.unlink()
@@ -87,11 +87,11 @@ class RunFolder:
 
     @property
     def moments(self) -> Path:
-        """Folder of what was calibrated, by model, text and tokens; there need be none."""
+        """Folder of kept calibrations, by model, text and tokens; it may not exist."""
         return self.path / "moments"
 
     def kept_tokens(self) -> KeptTokens:
-        """Windows of texts that were tokenised for this run, of which there need be none yet."""
+        """Kept windows of tokenised texts; there may be none yet."""
         return KeptTokens(self.path / "tokens")
 
     # run.json
@@ -106,7 +106,7 @@ class RunFolder:
 
     @property
     def sets_aside(self) -> bool:
-        """Whether stretches of the text are set aside: not in a run that an older version began."""
+        """Whether stretches of the text are set aside; not so in a run that an older version began."""
         return not self.exists() or self.settings.set_aside
 
     def write_settings(self, settings: RunSettings) -> None:
@@ -118,14 +118,14 @@ class RunFolder:
         return self.path / "layers" / f"{layer:02}.csv"
 
     def write_layer(self, layer: int, found: dict[str, list[Candidate]]) -> None:
-        """Stage 1 of one layer."""
+        """Write the candidates of stage 1 for one layer."""
         path, text = self.layer_path(layer), text_of_layer(found)
         self.digests.note(path.stem, {path: text})
         write_text(path, text)
 
     def read_layer(self, layer: int, query_heads: int, kv_heads: int) -> dict[str, list[Candidate]] | None:
-        """Candidates of a layer with so many heads, as write_layer wrote them; None if that layer is not done. Raises
-        GrouperError where the file is damaged."""
+        """Candidates of a layer with these numbers of heads, as write_layer wrote them; None if the layer is not done.
+        Raises GrouperError if the file is damaged."""
         if not self.layer_path(layer).is_file():
             return None
         path = self.layer_path(layer)
@@ -134,20 +134,21 @@ class RunFolder:
             self.digests.check(path.stem, path)
         return found
 
-    # layers/00.progress.csv and refined.csv, for people to look at
+    # layers/00.progress.csv and refined.csv, for reports
 
     def write_progress(self, layer: int, notes: list[tuple[str, int, float]]) -> None:
-        """notes: method, groupings scored so far, the mean of the least errors at all KV-head counts."""
+        """Write the progress of a layer's search. notes: method, groupings scored so far, mean over KV-head counts of
+        the least error."""
         lines = [f"{method},{scored},{error!r}" for method, scored, error in notes]
         path = self.layer_path(layer).with_suffix(".progress.csv")
         write_text(path, "\n".join(["method,scored,error", *lines]) + "\n")
 
     def read_progress(self, layer: int) -> pd.DataFrame:
-        """What write_progress wrote; empty where there is nothing."""
+        """The table that write_progress wrote; empty if there is none."""
         return _table(self.layer_path(layer).with_suffix(".progress.csv"), _ProgressRow)
 
     def note_refined(self, layout: int, merge: str, errors: list[tuple[float, float]]) -> None:
-        """errors: of each layer, before and after its refinement; the last time counts."""
+        """Write a layout's refinement, replacing an earlier one. errors: of each layer, before and after."""
         known = self.read_refined()
         known = known[(known["layout"] != layout) | (known["merge"] != merge)]
         new = pd.DataFrame([(layout, merge, layer, *pair) for layer, pair in enumerate(errors)], columns=list(known))
@@ -155,7 +156,7 @@ class RunFolder:
         write_text(self.path / "refined.csv", table.to_csv(index=False, lineterminator="\n"))
 
     def forget_measured(self) -> None:
-        """Remove what evaluations wrote beside the columns of pareto.csv."""
+        """Remove the measurements that are not in pareto.csv."""
         for name in ("refined.csv", "samples.json"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -177,7 +178,7 @@ class RunFolder:
         return layout
 
     def layout_of(self, row: pd.Series) -> HeadLayout:
-        """Layout of a row of pareto.csv. Raises GrouperError where the file is of another one."""
+        """Layout of a row of pareto.csv. Raises GrouperError if the file holds another layout."""
         layout = self.layout(int(row["layout"]))
         if ";".join(layout.kv_heads) != row["kv_heads"] or abs(layout.kv_ratio - row["kv_ratio"]) > ROUNDING:
             which = f"{self.layout_path(int(row['layout']))} and its row of pareto.csv"
@@ -186,7 +187,7 @@ class RunFolder:
         return layout
 
     def write_layouts(self, layouts: Sequence[HeadLayout]) -> None:
-        """Layouts by their numbers; a file that is as it should be is left alone."""
+        """Write layouts by their numbers; files that are correct already are left alone."""
         texts = {self.layout_path(number): layout.to_json() for number, layout in enumerate(layouts)}
         self.digests.note(LAYOUTS, texts)
         for path, text in texts.items():
@@ -194,7 +195,7 @@ class RunFolder:
                 write_text(path, text)
 
     def front(self, tell: Tell = no_message) -> ParetoFront:
-        """tell: called where somebody edited the table, as people may."""
+        """The front from pareto.csv. tell: called if somebody edited the table, which is allowed."""
         path = self.path / TABLE
         front = ParetoFront.read(path)
         try:
@@ -228,7 +229,7 @@ class _RefinedRow(Row):
 
 
 def _table(path: Path, kind: type[Row]) -> pd.DataFrame:
-    """A table that nothing depends on: what is missing or damaged is empty."""
+    """A table for reports only; empty if it is missing or damaged."""
     found: list[Row] = []
     with suppress(OSError, GrouperError):
         found = read_rows(path, kind)

@@ -1,5 +1,5 @@
-"""Rows of pareto.csv whose layouts were measured with another type of KV cache than the run's own: sizes in its bytes,
-on one front with the others."""
+"""Rows of pareto.csv for layouts measured with a KV cache type other than the run's own; their sizes are in bytes of
+that type, and they share one front with the others."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ POINT = ["kv_ratio", "nll"]
 
 @dataclass(frozen=True)
 class KeptRows:
-    """rows: columns of the run's table, and `kv_cache`."""
+    """Rows of other KV cache types. rows: the columns of the run's table, and `kv_cache`."""
 
     rows: pd.DataFrame
 
     @classmethod
     def none(cls, table: pd.DataFrame) -> "KeptRows":
-        """No rows, of a run with this table."""
+        """No rows, for a run with this table."""
         return cls(table.iloc[:0].assign(**{COLUMN: ""}))
 
     @classmethod
     def apart(cls, table: pd.DataFrame) -> "tuple[pd.DataFrame, KeptRows]":
-        """Rows of the run's own type, and those of others."""
+        """Split a table into rows of the run's own type and rows of other types."""
         other = table[COLUMN] != ""
         own = table[~other].drop(columns=COLUMN).reset_index(drop=True)
         return own, cls(table[other].reset_index(drop=True))
@@ -37,13 +37,13 @@ class KeptRows:
         return len(self.rows)
 
     def behind(self, table: pd.DataFrame) -> pd.DataFrame:
-        """All rows, these behind those of the table."""
+        """All rows: those of the table, then these."""
         if not len(self):
             return table.assign(**{COLUMN: ""})
         return pd.concat([table.assign(**{COLUMN: ""}), self.rows], ignore_index=True)
 
     def marked(self, table: pd.DataFrame) -> "KeptRows":
-        """on_nll_front of each: over rows of all types, by bytes."""
+        """These rows with on_nll_front set, on the front by bytes over rows of all types."""
         if not len(self):
             return self
         every = self.behind(table)
@@ -52,7 +52,7 @@ class KeptRows:
         }))  # fmt: skip
 
     def widened(self, table: pd.DataFrame) -> pd.DataFrame:
-        """All rows on one front. Raises GrouperError where no other type was measured."""
+        """All rows on one front. Raises GrouperError if no other type was measured."""
         if not len(self):
             raise GrouperError("the run was measured with no other type of KV cache: grouper evaluate RUN --kv-cache "
                                "q8_0,q4_0 does that")  # fmt: skip
@@ -60,7 +60,8 @@ class KeptRows:
         return every.assign(on_nll_front=joint_front(every))
 
     def shown(self, table: pd.DataFrame, kv_cache: str) -> pd.DataFrame:
-        """The table with rows of this type of KV cache, or of "any", behind; the merge of each says the type."""
+        """The table followed by rows of this KV cache type, or of all for "any", with the type in the column
+        `merge`."""
         every = self.widened(table)
         if kv_cache != ANY:
             every = every[every[COLUMN].isin(("", kv_cache))].reset_index(drop=True)
@@ -68,14 +69,14 @@ class KeptRows:
         return every.assign(merge=named.where(every[COLUMN] != "", every["merge"])).drop(columns=COLUMN)
 
     def lacks(self, row: pd.Series, kv_caches: Iterable[str]) -> bool:
-        """Whether a row of the table was not measured with one of these types."""
+        """Whether a row of the table lacks the measurement with one of these types."""
         return not set(kv_caches) <= set(self.rows.loc[self._of(row), COLUMN])
 
     def filled(
         self, row: pd.Series, measured: list[str], kv_cache: str, kv_bytes: int, values: dict[str, float]
     ) -> "KeptRows":
-        """These and a row of the table with another type, of so many bytes a token. measured: columns of measurements,
-        of which the new row has those in `values` alone."""
+        """These rows and one more: a row of the table with another type. kv_bytes: bytes per token of that type.
+        measured: columns of measurements; the new row has only those in `values`."""
         sizes = {"kv_ratio": row["kv_ratio"] * kv_bytes / row["kv_bytes_per_token"], "kv_bytes_per_token": kv_bytes}
         known = {**row.to_dict(), **dict.fromkeys(measured, np.nan), **sizes, COLUMN: kv_cache, "on_front": 0}
         new = pd.DataFrame([{**known, **values}])
@@ -88,7 +89,7 @@ class KeptRows:
 
 
 def joint_front(table: pd.DataFrame) -> pd.Series:
-    """1 where no row has both fewer bytes and fewer nats, 0 elsewhere, missing where nats were not measured."""
+    """1 if no other row has both fewer bytes and fewer nats, else 0; missing where nats were not measured."""
     measured = table["nll"].notna()
     found = pd.Series(pd.NA, index=table.index, dtype="Int64")
     flags = moocore.is_nondominated(table.loc[measured, POINT].to_numpy(float), keep_weakly=True)

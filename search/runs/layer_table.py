@@ -1,4 +1,4 @@
-"""layers/00.csv: candidates of stage 1 for one layer, as rows."""
+"""Candidates of stage 1 for one layer, as rows of layers/00.csv."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ from search.methods.candidate import Candidate
 
 
 def text_of_layer(found: dict[str, list[Candidate]]) -> str:
-    """Columns: method, KV heads, error, the groups of KV heads as "0 3|1 2", the whole layout as JSON where groups do
-    not say it, and K's part of the error. found: by method."""
+    """Text of the table. Columns: method, KV heads, error, groups of KV heads as "0 3|1 2", the whole layout as JSON if
+    groups do not define it, and K's part of the error. found: candidates by method."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["method", "kv_heads", "error", "groups", "layout", "k_error"])
@@ -33,7 +33,7 @@ def text_of_layer(found: dict[str, list[Candidate]]) -> str:
 
 
 def candidates_in(path: Path, query_heads: int, kv_heads: int) -> dict[str, list[Candidate]]:
-    """Candidates of a layer with so many heads, by method. Raises GrouperError."""
+    """Candidates of a layer with these numbers of heads, by method. Raises GrouperError."""
     found: dict[str, list[Candidate]] = {}
     for row in read_rows(path, _CandidateRow):
         found.setdefault(row.method, []).append(row.candidate(query_heads, kv_heads))
@@ -44,7 +44,7 @@ def candidates_in(path: Path, query_heads: int, kv_heads: int) -> dict[str, list
 
 @dataclass(frozen=True)
 class _CandidateRow(Row):
-    """A row of layers/00.csv. Older runs say nothing of K's part of the error."""
+    """A row of layers/00.csv. Older runs lack K's part of the error."""
 
     method: str
     kv_heads: str
@@ -54,7 +54,7 @@ class _CandidateRow(Row):
     k_error: float | None = None
 
     def candidate(self, query_heads: int, kv_heads: int) -> Candidate:
-        """Raises GrouperError where it is none of a layer with so many heads."""
+        """The candidate of a row. Raises GrouperError if it does not fit a layer with these numbers of heads."""
         layout = LayerLayout.from_data(document(self.layout)) if self.layout else self._plain(query_heads // kv_heads)
         layout.check("it", query_heads, kv_heads)
         if layout.kv_heads != self.kv_heads:
@@ -64,7 +64,7 @@ class _CandidateRow(Row):
         return Candidate(layout, self.error, self.k_error)
 
     def _plain(self, queries_per_kv_head: int) -> LayerLayout:
-        """Query heads go with the KV heads that they read."""
+        """The layout in which every query head follows its KV head."""
         try:
             sources = tuple(tuple(map(int, group.split())) for group in self.groups.split("|"))
         except ValueError as error:

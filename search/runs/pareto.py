@@ -1,4 +1,4 @@
-"""Layouts with what they cost: the Pareto front of size against error, and its CSV."""
+"""Pareto front of size against error: the layouts of a run, and their table as CSV."""
 
 import io
 from collections.abc import Callable
@@ -24,17 +24,17 @@ COLUMNS = [
     "layout", "method", "merge", "on_front", "kv_ratio", "kv_bytes_per_token", "kv_heads", "error", "deploy",
     "nll", "perplexity", "on_nll_front", "also_found_by", "weights_bytes",
 ]  # fmt: skip
-# Where a model has an encoder: bytes kept of each token that a decoder attends across to, and where what is grouped has
-# no cache, the weights of K and V relative to the original, in whose place they are what is traded for accuracy.
+# With an encoder: bytes cached of each source token that a decoder attends to. Where the grouped attentions have no
+# cache: weights of K and V relative to the original, which are then traded for accuracy instead of the cache.
 OF_ENCODERS = ["kv_bytes_per_source_token", "weight_ratio"]
-# Releases of pandas before 3.1 need it to read floats to the bit; later ones always do, and deprecate it.
+# Option for reading floats exactly: releases of pandas before 3.1 need it; later ones always do so and deprecate it.
 EXACT = {"float_precision": "round_trip"} if Version(pd.__version__) < Version("3.1") else {}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A layout as a search found it. merge: the merge that its error is of. also_found_by: the other methods that came
-    to it."""
+    """A layout from a search. merge: the merge that its error refers to. also_found_by: further methods that found
+    it."""
 
     layout: HeadLayout
     method: str
@@ -44,8 +44,8 @@ class Scored:
 
 
 class ParetoFront:
-    """The table of a run: one row per layout and merge. `table` is a pandas DataFrame with the columns of
-    pareto.csv. kept: rows of other types of KV cache than the run's, which pareto.csv has behind the others."""
+    """The table of a run: one row per layout and merge. `table` is a pandas DataFrame with the columns of pareto.csv.
+    kept: rows of KV cache types other than the run's, which follow the others in pareto.csv."""
 
     def __init__(self, table: pd.DataFrame, kept: KeptRows | None = None):
         self.table = table
@@ -55,8 +55,8 @@ class ParetoFront:
     def of(
         cls, layouts: list[Scored], kv_dtype: str, weights: Callable[[HeadLayout], int] | None = None
     ) -> "ParetoFront":
-        """Number the layouts from 0 in the order given and mark the front. weights: bytes of the model's under a
-        layout, if they are known."""
+        """A front of these layouts, numbered from 0 in their order, with the columns of the front set. weights:
+        function from a layout to the bytes of the model's weights, if known."""
         rows = [
             {
                 "layout": number, "method": s.method, "merge": s.merge, "on_front": 0, "kv_ratio": s.layout.kv_ratio,
@@ -81,19 +81,19 @@ class ParetoFront:
 
     @property
     def size(self) -> str:
-        """The column that is traded for accuracy: the cache relative to the original's, or the weights of K and V where
-        an encoder, which has no cache, was grouped."""
+        """Column of the size that is traded for accuracy: the cache relative to the original's, or, for a grouped
+        encoder, which has no cache, the weights of K and V."""
         return "weight_ratio" if "weight_ratio" in self.table else "kv_ratio"
 
     @property
     def bounded(self) -> str:
-        """The column of sizes that a KV ratio bounds: of the cache, or, where an encoder alone was grouped and the
-        cache stays as it is, of the weights of K and V."""
+        """Column of the size that a KV ratio bounds: the cache, or the weights of K and V if only an encoder was
+        grouped and the cache is unchanged."""
         stays = self.size == "weight_ratio" and (self.table["kv_ratio"] == 1).all()
         return "weight_ratio" if stays else "kv_ratio"
 
     def mark(self) -> None:
-        """Set on_front by size and error, and on_nll_front by size and measured nats per token."""
+        """Set on_front from size and error, and on_nll_front from size and measured nats per token."""
         t = self.table
         t["on_front"] = moocore.is_nondominated(t[[self.size, "error"]].to_numpy(float), keep_weakly=True).astype(int)
         measured = t["nll"].notna()
@@ -105,17 +105,17 @@ class ParetoFront:
 
     @property
     def widened(self) -> pd.DataFrame:
-        """All rows with the column `kv_cache`, those of other types than the run's behind, on one front by bytes.
-        Raises GrouperError where no other type was measured."""
+        """All rows with the column `kv_cache`, other KV cache types last, on one front by bytes. Raises GrouperError if
+        no other type was measured."""
         return self.kept.widened(self.table)
 
     @property
     def measured_columns(self) -> list[str]:
-        """What `evaluate` fills, the front aside: nll and perplexity, and all that it added."""
+        """Columns that `evaluate` fills, without the front's: nll and perplexity, and all that it added."""
         return ["nll", "perplexity", *(c for c in self.table.columns if c not in (*COLUMNS, *OF_ENCODERS))]
 
     def fill(self, index: int, values: dict[str, float]) -> None:
-        """Measurements of a row; columns come as they are needed."""
+        """Write measurements into a row; missing columns are added."""
         for name in values:
             if name not in self.table:
                 self.table[name] = np.nan
@@ -123,49 +123,49 @@ class ParetoFront:
 
     @property
     def over(self) -> pd.Series:
-        """Nats over the original, row by row; NaN where either was not measured."""
+        """Nats per token over the original for each row; NaN where the row or the original was not measured."""
         return self.over_of(self.table)
 
     def over_of(self, table: pd.DataFrame) -> pd.Series:
-        """The same of other rows."""
+        """Nats per token over the original for the rows of another table."""
         original = self.table.loc[self.table["method"] == ORIGINAL, "nll"]
         return table["nll"] - (original.iloc[0] if len(original) else np.nan)
 
     @property
     def judge(self) -> str:
-        """The column that layouts are ranked by: the first of JUDGES that was measured, else `error`."""
+        """Column by which layouts are ranked: the first of JUDGES that was measured, else `error`."""
         return next((c for c in JUDGES if c in self.table and self.table[c].notna().any()), "error")
 
     @property
     def own_merge(self) -> str:
-        """The merge whose error the run's fitness is."""
+        """The merge that the run's error refers to."""
         return self.table["merge"].iloc[0]
 
     def same_layouts(self, other: "ParetoFront") -> bool:
-        """Whether the other's rows, as a search wrote them, are the layouts of this table."""
+        """Whether this table has the same layouts as the other one, which a search has just made."""
         columns = ["layout", "method", "kv_heads", "error", "also_found_by"]
         mine, theirs = (t.drop_duplicates("layout")[columns].reset_index(drop=True) for t in (self.table, other.table))
         return mine.equals(theirs.astype(mine.dtypes.to_dict()))
 
     def found_by(self, *methods: str) -> pd.DataFrame:
-        """The rows that one of these methods came to, first or later."""
+        """Rows that one of these methods found, first or later."""
         others = self.table["also_found_by"].str.split(";")
         return self.table[
             self.table["method"].isin(methods) | others.map(lambda names: not set(names).isdisjoint(methods))
         ]
 
     def front(self) -> pd.DataFrame:
-        """The rows no other row beats in both size and error, the smallest first."""
+        """Rows that no other row beats in both size and error, the smallest first."""
         return self.table[self.table["on_front"] == 1].sort_values([self.size, "layout"])
 
     def hypervolume(self, column: str = "error", reference: tuple[float, float] | None = None) -> float:
-        """Area that the front dominates, in (size, `column`), up to `reference` (default: 1 and the column's
-        largest value)."""
+        """Area that the front dominates in (size, `column`), up to `reference` (default: 1 and the column's largest
+        value); higher is better."""
         points = self.table[[self.size, column]].dropna().to_numpy(float)
         return float(moocore.hypervolume(points, ref=reference or (1.0, float(points[:, 1].max()))))
 
     def _repr_html_(self) -> str:
-        """In a notebook: the picture, and the front as a table."""
+        """HTML for notebooks: the picture, and the front as a table."""
         from tempfile import TemporaryDirectory
 
         from search.runs.picture import draw
@@ -177,7 +177,7 @@ class ParetoFront:
         return f"{picture[picture.index('<svg') :]}{shown.to_html(index=False, max_rows=24)}"
 
     def to_csv(self) -> str:
-        """Floats are written so that reading them gives the same bits."""
+        """The table as CSV. Floats keep all their bits."""
         table = self.table
         if len(self.kept):
             first, table = [*COLUMNS, KV_CACHE], self.kept.behind(table)
@@ -189,7 +189,7 @@ class ParetoFront:
 
     @classmethod
     def read(cls, path: Path) -> "ParetoFront":
-        """Raises GrouperError where there is no table, or a damaged one."""
+        """The front from a CSV file. Raises GrouperError if the table is missing or damaged."""
         if not path.is_file():
             raise GrouperError(f"{path} is not there: was the search finished?")
         with damage_said(path, "delete it and run the search again"):
@@ -209,8 +209,8 @@ class ParetoFront:
 
 @dataclass(frozen=True)
 class _FrontRow(Row):
-    """The columns of pareto.csv that have a type of their own; the others are measurements, and ratios. Older runs lack
-    the last ones."""
+    """Columns of pareto.csv that are not plain numbers; all others are measurements and ratios. Older runs lack the
+    last ones."""
 
     layout: int
     method: str

@@ -1,4 +1,4 @@
-"""Which layout of a run to take: the one of a number, or the largest within a budget."""
+"""Choice of one layout of a run: by its number, or the largest within a budget."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,8 @@ from search.runs.selection import ANY, SAME, Selection, parse_ratio
 
 @dataclass(frozen=True)
 class Picked:
-    """layout: its number. why: for people. others: what another class would gain, if anything."""
+    """A picked layout. layout: its number. why: reason, for messages. others: gain that another export class would
+    bring, if any."""
 
     layout: int
     row: pd.Series
@@ -26,27 +27,27 @@ class Picked:
 
 @dataclass(frozen=True)
 class Budget:
-    """size: the column of pareto.csv that it bounds, most: its bound. name: for people."""
+    """A bound on size. size: column of pareto.csv; most: largest value. name: for messages."""
 
     size: str
     most: float
     name: str
 
     def told(self, size: float) -> str:
-        """A size for people."""
+        """A size as text for messages."""
         return f"{size:,} bytes" if self.size == "kv_bytes_per_token" else f"{size:.1%}"
 
 
 def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **asked: Any) -> Picked:
-    """One layout; `asked` are a Selection's fields. merge: the merge that it will be written with, as pareto.csv calls
-    it ("spectral+refine").
+    """One layout; `asked` are a Selection's fields. merge: the merge of the export, as in pareto.csv
+    ("spectral+refine").
 
-    kv_ratio and kv_bytes_per_token are budgets: the largest size within them is taken, of the class that `deploy`
-    names; unless given, of `stock` layouts, or of any class where no stock one fits. Of several layouts of that size a
-    measured one comes first, by nats per token (or the first of JUDGES there is) under `merge`, else under the same
-    merge with or without refinement; else the one of the lowest error. A baseline is taken only by its number. With
-    `kv_cache` the budget is bytes of any type of KV cache, or of the one named: see `_pick_kept`. Raises GrouperError
-    where there is none.
+    kv_ratio and kv_bytes_per_token are budgets: the largest size within them is taken. deploy: export class to take it
+    from; by default `stock`, or any class if no stock layout fits. Among layouts of that size, measured ones come
+    first, ranked by nats per token (or the first of JUDGES available) under `merge`, else under the same merge with or
+    without refinement. Without measurements the lowest error counts. A baseline is taken only by its number. With
+    `kv_cache`, the budget counts bytes of that KV cache type, or of any type: see `_pick_kept`. Raises GrouperError if
+    no layout fits.
     """
     s = selection or Selection(**asked)
     s.check()
@@ -71,8 +72,8 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
 
 
 def _pick_kept(front: ParetoFront, merge: str, asked: Selection) -> Picked:
-    """The row of the fewest nats within a budget of bytes, over layouts and types of KV cache that were measured under
-    this merge, with or without refinement. The original, with all its heads, is one of them."""
+    """The row of fewest nats within a budget of bytes, over all layouts and KV cache types that were measured under
+    this merge, with or without refinement. The original with all its heads is among them."""
     budget, table = _budget(front, asked), front.widened
     bare = merge.removesuffix(REFINED)
     original, other = table["method"] == ORIGINAL, table["method"].isin(set(not_found()) - {ORIGINAL})
@@ -87,13 +88,13 @@ def _pick_kept(front: ParetoFront, merge: str, asked: Selection) -> Picked:
 
 
 def best_within(front: ParetoFront, kv_ratio: str, deploy: str | None = None, kv_cache: str | None = None) -> Picked:
-    """The layout that `grouper export RUN --kv-ratio KV_RATIO` takes. Raises GrouperError where there is none."""
+    """The layout that `grouper export RUN --kv-ratio KV_RATIO` takes. Raises GrouperError if there is none."""
     return pick(front, f"{front.own_merge}{REFINED}", kv_ratio=kv_ratio, deploy=deploy, kv_cache=kv_cache)
 
 
 def representative(front: ParetoFront) -> pd.Series:
-    """The row that stands for a run: the one that an export at half of the cache takes; where nothing is that small,
-    the smallest that can be written; where nothing can, the first row."""
+    """The row that represents a run: the one that an export at half of the cache takes; if no layout is that small, the
+    smallest that can be exported; if none can be exported, the first row."""
     table = front.table
     sizes = table.loc[~table["method"].isin(not_found()) & (table["deploy"] != "none"), front.bounded]
     if sizes.empty:
@@ -107,16 +108,16 @@ def _budget(front: ParetoFront, asked: Selection) -> Budget:
         if "weight_ratio" in table and table["kv_bytes_per_token"].nunique() == 1:
             raise GrouperError("all layouts of this run take as many KV bytes per token: choose by --kv-ratio")
         return Budget("kv_bytes_per_token", asked.kv_bytes_per_token, f"{asked.kv_bytes_per_token} KV bytes per token")
-    assert asked.kv_ratio is not None  # `pick` has seen that one of the two is given
+    assert asked.kv_ratio is not None  # `pick` made sure that one of the two is given
     ratio, size = parse_ratio(asked.kv_ratio), front.bounded
-    # 0.33 is meant for a third of the heads: of such counts alone, for other sizes lie anywhere between them.
+    # 0.33 means a third of the heads. Only the sizes of such counts are rounded so, because other sizes are arbitrary.
     uniform = table.loc[table["method"].isin(not_found()) | (table["deploy"] == "stock"), size]
     meant = uniform[(uniform - ratio).abs() <= rounding_of(asked.kv_ratio)]
     return Budget(size, max([ratio, *meant]) + SAME, f"KV ratio {asked.kv_ratio}")
 
 
 def _within(found: pd.DataFrame, budget: Budget) -> pd.DataFrame:
-    """The rows within the budget, some of which can be exported."""
+    """Rows within the budget. Raises GrouperError if none of them can be exported."""
     rows = found[found[budget.size] <= budget.most]
     if rows.empty:
         least = f"smallest of this run has {budget.told(found[budget.size].min())}" if len(found) else "run found none"
@@ -130,7 +131,7 @@ def _within(found: pd.DataFrame, budget: Budget) -> pd.DataFrame:
 def _of_class(
     within: pd.DataFrame, found: pd.DataFrame, budget: Budget, deploy: str | None
 ) -> tuple[pd.DataFrame, str]:
-    """The rows that may be exported so, and their class as a word with a space behind it ("" for any)."""
+    """Rows that can be exported in the requested class, and the class as a word followed by a space ("" for any)."""
     kind = deploy or "stock"
     rows = within[within["deploy"] == kind]
     if len(rows):
@@ -148,12 +149,12 @@ def _largest(rows: pd.DataFrame, budget: Budget) -> pd.DataFrame:
 
 
 def _sign(column: str) -> int:
-    """-1 where more is better."""
+    """-1 for columns in which higher is better, else 1."""
     return JUDGES.get(column, 1)
 
 
 def _best(rows: pd.DataFrame, merge: str) -> tuple[pd.Series, str, str]:
-    """The best of rows of one size, the column that says so, and the merge that was judged."""
+    """The best of rows of one size, the column that it was ranked by, and the merge under which it was measured."""
     bare = merge.removesuffix(REFINED)
     for label in (merge, bare if merge != bare else f"{bare}{REFINED}"):
         for column in (c for c in JUDGES if c in rows):
@@ -165,7 +166,7 @@ def _best(rows: pd.DataFrame, merge: str) -> tuple[pd.Series, str, str]:
 
 
 def _nearest_stock(found: pd.DataFrame, budget: Budget, merge: str) -> str:
-    """Where the nearest stock layout is, if all are beyond the budget."""
+    """Message about the nearest stock layout, if all stock layouts exceed the budget."""
     stock = found[found["deploy"] == "stock"]
     if stock.empty:
         return ""
@@ -174,7 +175,7 @@ def _nearest_stock(found: pd.DataFrame, budget: Budget, merge: str) -> str:
 
 
 def _gain(within: pd.DataFrame, budget: Budget, best: pd.Series, column: str, merge: str) -> str | None:
-    """What another class would gain within the budget, if anything, by the same measure."""
+    """Message about the gain of another export class within the budget, by the same measure; None without a gain."""
     others = within[~within["deploy"].isin(("none", best["deploy"]))]
     taken = [_best(_largest(rows, budget), merge) for _, rows in others.groupby("deploy")]
     gains = [other for other, by, _ in taken if by == column and _sign(column) * (other[column] - best[column]) < 0]

@@ -1,7 +1,7 @@
-"""The picture of a run: KV cache against what it costs, and below it, KV heads per layer of the best layouts.
+"""Picture of a run: KV cache against loss, and below it KV heads per layer of the best layouts.
 
-Once nats were measured, the axis is the loss over the original, in logarithms: one bad baseline must not squeeze the
-front into a line.
+If nats were measured, the axis is the logarithm of the loss over the original, so that one bad baseline does not
+squeeze the front into a line.
 """
 
 from itertools import cycle
@@ -27,12 +27,13 @@ COLOURS = ["#1b6ca8", "#d1495b", "#2a9d5c", "#8e5ea2", "#e08e0b", "#444444"]
 GREY = "#9a9a9a"
 MARKERS = {"stock": "s", "padded": "^", "ragged": "o", "none": "x"}  # by export class
 MADE_BY = "Grouper, with Matplotlib"
-LEAST = 1e-4  # nats over the original; less is not told apart
+LEAST = 1e-4  # nats over the original; smaller losses are drawn as this
 SHARES = {0.5: "half", 0.25: "quarter"}
 
 
 class Front(Protocol):
-    """Parts of a run's ParetoFront that a picture shows. It is the front that knows pictures, for notebooks."""
+    """Parts of a run's ParetoFront that a picture shows. (ParetoFront imports pictures for notebooks, so this file
+    cannot import it.)"""
 
     table: pd.DataFrame
 
@@ -47,7 +48,7 @@ class Front(Protocol):
 
 
 def draw(front: Front, path: Path, title: str) -> None:
-    """SVG, the same bytes for the same table."""
+    """Write the picture as SVG; equal tables give equal bytes."""
     with plt.rc_context({"svg.hashsalt": "grouper", "font.family": "DejaVu Sans", "font.size": 10}):
         figure = front_picture(front, title)
         write_file(path, lambda beside: figure.savefig(beside, format="svg", metadata={"Date": None}))
@@ -55,8 +56,7 @@ def draw(front: Front, path: Path, title: str) -> None:
 
 
 def save(figure: Figure, path: Path, dpi: float | Literal["figure"] = "figure") -> None:
-    """Write a picture for somebody, in the format of its name, that is known again as ours; the same bytes each
-    time."""
+    """Write a picture in the format of its file name, marked as Grouper's; equal pictures give equal bytes."""
     kind = path.suffix[1:]
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     metadata = {"Software" if kind == "png" else "Creator": MADE_BY, **undated}
@@ -64,24 +64,24 @@ def save(figure: Figure, path: Path, dpi: float | Literal["figure"] = "figure") 
 
 
 def is_picture(path: Path) -> bool:
-    """Whether `save` wrote it."""
+    """Whether `save` wrote the file."""
     return bears(path, MADE_BY.encode())
 
 
 def legend(axes: Axes, *given: Any, **how: Any) -> None:
-    """A legend of names as they are: no mathematics, no control characters."""
+    """Add a legend that shows names literally: no mathematics, no control characters."""
     for text in axes.legend(*given, frameon=False, **how).get_texts():
         text.set_parse_math(False)
         text.set_text(printable(text.get_text()))
 
 
 def ink() -> str:
-    """Of text, as pictures are now: they may be dark."""
+    """Current colour of text in pictures; it depends on the background."""
     return plt.rcParams["text.color"]
 
 
 def front_picture(front: Front, title: str) -> Figure:
-    """The front, and heads per layer below it."""
+    """Figure of the front, with heads per layer below it."""
     table, what, logarithmic = values(front)
     figure, (axes, heads) = plt.subplots(
         2, 1, figsize=(7.2, 5.8), layout="constrained", gridspec_kw={"height_ratios": [3.4, 1]}
@@ -100,16 +100,16 @@ def front_picture(front: Front, title: str) -> Figure:
 
 
 def values(front: Front) -> tuple[pd.DataFrame, str, bool]:
-    """(the rows to draw, with a column `value`, and `kv_ratio` what it is traded for; what the value is; whether the
-    axis is logarithmic)."""
+    """(rows to draw, with the columns `value` and, for the size, `kv_ratio`; name of the value; whether the axis is
+    logarithmic)."""
     table, over = front.table.assign(kv_ratio=front.table[front.size]), front.over
     if table["nll"].notna().any():
         if over.notna().any():
             least = max(LEAST, 0.5 * over[over > 0].min()) if (over > 0).any() else LEAST
-            over = over.clip(lower=least)  # the original stands at the bottom
+            over = over.clip(lower=least)  # the original is drawn at the bottom
             return table.assign(value=over).dropna(subset="value"), "nats per token over the original", True
         return table.assign(value=table["nll"]).dropna(subset="value"), "nats per token", False
-    if front.judge in ("cosine", "kl"):  # of a model that has no loss
+    if front.judge in ("cosine", "kl"):  # the model has no loss
         value = 1 - table["cosine"] if front.judge == "cosine" else table["kl"]
         what = "1 - cosine with the original's vectors" if front.judge == "cosine" else "KL to the original"
         return table.assign(value=value.clip(lower=LEAST)).dropna(subset="value"), what, True
@@ -117,7 +117,8 @@ def values(front: Front) -> tuple[pd.DataFrame, str, bool]:
 
 
 def draw_front(axes: Axes, table: pd.DataFrame) -> None:
-    """A line a method and merge, a marker an export class; half and quarter of the cache, and the knee, by name."""
+    """Draw a line for each method and merge and a marker for each export class, and name half and quarter of the cache
+    and the knee."""
     found = table[~table["method"].isin(not_found())]
     series = sorted({(m, r) for m, r in zip(found["method"], found["merge"])}, key=lambda s: (s[1], s[0]))
     several_merges = table["merge"].nunique() > 1
@@ -154,16 +155,17 @@ def draw_front(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def knee(ratios: np.ndarray, values: np.ndarray) -> int | None:
-    """The point farthest below the chord between the ends, both axes scaled to 1; None where none is below it."""
+    """Index of the point farthest below the chord between the ends, with both axes scaled to 1; None if none is below
+    it."""
     if len(ratios) < 3 or np.ptp(ratios) == 0 or np.ptp(values) == 0:
         return None
     x, y = ((v - v[0]) / (v[-1] - v[0]) if v[-1] != v[0] else v * 0 for v in (ratios, values))
-    below = y - x if values[-1] < values[0] else x - y  # both rise from 0 to 1
+    below = y - x if values[-1] < values[0] else x - y  # both scaled from 0 to 1
     return int(below.argmax()) if below.max() > 1e-9 else None
 
 
 def draw_heads(axes: Axes, table: pd.DataFrame) -> None:
-    """KV heads of each layer, of the best layout at half and at a quarter of the cache."""
+    """Draw the KV heads of each layer, for the best layouts at half and at a quarter of the cache."""
     found = table[~table["method"].isin(not_found())]
     for (share, name), colour in zip(SHARES.items(), COLOURS):
         rows = found[(found["kv_ratio"] - share).abs() < 0.005].sort_values(["value", "layout"])

@@ -1,4 +1,4 @@
-"""What a run's measurements were made on: they can be compared only where that is the same."""
+"""Record of the data behind a run's measurements, which can be compared only if it is the same."""
 
 import json
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from search.runs.kept_rows import KeptRows
 from search.runs.pareto import ParetoFront
 
 FILE = "evaluation.json"
-REFINED = "+refine"  # how the column `merge` ends where a layout was refined
+REFINED = "+refine"  # suffix of the column `merge` for refined layouts
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """evaluation.json: all measurements are on one text (or several, by name), all of one task are of the same items,
-    all are made with one set of parameters, and all refined layouts are refined alike.
+    """Content of evaluation.json. All measurements are on one text (or several, by name), all of one task are on the
+    same items, all are made with one set of parameters, and all refined layouts are refined alike.
 
-    text, digest, windows: what they are called, their tokens' name, the tokens' shape; None without text. tasks: how
-    many items, and examples in the context; None without tasks.
+    text, digest, windows: name of the text, digest of its tokens, shape of the tokens; None without text. tasks: number
+    of items, and of examples in the context; None without tasks.
     """
 
     text: str | None
@@ -52,8 +52,9 @@ class Measuring:
         overwrite: bool,
         tell: Tell = no_message,
     ) -> ParetoFront:
-        """Note it, or raise GrouperError where earlier measurements were made otherwise; `overwrite` forgets them, and
-        so do more windows of the same text, of which is told. Returns the front, without what was forgotten."""
+        """Write the record, or raise GrouperError if earlier measurements were made otherwise. Earlier measurements are
+        discarded with `overwrite`, or if the same text has more windows now, which is told. Returns the front without
+        discarded measurements."""
         before = {} if overwrite else noted(folder)
         columns = front.measured_columns
         measured = front.table[columns].notna().to_numpy().any()
@@ -68,7 +69,7 @@ class Measuring:
             more = self._has_more_windows(before)
             self._refuse_others(folder, before, refinement, ("digest", "windows") if more else ())
             if more:
-                front.table[[c for c in columns if "," not in c]] = np.nan  # tasks stay
+                front.table[[c for c in columns if "," not in c]] = np.nan  # tasks are kept
                 front.kept = KeptRows.none(front.table)
                 front.mark()
                 folder.write_front(front)
@@ -82,14 +83,14 @@ class Measuring:
         return front
 
     def _of_others(self, before: dict) -> list[str]:
-        """The facts that this measuring has nothing to say about."""
+        """Names of earlier facts on which this measurement has no bearing."""
         return [
             *(("text", "digest", "windows") if self.text is None and before.get("digest") else ()),
             *(("tasks",) if self.tasks is None and before.get("tasks") else ()),
         ]
 
     def _has_more_windows(self, before: dict) -> bool:
-        """Whether this is the text of before, by its name, in more windows of the same length."""
+        """Whether the text is the earlier one, by its name, with more windows of the same length."""
         if before.get("text") != self.text or not before.get("windows") or not self.windows:
             return False
         old, new = (shapes_of(windows) for windows in (before["windows"], self.windows))
@@ -98,7 +99,7 @@ class Measuring:
         return alike and all(a <= b for a, b in counts) and any(a < b for a, b in counts)
 
     def _refuse_others(self, folder: RunFolder, before: dict, refinement: dict | None, free: Sequence[str]) -> None:
-        """Raise GrouperError where measurements before were made otherwise."""
+        """Raise GrouperError if earlier measurements were made otherwise."""
         mine = json.loads(json.dumps(self.to_data()))
         skipped = {"text", "refinement", *free, *self._of_others(before)}
         skipped |= {k for k in ("digest", "windows", "tasks") if not before.get(k)}
@@ -115,7 +116,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class _Noted:
-    """Kinds of what evaluation.json holds; what a measuring had nothing to say of is missing."""
+    """Types of the values in evaluation.json. A measurement leaves out the facts that do not apply to it."""
 
     text: str | None = None
     digest: str | None = None
@@ -127,7 +128,7 @@ class _Noted:
 
 
 def noted(folder: RunFolder) -> dict[str, Any]:
-    """What evaluation.json says; nothing where there is none. Raises GrouperError for a damaged one."""
+    """Content of evaluation.json; empty if there is none. Raises GrouperError if it is damaged."""
     path = folder.path / FILE
     if not path.is_file():
         return {}
@@ -138,7 +139,8 @@ def noted(folder: RunFolder) -> dict[str, Any]:
 
 
 def windows_before(folder: RunFolder, text: str | None, window: int) -> int | None:
-    """How many windows of this length, of each text of this name, the run was measured on; None where it was not."""
+    """Number of windows of this length, of each text of this name, on which the run was measured; None if it was
+    not."""
     before = noted(folder)
     windows, front = before.get("windows"), folder.front()
     measured = front.table[front.measured_columns].notna().to_numpy().any()
@@ -149,7 +151,7 @@ def windows_before(folder: RunFolder, text: str | None, window: int) -> int | No
 
 
 def shapes_of(windows: Sequence) -> list[list[int]]:
-    """The shape of each text.
+    """Shapes of the tokens of all texts.
 
     >>> shapes_of([64, 512]), shapes_of(([64, 512], [9, 512]))
     ([[64, 512]], [[64, 512], [9, 512]])
@@ -158,7 +160,7 @@ def shapes_of(windows: Sequence) -> list[list[int]]:
 
 
 def told_windows(windows: Sequence | None) -> str:
-    """How many windows, for people.
+    """Number of windows, for messages.
 
     >>> told_windows([64, 512]), told_windows(([64, 512], [9, 512]))
     ('64 windows', '64 + 9 windows')
@@ -167,15 +169,15 @@ def told_windows(windows: Sequence | None) -> str:
 
 
 def recipe(refine: RefinePlan) -> dict:
-    """What refined layouts have to share. refine: filled in by device. Older versions had no long windows, and named no
-    share of them."""
+    """Settings that all refined layouts have to share. refine: with device-dependent defaults filled in. Older versions
+    had no long windows, and recorded no share of them."""
     long = {"long_share": refine.long_share} if refine.long_share else {}
     return {"scope": refine.scope, "tokens": refine.tokens, **long}
 
 
 def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None, set: tuple[str, ...]) -> ParetoFront:
-    """The front without measurements that were made with other parameters of merges, or of layouts that were refined
-    otherwise, than what is to be exported. refine: filled in by device."""
+    """The front without measurements that do not apply to the export: made with other parameters of merges, or on
+    layouts refined otherwise. refine: with device-dependent defaults filled in."""
     made = noted(folder)
     other_set, other_recipe = tuple(made.get("set", ())) != set, refine and made.get("refinement") != recipe(refine)
 
@@ -191,13 +193,13 @@ def comparable(folder: RunFolder, front: ParetoFront, refine: RefinePlan | None,
 
 
 def compared_by(folders: list[RunFolder]) -> list[str]:
-    """Columns that runs can be compared by: "over" (nats over the original) where all were measured on the same text,
-    "error" where model and fitness are the same. Raises GrouperError where it is neither."""
+    """Columns by which runs can be compared: "over" (nats over the original) if all were measured on the same text,
+    "error" if model and fitness are the same. Raises GrouperError if neither applies."""
     one_model = len({folder.settings.fingerprint for folder in folders}) == 1
     texts, measured = set(), []
     for folder in folders:
         made = noted(folder)
-        # Other models have other tokens of the same text: there its name has to do.
+        # Different models have different tokens of the same text, so texts are compared by name.
         texts.add(str(made.get("digest" if one_model else "text")))
         measured.append(folder.front().over.notna().sum() > 1)
     alike = {(f.settings.fingerprint, f.settings.options.fitness, f.settings.options.sensitivity) for f in folders}
@@ -213,8 +215,8 @@ def compared_by(folders: list[RunFolder]) -> list[str]:
 
 
 def refining_options(folder: RunFolder) -> list[str]:
-    """The options of `grouper export` that calibrate and refine on the run's own text, as its evaluation did if that
-    refined; a name in place of the text where the run had none."""
+    """Options for `grouper export` that calibrate and refine on the run's own text, as the run's evaluation did if it
+    refined. If the run had no text, a placeholder stands for it."""
     options, made = folder.settings.options, dict[str, Any]()
     words = ["--dataset", options.dataset] if options.dataset else ["--text", options.text or "calibration.txt"]
     words = ["--images", options.images] if options.images else words

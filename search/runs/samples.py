@@ -1,4 +1,4 @@
-"""samples.json of a run: how a text goes on, by the original and under layouts, for people to compare."""
+"""Samples of text in samples.json of a run: continuations by the original and under layouts, to compare by reading."""
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,14 +26,15 @@ class _Samples:
 
 
 def note_sample(folder: Path, layout: int, merge: str, prompt: str, text: str) -> None:
-    """Add a sample to those of a run; the last one of a layout and merge counts."""
+    """Add a sample to a run, replacing an earlier one of the same layout and merge."""
     sample = {"layout": layout, "merge": merge, "prompt": prompt, "text": text}
     known = [one for one in read_samples(folder) if (one["layout"], one["merge"]) != (layout, merge)]
     write_json(folder / FILE, {"samples": [*known, sample]})
 
 
 def read_samples(folder: Path) -> list[dict]:
-    """Samples of a run: layout, merge, prompt, text. Nothing depends on them: missing or damaged ones are left out."""
+    """Samples of a run: layout, merge, prompt, text. Missing or damaged ones are left out, because nothing depends on
+    them."""
     found: list[dict] = []
     with suppress(OSError, GrouperError):
         for one in fitted(document(text_of(folder / FILE)), _Samples).samples:

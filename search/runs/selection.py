@@ -1,4 +1,4 @@
-"""What is asked of a run: one of its layouts."""
+"""Selection of one layout of a run."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from grouper.families.architecture import Architecture
     from search.options import SearchOptions
 
-SAME = 1e-9  # by which two ratios of one size may differ
+SAME = 1e-9  # largest difference between two ratios of one size
 
 ANY = "any"
 ASKED_CACHES = (ANY, *KEPT_IN)
@@ -23,27 +23,29 @@ ASKED_CACHES = (ANY, *KEPT_IN)
 
 @dataclass(frozen=True)
 class Selection:
-    """One of layout, kv_ratio and kv_bytes_per_token; the latter two are budgets. kv_cache: "any", or a type of KV
-    cache that the layout is to be kept in; the run's own unless given."""
+    """One of layout, kv_ratio and kv_bytes_per_token; the latter two are budgets. kv_cache: KV cache type that the
+    layout will be served with, or "any" (default: the run's own)."""
 
-    layout: int | None = option(None, "The layout of this number in pareto.csv.", panel="Layout")
+    layout: int | None = option(None, "Number of the layout in pareto.csv.", panel="Layout")
     kv_ratio: str | None = option(
         None, "Largest KV cache, relative to the original's: 0.5, 1/3 or 50%.", panel="Layout", metavar="RATIO"
     )
-    kv_bytes_per_token: int | None = option(None, "The largest KV cache per token, in bytes.", panel="Layout")
+    kv_bytes_per_token: int | None = option(None, "Largest KV cache per token, in bytes.", panel="Layout")
     deploy: str | None = option(
-        None, "stock, padded, ragged or any; stock where one fits.", panel="Layout", words=ASKED
+        None, "Export class: stock, padded, ragged or any (default: stock if one fits).", panel="Layout", words=ASKED
     )
-    merge: str | None = option(None, "How heads become one; the run's own unless given.", panel="Layout", words=MERGES)
+    merge: str | None = option(
+        None, "Merge, the formula that makes one head of a group (default: the run's).", panel="Layout", words=MERGES
+    )
     kv_cache: str | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether neither a layout nor a budget is named."""
+        """Whether neither a layout nor a budget is given."""
         return self.layout is None and self.kv_ratio is None and self.kv_bytes_per_token is None
 
     def check(self) -> None:
-        """Raise GrouperError for what no run can answer."""
+        """Raise GrouperError for a selection that is invalid for every run."""
         if sum(x is not None for x in (self.layout, self.kv_ratio, self.kv_bytes_per_token)) != 1:
             raise GrouperError("say which layout by one of --layout, --kv-ratio and --kv-bytes-per-token")
         if self.kv_cache not in (None, *ASKED_CACHES):
@@ -56,11 +58,12 @@ class Selection:
             parse_ratio(self.kv_ratio)
 
     def check_reachable(self, architecture: "Architecture", options: "SearchOptions") -> None:
-        """Raise GrouperError for a budget below the smallest layout that a search can find, which shapes tell."""
-        if self.kv_cache is not None:  # of other numbers than the search counts bytes in
+        """Raise GrouperError if the budget is below the smallest layout that a search can find, which follows from
+        shapes alone."""
+        if self.kv_cache is not None:  # its bytes differ from those that the search counts
             return
         smallest = options.smallest(architecture)
-        ratio = smallest.kv_ratio if smallest.kv_ratio < 1 else smallest.weight_ratio  # of an encoder beside a cache
+        ratio = smallest.kv_ratio if smallest.kv_ratio < 1 else smallest.weight_ratio  # of a grouped encoder
         size = smallest.kv_bytes_per_token(options.kv_dtype)
         if self.kv_ratio is not None and ratio - parse_ratio(self.kv_ratio) > rounding_of(self.kv_ratio) + SAME:
             raise GrouperError(f"no layout within KV ratio {self.kv_ratio}: the smallest of this model has {ratio:.1%}")
@@ -70,5 +73,5 @@ class Selection:
 
 
 def parse_ratio(text: str) -> float:
-    """ "0.5", "1/3" or "50%". Raises GrouperError outside (0, 1]."""
+    """Share of the cache from text like "0.5", "1/3" or "50%". Raises GrouperError outside (0, 1]."""
     return parsed_share(text, "KV ratio", most=1)

@@ -1,4 +1,4 @@
-"""run.json: what a run was told and made with, and what follows from it."""
+"""Settings of a run in run.json: its options, and the circumstances it was made in."""
 
 import json
 import os
@@ -13,15 +13,16 @@ from grouper.errors import GrouperError
 from grouper.schema import document, fitted
 from search.options import SearchOptions
 
-FREE = ("timings", "versions", "jobs", "device", "command", "model")  # may differ where a run goes on
-PLACES = ("text", "images")  # which people correct who moved a file; their content is known by its digest
+FREE = ("timings", "versions", "jobs", "device", "command", "model")  # facts that may differ when a run resumes
+PLACES = ("text", "images")  # paths that may be corrected if a file moved; its digest identifies the content
 PACKAGES = ("kv-grouper", "torch", "numpy", "deap", "moocore")
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """options: resolved. model: what opens it from anywhere. set_aside: whether stretches of the text were, as older
-    versions did not do. text_digest: of the tokens that were calibrated on, None without text. timings: in seconds."""
+    """Settings of a run. options: resolved. model: reference that opens the model from any folder. set_aside: whether
+    stretches of the text were set aside, which older versions did not do. text_digest: of the calibration tokens, None
+    without text. timings: in seconds."""
 
     options: SearchOptions
     model: str
@@ -41,32 +42,32 @@ class RunSettings:
         return cls(options, checkpoint.place, fingerprint=checkpoint.fingerprint, versions=versions, **more)
 
     def to_json(self) -> str:
-        """Options and facts side by side."""
+        """Options and facts in one JSON object."""
         facts = asdict(self)
         return json.dumps({**facts.pop("options"), **facts}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "RunSettings":
-        """Raises GrouperError where the text is no run's settings. What an older Grouper did not know gets its
-        default."""
+        """Settings from JSON; fields that an older Grouper did not write get their defaults. Raises GrouperError for
+        any other text."""
         data = document(text)
         options = fitted(data, SearchOptions)
         options.check()
         return replace(fitted({**data, "options": {}}, cls), options=options)
 
     def changed(self, other: "RunSettings") -> list[str]:
-        """The names of what differs and must not."""
+        """Names of settings that differ and must not."""
         mine, theirs = (json.loads(settings.to_json()) for settings in (self, other))
         return sorted(k for k in mine if k not in FREE and mine[k] != theirs[k])
 
     @property
     def model_folder(self) -> Path | None:
-        """The model's folder, where it is one of this disk."""
+        """The model's folder, if it is on this disk."""
         return Path(self.model) if Path(self.model).is_dir() else None
 
     def open_checkpoint(self, local: bool = True) -> Checkpoint:
-        """The model that was searched; local: on this disk, whole. Raises GrouperError where its files are others
-        now."""
+        """The model that was searched. local: with all its files on this disk. Raises GrouperError if its files have
+        changed."""
         checkpoint = Checkpoint.open(self.model, self.revision)
         checkpoint = checkpoint.local() if local else checkpoint
         if checkpoint.fingerprint != self.fingerprint:
@@ -74,18 +75,18 @@ class RunSettings:
         return checkpoint
 
     def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
-        """On the run's own text. keep: a folder where moments are kept and looked for."""
+        """Calibration on the run's own text. keep: folder of kept moments, read and written."""
         return self.options.calibration(keep, self.set_aside)
 
 
 def kept_in(text: str) -> str:
-    """Facts of run.json that nobody may edit: all but those that are free, and where files lie."""
+    """Facts of run.json that nobody may edit: all except the free ones and paths."""
     facts = document(text)
     return json.dumps({name: value for name, value in facts.items() if name not in (*FREE, *PLACES)}, sort_keys=True)
 
 
 def installed_version(package: str) -> str:
-    """A checkout on the path has none."""
+    """Version of an installed package; a plain checkout on the path has none."""
     try:
         return version(package)
     except PackageNotFoundError:

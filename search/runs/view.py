@@ -1,4 +1,4 @@
-"""`grouper layouts`: the front of a run as a table, so that nobody opens the CSV to find a number."""
+"""`grouper layouts`: the front of a run as a table, to find a number without opening the CSV."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ from search.runs.selection import ANY
 
 @dataclass(frozen=True)
 class View:
-    """sort: a column, or "over" (nats over the original); a minus before it turns the order. deploy: of one export
-    class. best_under: only the row that an export takes within this KV ratio (as text). every: all rows, not the front
-    alone. kv_cache: "any" for rows of all types of KV cache on one front by bytes, or a type's name."""
+    """Request for rows. sort: a column, or "over" (nats over the original); a leading minus sorts descending. deploy:
+    rows of one export class. best_under: only the row that an export takes within this KV ratio (as text). every: all
+    rows, not only the front. kv_cache: "any" for rows of all KV cache types on one front by bytes, or the name of a
+    type."""
 
     sort: str = "-kv_ratio"
     deploy: str | None = None
@@ -27,8 +28,8 @@ class View:
 
 
 def viewed(front: ParetoFront, view: View, tell: Callable[[str], None] = lambda line: None) -> pd.DataFrame:
-    """The rows, with `over` where nats were measured. The front is that by nats where these were measured, else by
-    error. tell: called with the reason for the one row of `best_under`. Raises GrouperError."""
+    """The requested rows, with the column `over` if nats were measured. The front is by nats if they were measured,
+    else by error. tell: called with the reason for the row of `best_under`. Raises GrouperError."""
     table = front.table if view.kv_cache is None else front.widened
     table = table.assign(over=front.over_of(table))
     if view.kv_cache not in (None, ANY):
@@ -55,7 +56,7 @@ def viewed(front: ParetoFront, view: View, tell: Callable[[str], None] = lambda 
 
 
 def counts(kv_heads: str) -> str:
-    """KV heads per layer for people, runs of the same number together.
+    """KV heads per layer, with consecutive equal numbers together, for tables.
 
     >>> counts("8;8;8;8"), counts("16;8;8;4")
     ('8 x4', '16 8 x2 4')

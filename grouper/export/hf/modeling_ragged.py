@@ -42,7 +42,7 @@ class RaggedConfig(LlamaConfig):
     def __getattribute__(self, name):
         """A global count is the largest of all layers, so that whoever plans a cache by it never takes too little.
         transformers warns of each such look, its own classes' too."""
-        per_layer = object.__getattribute__(self, "__dict__").get("_heterogeneity_spec")
+        per_layer = super().__getattribute__("__dict__").get("_heterogeneity_spec")
         if per_layer is not None and name in per_layer.per_layer_attributes:
             return self._getattr_without_heterogeneous_validation(name)
         return super().__getattribute__(name)

@@ -1,4 +1,4 @@
-"""Baselines as they were published: KDGQA, DGQA, GQKVA, and keys and values grouped apart."""
+"""Published baselines: KDGQA, DGQA, GQKVA, and keys and values grouped separately."""
 
 from grouper.registry import Named
 

@@ -1,11 +1,11 @@
-"""GQKVA (arXiv 2311.03426): queries are grouped as well as KV heads, and every attention output is a pair of a query
-group and a KV group.
+"""GQKVA (arXiv 2311.03426): query heads are grouped as well as KV heads, and every attention output pairs a query group
+with a KV group.
 
-With H outputs, H = g_q g_kv and every pair once: heads lie on a grid whose rows share a query projection and whose
-columns share a KV head. Its corners: MQA (one column), MKVA (one row: one query, every KV head). Besides: GKVA (grouped
-queries, every KV head its own), which saves weights and no cache, and MQKVA (one query and one KV head: every output is
-the same). The paper trains such models from scratch with neighbouring heads; here the grid is searched by NSGA-II with
-best swaps, on the sum of both errors.
+With H outputs, H = g_q g_kv and every pair occurs once. Heads lie on a grid: a row shares a query projection, a column
+shares a KV head. The extremes are MQA (one column) and MKVA (one row: one query, every KV head). Two more forms: GKVA
+(grouped queries, every head its own KV head), which saves weights and no cache, and MQKVA (one query and one KV head,
+so that all outputs are equal). The paper trains such models from scratch with neighbouring heads. Here the grid is
+searched by NSGA-II with best swaps, on the sum of both errors.
 """
 
 from dataclasses import dataclass
@@ -45,10 +45,10 @@ class GQKVA(Method):
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """The grid of every divisor of H, from one row (MKVA) to one column (MQA); GKVA for every divisor between;
-        MQKVA. In this order, so that the same place of every layer makes a layout of the model."""
+        """The grid of every divisor of H, from one row (MKVA) to one column (MQA); then GKVA for every divisor between;
+        then MQKVA. The order is the same in every layer, because candidates of one position make one layout."""
         query_heads = task.attention.query_heads
-        queries, kv = (task.parts[part].surrogate for part in self.parts)  # themselves: they are of pairs
+        queries, kv = (task.parts[part].surrogate for part in self.parts)  # for pairwise errors, the tables themselves
         divisors = [k for k in range(1, query_heads + 1) if query_heads % k == 0]
         layouts = []
         for columns in reversed(divisors):
@@ -61,7 +61,7 @@ class GQKVA(Method):
 
 
 def grid_layout(query_labels: np.ndarray, kv_labels: np.ndarray) -> LayerLayout:
-    """[H] each: the query group and the KV group of each attention output."""
+    """Layout of a layer from the query group [H] and the KV group [H] of each attention output."""
     kv = Grouping.from_labels(kv_labels.tolist())
     return LayerLayout(kv, kv, Grouping.from_labels(query_labels.tolist()))
 
@@ -74,7 +74,7 @@ def best_grid(
     genetic: GeneticOptions,
     report: Progress = no_progress,
 ) -> np.ndarray:
-    """[H]: each head's place on a grid of H / columns rows; row place // columns, column place % columns."""
+    """[H]: place of each head on a grid of H / columns rows; row place // columns, column place % columns."""
     query_heads = kv.heads
     if columns in (1, query_heads):
         return np.arange(query_heads)
@@ -106,12 +106,12 @@ def best_grid(
 
 
 def grid_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[n, H] places: the first parent's grids, with a random half of their places filled in the second parent's
-    order."""
+    """Places [n, H] of child grids: a random half of the heads keep the first parent's places, and the rest are filled
+    in the second parent's order."""
     query_heads = first.shape[1]
     chosen = rng.random(first.shape) < 0.5
-    mine = np.sort(np.where(chosen, first, query_heads), axis=1)  # the chosen heads' places, ascending
-    # the chosen heads, in the order that the second has them
+    mine = np.sort(np.where(chosen, first, query_heads), axis=1)  # places of the chosen heads, ascending
+    # the chosen heads, in the second parent's order
     order = np.argsort(np.where(chosen, second, query_heads), axis=1, kind="stable")
     child = first.copy()
     index = np.arange(len(first))[:, None]
@@ -122,7 +122,7 @@ def grid_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarr
 def improved_grids(
     queries: PairwiseFitness, kv: PairwiseFitness, columns: int, places: np.ndarray, steps: int = 200
 ) -> np.ndarray:
-    """The best swap of two heads, again and again until none helps."""
+    """Grids after repeated best swaps of two heads, until none improves."""
     places = places.copy()
     scale = 1e-12 * max(float(queries.pairs.max()), float(kv.pairs.max()), 1e-300)
     active = np.arange(len(places))
@@ -131,7 +131,7 @@ def improved_grids(
         change = np.zeros((len(rows), kv.heads, kv.heads))
         for fitness, labels in ((queries, rows // columns), (kv, rows % columns)):
             swaps = move_deltas(fitness, labels)[1]
-            change += np.where(np.isfinite(swaps), swaps, 0)  # heads of one group: no change
+            change += np.where(np.isfinite(swaps), swaps, 0)  # 0 for two heads of one group
         flat = change.reshape(len(rows), -1)
         choice = flat.argmin(1)
         better = flat[np.arange(len(rows)), choice] < -scale

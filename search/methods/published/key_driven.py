@@ -1,13 +1,12 @@
-"""Key-driven allocation (KDGQA and DGQA, arXiv 2408.08454): neighbouring KV heads are averaged, and query heads dealt
-out in order, a KV head getting a number in proportion to the norm of its keys on calibration text.
+"""Key-driven allocation (KDGQA and DGQA, arXiv 2408.08454): neighbouring KV heads are averaged, and query heads are
+assigned in order. Each KV head gets a number of query heads in proportion to the norm of its keys on calibration text.
 
-kdgqa       norms min-max normalised, summed over the calibration windows.
-dgqa        of each window's norms n and those of the window before: 0.9 n + 0.1 before (moving average).
-dgqa-diff   |n - before| (difference).
+kdgqa norms min-max normalised, summed over the calibration windows. dgqa of each window's norms n and those of the
+window before: 0.9 n + 0.1 before (moving average). dgqa-diff |n - before| (difference).
 
-DGQA's are averaged over windows, for the layout is fixed; the released code allocates anew in every step and divides
-its memory by the window's length. As published, a head can get no query, and equal norms divide by zero; here every
-head gets at least one, and equal norms equal shares.
+DGQA's values are averaged over windows, because the layout is fixed; the released code reallocates in every step and
+divides its moving average by the window's length. As published, a KV head can get no query head, and equal norms divide
+by zero. Here every KV head gets at least one, and equal norms give equal shares.
 """
 
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from search.options import GeneticOptions
 
 
 def summed_above_least(norms: np.ndarray) -> np.ndarray:
-    """Min-max normalisation, but for the scale, which shares do not have."""
+    """Norms summed over windows, less the least sum: min-max normalisation without the scale, which does not affect
+    shares."""
     total = norms.sum(0)
     return total - total.min()
 
@@ -42,7 +42,7 @@ def difference(norms: np.ndarray) -> np.ndarray:
     return (norms if len(norms) == 1 else np.abs(norms[1:] - norms[:-1])).mean(0)
 
 
-# Norms [windows, groups] -> [groups], to which the numbers of queries are to be proportional.
+# Functions from norms [windows, groups] to [groups]; numbers of query heads are proportional to the result.
 SHARES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sum": summed_above_least, "moving-average": moving_average, "difference": difference,
 }  # fmt: skip
@@ -50,7 +50,7 @@ SHARES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class KeyDriven(Method):
-    """shares: how norms become shares, a name in SHARES."""
+    """Entry of key-driven allocation. shares: name in SHARES of the function from norms to shares."""
 
     name: str = "kdgqa"
     shares: str = "sum"
@@ -80,6 +80,6 @@ class KeyDriven(Method):
 
 
 def key_norms(keys: np.ndarray, groups: list[list[int]]) -> np.ndarray:
-    """keys: [windows, G, G] inner products. Returns [windows, groups]: the norm of each averaged K head over each
-    window's tokens."""
+    """Norms [windows, groups] of each averaged K head over each window's tokens. keys: [windows, G, G] inner
+    products."""
     return np.stack([np.sqrt(np.maximum(keys[:, g][:, :, g].sum((1, 2)), 0)) / len(g) for g in groups], axis=1)

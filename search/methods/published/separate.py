@@ -1,8 +1,7 @@
-"""K heads and V heads grouped each for themselves, in different numbers: errors of K and V add, so each is searched
-alone.
+"""Separate groupings of K heads and V heads, in different numbers. Errors of K and V add, so each is searched alone.
 
-V heads are more alike than K heads in many models. Grouped attention kernels want K and V grouped alike, so such a
-layout can be measured and refined, not exported.
+In many models V heads are more alike than K heads. Grouped attention kernels need K and V grouped alike, so such a
+layout can be measured and refined, but not exported.
 """
 
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ class Separate(Method):
     def search_layer(
         self, task: LayerTask, rng: np.random.Generator, genetic: GeneticOptions, report: Progress = no_progress
     ) -> list[Candidate]:
-        """For every number of K heads plus V heads, the best of all its splits among the groupings found for each."""
+        """The best split for every number of K heads plus V heads, among the groupings found for each."""
         heads = task.tables.heads
         alone = Partition(np.arange(heads), 0.0)
         k, v = ([*any_sizes(task.parts[part], rng, genetic, report), alone] for part in ("k", "v"))

@@ -173,7 +173,7 @@ def test_pictures_from_the_command_line(exported, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "other", "words"),
-    [("vit", "bert", "takes pictures: give --images FOLDER"), ("bert", "vit", "takes text: give --text FILE"),
+    [("vit", "bert", "takes pictures: give `images=FOLDER`"), ("bert", "vit", "takes text: give `text=FILE`"),
      ("t5", "bert", "is no pair")],
 )  # fmt: skip
 def test_sources_that_do_not_suit(exported, tmp_path, name, other, words):

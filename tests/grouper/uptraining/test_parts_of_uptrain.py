@@ -35,7 +35,7 @@ def model(facts: dict | None = None, name: str = "in") -> ExportedModel:
     ("change", "ranks", "said"),
     [({"tokens": 24 * 64}, ALONE, None), ({"tokens": 60 * 65}, ALONE, "65 passes over the 60 of text.txt"),
      ({"tokens": 60 * 64}, ALONE, None), ({"tokens": 47}, ALONE, "47 tokens are 1 step of 24"), ({}, Ranks(0, 2), None),
-     ({}, Ranks(0, 3), "--step-tokens 24 are 4 windows of 6, which 3 processes cannot share")],
+     ({}, Ranks(0, 3), "`step_tokens=24` are 4 windows of 6, which 3 processes cannot share")],
 )  # fmt: skip
 def test_text_that_does_not_go_far_enough(change, ranks, said):
     options = replace(OPTIONS, **change)

@@ -3,17 +3,21 @@
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_up_runs import SEARCHED, made_up_run, scored
 from rank_threads import side_by_side
 from scipy.stats import kendalltau, spearmanr
 
 from grouper import Checkpoint, GrouperError
 from grouper.calibration.source import TextSource, named_sources
+from grouper.compress import Regrouper
+from grouper.gauge import Gauge
 from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.ranks import Ranks
@@ -73,6 +77,26 @@ def test_other_types_of_kv_cache_have_rows_of_their_own(run, text, models):
     assert len(RunFolder(run).front().kept) == 4
     evaluate(run, source, **how, overwrite=True)
     assert not len(RunFolder(run).front().kept), "forgotten with the others"
+
+
+def test_layouts_are_rounded_in_the_gauge_of_their_export_and_the_original_in_its_own(run, text, monkeypatch):
+    """A gauge that makes keys far smaller, which e4m3 then loses: layouts suffer, the original does not."""
+    how = {"window": 64, "limit": 4, "layouts": "0,3", "overwrite": True, "kv_cache": ("fp8",)}
+    before = evaluate(run, TextSource(str(text)), **how).kept.rows.set_index("layout")["kl"]
+    made = Regrouper.gauged
+    smaller = Gauge(torch.full((8, 16), 2.0**14), torch.ones(8), [0.0] * 8)
+
+    def other(self, layout, merged):
+        found = made(self, layout, merged)
+        found.gauges = {
+            layer: replace(smaller, k=smaller.k[: len(one.k.members)], v=smaller.v[: len(one.v.members)])
+            for layer, one in enumerate(layout.layers)
+        }
+        return found
+
+    monkeypatch.setattr(Regrouper, "gauged", other)
+    after = evaluate(run, TextSource(str(text)), **how).kept.rows.set_index("layout")["kl"]
+    assert after[0] == before[0] and after[3] > 1.5 * before[3]
 
 
 def test_types_of_kv_cache_that_cannot_be_measured(run, text):

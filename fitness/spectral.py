@@ -172,7 +172,7 @@ class SpectralScreen(ByGroup):
         return self.exact.combined(index, (whole - inside).clamp_min(0) + beyond_leading(gram, d))
 
     def reduced(self, kept: int) -> Tensor:
-        """[G kept, G kept]: V's table, in each head's own `kept` leading directions."""
+        """V's table projected on each head's own `kept` leading directions: [G * kept, G * kept]."""
         if kept == self.exact.d:
             return self.exact.tables.v
         if kept not in self._reduced:

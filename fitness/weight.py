@@ -79,8 +79,8 @@ def cosine_distance(grams: list[np.ndarray]) -> np.ndarray:
 def changes(
     before: Attention, merged: Attention, layout: LayerLayout, inputs: InputMoments | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Squared change of the weights and their energy before, for each of "k", "v" and "q", summed over query heads;
-    with `inputs`, of the outputs.
+    """Two dictionaries by "k", "v" and "q", summed over query heads: squared change of the weights by the merge, and
+    squared norm of the weights before it. With `inputs`, the same of the projections' outputs.
 
     Where readers stay with their KV heads and the merge is the mean, change divided by energy is the fitness.
     """

@@ -102,8 +102,9 @@ def q4_0(values: Tensor, part: Part) -> Tensor:
 
 
 def quanto4(values: Tensor, part: Part) -> Tensor:
-    """transformers' 4-bit rounding of [..., tokens, d]: groups of 64 values between their smallest and largest. A group
-    lies within one token or, if heads are smaller, spans neighbouring tokens."""
+    """transformers' 4-bit rounding of [..., tokens, d]: each 64 consecutive values get 16 even steps
+    from their smallest to their largest. Groups are cut from the tokens joined end to end, so that they span tokens
+    if 64 does not divide d."""
     flat = values.flatten(-2)  # [..., tokens * d]
     short = -flat.shape[-1] % GROUP
     filled = torch.cat([flat, flat[..., -1:].expand(*flat.shape[:-1], short)], -1)

@@ -96,7 +96,9 @@ class SearchOptions:
         (), "Set a parameter of a method, fitness or merge.", panel="Search", metavar="NAME.FIELD=VALUE", several=True
     )
     sensitivity: bool = option(
-        False, "Distribute KV heads by each layer's measured loss on held-out text.", panel="Search"
+        False,
+        "Distribute KV heads by measured damage: the loss on held-out text with one layer merged at a time.",
+        panel="Search",
     )
     images: str | None = same(TextSource, "images")
     blocks: str = option(

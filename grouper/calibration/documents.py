@@ -218,7 +218,7 @@ def _chat(row: dict) -> list[dict]:
 
 
 def _gap(text: str, begin: int, end: int, place: int) -> int:
-    """Character position of the next gap after byte `place`, in a text of bytes `begin` to `end`."""
+    """Position in `text` of the gap nearest after byte `place` of the source; `text` takes bytes `begin` to `end`."""
     if place <= begin or place >= end:
         return 0 if place <= begin else len(text)
     at = len(text) * (place - begin) // (end - begin)

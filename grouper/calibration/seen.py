@@ -123,7 +123,7 @@ def _hashes_in(text: str) -> np.ndarray:
 
 
 def _anchor(window: int) -> tuple[int, int]:
-    """Tokens that identify a window, as (begin, number)."""
+    """Which tokens identify a window: (position of the first, how many)."""
     length = min(ANCHOR, window)
     return min(SKIPPED, window - length), length
 

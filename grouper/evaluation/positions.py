@@ -6,8 +6,8 @@ DIVIDED = 1024  # shortest window, in tokens, that is reported by band
 
 
 def bands(window: int) -> list[tuple[int, int]]:
-    """Bands of a window, as (first position, position after the last); none for short windows. A position's loss is
-    that of the token after it, so the window's last token has none.
+    """Bands of a window, as (first position, position after the last); an empty list for short windows. The loss at
+    a position is that of predicting the next token, so the last position of a window has no loss.
 
     >>> bands(4096)
     [(0, 256), (256, 512), (512, 1024), (1024, 2048), (2048, 4096)]

@@ -27,13 +27,15 @@ class ExportOptions:
     )
     max_padding: float = option(
         MAX_PADDING,
-        "Largest share that a padded export may add to the weights; otherwise it is ragged.",
+        "Write padded only if that adds at most this share to the weights; else ragged.",
         panel="Layout",
         read=lambda typed: parsed_share(typed, "`max_padding`"),
         shown="{:.0%}".format,
     )
     kv_gauge: bool = option(
-        True, "Scale keys and values for better 4-bit and 8-bit KV caches; scores do not change.", panel="Output"
+        True,
+        "Rescale keys and values so that 4-bit and 8-bit KV caches round them less; nothing changes without one.",
+        panel="Output",
     )
     shard_bytes: int = SHARD_BYTES
     overwrite: bool = option(False, "Replace an existing output.", panel="Output")

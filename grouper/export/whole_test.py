@@ -87,8 +87,8 @@ def _loaded(exported: Path, dtype: torch.dtype) -> "PreTrainedModel":
 
 
 def _put_unrounded(ours: nn.Module, exported: Path, job: Job) -> None:
-    """Check that folded tensors were written correctly rounded, and put the unrounded ones into the model, because the
-    reference computes with these."""
+    """For a model folded into another class: check that `exported` holds the folded tensors rounded to its dtype, then
+    put the unrounded ones into `ours`, because the reference is not rounded either."""
     arranged = lambda done, layer: grouped_order(done.attention, job.layout.layers[layer])  # noqa: E731
     written = Checkpoint.open(exported)
     for name, tensor in phi_tensors(job.checkpoint, job.architecture, job.merged, arranged, rounded=False):
@@ -112,7 +112,8 @@ def _compare_logits(job: Job, ours: "PreTrainedModel", reference: "PreTrainedMod
 
 
 def _compare_answers(job: Job, ours: "PreTrainedModel", reference: "PreTrainedModel") -> SelfTest:
-    """Compare logits, or the last layer's output if the model has no head; for a decoder, also greedy tokens."""
+    """Compare, for models with an encoder, logits, or the last layer's output without a head; with a decoder behind
+    it, also greedy tokens."""
     import transformers
 
     inputs, writes = random_inputs(reference, job.architecture, PROMPT), bool(job.architecture.family.parts)

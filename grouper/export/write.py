@@ -34,9 +34,10 @@ class Exported:
     """Result of an export. export_class: stock, padded, ragged, or gguf. Sizes in bytes, before and after: KV cache per
     token, cache that a decoder keeps per token of an encoder's source, and weights.
 
-    engines: engines that run it. loader: class or program that loads it. note: reason if its class is not the one that
-    the layout allows. pushed: its address on the Hub. not_refined: reason if refinement was requested but not done.
-    kv_cache: type of KV cache that it was chosen for (see grouper.cache_types), if not the default.
+    engines: engines that run it. loader: class or program that loads it. note: why the model was written as
+    ragged although the layout allows another class. pushed: the model's address on the Hub. not_refined: reason if
+    refinement was requested but not done. kv_cache: KV cache type that the layout was chosen for (see
+    grouper.cache_types), if not the default.
     """
 
     folder: str

@@ -57,7 +57,7 @@ class LayerWorker:
         self.shares_layer = len(step.sites) > 1
 
     def take_up(self, site: Site, layout: LayerLayout) -> "LayerWorker":
-        """Select the attention to fit."""
+        """Make this attention the one to fit, with a KV head per query head in the fitted copy; returns self."""
         self.site, self.layout, self.family = site, layout, site.family.in_class
         attention = self.regrouped.get_submodule(self.family.attention)
         room = expanded_attention(self.architecture, attention, layout, self.device, torch.float32, site.index)

@@ -39,7 +39,7 @@ class RefineOptions:
     )
     long_share: float | None = option(
         None,
-        "Share of refinement tokens in windows as long as a step or the model's context (default: half).",
+        "Share of refinement tokens read in long windows, of a step's tokens or the model's context (default: 0.5).",
         panel="Refinement",
     )
 

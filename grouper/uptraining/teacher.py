@@ -115,7 +115,8 @@ def _keys(batch: Batch) -> list[bytes]:
 
 @contextmanager
 def streams_behind(model: Layers, wanted: bool = True) -> Iterator[list[Tensor]]:
-    """Collect the residual streams after the layers [n, tokens, D] during a pass in this block."""
+    """Yields a list that receives the residual stream after each layer, [n, tokens, D], of a forward pass within the
+    `with`. wanted: False collects nothing."""
     streams: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, output: Any) -> None:

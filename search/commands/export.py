@@ -34,7 +34,7 @@ def run(
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Write the regrouped model in transformers format and self-test it."""
+    """Write the regrouped model in transformers or GGUF format and self-test it."""
     from search.commands.bars import bar
     from search.commands.console import exported_summary
     from search.commands.measured_tables import kept_cache_lines

@@ -28,9 +28,7 @@ def run(
     all: Annotated[bool, Option("All rows, not only the front.")] = False,
     kv_cache: Annotated[
         str | None,
-        Option(
-            "Include rows of one KV cache type, or any that was measured; the front is by bytes.", words=ASKED_CACHES
-        ),
+        Option("Show only rows of this KV cache type; any: of all types, on one front by bytes.", words=ASKED_CACHES),
     ] = None,
     json: Json = False,
 ) -> None:

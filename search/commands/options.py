@@ -89,7 +89,7 @@ class Command(TyperCommand):
 
 
 def belongs(context: Any, option: str) -> str | None:
-    """Names of the commands that take an option that this one does not, for an error; None if there are none."""
+    """End of the message about an unknown option: which other commands take it; None if none does."""
     if option == "--kv-heads":
         return "a search finds all numbers of KV heads; --kv-ratio of regroup and export picks one"
     commands = getattr(context.parent and context.parent.command, "commands", {})

@@ -25,7 +25,9 @@ def run(
     dark: Annotated[bool, Option("Dark background for pictures.")] = False,
     similar: Annotated[bool, Option("Show the similarity of heads; reads the model's weights.")] = True,
     beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,
-    kv_cache: Annotated[str | None, Option("Include rows of this KV cache type, or any.", words=ASKED_CACHES)] = None,
+    kv_cache: Annotated[
+        str | None, Option("Add rows of this KV cache type to the run's own; any: of all types.", words=ASKED_CACHES)
+    ] = None,
     overwrite: Annotated[bool, Option("No effect: an earlier report is always replaced.")] = False,
 ) -> None:
     """Write a run as one HTML page that needs no network, or as pictures for papers."""
@@ -66,7 +68,7 @@ def run(
 
 
 def check_options(format: str | None, layout: int | None, dark: bool, beside: Path | None) -> None:
-    """Raise GrouperError for options of the page given with pictures, or the other way round."""
+    """Raise GrouperError if an option for pictures is given without --format, or an option for the page with it."""
     if not format and (layout is not None or dark):
         raise GrouperError("--layout and --dark are for pictures: give --format, too")
     if format and beside:

@@ -55,7 +55,7 @@ def write_proxies(folder: RunFolder, found: pd.DataFrame) -> None:
 
 @dataclass(frozen=True)
 class _ProxyRow(Row):
-    """A row of proxies.csv. The correlation is missing if all values are equal."""
+    """A row of proxies.csv. Both correlations are missing if all errors, or all measured nats, are equal."""
 
     fitness: str
     merge: str

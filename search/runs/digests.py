@@ -45,8 +45,8 @@ class Digests:
         write_json(path, {"files": self._digests(texts), **({"before": self._digests(before)} if before else {})})
 
     def write(self, file: Path, text: str, essence: Callable[[str], str] = whole) -> None:
-        """Replace a file that has a record of its own. A new file is written before its digest, because run.json marks
-        the folder as a run. essence: the part of the text that nobody may edit."""
+        """Write a file that has a record of its own: first the record, then the file. Only a new file comes before its
+        record. essence: returns the part of the text that nobody may edit."""
         try:
             before = {file: essence(text_of(file))}
         except (OSError, GrouperError):  # no earlier file of Grouper's

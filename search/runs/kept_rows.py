@@ -23,7 +23,7 @@ class KeptRows:
 
     @classmethod
     def none(cls, table: pd.DataFrame) -> "KeptRows":
-        """No rows, for a run with this table."""
+        """An instance without rows, with the columns of this table."""
         return cls(table.iloc[:0].assign(**{COLUMN: ""}))
 
     @classmethod

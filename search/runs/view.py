@@ -28,8 +28,9 @@ class View:
 
 
 def viewed(front: ParetoFront, view: View, tell: Callable[[str], None] = lambda line: None) -> pd.DataFrame:
-    """The requested rows, with the column `over` if nats were measured. The front is by nats if they were measured,
-    else by error. tell: called with the reason for the row of `best_under`. Raises GrouperError."""
+    """Rows of the front, or all rows, sorted, with the column `over` if nats were measured. The front is by nats if
+    any row has them, else by error. tell: receives the reason for the row of `best_under`, and what another export
+    class would gain. Raises GrouperError."""
     table = front.table if view.kv_cache is None else front.widened
     table = table.assign(over=front.over_of(table))
     if view.kv_cache not in (None, ANY):

@@ -1,4 +1,5 @@
-"""Interface of the classes of exported folders."""
+"""Interface of an export class (stock, padded, ragged): which layouts it takes, and how it arranges, writes and
+reads weights."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator

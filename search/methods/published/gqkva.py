@@ -122,7 +122,8 @@ def grid_crossover(rng: np.random.Generator, first: np.ndarray, second: np.ndarr
 def improved_grids(
     queries: PairwiseFitness, kv: PairwiseFitness, columns: int, places: np.ndarray, steps: int = 200
 ) -> np.ndarray:
-    """Grids after repeated best swaps of two heads, until none improves."""
+    """Grids after swapping, again and again, the two heads whose swap lowers the summed error most, until none does
+    or the steps are done."""
     places = places.copy()
     scale = 1e-12 * max(float(queries.pairs.max()), float(kv.pairs.max()), 1e-300)
     active = np.arange(len(places))

@@ -48,8 +48,8 @@ class Drawn:
         self.v = torch.stack([self._drawn(head, inputs) for head in augmented(attention.projection("v"))])
 
     def _drawn(self, weights: Tensor, inputs: InputMoments) -> Tensor:
-        """Normally distributed samples [n, d] of one head's keys, queries or values before RoPE. weights: [d, D + 1] with
-        the bias in the last column."""
+        """Normally distributed samples [n, d] of one head's keys, queries or values before RoPE. weights: [d, D + 1]
+        with the bias in the last column."""
         products = inputs.times(weights)  # [d, D + 1]
         second, mean = products @ weights.T, products[:, -1]  # the last input is the constant 1
         values, vectors = torch.linalg.eigh(second - torch.outer(mean, mean))

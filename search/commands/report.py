@@ -25,9 +25,7 @@ def run(
     dark: Annotated[bool, Option("Dark background for pictures.")] = False,
     similar: Annotated[bool, Option("Show the similarity of heads; reads the model's weights.")] = True,
     beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,
-    kv_cache: Annotated[
-        str | None, Option("Add rows of this KV cache type to the run's own; any: of all types.", words=ASKED_CACHES)
-    ] = None,
+    kv_cache: Annotated[str | None, Option("Add rows of this KV cache type; any: of all.", words=ASKED_CACHES)] = None,
     overwrite: Annotated[bool, Option("No effect: an earlier report is always replaced.")] = False,
 ) -> None:
     """Write a run as one HTML page that needs no network, or as pictures for papers."""

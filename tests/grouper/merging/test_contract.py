@@ -39,3 +39,14 @@ def test_layouts_that_only_averaging_follows_get_the_mean():
     plain = HeadLayout((LAYOUT,), H, G, 6)
     for merge in MERGES.values():
         assert merge_for(HeadLayout((LAYOUT, moved), H, G, 6), merge) == MEAN and merge_for(plain, merge) is merge
+
+
+@pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
+def test_it_can_be_made_while_a_gpu_refuses_inexact_operations(merge):
+    """The next layer is merged by a thread beside steps that refuse operations without a deterministic form."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        merged = merge.merge(random_attention(51), LAYOUT, random_moments(51))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert merged.kv_heads == 2

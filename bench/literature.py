@@ -47,7 +47,7 @@ from grouper.export.check import check_modelling_file
 from grouper.export.facts import MARKER, read_facts
 from grouper.families.architecture import Architecture
 from grouper.model.auto import auto_class
-from grouper.model.loadable import auto_of_export
+from grouper.model.loadable import auto_of_export, quiet
 from grouper.model.loading import load
 from grouper.uptraining.exported import ExportedModel
 
@@ -172,7 +172,8 @@ def opened(name: str, device: str, dtype: str) -> tuple[Any, Any, float]:
         check_modelling_file(ExportedModel.open(checkpoint.folder))
     auto = auto_of_export(checkpoint.config) if own_code else auto_class(checkpoint.config)
     options = {"device_map": {"": device}} if "cuda" in device else {}
-    model = load(auto, checkpoint.folder, own_code, dtype=getattr(torch, dtype), **options).eval()
+    with quiet():
+        model = load(auto, checkpoint.folder, own_code, dtype=getattr(torch, dtype), **options).eval()
     return model, load_tokenizer(checkpoint), kv_bytes(checkpoint) / 1024
 
 

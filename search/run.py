@@ -23,6 +23,7 @@ from search.engine.parallelism import parsed_jobs
 from search.engine.sensitivity import scaled
 from search.methods.registry import methods_of, with_equal_groups
 from search.options import SearchOptions
+from search.own_text import with_own_text
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront, Scored
 from search.runs.picture import draw
@@ -61,6 +62,7 @@ def search(
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
     check_model(checkpoint)  # before any download
+    options = with_own_text(options, checkpoint, RunFolder(Path(output)), machine, overwrite)
     methods, jobs = methods_of(options, architecture), parsed_jobs(str(jobs), architecture, device)
     set_aside = overwrite or RunFolder(Path(output)).sets_aside  # an existing run continues as it began
     calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
@@ -75,6 +77,7 @@ def search(
     with locked_by_first(ranks, Path(output)):
         folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite, resume))
         seen_by_all(folder, ranks)
+        ranks.first_does(lambda: folder.note_answers(options.text))
         ranks.first_does(kept.begin)
         started = time.perf_counter()
         found = search_layers(folder, regrouper, options, methods, jobs, machine.progress, machine.tell)

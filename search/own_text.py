@@ -13,6 +13,7 @@ from grouper.model.loadable import check_model
 from grouper.outputs import refuse_inside
 from grouper.ranks import locked_by_first
 from grouper.refinement.options import AskedRefinement, RefineOptions
+from grouper.schema import damage_said
 from search.options import SearchOptions
 from search.runs.folder import RunFolder
 
@@ -65,6 +66,7 @@ def _asked(
 def _write(asked: OwnAnswers, path: Path, folder: RunFolder, machine: Machine) -> None:
     refuse_inside(folder.path, asked.checkpoint.local_folder)
     if path.is_file():
-        folder.check_answers(path)
+        with damage_said(path, "delete it, and the model writes it again"):
+            folder.digests.check(path.stem, folder.answers / path.name)
     with locked_by_first(machine.ranks, folder.path):
         machine.ranks.first_does(lambda: asked.write(path, machine))

@@ -50,9 +50,8 @@ def search(
     machine: on a GPU, every model is streamed during calibration unless the machine's memory is given.
     keep_calibration: a folder in which the calibration of this model, text and tokens is kept and looked for; True for
     the run's own folder, unless that would need more space than the model; or False. overwrite: replace an earlier run;
-    with `resume`, only one of another model or of other options. command: the command line as typed, for the record.
-    Several ranks share out layers and text. Raises GrouperError for a model that cannot be searched, before anything is
-    written.
+    with `resume`, only one of another model or options. command: the command line as typed, for the record. Several
+    ranks share out layers and text. Raises GrouperError, for an unfit model before anything is written.
     """
     refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
@@ -77,7 +76,6 @@ def search(
     with locked_by_first(ranks, Path(output)):
         folder = ranks.first_does(lambda: RunFolder.start(Path(output), settings, overwrite, resume))
         seen_by_all(folder, ranks)
-        ranks.first_does(lambda: folder.note_answers(options.text))
         ranks.first_does(kept.begin)
         started = time.perf_counter()
         found = search_layers(folder, regrouper, options, methods, jobs, machine.progress, machine.tell)

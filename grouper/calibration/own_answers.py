@@ -158,8 +158,9 @@ class Writer:
     longest: int
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, device: str, prompts: list[Messages], longest: int = LONGEST) -> "Writer":
-        local, on_gpu = checkpoint.local(), "cuda" in device
+    def open(cls, checkpoint: Checkpoint, device: str, prompts: list[Messages], longest: int | None = None) -> "Writer":
+        """Load the model. longest: most tokens of an answer (default: LONGEST)."""
+        local, on_gpu, longest = checkpoint.local(), "cuda" in device, longest or LONGEST
         options: dict[str, Any] = {"device_map": {"": device}} if on_gpu else {}
         with as_one_line(f"transformers cannot load {checkpoint.name}"), quiet():
             options["dtype"] = torch.bfloat16 if on_gpu else torch.float32

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from grouper.calibration.own_answers import OwnAnswers, asks_for_own
 from grouper.calibration.source import TextSource
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
@@ -21,7 +20,6 @@ from grouper.originals import remember
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, work_key
 from grouper.progress import Progress
 from grouper.ranks import Ranks, locked_by_first
-from grouper.refinement.options import TOKENS as REFINED
 from grouper.refinement.refine import deterministic
 from grouper.registry import check_assignments
 from grouper.uptraining.distributed import accelerator_for, sharded
@@ -30,6 +28,7 @@ from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.needs import TRAINED, WEIGHT, check_memory
 from grouper.uptraining.options import UptrainOptions, UptrainPlan
+from grouper.uptraining.own_text import with_own_text
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student
 from grouper.uptraining.teacher import Teacher, check_teacher, open_teacher
@@ -38,7 +37,6 @@ from grouper.uptraining.training import Training
 from grouper.uptraining.validation import Score
 
 MOST_PASSES = 64  # most epochs over a text
-OTHERS = 500_009  # added to the seed of own answers
 LOG = "uptraining.jsonl"  # file next to the weights
 OLD = ("layout", "report", "deploy", "measured", "crc32")  # facts of the export that are computed again
 
@@ -97,20 +95,6 @@ def uptrain_model(
         facts = facts_of(model, training, score, taught_by, command)
         del student, training, opened  # several ranks may hold them in parts: the best weights are read from disk
         return ranks.first_does(lambda: write(model, plan, output, facts, saved, overwrite, machine.progress))
-
-
-def with_own_text(
-    source: TextSource, model: ExportedModel, options: UptrainOptions, work: Path, machine: Machine
-) -> TextSource:
-    """The source, or the file of the original's answers if it asks for them. They are others than those that refinement
-    with the same seed has seen."""
-    if not asks_for_own(source):
-        return source
-    tokens = options.tokens or REFINED["cuda" if "cuda" in machine.device else "cpu"]
-    asked = OwnAnswers.of(source, model.original, tokens, options.seed + OTHERS, machine.device)
-    path = work / asked.key / "answers.jsonl"
-    machine.ranks.first_does(lambda: asked.write(path, machine))
-    return replace(source, text=str(path))
 
 
 def teacher_of(model: ExportedModel, teacher: str | None) -> Checkpoint:

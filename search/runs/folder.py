@@ -3,7 +3,7 @@ samples.json, sensitivity.csv, proxies.csv, tokens/, moments/, answers/, digests
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +53,7 @@ class RunFolder:
             folder._clear(but=settings.options.text)
             path.mkdir(parents=True, exist_ok=True)
             folder.write_settings(settings)
+        folder.note_answers(settings.options.text)
         for name in ("layers", "layouts"):
             (path / name).mkdir(exist_ok=True)
         return folder
@@ -104,20 +105,9 @@ class RunFolder:
 
     def note_answers(self, text: str | None) -> None:
         """Record the digest of the run's text, if the model has written it."""
-        file = Path(text or "")
-        if file.parent == self.answers.absolute() and not self.digests.has(file.stem):
-            self.digests.note(file.stem, {self.answers / file.name: text_of(file)})
-
-    def check_answers(self, file: Path) -> None:
-        """Raise GrouperError if a text that the model has written was changed."""
-        with damage_said(file, "delete it, and the model writes it again"):
-            self.digests.check(file.stem, self.answers / file.name)
-
-    def _with_answers_here(self, settings: RunSettings) -> RunSettings:
-        """The settings with the place of the model's answers corrected, if the run was moved."""
-        here = (self.answers / Path(settings.options.text or "").name).absolute()
-        moved = here.suffix == ".jsonl" and here.is_file() and not Path(str(settings.options.text)).is_file()
-        return replace(settings, options=replace(settings.options, text=str(here))) if moved else settings
+        file = self.answers / Path(text or "").name
+        if str(file.absolute()) == text and not self.digests.has(file.stem):
+            self.digests.note(file.stem, {file: text_of(file)})
 
     # run.json
 
@@ -127,7 +117,7 @@ class RunFolder:
         with damage_said(path, "search again, into another folder or with --overwrite"):
             settings = RunSettings.from_json(text_of(path))
             self.digests.check(path.stem, path, kept_in)
-        return self._with_answers_here(settings)
+        return settings.with_answers_in(self.answers)
 
     @property
     def sets_aside(self) -> bool:

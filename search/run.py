@@ -46,12 +46,12 @@ def search(
     """Search groupings of `model`'s KV heads and write the run to the folder `output`.
 
     Resumes an earlier run of the same model and options in that folder; its files are the same as those of an
-    uninterrupted run. Returns the front with all layouts. jobs: number of layers searched in parallel, or "auto".
-    machine: on a GPU, every model is streamed during calibration unless the machine's memory is given.
-    keep_calibration: a folder in which the calibration of this model, text and tokens is kept and looked for; True for
-    the run's own folder, unless that would need more space than the model; or False. overwrite: replace an earlier run;
-    with `resume`, only one of another model or options. command: the command line as typed, for the record. Several
-    ranks share out layers and text. Raises GrouperError, for an unfit model before anything is written.
+    uninterrupted run. jobs: number of layers searched in parallel, or "auto". machine: on a GPU, every model is
+    streamed during calibration unless the machine's memory is given. keep_calibration: a folder in which the
+    calibration of this model, text and tokens is kept and looked for; True for the run's own folder, unless that would
+    need more space than the model; or False. overwrite: replace an earlier run; with `resume`, only one of another
+    model or options. command: the command line as typed, for the record. Several ranks share out layers and text.
+    Raises GrouperError, for an unfit model before anything is written.
     """
     refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
@@ -61,8 +61,8 @@ def search(
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
     check_model(checkpoint)  # before any download
-    options = with_own_text(options, checkpoint, RunFolder(Path(output)), machine, overwrite)
     methods, jobs = methods_of(options, architecture), parsed_jobs(str(jobs), architecture, device)
+    options = with_own_text(options, checkpoint, RunFolder(Path(output)), machine, overwrite)
     set_aside = overwrite or RunFolder(Path(output)).sets_aside  # an existing run continues as it began
     calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
     if memory is None and "cuda" in device and options.acceptance != "loss":

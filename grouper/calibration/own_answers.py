@@ -177,16 +177,13 @@ class Writer:
     def seconds_per_token(self, count: int) -> float:
         """Seconds of one decoding step of a batch, from a short trial."""
         began = time.perf_counter()
-        self._generated([self.asked[i % len(self.asked)] for i in range(count)], TRIED)
+        self._generated([self.asked[i % len(self.asked)] for i in range(count)], TRIED, seed=0)
         return (time.perf_counter() - began) / TRIED
 
     def batch(self, begin: int, count: int, seed: int) -> list[dict[str, Any]]:
         """Rows of `count` answers, the first of which has the number `begin`. Prompts are taken in turns."""
         asked = [self.asked[i % len(self.asked)] for i in range(begin, begin + count)]
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed * 1_000_003 + begin)
-            said = self._generated(asked, self.longest)
+        said = self._generated(asked, self.longest, seed * 1_000_003 + begin)
         rows = []
         for prompt, answer in zip(asked, said):
             ids = prompt + answer
@@ -195,13 +192,18 @@ class Writer:
         return rows
 
     @torch.inference_mode()
-    def _generated(self, asked: list[list[int]], most: int) -> list[list[int]]:
-        """Ids of sampled answers, without the tokens that end them twice or pad them."""
+    def _generated(self, asked: list[list[int]], most: int, seed: int) -> list[list[int]]:
+        """Ids of sampled answers, without the tokens that end them twice or pad them. The caller's random state stays
+        as it is."""
         width, filling = max(map(len, asked)), self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[filling] * (width - len(row)) + row for row in asked], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=self.model.device)
         generate: Any = self.model.generate
-        done = generate(input_ids=ids, attention_mask=mask, do_sample=True, max_new_tokens=most, pad_token_id=filling)
+        with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            done = generate(
+                input_ids=ids, attention_mask=mask, do_sample=True, max_new_tokens=most, pad_token_id=filling
+            )
         ends = self._ends()
         return [until_end(row, ends, self.tokenizer.eos_token_id) for row in done[:, width:].tolist()]
 

@@ -80,19 +80,19 @@ def test_answers_are_of_a_seed_and_as_many_as_asked(asked, tmp_path, monkeypatch
 
 
 def test_a_killed_command_goes_on_with_the_same_answers(asked, tmp_path, monkeypatch):
-    path = asked(tokens=250).path(tmp_path)
-    asked(tokens=250).write(path, Machine("cpu"))
+    path = asked(tokens=350).path(tmp_path)
+    asked(tokens=350).write(path, Machine("cpu"))
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     assert len(lines) > 8
     path.write_text("".join(lines[:6]))  # the second batch is not whole
     told, batch, begun = [], Writer.batch, []
     monkeypatch.setattr(Writer, "batch", lambda self, begin, *more: begun.append(begin) or batch(self, begin, *more))
-    asked(tokens=250).write(path, Machine("cpu", tell=told.append))
+    asked(tokens=350).write(path, Machine("cpu", tell=told.append))
     assert path.read_text() == whole and begun[0] == 4 and "of them done" in told[0]
     path.write_text("{")
     with pytest.raises(GrouperError, match="is damaged: delete it"):
-        asked(tokens=250).write(path, Machine("cpu"))
+        asked(tokens=350).write(path, Machine("cpu"))
 
 
 def test_what_decides_the_answers_names_their_file(asked, models, tmp_path):
@@ -106,7 +106,8 @@ def test_prompts_are_written_by_the_chat_template(reader):
     tokenizer = load_tokenizer(Checkpoint.open(reader))
     plain = rendered(tokenizer, [{"role": "user", "content": "One?"}])
     assert tokenizer.decode(plain).endswith("One?\n")
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{% if add_generation_prompt %}[you]{% endif %}"
+    turns = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}[you]{% endif %}"
     told = rendered(tokenizer, [{"role": "user", "content": "One?"}])
     assert tokenizer.decode(told) == "[user] One? [you]"
 
@@ -123,8 +124,8 @@ def test_answers_of_padded_prompts_are_those_of_one_alone(reader):
     writer = Writer.open(Checkpoint.open(reader), "cpu", user("One?", "Write a much longer letter to a far friend."))
     generate = writer.model.generate
     writer.model.generate = lambda **given: generate(**{**given, "do_sample": False})
-    together = writer._generated(writer.asked, 8)
-    assert together == [writer._generated([ids], 8)[0] for ids in writer.asked]
+    together = writer._generated(writer.asked, 8, 0)
+    assert together == [writer._generated([ids], 8, 0)[0] for ids in writer.asked]
 
 
 def test_what_cannot_write_is_refused(encoders, asked, reader, tmp_path, monkeypatch):

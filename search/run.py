@@ -46,11 +46,13 @@ def search(
     """Search groupings of `model`'s KV heads and write the run to the folder `output`.
 
     Resumes an earlier run of the same model and options in that folder; its files are the same as those of an
-    uninterrupted run. jobs: layers searched in parallel, or "auto". machine: on a GPU, every model is streamed during
-    calibration unless the machine's memory is given. keep_calibration: folder of the calibration of this model, text
-    and tokens; True for the run's own folder, unless that needs more space than the model; or False. overwrite: replace
-    an earlier run; with `resume`, only one of another model or options. command: the command line, for the record.
-    Several ranks share out layers and text. Raises GrouperError for an unfit model, before anything is written.
+    uninterrupted run. Returns the front with all layouts. jobs: number of layers searched in parallel, or "auto".
+    machine: on a GPU, every model is streamed during calibration unless the machine's memory is given.
+    keep_calibration: a folder in which the calibration of this model, text and tokens is kept and looked for; True for
+    the run's own folder, unless that would need more space than the model; or False. overwrite: replace an earlier run;
+    with `resume`, only one of another model or of other options. command: the command line as typed, for the record.
+    Several ranks share out layers and text. Raises GrouperError for a model that cannot be searched, before anything is
+    written.
     """
     refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
@@ -83,8 +85,9 @@ def search(
 
         def finish() -> ParetoFront:
             candidates = scaled(found, folder, regrouper, machine.progress) if options.sensitivity else found
-            layouts = assemble_layouts(candidates, architecture, options, methods)
-            front = write_front(folder, layouts, options, checkpoint)
+            front = write_front(
+                folder, assemble_layouts(candidates, architecture, options, methods), options, checkpoint
+            )
             timings = {"stage1_s": round(of_layers, 2), "total_s": round(time.perf_counter() - started, 2)}
             folder.write_settings(replace(settings, timings=timings))
             return front

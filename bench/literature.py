@@ -174,15 +174,15 @@ def opened(name: str, device: str, dtype: str) -> tuple[Any, Any, float]:
     options = {"device_map": {"": device}} if "cuda" in device else {}
     with quiet():
         model = load(auto, checkpoint.folder, own_code, dtype=getattr(torch, dtype), **options).eval()
-    return model, load_tokenizer(checkpoint), kv_bytes(checkpoint) / 1024
+        tokenizer = load_tokenizer(checkpoint)
+    return model, tokenizer, kv_bytes(checkpoint) / 1024
 
 
 def kv_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of KV cache per token in bfloat16."""
-    a, layout = Architecture.of(checkpoint.config), None
     if (checkpoint.folder / MARKER).is_file():
-        layout = HeadLayout.from_data(read_facts(checkpoint.folder)["layout"])
-    return (layout or a.ungrouped).kv_bytes_per_token()
+        return HeadLayout.from_data(read_facts(checkpoint.folder)["layout"]).kv_bytes_per_token()
+    return Architecture.of(checkpoint.config).ungrouped.kv_bytes_per_token()
 
 
 # Tables

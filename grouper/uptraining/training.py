@@ -253,7 +253,7 @@ class Training:
             reached.lately = min(value, reached.lately)
         # One rank decides, because clocks differ and all ranks must gather the tensors to save.
         if self.reached.step and self.ranks.first_does(
-            lambda: time.perf_counter() - self.last_saved >= self.saving_took / SAVING
+            lambda: self.is_over or time.perf_counter() - self.last_saved >= self.saving_took / SAVING
         ):
             self.save()
 

@@ -16,13 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from measured import report
 from shapes import SHAPES, Shape, make
 
+if TYPE_CHECKING:
+    from grouper import Machine
+    from grouper.progress import Progress
+
 ROWS = ("search:13b:8", "search:70b:2", "evaluate:1b", "uptrain:1b", "uptrain-sharded:1b", "uptrain-sharded:7b")
+SHARDED = "uptrain-sharded"
 SAID = "seconds: "
 CARD = 80 * 10**9  # bytes
 
@@ -38,28 +46,23 @@ def main() -> None:
     args = parser.parse_args()
     if args.within:
         return one_rank(args)
-    rows = []
-    for row in args.rows:
-        command, name, *layers = row.split(":")
+    rows: list[dict] = []
+    for name, wanted in groupby(args.rows, key=lambda row: row.partition(":")[2]):
         with tempfile.TemporaryDirectory() as folder:
-            model = make(shape_of(name, *layers), Path(folder) / "model", whole=command != "search")
-            if command != "search":
+            commands = [row.partition(":")[0] for row in wanted]
+            model = make(shape_of(*name.split(":")), Path(folder) / "model")  # zeros take as long as numbers
+            if commands != ["search"]:
                 exported(model)
-            for count in args.processes:
-                # Weights of a 7B with their gradients and moments do not fit on one card of 80 GB.
-                if count == 1 and row == "uptrain-sharded:7b":
-                    continue
-                of = {"command": command, "model": ":".join([name, *layers])}
-                rows.append({**of, **measured(row, count, model, args)})
-                print(json.dumps(rows[-1]), flush=True)
+            for command in commands:
+                for count in args.processes if command != SHARDED else [n for n in args.processes if n > 1]:
+                    of = {"command": command, "model": name, "processes": count}
+                    rows.append({**of, **measured(command, count, model, args)})
+                    print(json.dumps(rows[-1]), flush=True)
     for row in rows:
-        alone = [r["seconds"] for r in rows if (r["command"], r["model"], r["processes"]) == (*named(row), 1)]
+        whole = row["command"].removesuffix("-sharded")
+        alone = [r["seconds"] for r in rows if (r["command"], r["model"], r["processes"]) == (whole, row["model"], 1)]
         row["times as fast as one"] = round(alone[0] / row["seconds"], 2) if alone and row["seconds"] else None
     report("gpus", rows)
-
-
-def named(row: dict) -> tuple[str, str]:
-    return row["command"], row["model"]
 
 
 def shape_of(name: str, layers: str | None = None) -> Shape:
@@ -77,13 +80,13 @@ def exported(model: Path) -> None:
     export(checkpoint, HeadLayout.from_labels(half, a.query_heads, a.head_dim), model.parent / "half", merge="mean")
 
 
-def measured(row: str, count: int, model: Path, args: argparse.Namespace) -> dict:
-    """Run one row with `count` processes."""
+def measured(command: str, count: int, model: Path, args: argparse.Namespace) -> dict:
+    """Run a command with `count` processes."""
     start = [sys.executable, "-P"]
     if count > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    words = ["--rows", row, "--device", args.device, "--tokens", args.tokens, "--windows", args.windows]
-    sharded = {"ACCELERATE_USE_FSDP": "true"} if "sharded" in row and count > 1 else {}
+    words = ["--rows", command, "--device", args.device, "--tokens", args.tokens, "--windows", args.windows]
+    sharded = {"ACCELERATE_USE_FSDP": "true"} if command == SHARDED else {}
     environment = {**os.environ, **sharded, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(
         [*start, __file__, *map(str, words), "--within", str(model)], capture_output=True, text=True, env=environment
@@ -91,17 +94,17 @@ def measured(row: str, count: int, model: Path, args: argparse.Namespace) -> dic
     said = [line.removeprefix(SAID) for line in done.stdout.splitlines() if line.startswith(SAID)]
     if done.returncode or not said:
         print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
-        return {"processes": count, "seconds": None, "GPU GB": None}
-    return {"processes": count, **json.loads(said[0])}
+        return {"seconds": None, "GPU GB": None}
+    return json.loads(said[0])
 
 
 def one_rank(args: argparse.Namespace) -> None:
     from grouper.machine import Machine
     from grouper.ranks import started_ranks
 
-    command, name = args.rows[0].split(":")[:2]
-    ranks, model = started_ranks(), args.within
-    if torch.cuda.is_available() and "sharded" in command:
+    command = args.rows[0]
+    ranks, model = started_ranks(), args.within  # a model of the shape, and half of its KV heads in `half` beside it
+    if torch.cuda.is_available() and command == SHARDED:
         within(CARD)
     seen: list[tuple[float, int]] = []
     machine = Machine(args.device, progress=lambda done, total, note: seen.append((time.perf_counter(), done)))
@@ -120,7 +123,7 @@ def one_rank(args: argparse.Namespace) -> None:
         evaluate_model(model.parent / "half", source, limit=args.windows, machine=machine)
         seconds = seen[-1][0] - seen[0][0]  # the first report comes when both models are loaded
     else:
-        seconds = training_seconds(model, again / "healed", machine, args.tokens, name == "7b", seen)
+        seconds = training_seconds(model, again / "healed", machine, args.tokens, seen)
     if ranks.first:
         gpu = round(torch.cuda.max_memory_allocated() / 1e9, 1) if torch.cuda.is_available() else None
         print(SAID + json.dumps({"seconds": round(seconds, 2), "GPU GB": gpu}), flush=True)
@@ -133,24 +136,35 @@ def within(most: int) -> None:
 
 
 def training_seconds(
-    model: Path, output: Path, machine, tokens: int, large: bool, seen: list[tuple[float, int]]
+    model: Path, output: Path, machine: "Machine", tokens: int, seen: list[tuple[float, int]]
 ) -> float:
-    """Seconds of a million tokens of training, between the first report of progress and the last."""
-    from grouper import TextSource
+    """Seconds of a million tokens of training, between the first report of progress and the last. Activations are
+    recomputed if weights and moments alone would take half of a card."""
+    from grouper import Checkpoint, TextSource
     from grouper.uptraining.options import UptrainOptions
     from grouper.uptraining.training import Training
     from grouper.uptraining.uptrain import uptrain_model
 
-    steps: list[Training] = []
-    run = Training.run
-    Training.run = lambda self, tell: steps.append(self) or run(self, tell)  # the seconds are those of its steps
+    run, steps = Training.run, []
+
+    def ended(training: Training, tell: "Progress") -> None:
+        run(training, tell)
+        steps.extend((training.plan.steps, training.plan.step_tokens))
+        raise Ended
+
+    Training.run = ended
+    large = 16 * Checkpoint.open(model).parameters > CARD / 2
     options = UptrainOptions(tokens=tokens, lr=1e-5, validate=1, checkpointing=large)
-    uptrain_model(model.parent / "half", output, TextSource("demo"), options, base=str(model), machine=machine)
-    training = steps[0]
-    counted = [(when, done) for when, done in seen if 0 < done <= training.plan.steps]
-    last = max(i for i, (_, done) in enumerate(counted) if done == training.plan.steps)
-    (first, one), (end, all_) = counted[0], counted[last]
-    return (end - first) / ((all_ - one) * training.plan.step_tokens) * 1e6
+    with suppress(Ended):
+        uptrain_model(model.parent / "half", output, TextSource("demo"), options, base=str(model), machine=machine)
+    reports = [(when, done) for when, done in seen if 0 < done <= steps[0]]
+    end = max(i for i, (_, done) in enumerate(reports) if done == steps[0])
+    (began, first), (ended_at, last) = reports[0], reports[end]
+    return (ended_at - began) / ((last - first) * steps[1]) * 1e6
+
+
+class Ended(Exception):
+    """End of a training whose weights are not wanted."""
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def test_what_transformers_dequantises_as_a_whole(tmp_path, package):
     pytest.importorskip(package)
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    folder = make_model(tmp_path / "model", dtype="bfloat16", hidden_size=128)
+    folder = make_model(tmp_path / "model", dtype="bfloat16", hidden_size=128, intermediate_size=128)
     original = load_file(folder / "model.safetensors")
     if package == "bitsandbytes":
         scheme = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
-from grouper.home import home
 from grouper.outputs import write_json
+from grouper.own_folder import home
 from grouper.schema import document, fitted, text_of
 
 

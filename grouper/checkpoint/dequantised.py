@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from grouper.checkpoint.header import TensorInfo, read_header
 from grouper.checkpoint.sources import LocalSource, Source, is_own_file
 from grouper.errors import GrouperError, as_one_line
-from grouper.home import home
 from grouper.model.auto import auto_class
 from grouper.model.loading import load
 from grouper.outputs import new_folder, write_json
+from grouper.own_folder import home
 from grouper.parsing import read_object
 
 if TYPE_CHECKING:

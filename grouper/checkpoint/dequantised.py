@@ -1,20 +1,22 @@
 """Quantised checkpoints, written once as bfloat16 into a folder of this machine, which is then read like any other.
 
-FP8 and MXFP4 are converted tensor by tensor. Other methods are loaded as a whole by transformers, which needs their
-package, and dequantised there.
+FP8, MXFP4, GPTQ and AWQ are converted tensor by tensor. bitsandbytes and compressed-tensors are loaded as a whole by
+transformers, which needs their package, and dequantised there.
 """
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grouper.checkpoint.header import TensorInfo, read_header
+from grouper.checkpoint.quantised_formats import FORMATS, Headers, Named
 from grouper.checkpoint.sources import LocalSource, Source, is_own_file
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.auto import auto_class
@@ -31,12 +33,8 @@ CONFIG, WEIGHTS = "config.json", ".safetensors"
 SHARD = 4 * 10**9  # bytes of a file that is written
 COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".md")
 PACKAGES = {  # of methods that transformers loads as a whole
-    "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors", "gptq": "gptqmodel", "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors",
 }  # fmt: skip
-SCALES = ("_scale_inv", "_scale")  # after the name of an FP8 weight
-BLOCKS, EXPONENTS = "_blocks", "_scales"  # after the name of an MXFP4 weight
-Parts = dict[str, "torch.Tensor"]
-Named = Iterator[tuple[str, Callable[[], "torch.Tensor"]]]
 
 
 def dense(source: Source, name: str) -> Source:
@@ -59,7 +57,7 @@ def dense(source: Source, name: str) -> Source:
 def check_readable(method: str, name: str) -> None:
     """Raise GrouperError if this method of quantisation cannot be read here."""
     save = "load it with transformers, call model.dequantize() and save it as bfloat16"
-    if method in ("fp8", "mxfp4"):
+    if method in FORMATS:
         return
     if method not in PACKAGES:
         what = f"by {method}" if method else "in a way that config.json does not name"
@@ -109,14 +107,7 @@ def _written(local: LocalSource, config: dict, method: str, folder: Path, name: 
             if method in PACKAGES:
                 _by_transformers(local.folder, config, method, beside, name)
             else:
-                from safetensors import safe_open
-
-                def get(tensor: str) -> "torch.Tensor":
-                    with safe_open(local.path(tensors[tensor].file), "pt") as file:
-                        return file.get_tensor(tensor)
-
-                with as_one_line(f"{name} cannot be dequantised"):
-                    _write_weights(beside, fp8(tensors, get, config) if method == "fp8" else mxfp4(tensors, get))
+                _by_tensor(local, tensors, config, method, beside, name)
             _copy_others(local, config, beside)
 
 
@@ -124,53 +115,24 @@ def _headers(local: LocalSource, file: str) -> Iterator[tuple[str, TensorInfo]]:
     yield from read_header(file, partial(local.read, file), local.size(file)).items()
 
 
-def fp8(tensors: dict[str, TensorInfo], get: Callable[[str], "torch.Tensor"], config: dict) -> Named:
-    """Names and loaders of the tensors in bfloat16. A weight has a scale for each block of weight_block_size, or one
-    scale; scales of activations are dropped."""
-    block = config["quantization_config"].get("weight_block_size")
+def _by_tensor(local: LocalSource, tensors: Headers, config: dict, method: str, out: Path, name: str) -> None:
+    from safetensors import safe_open
 
-    def loaded(name: str) -> "torch.Tensor":
-        scale = next((name + end for end in SCALES if name + end in tensors), None)
-        return get(name) if scale is None else scaled(get(name), get(scale), block)
-
-    for name in tensors:
-        of_weight = any(name.endswith(end) and name.removesuffix(end) in tensors for end in SCALES)
-        if not of_weight and not name.endswith((".input_scale", ".activation_scale")):
-            yield name, partial(loaded, name)
+    with as_one_line(f"{name} cannot be dequantised"), ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(local.path(file), "pt")) for file in _files(tensors)}
+        get = lambda tensor: opened[tensors[tensor].file].get_tensor(tensor)  # noqa: E731
+        _write_weights(out, FORMATS[method](tensors, get, config))
 
 
-def scaled(weight: "torch.Tensor", scale: "torch.Tensor", block: list[int] | None) -> "torch.Tensor":
-    """Weight [..., rows, columns] times the scales of its blocks, in bfloat16. scale: [..., n, m], or one number. Bytes
-    are exponents of 2, above 127."""
-    import torch
-
-    factors = (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
-    if factors.numel() > 1 and block:
-        for dim, size in zip((-2, -1), block):  # the last block may be smaller
-            factors = factors.repeat_interleave(size, dim).narrow(dim, 0, weight.shape[dim])
-    return (weight.float() * factors).bfloat16()
-
-
-def mxfp4(tensors: dict[str, TensorInfo], get: Callable[[str], "torch.Tensor"]) -> Named:
-    """Names and loaders of the tensors in bfloat16: blocks of 32 numbers of 4 bits with one exponent each."""
-    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-
-    def unpacked(whole: str) -> "torch.Tensor":
-        return convert_moe_packed_tensors(get(whole + BLOCKS), get(whole + EXPONENTS))
-
-    for name in tensors:
-        whole = name.removesuffix(BLOCKS)
-        if whole != name and whole + EXPONENTS in tensors:
-            yield whole, partial(unpacked, whole)
-        elif not (name.endswith(EXPONENTS) and name.removesuffix(EXPONENTS) + BLOCKS in tensors):
-            yield name, partial(get, name)
+def _files(tensors: Headers) -> set[str]:
+    return {info.file for info in tensors.values()}
 
 
 def _write_weights(folder: Path, named: Named) -> None:
     """Write tensors as shards with an index; those of one shard are in memory."""
     from safetensors.torch import save_file
 
-    shard: Parts = {}
+    shard: dict[str, torch.Tensor] = {}
     files: dict[str, str] = {}
     count = held = total = 0
 

@@ -11,7 +11,7 @@ from tiny_models import add_tokenizer, make_model
 
 from grouper import Checkpoint, GrouperError
 from grouper.checkpoint import dequantised
-from grouper.checkpoint.dequantised import scaled
+from grouper.checkpoint.quantised_formats import FORMATS, scaled, unpacked
 from grouper.model.loadable import check_model
 from grouper.running.in_memory import InMemoryModel
 from search import SearchOptions, Selection, export_from_run, search
@@ -126,6 +126,89 @@ def test_mxfp4_by_hand(tmp_path, monkeypatch):
     InMemoryModel(checkpoint)
 
 
+def packed(codes: list[int], bits: int = 4) -> int:
+    """Numbers in an int32, from its low end on, as torch stores it."""
+    whole = sum(code << bits * place for place, code in enumerate(codes))
+    return whole - 2**32 if whole >= 2**31 else whole
+
+
+def read_as(method: str, tensors: dict, **scheme) -> dict:
+    named = FORMATS[method](dict.fromkeys(tensors), tensors.__getitem__, {"quantization_config": scheme})
+    return {name: loaded() for name, loaded in named}
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_gptq_by_hand(later):
+    """One int32 holds 8 inputs of an output; zeros hold 8 outputs, here 8 of each group, stored as 7 in the first
+    format."""
+    zeros = packed([8 if later else 7] * 8)
+    tensors = {
+        "a.qweight": torch.tensor([[packed([8, 9, 7, 15, 0, 8, 8, 10])] + [packed([8] * 8)] * 7], dtype=torch.int32),
+        "a.qzeros": torch.tensor([[zeros], [zeros]], dtype=torch.int32),
+        "a.scales": torch.tensor([[0.5] * 8, [2.0] * 8]),
+        "a.bias": torch.ones(8), "b.weight": torch.ones(2),
+    }  # fmt: skip
+    scheme = {"bits": 4, "group_size": 4, **({"checkpoint_format": "gptq_v2"} if later else {})}
+    found = read_as("gptq", tensors, **scheme)
+    assert list(found) == ["a.weight", "a.bias", "b.weight"] and found["a.weight"].shape == (8, 8)
+    assert found["a.weight"][0].tolist() == [0, 0.5, -0.5, 3.5, -16, 0, 0, 4]  # the second four are of scale 2
+    assert found["a.weight"].dtype == torch.bfloat16 and not found["a.weight"][1:].any()
+    tensors["a.g_idx"] = torch.tensor([1, 1, 0, 0, 0, 0, 1, 1], dtype=torch.int32)
+    assert read_as("gptq", tensors, **scheme)["a.weight"][0].tolist() == [0, 2, -0.5, 3.5, -4, 0, 0, 4]
+    with pytest.raises(GrouperError, match="GPTQ of 3 bits is not read"):
+        read_as("gptq", tensors, bits=3)
+
+
+def test_awq_by_hand():
+    """One int32 holds 8 outputs of an input, the even ones before the odd ones."""
+    places = [0, 2, 4, 6, 1, 3, 5, 7]  # outputs, from the low end on
+    codes = [3, 4, 5, 6, 7, 8, 9, 10]
+    tensors = {
+        "a.qweight": torch.tensor([[packed([codes[i] for i in places])], [packed([0] * 8)]], dtype=torch.int32),
+        "a.qzeros": torch.tensor([[packed(places)]], dtype=torch.int32),
+        "a.scales": torch.tensor([[1.0, 1, 1, 1, 1, 1, 1, 0.5]]),
+    }  # fmt: skip
+    weight = read_as("awq", tensors, bits=4, version="gemm")["a.weight"]  # minus zeros 0 to 7
+    assert weight.tolist() == [[3, 0], [3, -1], [3, -2], [3, -3], [3, -4], [3, -5], [3, -6], [1.5, -3.5]]
+    with pytest.raises(GrouperError, match="version gemv is not read"):
+        read_as("awq", tensors, bits=4, version="GEMV")
+
+
+def test_the_sign_bit_is_a_bit():
+    assert unpacked(torch.tensor([[-1]], dtype=torch.int32), 8).tolist() == [[255] * 4]
+    assert unpacked(torch.tensor([[packed([1, 2, 3, 0, 0, 0, 0, 15])]], dtype=torch.int32), 4).tolist() == [
+        [1, 2, 3, 0, 0, 0, 0, 15]
+    ]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_packed_model_is_read(tmp_path, method):
+    folder = make_model(tmp_path / method, dtype="bfloat16")
+    original = load_file(folder / "model.safetensors")
+
+    def pack(tensors: dict) -> None:
+        for name in [n for n in tensors if "proj" in n]:
+            weight, layer = tensors.pop(name).float().T, name.removesuffix(".weight")  # [inputs, outputs]
+            scales = (weight.abs().amax(0, keepdim=True) / 7).bfloat16().float()
+            codes = ((weight / scales).round().clamp(-8, 7) + 8).long()
+            places = [0, 2, 4, 6, 1, 3, 5, 7] if method == "awq" else range(8)
+            rows = codes.tolist() if method == "awq" else codes.T.tolist()
+            words = [[packed([row[i + j] for j in places]) for i in range(0, len(row), 8)] for row in rows]
+            words = torch.tensor(words, dtype=torch.int32)
+            tensors[f"{layer}.qweight"] = words if method == "awq" else words.T.contiguous()
+            zero = packed([8 if method == "awq" else 7] * 8)
+            tensors[f"{layer}.qzeros"] = torch.full((1, weight.shape[1] // 8), zero, dtype=torch.int32)
+            tensors[f"{layer}.scales"] = scales.half()
+
+    scheme = {"quant_method": method, "bits": 4, "group_size": -1}
+    checkpoint = Checkpoint.open(quantised(folder, scheme, pack))
+    check_model(checkpoint)
+    assert set(checkpoint.tensors) == set(original) and checkpoint.dequantised_from == method
+    for name, tensor in original.items():
+        error = (checkpoint.tensor(name).float() - tensor.float()).norm() / tensor.float().norm()
+        assert error < 0.15, name
+
+
 def test_the_card_says_so_and_the_run_opens_again(fp8, tmp_path):
     folder, _ = fp8
     search(folder, tmp_path / "run", SearchOptions(fitness="weight", generations=2, population=8), jobs=1)
@@ -152,7 +235,7 @@ def test_another_file_is_another_copy_and_a_broken_one_is_none(fp8, home, tmp_pa
     assert not [path for path in home.iterdir() if path.is_dir()]
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "compressed-tensors", "gptq", "awq"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "compressed-tensors"])
 def test_methods_need_their_package(models, tmp_path, method, monkeypatch, home):
     folder = shutil.copytree(models("llama"), tmp_path / "q")
     quantised(folder, {"quant_method": method}, lambda tensors: None)

@@ -29,19 +29,19 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Measurements of a model. name: the model's. values: by column, as in pareto.csv. about: what it is, and how it
-    was measured. original: the same of the original, if that is another model and was found."""
+    """Measurements of a model. name: the model's. values: by column, as in pareto.csv. original: the same of the
+    original, if that is another model and was found. about: what it is, and how it was measured."""
 
     name: str
     values: Values
-    about: About
     original: Values | None = None
+    about: About | None = None
 
     def to_data(self) -> dict[str, Any]:
         number = lambda v: v if v == v else None  # noqa: E731  JSON has no NaN
         parts = {"values": self.values, "original": self.original or {}}
         numbers = {n: {k: number(v) for k, v in part.items()} for n, part in parts.items()}
-        return {"model": self.name, **numbers, "about": self.about.to_data()}
+        return {"model": self.name, **numbers, **({"about": self.about.to_data()} if self.about else {})}
 
 
 def names_a_model(text: str) -> bool:
@@ -89,7 +89,7 @@ def evaluate_model(
     if tasks:
         values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
     about = about_model(checkpoint, texts=texts, source=source, command=command, device=machine.device)
-    return EvaluatedModel(checkpoint.name, values, about)
+    return EvaluatedModel(checkpoint.name, values, about=about)
 
 
 def _of_export(
@@ -117,7 +117,7 @@ def _of_export(
         with in_memory(healed).installed(layout, merged) as installed:
             after |= loaded.scores(installed, tokenizer)
     about = about_export(exported, texts=texts, source=source, command=command, device=machine.device)
-    return EvaluatedModel(exported.folder.name, after, about, before)
+    return EvaluatedModel(exported.folder.name, after, before, about)
 
 
 def announce(model: Layers, texts: dict[str, Batch], models: int, machine: Machine) -> None:

@@ -118,6 +118,9 @@ class OwnAnswers:
             rows += writer.batch(len(rows), self.at_once, self.seed)
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             machine.progress(min(self._written(rows), self.tokens), self.tokens, "answering prompts")
+        del writer
+        if "cuda" in self.device:
+            torch.cuda.empty_cache()  # the next model is opened by how much is free
 
     @staticmethod
     def _written(rows: list[dict[str, Any]]) -> int:
@@ -175,9 +178,11 @@ class Writer:
         return cls(model, tokenizer, asked, min(longest, context // 2))
 
     def seconds_per_token(self, count: int) -> float:
-        """Seconds of one decoding step of a batch, from a short trial."""
+        """Seconds of one decoding step of a batch, from a short trial after a warm-up."""
+        asked = [self.asked[i % len(self.asked)] for i in range(count)]
+        self._generated(asked, 1, seed=0)
         began = time.perf_counter()
-        self._generated([self.asked[i % len(self.asked)] for i in range(count)], TRIED, seed=0)
+        self._generated(asked, TRIED, seed=0)
         return (time.perf_counter() - began) / TRIED
 
     def batch(self, begin: int, count: int, seed: int) -> list[dict[str, Any]]:

@@ -204,7 +204,8 @@ class Writer:
         ids = torch.tensor([[filling] * (width - len(row)) + row for row in asked], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=self.model.device)
         generate: Any = self.model.generate
-        with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+        device = self.model.device
+        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             done = generate(
                 input_ids=ids, attention_mask=mask, do_sample=True, max_new_tokens=most, pad_token_id=filling

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("grouper")
 CONFIG, WEIGHTS = "config.json", ".safetensors"
+INDEX_LIMITS = 2**27, 10**6  # bytes and entries
 SHARD = 4 * 10**9  # bytes of a file that is written
 COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".md")
 PACKAGES = {  # of methods that transformers loads as a whole
@@ -95,7 +97,7 @@ def _written(local: LocalSource, config: dict, method: str, folder: Path, name: 
     with FileLock(f"{folder}.lock"):
         if (folder / CONFIG).is_file():
             return
-        tensors = {n: info for file in local.files() if file.endswith(WEIGHTS) for n, info in _headers(local, file)}
+        tensors = {n: info for file in _weight_files(local, name) for n, info in _headers(local, file)}
         size = (2 if method == "fp8" else 4) * sum(info.nbytes for info in tensors.values())
         if size > shutil.disk_usage(folder.parent).free:
             raise GrouperError(
@@ -109,6 +111,18 @@ def _written(local: LocalSource, config: dict, method: str, folder: Path, name: 
             else:
                 _by_tensor(local, tensors, config, method, beside, name)
             _copy_others(local, config, beside)
+
+
+def _weight_files(local: LocalSource, name: str) -> list[str]:
+    """Files that transformers reads: one, or those of the index. Others may hold the weights under other names."""
+    files, index = local.files(), f"model{WEIGHTS}.index.json"
+    if f"model{WEIGHTS}" in files or index not in files:
+        return [file for file in files if file == f"model{WEIGHTS}"]
+    named = read_object(local.path(index), f"{index} of {name}", *INDEX_LIMITS).get("weight_map")
+    wanted: set[str] = set(map(str, named.values())) if isinstance(named, dict) else {"no file"}
+    if missing := wanted - set(files):
+        raise GrouperError(f"{index} of {name} names {missing.pop()}, which is missing: download the model again")
+    return sorted(wanted)
 
 
 def _headers(local: LocalSource, file: str) -> Iterator[tuple[str, TensorInfo]]:
@@ -164,7 +178,9 @@ def _by_transformers(folder: Path, config: dict, method: str, out: Path, name: s
 
     options: dict[str, Any] = {"dtype": torch.bfloat16}
     if method == "compressed-tensors":
-        options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+        kind: Any = transformers.CompressedTensorsConfig
+        newer = "dequantize" in signature(kind).parameters  # not in older releases of transformers
+        options["quantization_config"] = kind(**({"dequantize": True} if newer else {"run_compressed": False}))
     with as_one_line(f"transformers cannot dequantise {name} ({method})"):
         model = load(auto_class(config), folder, **options)
         if method != "compressed-tensors":  # that is dequantised on loading

@@ -235,6 +235,25 @@ def test_another_file_is_another_copy_and_a_broken_one_is_none(fp8, home, tmp_pa
     assert not [path for path in home.iterdir() if path.is_dir()]
 
 
+def test_only_files_that_transformers_reads_are_copied(tmp_path):
+    folder = make_model(tmp_path / "fp8", dtype="bfloat16")
+    names = set(load_file(folder / "model.safetensors"))
+    quantised(folder, {"quant_method": "fp8", "weight_block_size": BLOCK}, to_fp8)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    scales = {name for name in tensors if name.endswith("_scale_inv")}  # apart from their weights
+    parts = {"a.safetensors": set(tensors) - scales, "b.safetensors": scales}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    save_file({"other.names": torch.ones(2)}, folder / "consolidated.safetensors")
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(Checkpoint.open(folder).tensors) == names
+    (folder / "b.safetensors").rename(folder / "c.safetensors")
+    with pytest.raises(GrouperError, match=r"names b\.safetensors, which is missing"):
+        Checkpoint.open(folder)
+
+
 @pytest.mark.parametrize("method", ["bitsandbytes", "compressed-tensors"])
 def test_methods_need_their_package(models, tmp_path, method, monkeypatch, home):
     folder = shutil.copytree(models("llama"), tmp_path / "q")

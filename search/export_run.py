@@ -60,6 +60,7 @@ def export_from_run(
     """
     refuse_unwritable(Path(output))
     machine, options, output = machine or Machine(), options or ExportOptions(), Path(output)
+    selection = replace(selection, tp=options.tp)
     ranks, tell = machine.ranks, machine.tell
     if destination:
         destination.check()

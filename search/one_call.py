@@ -14,8 +14,10 @@ from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions
 from grouper.export.facts import MARKER
 from grouper.export.formats import FORMATS
+from grouper.export.hf.slots import check_model_to_split
 from grouper.export.hub import Destination
 from grouper.families.architecture import Architecture
+from grouper.families.configuration import decoder_config
 from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.model.loading import load
@@ -83,7 +85,9 @@ def regroup_into(
     machine, export, output = machine or Machine(), export or ExportOptions(), Path(output)
     options, run = (options or SearchOptions()).resolved(), Path(f"{output}.run")
     check(selection, output, export, destination)
-    architecture = Architecture.of(Checkpoint.open(model, revision).config)
+    architecture = Architecture.of(config := Checkpoint.open(model, revision).config)
+    if export.tp > 1:
+        check_model_to_split(decoder_config(config), export.tp)
     check_counts(architecture, options.kv_heads_multiple_of)
     selection.check_reachable(architecture, options)
     aside = export.overwrite or RunFolder(run).sets_aside
@@ -104,7 +108,7 @@ def regroup_into(
 
 def check(selection: Selection, output: Path, export: ExportOptions, destination: Destination | None) -> None:
     """Raise GrouperError before the search for anything that the export would refuse."""
-    selection.check()
+    replace(selection, tp=export.tp).check()
     FORMATS.named(export.format)
     if selection.merge:
         MERGES.named(selection.merge)

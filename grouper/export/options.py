@@ -32,6 +32,12 @@ class ExportOptions:
         read=lambda typed: parsed_share(typed, "`max_padding`"),
         shown="{:.0%}".format,
     )
+    tp: int = option(
+        1,
+        "Pad with zero heads where engines could not split the model over this many GPUs (tensor parallelism).",
+        panel="Layout",
+        metavar="GPUS",
+    )
     kv_gauge: bool = option(
         True,
         "Rescale keys and values so that 4-bit and 8-bit KV caches round them less; nothing changes without one.",

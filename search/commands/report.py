@@ -24,6 +24,10 @@ def run(
     layout: Annotated[int | None, Option("Layout in pictures (default: the one exported at half the cache).")] = None,
     dark: Annotated[bool, Option("Dark background for pictures.")] = False,
     similar: Annotated[bool, Option("Show the similarity of heads; reads the model's weights.")] = True,
+    bounds: Annotated[
+        bool,
+        Option("Compute the least errors that the same bytes allow; reads the model, minutes for a 7B (bounds.csv)."),
+    ] = False,
     beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,
     kv_cache: Annotated[str | None, Option("Add rows of this KV cache type; any: of all.", words=ASKED_CACHES)] = None,
     overwrite: Annotated[bool, Option("No effect: an earlier report is always replaced.")] = False,
@@ -31,6 +35,7 @@ def run(
     """Write a run as one HTML page that needs no network, or as pictures for papers."""
     from search.commands.bars import bar
     from search.report import write_pictures, write_report
+    from search.report.bounds import write_bounds
     from search.report.facts import common_to, facts_of
     from search.report.page import check_page
     from search.report.pictures import check_pictures, parsed_formats
@@ -50,6 +55,9 @@ def run(
     folders = [folder, *([RunFolder.open(beside)] if beside else [])]
     if beside:
         common_to(folders)
+    with bar("bounding errors", says_how_long=True) as progress:
+        for one in folders if bounds else ():
+            write_bounds(one, progress)
     with bar("comparing heads", says_how_long=True) as progress:
         found = [facts_of(one, similar, progress, kv_cache) for one in folders]
     for facts in found:

@@ -11,6 +11,7 @@ constraint to begin with: the spectral merge is its minimum within a group.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class LayerBounds:
         layer = SpectralLayer(attention, inputs, device)
         self.exact, self.d = SpectralFitness(layer.tables(), layer.d), layer.d
         self.keys, self.values = joint_keys(layer), self.exact.tables.v
-        self._known: dict[tuple, float] = {}
+        self._known: dict[tuple[str, tuple[int, ...]], float] = {}
 
     def of(self, layout: LayerLayout) -> Bounds:
         """Bounds of a layout that groups K and V alike."""
@@ -54,19 +55,24 @@ class LayerBounds:
         return Bounds(k, k_group, k_layer, v / exact.v_energy, v_layer / exact.v_energy)
 
     def _left(self, kind: str, heads: tuple[int, ...], kept: int) -> float:
-        """Error of these heads if they share the numbers of `kept` heads; "planes": under RoPE, with one head kept."""
+        """Error of these heads if they share the numbers of `kept` heads (1 for a group); "planes": under RoPE."""
         if len(heads) == kept:
             return 0.0
-        key = (kind, heads, kept)
-        if key not in self._known:
+        if len(heads) == self.exact.heads and kind != "planes":
+            return float(self._spectra[kind][: -kept * self.d].sum())
+        if (kind, heads) not in self._known:
             index = torch.tensor([heads], device=self.keys.device)
             if kind == "planes":
                 found = self.exact.k_errors(index)
             else:
-                gram = blocks(self.keys if kind == "k" else self.values, index, self.d)
-                found = beyond_leading(gram, kept * self.d)
-            self._known[key] = float(found)
-        return self._known[key]
+                found = beyond_leading(blocks(self.keys if kind == "k" else self.values, index, self.d), self.d)
+            self._known[kind, heads] = float(found)
+        return self._known[kind, heads]
+
+    @cached_property
+    def _spectra(self) -> dict[str, Tensor]:
+        """Eigenvalues [G d] of all heads together, ascending."""
+        return {kind: torch.linalg.eigvalsh(gram).clamp_min(0) for kind, gram in (("k", self.keys), ("v", self.values))}
 
 
 def joint_keys(layer: SpectralLayer) -> Tensor:

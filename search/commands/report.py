@@ -26,7 +26,7 @@ def run(
     similar: Annotated[bool, Option("Show the similarity of heads; reads the model's weights.")] = True,
     bounds: Annotated[
         bool,
-        Option("Compute the least errors that the same bytes allow; reads the model, minutes for a 7B (bounds.csv)."),
+        Option("Compute the least errors that the same bytes allow, a minute a layer for a 7B (bounds.csv)."),
     ] = False,
     beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,
     kv_cache: Annotated[str | None, Option("Add rows of this KV cache type; any: of all.", words=ASKED_CACHES)] = None,

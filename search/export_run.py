@@ -61,11 +61,10 @@ def export_from_run(
     """
     refuse_unwritable(Path(output))
     machine, options, output = machine or Machine(), options or ExportOptions(), Path(output)
-    selection = replace(selection, tp=options.tp)
     ranks, tell = machine.ranks, machine.tell
     if destination:
         destination.check()
-    folder = RunFolder.open(Path(run))
+    folder, selection = RunFolder.open(Path(run)), replace(selection, tp=options.tp)
     settings = folder.settings
     plan = replace(refine, seed=settings.options.seed).plan(machine.device) if refine else None
     chosen = choose_layout(folder, selection, plan, set, tell)

@@ -86,14 +86,10 @@ def regroup_into(
     machine, export, output = machine or Machine(), export or ExportOptions(), Path(output)
     options, run = (options or SearchOptions()).resolved(), Path(f"{output}.run")
     check(selection, output, export, destination)
-<<<<<<< HEAD
-    architecture = Architecture.of(config := Checkpoint.open(model, revision).config)
-    if export.tp > 1:
-        check_model_to_split(decoder_config(config), export.tp)
-=======
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
->>>>>>> main
+    if export.tp > 1:
+        check_model_to_split(decoder_config(checkpoint.config), export.tp)
     check_counts(architecture, options.kv_heads_multiple_of)
     selection.check_reachable(architecture, options)
     aside = export.overwrite or RunFolder(run).sets_aside

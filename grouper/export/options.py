@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from grouper.errors import GrouperError
+from grouper.export.hf.slots import check_gpus
 from grouper.option_fields import option
 from grouper.shares import parsed_share
 
@@ -46,3 +48,8 @@ class ExportOptions:
     shard_bytes: int = SHARD_BYTES
     overwrite: bool = option(False, "Replace an existing output.", panel="Output")
     self_test_memory: int = SELF_TEST_MEMORY
+
+    def __post_init__(self) -> None:
+        check_gpus(self.tp)
+        if self.tp > 1 and self.format != "hf":
+            raise GrouperError(f"`tp={self.tp}` is for `format=hf`: llama.cpp splits any number of heads; drop it")

@@ -56,8 +56,6 @@ class GGUF(Format):
 
     def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
         check_same_model(checkpoint, layout)
-        if options.tp != 1:
-            raise GrouperError("`tp` is for folders of transformers: llama.cpp splits any number of heads; drop it")
         check_file_format(checkpoint, layout, options.dtype or checkpoint.dtype)
 
     def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:

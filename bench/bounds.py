@@ -11,48 +11,28 @@ measured in the same way on the refined weights. The output's error is that of a
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 from measured import report
 
 from fitness.calibrated import calibrated_errors
 from fitness.joint import LayerBounds
 from grouper import Calibration, Checkpoint, HeadLayout, RefineOptions, TextSource
-from grouper.attention import Attention
-from grouper.calibration.input_moments import InputMoments
 from grouper.calibration.text import load_tokenizer, windows
 from grouper.compress import Regrouper
 from grouper.evaluation.perplexity import nll
-from grouper.layout import LayerLayout
 from grouper.merging import MERGES
-from grouper.merging.spectral import Spectral
 from grouper.running.in_memory import InMemoryModel
 
 
-@dataclass(frozen=True)
-class Banded(Spectral):
-    """Spectral merge that takes slow planes as rows without RoPE. fast: number of planes, fastest first, that keep
-    it."""
-
-    fast: int = 0
-
-    def merge(
-        self, attention: Attention, layout: LayerLayout, inputs: InputMoments, device: str | torch.device = "cpu"
-    ) -> Attention:
-        planes = attention.planes
-        done = super().merge(replace(attention, planes=planes[: self.fast]), layout, inputs, device)
-        return replace(done, planes=planes)
-
-
-def fast_planes(checkpoint: Checkpoint, window: int, radians: float) -> int:
-    """Number of planes that turn by `radians` or more within the window."""
+def slow_planes(checkpoint: Checkpoint, window: int, radians: float) -> int:
+    """Number of planes that turn by less than `radians` within the window."""
     config = checkpoint.config
     theta = (config.get("rope_parameters") or config)["rope_theta"]
     d = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     speeds = theta ** (-np.arange(0, d, 2) / d)
-    return int((speeds * window >= radians).sum())
+    return int((speeds * window < radians).sum())
 
 
 def main() -> None:
@@ -77,10 +57,10 @@ def main() -> None:
     regrouper = Regrouper(checkpoint, Calibration(TextSource(args.calibration), args.tokens, args.window))
     model, a = InMemoryModel(checkpoint), regrouper.architecture
     original = nll(model.model, text)
-    merges = {"planes": MERGES["spectral"]}
+    merges = {"spectral": MERGES["spectral"]}
     for radians in filter(None, args.band.split(",")):
-        fast = fast_planes(checkpoint, args.window, float(radians))
-        merges[f"slow below {radians}: {len(a.planes) - fast} of {len(a.planes)}"] = Banded(fast=fast)
+        slow = slow_planes(checkpoint, args.window, float(radians))
+        merges[f"slow={slow} of {len(a.planes)}"] = replace(MERGES["spectral"], slow=slow)
     bounds = [LayerBounds(a.read(checkpoint, i), regrouper.moments_of(i)) for i in range(a.layers)]
     refinement = RefineOptions(tokens=args.refine_tokens, steps=args.steps)
     summary = []

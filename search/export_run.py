@@ -175,7 +175,7 @@ def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, ou
     texts = [digest(text) for text in regrouper.texts(refine)]
     key = work_key(
         model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=" ".join(texts),
-        merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=refine.key,
+        merge=chosen.merge.key, refine=refine.key,
     )  # fmt: skip
     return refined_beside(output) / key
 

@@ -34,7 +34,7 @@ def run(
     ] = False,
     beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,
     kv_cache: Annotated[str | None, Option("Add rows of this KV cache type; any: of all.", words=ASKED_CACHES)] = None,
-    overwrite: Annotated[bool, Option("No effect: an earlier report is always replaced.")] = False,
+    overwrite: Annotated[bool, Option("Accepted as in other commands; an earlier report is always replaced.")] = False,
 ) -> None:
     """Write a run as one HTML page that needs no network, or as pictures for papers."""
     from search.report import write_pictures, write_report

@@ -28,7 +28,7 @@ class Selection:
     layout will be served with, or "any" (default: the run's own). tp: number of GPUs that engines will split the model
     over; within a budget, only layouts whose KV heads they can split are taken."""
 
-    layout: int | None = option(None, "Number of the layout in pareto.csv.", panel="Layout")
+    layout: int | None = option(None, "Number of the layout in pareto.csv, instead of a budget.", panel="Layout")
     kv_ratio: str | None = option(
         None, "Largest KV cache, relative to the original's: 0.5, 1/3 or 50%.", panel="Layout", metavar="RATIO"
     )

@@ -1,6 +1,7 @@
 """Settings of a model's config.json, under all names that are in use, with the defaults of its transformers class."""
 
 import copy
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from grouper.errors import GrouperError, as_one_line
@@ -67,7 +68,7 @@ def family_of(config: dict) -> Family:
         if name in REFUSED:
             raise GrouperError(f"models of type {name!r} cannot be regrouped: {REFUSED[name]}")
     if model_type not in FAMILIES:
-        raise GrouperError(f"models of type {model_type!r} are not supported; those that are: {', '.join(FAMILIES)}")
+        return _derived(config)
     if isinstance(config.get("text_config"), dict) and outer not in FAMILIES:
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -81,6 +82,11 @@ def family_of(config: dict) -> Family:
                 f"this {model_type} model has LayerNorms on q and k with gains for each head ({key}): not supported yet"
             )
     return FAMILIES[model_type]
+
+
+def _derived(config: dict) -> Family:
+    """Family of a type without an entry. Imported by name: a proof exports models, which reads configurations."""
+    return import_module("grouper.families.derived.known").family_for(decoder_config(config))
 
 
 def _check_encoder(config: dict, model_type: str) -> None:
@@ -161,14 +167,25 @@ def rotary_dim(config: dict, family: Family, head_dim: int) -> int:
     return int(share * head_dim)
 
 
-def unrotated_layers(config: dict, layers: int) -> frozenset[int]:
-    """Layers without RoPE: in SmolLM3 every fourth one, unless its configuration lists others."""
-    if config["model_type"] != "smollm3":
+def unrotated_layers(config: dict, layers: int, rule: str | None = None) -> frozenset[int]:
+    """Layers without RoPE: in SmolLM3 every fourth one, unless its configuration lists others. rule: see
+    Family.unrotated."""
+    if rule == "full_attention":
+        return frozenset(i for i, kind in enumerate(config["layer_types"]) if kind == rule)
+    if config["model_type"] != "smollm3" and rule is None:
         return frozenset()
     has = config.get("no_rope_layers") or [
         int((i + 1) % config.get("no_rope_layer_interval", 4) != 0) for i in range(layers)
     ]
     return frozenset(i for i, rotated in enumerate(has) if not rotated)
+
+
+def completed(config: dict) -> dict:
+    """Configuration with all settings of its class, and sizes under their usual names."""
+    made = configured(config)
+    sizes = {key: getattr(made, key, None) for key in ALIASES}
+    given = {key: value for key, value in config.items() if value is not None}
+    return {**made.to_dict(), **given, **{key: value for key, value in sizes.items() if value is not None}}
 
 
 def check_complete(config: dict) -> None:
@@ -183,9 +200,10 @@ def check_complete(config: dict) -> None:
         raise GrouperError("config.json has layers of sliding_attention and no sliding_window: is it right?")
 
 
-def sliding_windows(config: dict, layers: int) -> tuple[int | None, ...]:
-    """Number of tokens that the sliding window of each layer keeps; None for all."""
-    window = setting(config, "sliding_window", None) if config["model_type"] in WINDOWED else None
+def sliding_windows(config: dict, layers: int, windowed: bool = False) -> tuple[int | None, ...]:
+    """Number of tokens that the sliding window of each layer keeps; None for all. windowed: see Family.windowed."""
+    windowed = windowed or config["model_type"] in WINDOWED
+    window = setting(config, "sliding_window", None) if windowed else None
     if not window or setting(config, "use_sliding_window", True) is False:
         return (None,) * layers
     kinds = config.get("layer_types")

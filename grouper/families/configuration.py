@@ -1,6 +1,8 @@
 """Settings of a model's config.json, under all names that are in use, with the defaults of its transformers class."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ WINDOWED = (
 )  # fmt: skip
 LLAVAS = ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava")  # their decoder is a Llama by default
 NOTHING = object()
+TRIED: dict[str, Family] = {}  # families under proof, by type
 
 
 def decoder_config(config: dict) -> dict:
@@ -59,6 +62,8 @@ def family_of(config: dict) -> Family:
     """Family of the configuration. Raises GrouperError if the model's type is not supported."""
     outer = config.get("model_type")
     model_type = decoder_config(config).get("model_type")
+    if model_type in TRIED:
+        return TRIED[model_type]
     if not model_type:
         raise GrouperError(
             "config.json has no model_type: expected the configuration of a Hugging Face model, as save_pretrained() "
@@ -82,6 +87,16 @@ def family_of(config: dict) -> Family:
                 f"this {model_type} model has LayerNorms on q and k with gains for each head ({key}): not supported yet"
             )
     return FAMILIES[model_type]
+
+
+@contextmanager
+def trying(family: Family) -> Iterator[None]:
+    """Take this family for its type until the block ends."""
+    TRIED[family.model_type] = family
+    try:
+        yield
+    finally:
+        del TRIED[family.model_type]
 
 
 def _derived(config: dict) -> Family:

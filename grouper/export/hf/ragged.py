@@ -121,9 +121,10 @@ def modelling_file(architecture: Architecture) -> str:
 
 def _on_classes(source: str, family: Family) -> str:
     """Source with this family's projections, and a line for each of its classes."""
-    if family.encodes:
-        modules = [path.rpartition(".")[2] for path in family.storage.modules[:-1]]
+    modules = [path.rpartition(".")[2] for path in family.storage.modules[:-1]]
+    if len(modules) == len(PROJECTIONS) - 1:
         source = source.replace(f"PROJECTIONS = {_strings(PROJECTIONS[:3])}", f"PROJECTIONS = {_strings(modules)}")
+    if family.encodes:
         classes = {f"Ragged{name}": name for _, several in heads(family.model_type) for name in several}
     else:
         classes = {"RaggedModel": _model_class(family), "RaggedForCausalLM": family.causal_lm}

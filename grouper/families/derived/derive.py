@@ -14,7 +14,7 @@ from grouper.families.derived.class_of import Classes
 from grouper.families.derived.look import Found, look
 from grouper.families.derived.random_model import random_model
 from grouper.families.derived.small import EVERY_SIZE, FREE, Sizes, small_config
-from grouper.families.derived.watched import Pass, watched
+from grouper.families.derived.watched import Call, Pass, watched
 from grouper.families.family import DIVIDES, OWN, Family
 
 TOKENS = 24
@@ -51,11 +51,22 @@ def _running(classes: Classes, full: dict, names: dict[str, str]) -> tuple[Sizes
         try:
             settings = small_config(full, names, sizes)
             model = random_model(classes, settings)
-            return sizes, settings, model, watched(model, {"input_ids": tokens}, use_cache=False)
+            seen = watched(model, {"input_ids": tokens}, use_cache=False)
+            for call in seen.calls:
+                check_sizes(call, sizes)
+            return sizes, settings, model, seen
         except Exception as error:  # whatever a class raises for sizes that it does not take
             why = why or error
     line = next((line.strip() for line in reversed(str(why).splitlines()) if line.strip()), "no reason given")
     raise GrouperError(f"no small model of its class runs ({type(why).__name__}: {line[:200]})") from why
+
+
+def check_sizes(call: Call, sizes: Sizes) -> None:
+    """Raise GrouperError if a kernel was called with other heads than the settings say."""
+    found = call.query.shape[1], call.key.shape[1], call.query.shape[3]
+    if found != (wanted := (sizes.query_heads, sizes.kv_heads, sizes.d)):
+        told = "{} query heads, {} KV heads of {} rows"
+        raise GrouperError(f"its attention has {told.format(*found)} where its settings say {told.format(*wanted)}")
 
 
 def _padded(classes: Classes, full: dict, names: dict[str, str], family: Family) -> str | None:

@@ -5,8 +5,6 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from grouper.errors import GrouperError
@@ -14,15 +12,12 @@ from grouper.families.family import Family
 
 LOG = logging.getLogger("grouper")
 _LOCK = threading.RLock()
-_TRIED: dict[str, Family] = {}  # under proof, by type
 _KNOWN: dict[str, Family | str] = {}  # proved, or why not, by configuration
 
 
 def family_for(config: dict) -> Family:
     """Family of a decoder's configuration. Raises GrouperError if its class cannot be regrouped."""
     model_type = config["model_type"]
-    if model_type in _TRIED:
-        return _TRIED[model_type]
     key = json.dumps(config, sort_keys=True, default=str)
     with _LOCK:
         if key not in _KNOWN:
@@ -34,17 +29,6 @@ def family_for(config: dict) -> Family:
     if isinstance(found, str):
         raise GrouperError(f"models of type {model_type!r} are not supported: {found}")
     return found
-
-
-@contextmanager
-def trying(family: Family) -> Iterator[None]:
-    """Take this family for its type until the block ends."""
-    with _LOCK:
-        _TRIED[family.model_type] = family
-        try:
-            yield
-        finally:
-            del _TRIED[family.model_type]
 
 
 def _proved(config: dict) -> Family:

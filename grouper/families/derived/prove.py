@@ -5,6 +5,7 @@ free does: RoPE in its other order, a fused module in its other one. Heads that 
 free, merge without loss. Layouts of each class that is offered give what an index-gather reference gives, whole and
 layer by layer, and a cache filled step by step what one pass gives. Raises GrouperError that names the step."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,15 +23,17 @@ from grouper.export.format import ExportOptions
 from grouper.export.whole_test import load_exported
 from grouper.export.write import export_model
 from grouper.families.architecture import Architecture
+from grouper.families.configuration import trying
 from grouper.families.derived.derive import Candidate
-from grouper.families.derived.known import trying
 from grouper.families.derived.planted import copied, turned
 from grouper.families.derived.positions import ORDERS
+from grouper.families.derived.stored_names import as_stored
 from grouper.families.family import Family
 from grouper.families.storage import Fused
 from grouper.layout import HeadLayout
 from grouper.model.loadable import check_model, quiet
 from grouper.running.in_memory import InMemoryModel
+from grouper.running.kept_cache import NAMES as CACHES
 
 SAME, OTHER = 1e-4, 1e-3  # logits: the most that rounding does, and the least that a mistake must do
 LAYOUTS = {"stock": [[0, 1, 0, 1], [0, 1, 1, 0]], "padded": [[0, 0, 1, 0], [0, 1, 1, 1]],
@@ -44,6 +47,9 @@ def prove(candidate: Candidate, folder: Path) -> Family:
         proof = Proof(candidate.family, folder)
         with step("its small model can be saved"):
             candidate.model.to(torch.float32).save_pretrained(proof.original)
+    family = as_stored(candidate.family, candidate.model, proof.checkpoint)
+    with trying(family), quiet():
+        proof.family = family
         proof.run()
         return proof.offered()
 
@@ -182,9 +188,9 @@ class Proof:
         """Logits of the last tokens one by one, and the heads in the cache."""
         model = load_exported(folder, torch.float64)
         whole = model(input_ids=self.tokens, use_cache=False).logits[:, -STEPS:]
-        cache, steps = model(input_ids=self.tokens[:, :-STEPS], use_cache=True).past_key_values, []
+        cache, steps = model(input_ids=self.tokens[:, :-STEPS], use_cache=True)[1], []
         for token in self.tokens[:, -STEPS:].T:
-            steps.append(model(input_ids=token[:, None], past_key_values=cache, use_cache=True).logits)
+            steps.append(model(input_ids=token[:, None], use_cache=True, **{_cache_name(model): cache}).logits)
         self.compare(torch.cat(steps, dim=1), whole)
         held = [layer.keys.shape[1] for layer in cache.layers]
         wanted = [layer.k.kv_heads for layer in layout.layers]
@@ -200,6 +206,12 @@ def wrong(family: Family) -> Iterator[tuple[str, Family]]:
     if isinstance(family.storage, Fused):
         flipped = replace(family.storage, per_group=not family.storage.per_group)
         yield "the other order of the fused module", replace(family, storage=flipped)
+
+
+def _cache_name(model: torch.nn.Module) -> str:
+    """Name of the cache's argument in this release of transformers."""
+    named = inspect.signature(model.forward).parameters
+    return next(name for name in CACHES if name in named)
 
 
 @torch.inference_mode()

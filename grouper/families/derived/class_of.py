@@ -39,14 +39,11 @@ class Classes:
 def class_of(model_type: str) -> Classes:
     """Classes of a model type. Raises GrouperError if the installed transformers has none that loads it."""
     import transformers
-    from transformers import CONFIG_MAPPING
 
-    if model_type not in CONFIG_MAPPING:
-        raise GrouperError(f"the installed transformers ({transformers.__version__}) has no models of this type")
     for kind, auto, names in _choices(model_type):
         model = getattr(transformers, names[0], None)
         if model is not None:
-            return Classes(model_type, auto, model, CONFIG_MAPPING[model_type], kind)
+            return Classes(model_type, auto, model, transformers.CONFIG_MAPPING[model_type], kind)
     raise GrouperError("the installed transformers has a configuration of this type, but no model")
 
 

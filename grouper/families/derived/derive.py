@@ -32,22 +32,22 @@ class Candidate:
     model: nn.Module
 
 
-def derive(classes: Classes, config: dict) -> Candidate:
-    """Family of models with this configuration."""
-    made = classes.configured(config)
-    full, names = {**made.to_dict(), "model_type": classes.model_type}, type(made).attribute_map
-    sizes, settings, model, seen = _running(classes, full, names)
+def derive(classes: Classes, full: dict[str, Any], names: dict[str, str]) -> Candidate:
+    """Family of models with these settings. full, names: see `small.full_settings`."""
+    sizes, settings, model, seen = running(classes, full, names)
     family = _family(classes, settings, model, seen)
     if family.stock and sizes is FREE:
         family = replace(family, padded=_padded(classes, full, names, family))
     return Candidate(family, settings, model)
 
 
-def _running(classes: Classes, full: dict, names: dict[str, str]) -> tuple[Sizes, dict, nn.Module, Pass]:
+def running(
+    classes: Classes, full: dict, names: dict[str, str], choice: Sequence[Sizes] = EVERY_SIZE
+) -> tuple[Sizes, dict, nn.Module, Pass]:
     """First small model that runs, with its sizes, settings and a pass."""
     why: Exception | None = None
     tokens = torch.randint(3, 199, (2, TOKENS), generator=torch.Generator().manual_seed(0))
-    for sizes in EVERY_SIZE:
+    for sizes in choice:
         try:
             settings = small_config(full, names, sizes)
             model = random_model(classes, settings)

@@ -7,8 +7,12 @@ import threading
 import time
 from pathlib import Path
 
-from grouper.errors import GrouperError
+from grouper.errors import GrouperError, as_one_line
+from grouper.families.derived.class_of import class_of
+from grouper.families.derived.remembered import Proof, keep, kept, key_of
+from grouper.families.derived.small import FREE, full_settings, small_config
 from grouper.families.family import Family
+from grouper.threads import one_thread
 
 LOG = logging.getLogger("grouper")
 _LOCK = threading.RLock()
@@ -16,30 +20,40 @@ _KNOWN: dict[str, Family | str] = {}  # proved, or why not, by configuration
 
 
 def family_for(config: dict) -> Family:
-    """Family of a decoder's configuration. Raises GrouperError if its class cannot be regrouped."""
-    model_type = config["model_type"]
+    """Family of a configuration whose type has no entry. Raises GrouperError if its class cannot be regrouped."""
     key = json.dumps(config, sort_keys=True, default=str)
     with _LOCK:
         if key not in _KNOWN:
             try:
-                _KNOWN[key] = _proved(config)
+                _KNOWN[key] = proof_of(config).family
             except GrouperError as error:
                 _KNOWN[key] = str(error)
         found = _KNOWN[key]
     if isinstance(found, str):
-        raise GrouperError(f"models of type {model_type!r} are not supported: {found}")
+        raise GrouperError(f"models of type {config['model_type']!r} are not supported: {found}")
     return found
 
 
-def _proved(config: dict) -> Family:
-    from grouper.families.derived.class_of import class_of
+def proof_of(config: dict) -> Proof:
+    """Proof for a configuration: one that is remembered, or a new one. Raises GrouperError that says what is unlike, or
+    which step failed."""
+    model_type = config["model_type"]
+    with as_one_line("transformers does not take this config.json"):
+        full, names = full_settings(model_type, config)
+    key = key_of(model_type, small_config(full, names, FREE))
+    found = kept(key)
+    if found is None:
+        LOG.info(f"proving on a small model that {model_type} models can be regrouped")
+        found = _proved(model_type, full, names)
+        keep(key, found)
+    return found
+
+
+def _proved(model_type: str, full: dict, names: dict[str, str]) -> Proof:
     from grouper.families.derived.derive import derive
     from grouper.families.derived.prove import prove
 
     start = time.monotonic()
-    classes = class_of(config["model_type"])
-    candidate = derive(classes, config)
-    with tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder:
-        family = prove(candidate, Path(folder))
-    LOG.info(f"{config['model_type']} was proved in {time.monotonic() - start:.1f} s")
-    return family
+    with one_thread(), tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder:
+        family = prove(derive(class_of(model_type), full, names), Path(folder))  # in float64, so that one thread does
+    return Proof(family, round(time.monotonic() - start, 1))

@@ -126,7 +126,7 @@ class Proof:
         family, why = self.family, []
         self.planted("stock" if family.stock else "ragged")
         for name, without in (("padded", {"padded": None}), ("ragged", {"ragged": False})):
-            if name not in family.export_classes(False):
+            if name not in family.export_classes(self.architecture.as_phi):
                 continue
             try:
                 self.exported(name)

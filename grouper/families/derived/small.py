@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from grouper.errors import GrouperError
+from grouper.families.configuration import configured
+
 LAYERS, LONGEST, WINDOW, VOCABULARY, EXPERTS = 2, 128, 8, 199, 4
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "decoder_start_token_id": 2}
 INNER = re.compile(r"intermediate_size|intermediate_dim|ffn_dim|ffn_hidden_size|n_inner|d_ff$|hidden_dim$|mlp_dim")
@@ -47,9 +50,19 @@ MULTI_HEAD = Sizes(8, 8, 128, None)
 EVERY_SIZE = (FREE, SQUARE, TIED, MULTI_HEAD)  # the first that a class takes is used
 
 
+def full_settings(model_type: str, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """All settings of a model, its class's defaults included, and the class's own names of settings (its
+    attribute_map). Raises GrouperError if transformers has no such type, or does not take the configuration."""
+    import transformers
+
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise GrouperError(f"the installed transformers ({transformers.__version__}) has no models of this type")
+    made = configured({**config, "model_type": model_type})
+    return {**made.to_dict(), "model_type": model_type}, dict(type(made).attribute_map)
+
+
 def small_config(full: dict[str, Any], names: dict[str, str], sizes: Sizes) -> dict[str, Any]:
-    """Settings of a small model. full: all settings of the model, its class's defaults included. names: the class's own
-    names of settings (its attribute_map)."""
+    """Settings of a small model. full, names: see `full_settings`."""
     found = {key: copy.deepcopy(value) for key, value in full.items() if key not in NEUTRAL}
     layers = next((full[n] for n in LAYER_COUNTS if isinstance(full.get(n), int)), LAYERS)
     kept = kept_layers(full, layers)

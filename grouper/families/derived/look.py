@@ -20,7 +20,8 @@ ORDERS = (False, True)  # of a fused module, by Fused.per_group
 class Found:
     """One attention. layer: path of its layer in the model. Names of modules are within the layer. q_norm, k_norm:
     norms on q and k, None if there are none. across: whether these norms span all heads. heads: query heads, KV heads
-    and rows of a head. window: tokens that its mask shows; None for all."""
+    and rows of a head. window: tokens that its mask shows; None for all. of_source:
+    whether it is cross-attention."""
 
     layer: str
     storage: Storage
@@ -32,6 +33,12 @@ class Found:
     sinks: str | None
     heads: tuple[int, int, int]
     window: int | None
+    of_source: bool
+
+    @property
+    def stack(self) -> str:
+        """List of layers that it is in."""
+        return self.layer.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class _Look:
         self.kv_heads = call.key.shape[1]
         if call.value.shape[1:] != call.key.shape[1:]:
             raise GrouperError("its keys and values have heads of different numbers or sizes")
-        if call.query.shape[0] != call.key.shape[0] or call.key.shape[2] != call.query.shape[2]:
+        self.of_source = call.key.shape[2] != call.query.shape[2]
+        if call.query.shape[0] != call.key.shape[0]:
             raise GrouperError("it attends to other tokens than those that it is given")
 
     def found(self) -> Found:
@@ -81,7 +89,7 @@ class _Look:
             raise GrouperError("some of its projections are transposed, others are not")
         return Found(
             self.layer, storage, transposed[0], q_norm, k_norm, across, rotation, self._sinks(),
-            (self.query_heads, self.kv_heads, self.d), self._window(),
+            (self.query_heads, self.kv_heads, self.d), self._window(), self.of_source,
         )  # fmt: skip
 
     def _module(self, name: str) -> Any:
@@ -122,7 +130,8 @@ class _Look:
         k = next((n for n in keys if self._between(n.heads(self.d), self.call.key, quiet=True)), None)
         if k is None:
             raise GrouperError("its keys are not the output of a projection, rotated or behind a norm")
-        queries = [n for n in beside if n.name != k.name and n.output.shape[-1] == self.query_heads * self.d]
+        others = [n for n in linears if n.output.shape[1] == self.call.query.shape[2]] if self.of_source else beside
+        queries = [n for n in others if n.name not in (k.name, o) and n.output.shape[-1] == self.query_heads * self.d]
         if len(queries) > 1:
             queries = [n for n in queries if self._between(n.heads(self.d), self.call.query, quiet=True)]
         if len(queries) != 1:

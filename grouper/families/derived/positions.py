@@ -26,10 +26,11 @@ def planes_of(order: str, rows: int) -> Tensor:
 
 
 def rotation_of(before: Tensor, after: Tensor) -> Rotation | None:
-    """Rotation that turns `before` into `after`, both [batch, heads, tokens, d]; None if it is none. A rotation depends
-    on the token's place alone and may scale all rows of a token alike."""
+    """Rotation that turns `before` into `after`, both [batch, heads, tokens, d]; None if there is none. It depends on
+    the token's place alone, and may scale all rows of a token alike."""
     d = before.shape[-1]
-    if close(before, after):
+    scale = (after * before).sum((0, 1, 3)) / before.square().sum((0, 1, 3))  # [tokens]
+    if close(scale[:, None] * before, after):
         return Rotation(0)
     for rows in sorted({d, *(n for n in range(d - d % 2, 3, -2) if close(before[..., n:], after[..., n:]))}):
         for order in ORDERS:

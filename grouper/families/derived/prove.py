@@ -31,6 +31,7 @@ from grouper.families.derived.stored_names import as_stored
 from grouper.families.family import Family
 from grouper.families.storage import Fused
 from grouper.layout import HeadLayout
+from grouper.model.dummy_inputs import answer, random_inputs
 from grouper.model.loadable import check_model, quiet
 from grouper.running.in_memory import InMemoryModel
 from grouper.running.kept_cache import NAMES as CACHES
@@ -81,15 +82,16 @@ class Proof:
         return InMemoryModel(self.checkpoint, dtype=torch.float64)
 
     @cached_property
-    def tokens(self) -> Tensor:
-        return torch.randint(3, 199, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    def inputs(self) -> dict[str, Tensor]:
+        """Two examples of the model's inputs."""
+        return random_inputs(self.model.model, self.architecture, TOKENS)
 
     def run(self) -> None:
         """Everything that does not depend on the export class."""
         with step("transformers finds every tensor of it"):
             check_model(self.checkpoint)
         a, wanted = self.architecture, self.logits(lambda one: one)
-        plain = self.model.model(input_ids=self.tokens, use_cache=False).logits
+        plain = answered(self.model.model, self.inputs)
         with step("attention that is read and put back gives the same logits"):
             self.compare(wanted, plain)
         with step("what its positions and norms leave free changes no logit"):
@@ -109,10 +111,14 @@ class Proof:
 
         writes, self.model.architecture = self.model.architecture, reads
         try:
-            with torch.inference_mode(), self.model.installed(a.ungrouped, merged) as installed:
-                return installed(input_ids=self.tokens, use_cache=False).logits
+            with self.model.installed(a.ungrouped, merged) as installed:
+                return answered(installed, self.inputs)
         finally:
             self.model.architecture = writes
+
+    def logits_of(self, folder: Path) -> Tensor:
+        """Logits of a folder's model, in float64."""
+        return answered(load_exported(folder, torch.float64), self.inputs)
 
     def compare(self, found: Tensor, wanted: Tensor) -> None:
         difference = float((found - wanted).abs().max())
@@ -151,12 +157,12 @@ class Proof:
         labels = [[g for g in LAYOUTS["stock"][i % 2] for _ in range(a.kv_heads // 4)] for i in range(a.layers)]
         with step("an export of its own heads gives its logits"):
             export_model(self.original, a.ungrouped, self.folder / "same", merge="mean")
-            self.compare(logits_of(self.folder / "same", self.tokens), logits_of(self.original, self.tokens))
+            self.compare(self.logits_of(self.folder / "same"), self.logits_of(self.original))
         with step("heads that are copies up to what is free merge without loss"):
             planted = self.folder / "planted"
             self.write(planted, lambda layer, one: turned(copied(one, labels[layer]), seed=layer))
             export_model(planted, layout, self.folder / "merged", merge="spectral")
-            self.compare(logits_of(self.folder / "merged", self.tokens), logits_of(planted, self.tokens))
+            self.compare(self.logits_of(self.folder / "merged"), self.logits_of(planted))
 
     def write(self, target: Path, change: Callable[[int, Attention], Attention]) -> None:
         """Write the model with each layer's attention changed."""
@@ -177,6 +183,8 @@ class Proof:
             done = export_model(self.original, layout, out, merge="mean", options=options)
             if done.export_class != name:
                 raise GrouperError(done.note or f"it was written as {done.export_class}")
+        if self.family.encodes:
+            return
         with step(f"a layout of class {name} gives it layer by layer, too"):
             options = ExportOptions(max_padding=9.0, self_test_memory=0)
             export_model(self.original, layout, self.folder / f"{name}-parts", merge="mean", options=options)
@@ -186,10 +194,10 @@ class Proof:
     @torch.inference_mode()
     def check_steps(self, folder: Path, layout: HeadLayout) -> None:
         """Logits of the last tokens one by one, and the heads in the cache."""
-        model = load_exported(folder, torch.float64)
-        whole = model(input_ids=self.tokens, use_cache=False).logits[:, -STEPS:]
-        cache, steps = model(input_ids=self.tokens[:, :-STEPS], use_cache=True)[1], []
-        for token in self.tokens[:, -STEPS:].T:
+        model, tokens = load_exported(folder, torch.float64), self.inputs["input_ids"]
+        whole = model(input_ids=tokens, use_cache=False).logits[:, -STEPS:]
+        cache, steps = model(input_ids=tokens[:, :-STEPS], use_cache=True)[1], []
+        for token in tokens[:, -STEPS:].T:
             steps.append(model(input_ids=token[:, None], use_cache=True, **{_cache_name(model): cache}).logits)
         self.compare(torch.cat(steps, dim=1), whole)
         held = [layer.keys.shape[1] for layer in cache.layers]
@@ -215,6 +223,6 @@ def _cache_name(model: torch.nn.Module) -> str:
 
 
 @torch.inference_mode()
-def logits_of(folder: Path, tokens: Tensor) -> Tensor:
-    """Logits of a folder's model, in float64."""
-    return load_exported(folder, torch.float64)(input_ids=tokens).logits
+def answered(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Answer of a model in one pass."""
+    return answer(model(**inputs))

@@ -9,7 +9,7 @@ from typing import Any
 from grouper.errors import GrouperError
 from grouper.families.configuration import configured
 
-LAYERS, LONGEST, WINDOW, VOCABULARY, EXPERTS = 2, 128, 8, 199, 4
+LAYERS, LONGEST, WINDOW, VOCABULARY, EXPERTS, IMAGE = 2, 128, 8, 199, 4, 16
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "decoder_start_token_id": 2}
 INNER = re.compile(r"intermediate_size|intermediate_dim|ffn_dim|ffn_hidden_size|n_inner|d_ff$|hidden_dim$|mlp_dim")
 COUNTED = re.compile(r"(^|_)(num|n)_(local_|routed_|moe_|total_)*experts$|^moe_num_experts$|n_routed_experts$")
@@ -65,22 +65,31 @@ def small_config(full: dict[str, Any], names: dict[str, str], sizes: Sizes) -> d
     """Settings of a small model. full, names: see `full_settings`."""
     found = {key: copy.deepcopy(value) for key, value in full.items() if key not in NEUTRAL}
     layers = next((full[n] for n in LAYER_COUNTS if isinstance(full.get(n), int)), LAYERS)
-    kept = kept_layers(full, layers)
+    kept, del_later = kept_layers(full, layers), []
     for key, value in found.items():
-        if isinstance(value, list) and len(value) == layers and layers > 1:
+        if key in ("out_features", "out_indices", "stage_names"):  # of a backbone, made anew
+            del_later.append(key)
+        elif isinstance(value, list) and len(value) == layers and layers > 1:
             found[key] = [value[i] for i in kept]
         elif key in LAYER_COUNTS or key == names.get("num_hidden_layers"):
             found[key] = len(kept)
         elif isinstance(value, int) and not isinstance(value, bool):
             found[key] = _number(key, value, len(kept))
+        elif key in ("image_size", "patch_size") and isinstance(value, list):
+            found[key] = [_number(key, one, len(kept)) for one in value]
         elif key.startswith("rope_") and isinstance(value, dict):
             found[key] = _rope(value, sizes.d)
         elif BASES.search(key) and isinstance(value, int | float):
             found[key] = min(value, BASE)
         elif key.endswith("_token_id") and isinstance(value, list):
             found[key] = TOKENS.get(key, 3)
+    for key in del_later:
+        del found[key]
     found |= {key: value for key, value in TOKENS.items() if key in found and found[key] is not None}
     wanted = {names.get(key, key): value for key, value in sizes.settings().items()}
+    for key, value in full.items():  # an encoder-decoder has settings of its own for its decoder
+        if key.endswith("attention_heads") and isinstance(value, int):
+            wanted[key] = sizes.query_heads
     for alias in ("head_dim",) if sizes.head_dim is None else ():
         found.pop(names.get(alias, alias), None)
     return found | wanted
@@ -121,6 +130,10 @@ def _number(key: str, value: int, layers: int) -> int:
         return min(value, WINDOW)
     if "max_position" in key or key in ("n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length"):
         return min(value, LONGEST)
+    if key == "image_size":
+        return min(value, IMAGE)
+    if key == "patch_size":
+        return min(value, IMAGE // 4)
     if key == "rotary_dim":
         return 8
     if key == "max_window_layers":

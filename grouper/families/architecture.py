@@ -283,7 +283,9 @@ class Architecture:
         if self.family.qk_norm is None:
             return None, None
         if not self.family.qk_gains:
-            return tuple(torch.ones(heads, self.head_dim) for heads in (self.query_heads, self.kv_heads))
+            import torch
+
+            return torch.ones(self.query_heads, self.head_dim), torch.ones(self.kv_heads, self.head_dim)
         q_gain, k_gain = (
             checkpoint.finite(f"{prefix}{norm}.weight") + self.family.norm_offset for norm in self.family.norms_of_qk
         )

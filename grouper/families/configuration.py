@@ -31,6 +31,7 @@ WINDOWED = (
 )  # fmt: skip
 LLAVAS = ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava")  # their decoder is a Llama by default
 NOTHING = object()
+PROOFS = "grouper.families.derived.known"
 TRIED: dict[str, Family] = {}  # families under proof, by type
 
 
@@ -50,12 +51,12 @@ OURS = "grouper_ragged_"  # start of the model_type of a ragged export
 
 
 def is_known(config: dict) -> bool:
-    """Whether models of this type, or exports of them, are supported."""
+    """Whether models of this type, or exports of them, may be supported."""
     outer = config.get("model_type")
     if not isinstance(outer, str):
         return False
     types = (outer, decoder_config(config).get("model_type"))
-    return any(isinstance(t, str) and t.removeprefix(OURS) in FAMILIES for t in types)
+    return not any(isinstance(t, str) and t.removeprefix(OURS) in REFUSED for t in types)
 
 
 def family_of(config: dict) -> Family:
@@ -101,7 +102,12 @@ def trying(family: Family) -> Iterator[None]:
 
 def _derived(config: dict) -> Family:
     """Family of a type without an entry. Imported by name: a proof exports models, which reads configurations."""
-    return import_module("grouper.families.derived.known").family_for(decoder_config(config))
+    return import_module(PROOFS).family_for(decoder_config(config))
+
+
+def how_supported(config: dict, family: Family) -> str:
+    """Words for how this family is known: "" for an entry."""
+    return import_module(PROOFS).how_proved(decoder_config(config)) if family.proved else ""
 
 
 def _check_encoder(config: dict, model_type: str) -> None:

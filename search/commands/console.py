@@ -175,7 +175,7 @@ def inspection(found: Inspection) -> None:
         cache += f" ({found.sliding_layers} layers keep no more than their sliding window)"
     for name, value in (
         ("model", found.model),
-        ("family", f"{found.family}, {found.parameters / 1e6:,.1f}M parameters in {found.dtype}"),
+        ("family", f"{found.family}, {found.support}{', ' if found.support else ''}{found.parameters / 1e6:,.1f}M parameters in {found.dtype}"),
         ("layers", found.layers),
         ("heads", f"{per_kv_head}, hidden size {found.hidden_size}"),
         ("position", position),

@@ -62,5 +62,5 @@ def _survey(json: bool) -> None:
     from grouper.families.derived import survey
 
     with bar("proving", says_how_long=True) as progress:
-        rows = survey.survey(progress=progress)
+        rows = survey.survey_of(progress=progress)
     print_json([asdict(row) for row in rows]) if json else print(survey.markdown(rows))

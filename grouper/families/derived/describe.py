@@ -10,10 +10,10 @@ from torch import nn
 
 from grouper.errors import GrouperError
 from grouper.families.configuration import completed, rotary_dim, sliding_windows, unrotated_layers
-from grouper.families.derived.around import Around, around, gain_offset, subtracts_mean
-from grouper.families.derived.class_of import Classes
-from grouper.families.derived.look import Found, look
-from grouper.families.derived.watched import Pass
+from grouper.families.derived.surroundings import Around, around, gain_offset, subtracts_mean
+from grouper.families.derived.classes import Classes
+from grouper.families.derived.looking import Found, look
+from grouper.families.derived.watching import Pass
 from grouper.families.family import Family
 
 ROTARY = (None, "partial_rotary_factor", "rotary_pct", "rotary_percentage", "rotary_dim")

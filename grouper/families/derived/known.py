@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from grouper.errors import GrouperError, as_one_line
-from grouper.families.derived.class_of import class_of
-from grouper.families.derived.remembered import Proof, keep, kept, key_of
+from grouper.families.derived.classes import class_of
+from grouper.families.derived.remembered import Proved, keep, kept, key_of
 from grouper.families.derived.small import FREE, full_settings, small_config
 from grouper.families.family import Family
 from grouper.threads import one_thread
@@ -17,11 +17,12 @@ from grouper.threads import one_thread
 LOG = logging.getLogger("grouper")
 _LOCK = threading.RLock()
 _KNOWN: dict[str, Family | str] = {}  # proved, or why not, by configuration
+_NEW: set[str] = set()  # keys of the proofs of this process
 
 
 def family_for(config: dict) -> Family:
     """Family of a configuration whose type has no entry. Raises GrouperError if its class cannot be regrouped."""
-    key = json.dumps(config, sort_keys=True, default=str)
+    key = _as_key(config)
     with _LOCK:
         if key not in _KNOWN:
             try:
@@ -34,7 +35,17 @@ def family_for(config: dict) -> Family:
     return found
 
 
-def proof_of(config: dict) -> Proof:
+def how_proved(config: dict) -> str:
+    """Words for the proof of a configuration that is supported."""
+    now = " just now" if _as_key(config) in _NEW else ""
+    return f"supported (proved{now} on a small model of this class)"
+
+
+def _as_key(config: dict) -> str:
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def proof_of(config: dict) -> Proved:
     """Proof for a configuration: one that is remembered, or a new one. Raises GrouperError that says what is unlike, or
     which step failed."""
     model_type = config["model_type"]
@@ -46,14 +57,15 @@ def proof_of(config: dict) -> Proof:
         LOG.info(f"proving on a small model that {model_type} models can be regrouped")
         found = _proved(model_type, full, names)
         keep(key, found)
+        _NEW.add(_as_key(config))
     return found
 
 
-def _proved(model_type: str, full: dict, names: dict[str, str]) -> Proof:
-    from grouper.families.derived.derive import derive
-    from grouper.families.derived.prove import prove
+def _proved(model_type: str, full: dict, names: dict[str, str]) -> Proved:
+    from grouper.families.derived.candidate import derive
+    from grouper.families.derived.proof import prove
 
     start = time.monotonic()
-    with one_thread(), tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder:
+    with as_one_line("its class ends in an error"), one_thread(), tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder:
         family = prove(derive(class_of(model_type), full, names), Path(folder))  # in float64, so that one thread does
-    return Proof(family, round(time.monotonic() - start, 1))
+    return Proved(family, round(time.monotonic() - start, 1))

@@ -28,6 +28,8 @@ def planes_of(order: str, rows: int) -> Tensor:
 def rotation_of(before: Tensor, after: Tensor) -> Rotation | None:
     """Rotation that turns `before` into `after`, both [batch, heads, tokens, d]; None if there is none. It depends on
     the token's place alone, and may scale all rows of a token alike."""
+    if before.shape != after.shape:
+        return None
     d = before.shape[-1]
     scale = (after * before).sum((0, 1, 3)) / before.square().sum((0, 1, 3))  # [tokens]
     if close(scale[:, None] * before, after):
@@ -50,7 +52,7 @@ def _rotates(before: Tensor, after: Tensor, order: str, rows: int) -> bool:
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors are equal up to rounding."""
-    if one.numel() == 0:
-        return True
+    """Whether tensors are of one shape and equal up to rounding."""
+    if one.shape != other.shape or one.numel() == 0:
+        return one.shape == other.shape
     return bool((one - other).abs().max() <= CLOSE * (1e-30 + other.abs().max()))

@@ -19,7 +19,7 @@ FORM = 1  # of the proof: raise it when the steps of a proof change
 
 
 @dataclass(frozen=True)
-class Proof:
+class Proved:
     """A family that was proved. seconds: time that this took."""
 
     family: Family
@@ -33,7 +33,7 @@ def key_of(model_type: str, settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def keep(key: str, proof: Proof) -> None:
+def keep(key: str, proof: Proved) -> None:
     """Store a proof. Failure is ignored, because it can be proved again."""
     with suppress(OSError, RuntimeError):
         path = _record(key)
@@ -41,11 +41,11 @@ def keep(key: str, proof: Proof) -> None:
         write_json(path, asdict(proof))
 
 
-def kept(key: str) -> Proof | None:
+def kept(key: str) -> Proved | None:
     """Proof with this key; None if there is none, or if its file does not hold exactly what `keep` writes."""
     with suppress(OSError, RuntimeError, GrouperError):
         data = document(text_of(_record(key)))
-        found = fitted(data, Proof)
+        found = fitted(data, Proved)
         if _plain(asdict(found)) == data and found.family.proved:
             return found
     return None

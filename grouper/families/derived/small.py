@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grouper.errors import GrouperError
-from grouper.families.configuration import configured
+from grouper.families.configuration import ALIASES, configured
 
 LAYERS, LONGEST, WINDOW, VOCABULARY, EXPERTS, IMAGE = 2, 128, 8, 199, 4, 16
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "decoder_start_token_id": 2}
@@ -18,7 +18,8 @@ GROUPS = re.compile(r"^(n_group|topk_group|num_expert_groups?|n_groups)$")
 EVERY = re.compile(r"interval|pattern|_step$|_freq|frequency|every|_period")
 BASES = re.compile(r"rope_theta|rope_local_base_freq|rotary_emb_base|rotary_base")
 BASE = 10_000.0  # of RoPE: with a larger one, the slowest planes of a short text hardly turn
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
+    "num_decoder_layers")
 NEUTRAL = ("initializer_range", "initializer_factor", "transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
 
@@ -90,6 +91,7 @@ def small_config(full: dict[str, Any], names: dict[str, str], sizes: Sizes) -> d
     for key, value in full.items():  # an encoder-decoder has settings of its own for its decoder
         if key.endswith("attention_heads") and isinstance(value, int):
             wanted[key] = sizes.query_heads
+    wanted |= {name: sizes.d for name in ALIASES["head_dim"] if name in full}
     for alias in ("head_dim",) if sizes.head_dim is None else ():
         found.pop(names.get(alias, alias), None)
     return found | wanted

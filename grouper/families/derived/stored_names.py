@@ -12,16 +12,16 @@ from grouper.families.family import Family
 
 def as_stored(family: Family, model: nn.Module, saved: Checkpoint) -> Family:
     """Family with the names of the saved tensors. model: the model that was saved, in float32."""
+    if all(_is_found(part, saved) for part in family.parts or (family,)):
+        return family
+    if family.parts:
+        raise GrouperError("its tensors are stored under other names than its class has")
     here = family.layer.format(layer=0)
     stem = next(n for n, _ in model.named_parameters() if f".{here}" in f".{n}")
     stem = stem[: f".{stem}".index(f".{here}")] + here
     named = {n.removeprefix(stem): p for n, p in model.named_parameters() if n.startswith(stem)}
-    start = saved.before(here) + here
-    needed = [f"{name}.weight" for name in family.storage.modules] + [family.sinks] * (family.sinks is not None)
-    if all(start + name in saved for name in needed):
-        return family
     found = {_owner(name): _owner(n) for name, p in named.items() if (n := _stored(saved, p)) is not None}
-    if not found.keys() >= set(map(_owner, needed)):
+    if not found.keys() >= set(map(_owner, _needed(family))):
         raise GrouperError("its tensors are stored in another form than its class has them")
     stored = _common(list(found.items()))
     if stored is None:
@@ -35,6 +35,17 @@ def as_stored(family: Family, model: nn.Module, saved: Checkpoint) -> Family:
         norm=tuple(inside.get(n, n) for n in family.norm), renamed=names,
         sinks=inside[family.sinks] if family.sinks else None,
     )  # fmt: skip
+
+
+def _needed(family: Family) -> list[str]:
+    """Names of attention's tensors within a layer."""
+    return [f"{name}.weight" for name in family.storage.modules] + [family.sinks] * (family.sinks is not None)
+
+
+def _is_found(family: Family, saved: Checkpoint) -> bool:
+    """Whether the tensors of the first attention have the names that its class has."""
+    here = family.layer.format(layer=0)
+    return all(saved.before(here) + here + name in saved for name in _needed(family))
 
 
 def _stored(saved: Checkpoint, parameter: Tensor) -> str | None:

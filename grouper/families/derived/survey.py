@@ -33,7 +33,7 @@ class Surveyed:
     classes: list[str] = field(default_factory=list)
 
 
-def survey(types: list[str] | None = None, limit: float = LIMIT, progress: Progress = no_progress) -> list[Surveyed]:
+def survey_of(types: list[str] | None = None, limit: float = LIMIT, progress: Progress = no_progress) -> list[Surveyed]:
     """Rows of these types (default: all with attention), sorted by type. limit: seconds for each."""
     types, rows = sorted(types or types_with_attention()), []
     count = max(1, (os.cpu_count() or 1) // 2)

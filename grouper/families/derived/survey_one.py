@@ -16,16 +16,17 @@ from typing import Any
 from grouper.errors import GrouperError, as_one_line
 from grouper.families.configuration import family_of
 from grouper.families.decoders import FAMILIES, REFUSED
-from grouper.families.derived.class_of import class_of
-from grouper.families.derived.derive import Candidate, running
+from grouper.families.derived.classes import class_of
+from grouper.families.derived.candidate import Candidate, running
 from grouper.families.derived.known import proof_of
-from grouper.families.derived.prove import prove
+from grouper.families.derived.proof import prove
 from grouper.families.derived.small import EVERY_SIZE, MULTI_HEAD, full_settings
 from grouper.families.derived.survey import NO_ATTENTION, Surveyed
 from grouper.names import shortened
 
 NEEDED: dict[str, dict[str, Any]] = {  # what the defaults of a class leave open, or set to what few models have
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "falcon": {"multi_query": False, "num_kv_heads": 8},
 }
 TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}\S*/")

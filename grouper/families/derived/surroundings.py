@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grouper.families.derived.positions import close
-from grouper.families.derived.watched import Pass
+from grouper.families.derived.watching import Pass
 
 
 @dataclass(frozen=True)

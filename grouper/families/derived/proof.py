@@ -24,7 +24,7 @@ from grouper.export.whole_test import load_exported
 from grouper.export.write import export_model
 from grouper.families.architecture import Architecture
 from grouper.families.configuration import trying
-from grouper.families.derived.derive import Candidate
+from grouper.families.derived.candidate import Candidate
 from grouper.families.derived.planted import copied, turned
 from grouper.families.derived.positions import ORDERS
 from grouper.families.derived.stored_names import as_stored

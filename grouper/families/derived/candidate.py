@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from grouper.errors import GrouperError
-from grouper.families.derived.class_of import Classes
+from grouper.families.derived.classes import Classes
 from grouper.families.derived.describe import described
-from grouper.families.derived.random_model import random_model
+from grouper.families.derived.random_models import random_model
 from grouper.families.derived.small import EVERY_SIZE, FREE, Sizes, small_config
-from grouper.families.derived.watched import Call, Pass, watched
+from grouper.families.derived.watching import Call, Pass, watched
 from grouper.families.family import DIVIDES, OWN, Family
 from grouper.model.dummy_inputs import inputs_of
 
@@ -45,7 +45,7 @@ def running(
     why: Exception | None = None
     for sizes in choice:
         try:
-            settings = small_config(full, names, sizes)
+            settings = {**small_config(full, names, sizes), **begun(classes)}
             model = random_model(classes, settings)
             inputs = inputs_of(model, TOKENS, TOKENS - 4 if classes.kind == "both" else 0)
             seen = watched(model, inputs, **({} if classes.kind == "encoder" else {"use_cache": False}))
@@ -53,9 +53,14 @@ def running(
                 check_sizes(call, sizes)
             return sizes, settings, model, seen
         except Exception as error:  # whatever a class raises for sizes that it does not take
-            why = why or error
+            why = error
     line = next((line.strip() for line in reversed(str(why).splitlines()) if line.strip()), "no reason given")
     raise GrouperError(f"no small model of its class runs ({type(why).__name__}: {line[:200]})") from why
+
+
+def begun(classes: Classes) -> dict[str, int]:
+    """Settings of a decoder behind an encoder, which few classes have by default: the id that it begins with."""
+    return {"decoder_start_token_id": 2} if classes.kind == "both" else {}
 
 
 def check_sizes(call: Call, sizes: Sizes) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from grouper.errors import GrouperError
 from grouper.families.derived.positions import Rotation, close, rotation_of
-from grouper.families.derived.watched import Call, Pass
+from grouper.families.derived.watching import Call, Pass
 from grouper.families.storage import Fused, Separate, Storage
 
 ORDERS = (False, True)  # of a fused module, by Fused.per_group
@@ -142,8 +142,8 @@ class _Look:
         return one.entered.shape == other.entered.shape and close(one.entered, other.entered)
 
     def _between(self, before: Tensor, after: Tensor, quiet: bool = False) -> Any:
-        """What stands between a projection's heads and the kernel: (norm or None, rotation, whether the norm spans all
-        heads)."""
+        """Norm between a projection's heads and the kernel (None if there is none), rotation, and whether the norm spans
+        all heads."""
         plain = rotation_of(before, after)
         if plain is not None:
             return None, plain, False

@@ -84,7 +84,8 @@ class Architecture:
             said = text if family.encodes else {"head_dim": None, **text}
             given = setting(said, "head_dim", None)
             head_dim = given or family.head_dim or hidden // query_heads
-            kv_heads = query_heads if family.encodes and not family.proved else setting(text, "num_key_value_heads", None) or query_heads
+            grouped = not family.encodes or family.proved
+            kv_heads = (setting(text, "num_key_value_heads", None) if grouped else None) or query_heads
             if model_type == "falcon":
                 one = 1 if text.get("multi_query", True) else query_heads
                 kv_heads = kv_heads if text.get("new_decoder_architecture") else one

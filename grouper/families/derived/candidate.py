@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from grouper.errors import GrouperError
 from grouper.families.derived.classes import Classes
@@ -15,6 +14,9 @@ from grouper.families.derived.small import EVERY_SIZE, FREE, Sizes, small_config
 from grouper.families.derived.watching import Call, Pass, watched
 from grouper.families.family import DIVIDES, OWN, Family
 from grouper.model.dummy_inputs import inputs_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENS = 24
 UNEVEN = 10  # query heads that do not divide the small hidden size
@@ -26,7 +28,7 @@ class Candidate:
 
     family: Family
     settings: dict[str, Any]
-    model: nn.Module
+    model: "PreTrainedModel"
 
 
 def derive(classes: Classes, full: dict[str, Any], names: dict[str, str]) -> Candidate:
@@ -40,7 +42,7 @@ def derive(classes: Classes, full: dict[str, Any], names: dict[str, str]) -> Can
 
 def running(
     classes: Classes, full: dict, names: dict[str, str], choice: Sequence[Sizes] = EVERY_SIZE
-) -> tuple[Sizes, dict, nn.Module, Pass]:
+) -> tuple[Sizes, dict, "PreTrainedModel", Pass]:
     """First small model that runs, with its sizes, settings and a pass."""
     why: Exception | None = None
     for sizes in choice:

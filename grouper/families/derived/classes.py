@@ -1,4 +1,4 @@
-"""The class of the installed transformers that a configuration names. Code that comes with a model is never looked at."""
+"""Class of the installed transformers that a model type names. Code that comes with a model is never looked at."""
 
 import copy
 import sys
@@ -47,14 +47,17 @@ def class_of(model_type: str) -> Classes:
     raise GrouperError("the installed transformers has a configuration of this type, but no model")
 
 
-def _choices(model_type: str) -> list[tuple[str, str, tuple[str, ...]]]:
+Choices = list[tuple[str, str, tuple[str, ...]]]
+
+
+def _choices(model_type: str) -> Choices:
     """Kind, Auto class and names of classes, the preferred one first. A type with a head for masked tokens is an
     encoder, although BERT and others can also be decoders."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     found, causal = dict(heads(model_type)), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
-    choices = [("both", auto, found[auto]) for auto in BOTH if auto in found]
-    encoders = [("encoder", auto, names) for auto, names in found.items() if auto not in BOTH]
-    decoders = [("decoder", DECODERS, (causal,))] if isinstance(causal, str) else []
+    choices: Choices = [("both", auto, found[auto]) for auto in BOTH if auto in found]
+    encoders: Choices = [("encoder", auto, names) for auto, names in found.items() if auto not in BOTH]
+    decoders: Choices = [("decoder", DECODERS, (causal,))] if isinstance(causal, str) else []
     masked = "AutoModelForMaskedLM" in found
     return choices + (encoders + decoders if masked else decoders + encoders)

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from grouper.errors import GrouperError
 from grouper.families.configuration import completed, rotary_dim, sliding_windows, unrotated_layers
-from grouper.families.derived.surroundings import Around, around, gain_offset, subtracts_mean
 from grouper.families.derived.classes import Classes
 from grouper.families.derived.looking import Found, look
+from grouper.families.derived.surroundings import Around, around, gain_offset, subtracts_mean
 from grouper.families.derived.watching import Pass
 from grouper.families.family import Family
 
@@ -81,9 +80,7 @@ def _decoder_layers(config: Any) -> Any:
     return next((count for count in named if count is not None), config.num_hidden_layers)
 
 
-def _of_kind(
-    family: Family, text: dict, layers: Any, model: Any, seen: Pass, attentions: Sequence[Found]
-) -> Family:
+def _of_kind(family: Family, text: dict, layers: Any, model: Any, seen: Pass, attentions: Sequence[Found]) -> Family:
     """Family of attentions that are one in each layer of a list. layers: how many layers it has."""
     check_layers(attentions, layers)
     first = attentions[0]
@@ -105,8 +102,8 @@ def check_layers(attentions: Sequence[Found], layers: Any) -> None:
         raise GrouperError(f"it mixes attention with other layers, which have no KV cache ({mixed})")
     for field in fields(Found):
         if field.name not in ("layer", "rotation", "window") and len({getattr(a, field.name) for a in attentions}) > 1:
-            what = "heads of different numbers or sizes" if field.name == "heads" else f"attention of other {field.name}"
-            raise GrouperError(f"some of its layers have {what} than others")
+            unlike = "heads of different numbers or sizes" if field.name == "heads" else f"different {field.name}"
+            raise GrouperError(f"its layers have {unlike}")
     if attentions[0].heads[1] == 1:
         raise GrouperError("it is multi-query already: there is nothing left to group")
 

@@ -66,6 +66,10 @@ def _proved(model_type: str, full: dict, names: dict[str, str]) -> Proved:
     from grouper.families.derived.proof import prove
 
     start = time.monotonic()
-    with as_one_line("its class ends in an error"), one_thread(), tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder:
-        family = prove(derive(class_of(model_type), full, names), Path(folder))  # in float64, so that one thread does
+    with (
+        as_one_line("its class ends in an error"),
+        one_thread(),
+        tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder,
+    ):
+        family = prove(derive(class_of(model_type), full, names), Path(folder))
     return Proved(family, round(time.monotonic() - start, 1))

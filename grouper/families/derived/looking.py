@@ -13,6 +13,7 @@ from grouper.families.derived.positions import Rotation, close, rotation_of
 from grouper.families.derived.watching import Call, Pass
 from grouper.families.storage import Fused, Separate, Storage
 
+UNLIKE_KEYS = "its keys are not the output of a projection, rotated or behind a norm"
 ORDERS = (False, True)  # of a fused module, by Fused.per_group
 
 
@@ -41,7 +42,7 @@ class Found:
         return self.layer.rpartition(".")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """A linear module within the layer, with its output [batch, tokens, rows] in this pass."""
 
@@ -122,14 +123,20 @@ class _Look:
                     q, k, v = split_heads(one.heads(self.d), self.query_heads, self.kv_heads, per_group)
                     if close(v, value):
                         return Fused(one.name, o, per_group), k, q
-        v = next((n for n in linears if n.output.shape[-1] == self.kv_heads * self.d and close(n.heads(self.d), value)), None)
-        if v is None:
+        narrow = [one for one in linears if one.output.shape[-1] == self.kv_heads * self.d]
+        values = [one for one in narrow if close(one.heads(self.d), value)]
+        if not values:
             raise GrouperError("its values are not the output of a projection: something stands between")
-        beside = [n for n in linears if n.name not in (v.name, o) and self._is_beside(n, v)]
-        keys = [n for n in beside if n.output.shape[-1] == self.kv_heads * self.d]
-        k = next((n for n in keys if self._between(n.heads(self.d), self.call.key, quiet=True)), None)
-        if k is None:
-            raise GrouperError("its keys are not the output of a projection, rotated or behind a norm")
+        beside = [n for n in linears if n.name not in (values[0].name, o) and self._is_beside(n, values[0])]
+        keys = [n for n in narrow if n in beside and self._between(n.heads(self.d), self.call.key, quiet=True)]
+        if not keys:
+            raise GrouperError(UNLIKE_KEYS)
+        return self._separate(linears, beside, keys[0], values[0], o)
+
+    def _separate(
+        self, linears: list[Linear], beside: list[Linear], k: Linear, v: Linear, o: str
+    ) -> tuple[Storage, Tensor, Tensor]:
+        """Modules of their own for q, k and v. beside: linear modules that read the same as v."""
         others = [n for n in linears if n.output.shape[1] == self.call.query.shape[2]] if self.of_source else beside
         queries = [n for n in others if n.name not in (k.name, o) and n.output.shape[-1] == self.query_heads * self.d]
         if len(queries) > 1:
@@ -142,8 +149,8 @@ class _Look:
         return one.entered.shape == other.entered.shape and close(one.entered, other.entered)
 
     def _between(self, before: Tensor, after: Tensor, quiet: bool = False) -> Any:
-        """Norm between a projection's heads and the kernel (None if there is none), rotation, and whether the norm spans
-        all heads."""
+        """Norm between a projection's heads and the kernel (None if there is none), rotation, and whether the norm
+        spans all heads."""
         plain = rotation_of(before, after)
         if plain is not None:
             return None, plain, False
@@ -158,7 +165,7 @@ class _Look:
                     return name, first or last, across
         if quiet:
             return None
-        raise GrouperError("its keys are not the output of a projection, rotated or behind a norm")
+        raise GrouperError(UNLIKE_KEYS)
 
     def _norms(self, shape: torch.Size) -> list[tuple[str, Tensor, Tensor]]:
         """Modules of the layer that give as many numbers as they get, with those of this pass."""

@@ -47,7 +47,7 @@ def prove(candidate: Candidate, folder: Path) -> Family:
     with trying(candidate.family), quiet():
         proof = Proof(candidate.family, folder)
         with step("its small model can be saved"):
-            candidate.model.to(torch.float32).save_pretrained(proof.original)
+            candidate.model.float().save_pretrained(proof.original)
     family = as_stored(candidate.family, candidate.model, proof.checkpoint)
     with trying(family), quiet():
         proof.family = family

@@ -1,9 +1,17 @@
 """Models of random weights, to try a class on."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from grouper.errors import GrouperError
+from grouper.families.derived.classes import Classes
+from grouper.model.loadable import quiet
+from grouper.model.loading import refusing_code
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LARGEST = 30_000_000  # parameters of a small model
 
@@ -20,11 +28,8 @@ def make_heads_matter(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
-def random_model(classes, settings: dict) -> nn.Module:
+def random_model(classes: Classes, settings: dict) -> "PreTrainedModel":
     """Model of this class in float64, the same on every call. Raises GrouperError if it is not small."""
-    from grouper.model.loadable import quiet
-    from grouper.model.loading import refusing_code
-
     with quiet(), refusing_code(classes.model_type), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with torch.device("meta"):
@@ -36,7 +41,7 @@ def random_model(classes, settings: dict) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _made(classes, settings: dict) -> nn.Module:
+def _made(classes: Classes, settings: dict) -> "PreTrainedModel":
     config = classes.configured(settings)
     experts = {"experts_implementation": "eager"} if any("experts" in key for key in settings) else {}
     return classes.model._from_config(config, dtype=torch.float64, **experts)

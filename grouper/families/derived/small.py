@@ -18,8 +18,9 @@ GROUPS = re.compile(r"^(n_group|topk_group|num_expert_groups?|n_groups)$")
 EVERY = re.compile(r"interval|pattern|_step$|_freq|frequency|every|_period")
 BASES = re.compile(r"rope_theta|rope_local_base_freq|rotary_emb_base|rotary_base")
 BASE = 10_000.0  # of RoPE: with a larger one, the slowest planes of a short text hardly turn
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
-    "num_decoder_layers")
+LAYER_COUNTS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+)  # fmt: skip
 NEUTRAL = ("initializer_range", "initializer_factor", "transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
 

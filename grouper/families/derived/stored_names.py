@@ -1,4 +1,4 @@
-"""Names of tensors in checkpoints, where transformers' class has others: found by comparing the numbers that it saved."""
+"""Names of tensors in checkpoints where a class has others: found by comparing the numbers that transformers saved."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def as_stored(family: Family, model: nn.Module, saved: Checkpoint) -> Family:
 
 def _needed(family: Family) -> list[str]:
     """Names of attention's tensors within a layer."""
-    return [f"{name}.weight" for name in family.storage.modules] + [family.sinks] * (family.sinks is not None)
+    return [*(f"{name}.weight" for name in family.storage.modules), *([family.sinks] if family.sinks else [])]
 
 
 def _is_found(family: Family, saved: Checkpoint) -> bool:

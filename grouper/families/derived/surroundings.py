@@ -12,9 +12,9 @@ from grouper.families.derived.watching import Pass
 
 @dataclass(frozen=True)
 class Around:
-    """norm: the norm whose output enters q, None if there is none. adds: the module whose output is added to the stream,
-    `o` if it is o itself. factor: its factor there; None if no sum was seen, as where attention and MLP are added
-    together. behind: the norm that reads the stream right after attention. Names are within the layer."""
+    """norm: the norm whose output enters q, None if there is none. adds: the module whose output is added to the
+    stream, `o` if it is o itself. factor: its factor there; None if no sum was seen, as where attention and MLP are
+    added together. behind: the norm that reads the stream right after attention. Names are within the layer."""
 
     norm: str | None
     adds: str
@@ -29,7 +29,8 @@ def around(seen: Pass, layer: str, q: str, o: str) -> Around:
     entered = {n: seen.entered[start + n] for n in names}
     left = {n: seen.left[start + n] for n in names}
     given = entered[q]
-    before = next((n for n in names if n not in (q, o) and _same(left[n], given) and not _same(entered[n], given)), None)
+    making = (n for n in names if n not in (q, o) and _same(left[n], given) and not _same(entered[n], given))
+    before = next(making, None)
     stream = entered[before] if before is not None else given
     after = names[names.index(o) :]
     for mixed in after:

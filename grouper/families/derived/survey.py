@@ -139,5 +139,3 @@ def markdown(rows: list[Surveyed]) -> str:
 def shown(why: str) -> str:
     """Reason as a cell of a table."""
     return why.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_") if "`" not in why else why
-
-

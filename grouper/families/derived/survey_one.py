@@ -16,8 +16,8 @@ from typing import Any
 from grouper.errors import GrouperError, as_one_line
 from grouper.families.configuration import family_of
 from grouper.families.decoders import FAMILIES, REFUSED
-from grouper.families.derived.classes import class_of
 from grouper.families.derived.candidate import Candidate, running
+from grouper.families.derived.classes import class_of
 from grouper.families.derived.known import proof_of
 from grouper.families.derived.proof import prove
 from grouper.families.derived.small import EVERY_SIZE, MULTI_HEAD, full_settings

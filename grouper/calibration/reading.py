@@ -84,8 +84,7 @@ def read_examples(
 def positions(architecture: Architecture) -> int:
     """Largest number of tokens that the model accepts; 0 if it has no limit. RoBERTa numbers positions from its padding
     index on."""
-    taken = 2 if architecture.family.model_type == "roberta" else 0
-    return 0 if architecture.position == "relative" else max(0, architecture.context - taken)
+    return 0 if architecture.position == "relative" else max(0, architecture.context - architecture.family.taken)
 
 
 def _windows(

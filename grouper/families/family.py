@@ -45,6 +45,7 @@ class Family:
     source_norm: the norm before k and v in cross-attention, after the encoder's last layer.
     qk_modules: the norms on q and k, if they are not called q_norm and k_norm. qk_gains: whether these have weights.
     windowed: whether layers of the type "sliding_attention" keep the configuration's sliding_window.
+    taken: number of positions of max_position_embeddings that no token can have.
     unrotated: the rule for layers without RoPE: "full_attention", layers of that type; "no_rope_layers", a list in the
         configuration whose entry is 0 for them.
     ragged: whether its class can be exported with groups of unequal sizes.
@@ -85,6 +86,7 @@ class Family:
     qk_modules: tuple[str, str] | None = None
     qk_gains: bool = True
     windowed: bool = False
+    taken: int = 0
     unrotated: str | None = None
     ragged: bool = True
     source: str | None = None

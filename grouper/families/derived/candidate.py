@@ -1,6 +1,8 @@
 """Family of a class, from one pass of a small model of it. Raises GrouperError that names what is unlike."""
 
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,11 @@ from grouper.errors import GrouperError
 from grouper.families.derived.classes import Classes
 from grouper.families.derived.describe import described
 from grouper.families.derived.random_models import random_model
-from grouper.families.derived.small import EVERY_SIZE, FREE, Sizes, small_config
+from grouper.families.derived.small import BOTH_HEADS, EVERY_SIZE, FREE, Sizes, small_config
 from grouper.families.derived.watching import Call, Pass, watched
 from grouper.families.family import DIVIDES, OWN, Family
 from grouper.model.dummy_inputs import inputs_of
+from grouper.running.kept_cache import NAMES as CACHES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,11 +36,35 @@ class Candidate:
 
 def derive(classes: Classes, full: dict[str, Any], names: dict[str, str]) -> Candidate:
     """Family of models with these settings. full, names: see `small.full_settings`."""
+    check_kind(classes, full)
     sizes, settings, model, seen = running(classes, full, names)
     family = described(classes, settings, model, seen)
     if family.stock and sizes is FREE:
         family = replace(family, padded=_padded(classes, full, names, family))
+    if family.encodes and family.reads in ("text", "pairs"):
+        family = replace(family, taken=_taken(model, settings))
     return Candidate(family, settings, model)
+
+
+def check_kind(classes: Classes, full: dict[str, Any]) -> None:
+    """Raise GrouperError for an encoder that is set up as a decoder, or whose decoder has other heads."""
+    if classes.kind == "encoder" and (full.get("is_decoder") or full.get("add_cross_attention")):
+        raise GrouperError("it is set up as a decoder (is_decoder), and its type is supported as an encoder")
+    counts = {full[key] for key in BOTH_HEADS if full.get(key) is not None}
+    if len(counts) > 1:
+        raise GrouperError("its encoder and its decoder have different numbers of heads")
+
+
+def _taken(model: "PreTrainedModel", settings: dict[str, Any]) -> int:
+    """Positions that its longest text cannot have, because it numbers them from its padding index on."""
+    longest = settings.get("max_position_embeddings")
+    for taken in (0, 1 + (settings.get("pad_token_id") or 0)):
+        if not isinstance(longest, int):
+            break
+        with suppress(Exception), torch.inference_mode():  # an index that is out of range
+            model(**inputs_of(model, longest - taken, 4 if hasattr(model.config, "decoder_layers") else 0))
+            return taken
+    return 0
 
 
 def running(
@@ -53,11 +80,23 @@ def running(
             seen = watched(model, inputs, **({} if classes.kind == "encoder" else {"use_cache": False}))
             for call in seen.calls:
                 check_sizes(call, sizes)
+            if classes.kind == "encoder":
+                check_uncached(model, inputs)
             return sizes, settings, model, seen
         except Exception as error:  # whatever a class raises for sizes that it does not take
             why = error
     line = next((line.strip() for line in reversed(str(why).splitlines()) if line.strip()), "no reason given")
     raise GrouperError(f"no small model of its class runs ({type(why).__name__}: {line[:200]})") from why
+
+
+def check_uncached(model: "PreTrainedModel", inputs: dict[str, Any]) -> None:
+    """Raise GrouperError if a model without a head that writes text keeps a cache, as a decoder does."""
+    if "use_cache" not in inspect.signature(model.forward).parameters:
+        return
+    with torch.inference_mode():
+        output = model(**inputs, use_cache=True)
+    if any(output.get(name) is not None for name in CACHES):
+        raise GrouperError("it is the decoder of a larger model, and has no head of its own")
 
 
 def begun(classes: Classes) -> dict[str, int]:

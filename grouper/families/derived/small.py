@@ -21,6 +21,7 @@ BASE = 10_000.0  # of RoPE: with a larger one, the slowest planes of a short tex
 LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
 )  # fmt: skip
+BOTH_HEADS = ("encoder_attention_heads", "decoder_attention_heads")
 NEUTRAL = ("initializer_range", "initializer_factor", "transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
 
@@ -89,9 +90,7 @@ def small_config(full: dict[str, Any], names: dict[str, str], sizes: Sizes) -> d
         del found[key]
     found |= {key: value for key, value in TOKENS.items() if key in found and found[key] is not None}
     wanted = {names.get(key, key): value for key, value in sizes.settings().items()}
-    for key, value in full.items():  # an encoder-decoder has settings of its own for its decoder
-        if key.endswith("attention_heads") and isinstance(value, int):
-            wanted[key] = sizes.query_heads
+    wanted |= {key: sizes.query_heads for key in BOTH_HEADS if key in full}
     wanted |= {name: sizes.d for name in ALIASES["head_dim"] if name in full}
     for alias in ("head_dim",) if sizes.head_dim is None else ():
         found.pop(names.get(alias, alias), None)

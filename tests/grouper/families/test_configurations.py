@@ -132,7 +132,7 @@ def test_refusals_name_the_model_and_the_reason():
     for name, why in REFUSED.items():
         with pytest.raises(GrouperError, match=rf"{name}.*cannot be regrouped: {re.escape(why)}"):
             Architecture.of({"model_type": name})
-    with pytest.raises(GrouperError, match="'pegasos' are not supported: the installed transformers .* has no models"):
+    with pytest.raises(GrouperError, match=r"'pegasos' are not supported: the installed transformers .* has no models"):
         Architecture.of({"model_type": "pegasos"})
     with pytest.raises(
         GrouperError, match="'voxtral' are not supported: of those that hold a decoder, only vision-language"

@@ -49,6 +49,8 @@ class Family:
     unrotated: the rule for layers without RoPE: "full_attention", layers of that type; "no_rope_layers", a list in the
         configuration whose entry is 0 for them.
     ragged: whether its class can be exported with groups of unequal sizes.
+    repeats: whether a ragged export repeats K and V heads right behind their projections, because its class wants as
+        many of them as query heads. For encoders alone: a cache would hold the repeated heads.
     source, config_source: modules of transformers' models that define its classes and its configuration, if they are
         not named after the type ("glm4.modeling_glm4").
     proved: whether this description was derived from the class, and proved on a small model of it.
@@ -89,6 +91,7 @@ class Family:
     taken: int = 0
     unrotated: str | None = None
     ragged: bool = True
+    repeats: bool = False
     source: str | None = None
     config_source: str | None = None
     proved: bool = False

@@ -20,11 +20,13 @@ from grouper.export.hf.ragged_encoder import encoder_config, readers_by_place
 from grouper.export.hf.stock import grouped_order, head_order
 from grouper.families.architecture import Architecture
 from grouper.families.decoders import FAMILIES, Family
-from grouper.families.storage import Separate
+from grouper.families.storage import Fused, Separate, Storage
 from grouper.layout import HeadLayout, LayerLayout
 from grouper.model.auto import heads
 
-FILE, PLAIN_FILE = "modeling_ragged.py", "modeling_ragged_plain.py"
+FILE, PLAIN_FILE, REPEATED_FILE = (
+    "modeling_ragged.py", "modeling_ragged_plain.py", "modeling_ragged_repeated.py",
+)  # fmt: skip
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # of our own attention
 TEMPLATE = FAMILIES["llama"], FAMILIES["bloom"]  # classes in the two modelling files
 
@@ -40,7 +42,10 @@ class Ragged(ExportClass):
             return f"groups of unequal sizes were not proved for {architecture.family.model_type} models"
         if architecture.nested:
             return "there is no modelling file for vision-language models: take a layout of class stock"
-        if any(layer.q for layer in layout.layers) and not architecture.encodes:
+        shares = any(layer.q for layer in layout.layers)
+        if shares and _repeats(architecture.family_of(0)):
+            return "a class that wants as many K heads as query heads does not go with shared query projections"
+        if shares and not architecture.encodes:
             if architecture.replaced or not architecture.family.storage.shares_queries:
                 models = f"{architecture.family.model_type} models"
                 return f"there is no modelling file for {models} that share query projections"
@@ -99,6 +104,9 @@ class Ragged(ExportClass):
 
 def as_written(architecture: Architecture) -> Architecture:
     """Architecture with the projections of our own attention."""
+    family = architecture.family
+    if family.encodes and isinstance(family.storage, Fused):  # rows of groups of unequal sizes have no order by group
+        return replace(architecture, family=replace(family, storage=replace(family.storage, per_group=False)))
     if not architecture.replaced:
         return architecture
     storage = Separate.within(architecture.family.attention)
@@ -122,6 +130,8 @@ def modelling_file(architecture: Architecture) -> str:
 def _on_classes(source: str, family: Family) -> str:
     """Source with this family's projections, and a line for each of its classes."""
     modules = [path.rpartition(".")[2] for path in family.storage.modules[:-1]]
+    if _repeats(family):
+        source = _with_repeated(source, family.storage)
     if len(modules) == len(PROJECTIONS) - 1:
         source = source.replace(f"PROJECTIONS = {_strings(PROJECTIONS[:3])}", f"PROJECTIONS = {_strings(modules)}")
     if family.encodes:
@@ -130,6 +140,22 @@ def _on_classes(source: str, family: Family) -> str:
         classes = {"RaggedModel": _model_class(family), "RaggedForCausalLM": family.causal_lm}
     lines = [f'{ours} = ragged(base.{theirs}, "{ours}")' for ours, theirs in classes.items()]
     return "\n".join([source[: source.index("RaggedModel = ")].rstrip() + "\n\n", *lines, ""])
+
+
+def _repeats(family: Family) -> bool:
+    """Whether K and V heads are repeated right behind their projections."""
+    return family.encodes and (family.repeats or isinstance(family.storage, Fused))
+
+
+def _with_repeated(source: str, storage: Storage) -> str:
+    """Source in which K and V heads are repeated behind the modules of this storage."""
+    part = Path(__file__).with_name(REPEATED_FILE).read_text(encoding="utf-8").partition("# begin\n")[2]
+    before, _, behind = source.partition("def install_groups")
+    modules = [path.rpartition(".")[2] for path in storage.modules[:-1]]
+    fused, by_head = isinstance(storage, Fused), isinstance(storage, Fused) and storage.per_group
+    named = f'"{modules[0]}", ()' if fused else f"None, {_strings(modules[1:])}"
+    constants = f"FUSED, SHARED, BY_HEAD = {named}, {by_head}\n\n\n"
+    return f"{before}{constants}{part}\n\ndef ragged(" + behind.partition("\n\ndef ragged(")[2]
 
 
 def _is_usual(architecture: Architecture) -> bool:

@@ -49,10 +49,19 @@ def prove(candidate: Candidate, folder: Path) -> Family:
         with step("its small model can be saved"):
             candidate.model.float().save_pretrained(proof.original)
     family = as_stored(candidate.family, candidate.model, proof.checkpoint)
+    if proof.checkpoint.config.get("model_type") != family.model_type:
+        raise GrouperError(f"its models are saved as {proof.checkpoint.config.get('model_type')}")
     with trying(family), quiet():
-        proof.family = family
-        proof.run()
-        return proof.offered()
+        Proof(family, folder).run()
+    try:
+        with trying(family), quiet():
+            return Proof(family, folder).offered()
+    except GrouperError:
+        if family.cache != "none" or family.repeats:
+            raise
+    again = replace(family, repeats=True)
+    with trying(again), quiet():
+        return Proof(again, folder, folder / "repeated").offered()
 
 
 @contextmanager
@@ -66,8 +75,11 @@ def step(claim: str) -> Iterator[None]:
 
 
 class Proof:
-    def __init__(self, family: Family, folder: Path):
-        self.family, self.folder, self.original = family, folder, folder / "original"
+    """One try. folder: of the saved model. out: for exports."""
+
+    def __init__(self, family: Family, folder: Path, out: Path | None = None):
+        self.family, self.folder, self.original = family, out or folder, folder / "original"
+        self.folder.mkdir(exist_ok=True)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

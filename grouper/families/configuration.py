@@ -73,14 +73,14 @@ def family_of(config: dict) -> Family:
     for name in (model_type, outer):
         if name in REFUSED:
             raise GrouperError(f"models of type {name!r} cannot be regrouped: {REFUSED[name]}")
-    if model_type not in FAMILIES:
-        return _derived(config)
     if isinstance(config.get("text_config"), dict) and outer not in FAMILIES:
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
         if outer not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             why = "of those that hold a decoder, only vision-language models are"
             raise GrouperError(f"models of type {outer!r} are not supported: {why}")
+    if model_type not in FAMILIES:
+        return _derived(config)
     _check_encoder(config, model_type)
     for key in PER_HEAD_NORMS:
         if decoder_config(config).get(key):

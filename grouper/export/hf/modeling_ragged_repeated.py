@@ -9,9 +9,9 @@ FUSED, SHARED, BY_HEAD = None, ("key", "value"), False
 
 # begin
 class Repeated(nn.Linear):
-    """Module for K, for V, or for q, k and v in one, in a class without a cache. It has a row for each K and V head; its
-    output has each head once for every query head that reads it, which is what the class expects. sizes: number of
-    readers of each head."""
+    """Module for K, for V, or for q, k and v in one, in a class without a cache. It has rows for the existing K and V
+    heads; its output has each of them once for every query head that reads it, which is what the class expects. sizes:
+    number of readers of each head."""
 
     def __init__(self, old, sizes, fused):
         groups, self.sizes = len(sizes), sizes

@@ -27,11 +27,11 @@ UNEVEN = 10  # query heads that do not divide the small hidden size
 
 @dataclass(frozen=True)
 class Candidate:
-    """Family to prove, and the small model of its class that it was seen in."""
+    """Family to prove, and the small model of its class that it was seen in. attention: name of its attention class."""
 
     family: Family
-    settings: dict[str, Any]
     model: "PreTrainedModel"
+    attention: str = ""
 
 
 def derive(classes: Classes, full: dict[str, Any], names: dict[str, str]) -> Candidate:
@@ -43,7 +43,12 @@ def derive(classes: Classes, full: dict[str, Any], names: dict[str, str]) -> Can
         family = replace(family, padded=_padded(classes, full, names, family))
     if family.encodes and family.reads in ("text", "pairs"):
         family = replace(family, taken=_taken(model, settings))
-    return Candidate(family, settings, model)
+    return Candidate(family, model, attention_class(model, seen))
+
+
+def attention_class(model: "PreTrainedModel", seen: Pass) -> str:
+    """Name of the class that calls the kernel first; "" if none does."""
+    return next((type(model.get_submodule(call.name)).__name__ for call in seen.calls), "")
 
 
 def check_kind(classes: Classes, full: dict[str, Any]) -> None:

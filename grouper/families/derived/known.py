@@ -71,5 +71,6 @@ def _proved(model_type: str, full: dict, names: dict[str, str]) -> Proved:
         one_thread(),
         tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder,
     ):
-        family = prove(derive(class_of(model_type), full, names), Path(folder))
-    return Proved(family, round(time.monotonic() - start, 1))
+        candidate = derive(class_of(model_type), full, names)
+        family = prove(candidate, Path(folder))
+    return Proved(family, candidate.attention, round(time.monotonic() - start, 1))

@@ -20,9 +20,10 @@ FORM = 1  # of the proof: raise it when the steps of a proof change
 
 @dataclass(frozen=True)
 class Proved:
-    """A family that was proved. seconds: time that this took."""
+    """A family that was proved. attention: name of its attention class. seconds: time that the proof took."""
 
     family: Family
+    attention: str
     seconds: float
 
 

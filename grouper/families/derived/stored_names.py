@@ -12,7 +12,7 @@ from grouper.families.family import Family
 
 def as_stored(family: Family, model: nn.Module, saved: Checkpoint) -> Family:
     """Family with the names of the saved tensors. model: the model that was saved, in float32."""
-    if all(_is_found(part, saved) for part in family.parts or (family,)):
+    if not family.proved or all(_is_found(part, saved) for part in family.parts or (family,)):
         return family
     if family.parts:
         raise GrouperError("its tensors are stored under other names than its class has")

@@ -101,9 +101,11 @@ class _Worker:
             self.process.stdin.write(f"{model_type}\n")
             self.process.stdin.flush()
             line = self.lines.get(timeout=limit)
-        except (Empty, OSError):
+        except Empty:
             self.stop()
             return Surveyed(model_type, reason=f"its proof took longer than {limit:.0f} seconds")
+        except OSError:  # nobody reads
+            line = ""
         if not line:
             self.stop()
             return Surveyed(model_type, reason="its class ended the process")
@@ -130,12 +132,24 @@ def markdown(rows: list[Surveyed]) -> str:
         lines.append(f"| `{row.model_type}` | {row.attention} | {by} | {', '.join(row.classes)} |")
     reasons: dict[str, list[str]] = {}
     for row in (r for r in rows if not r.supported):
-        reasons.setdefault(row.reason, []).append(f"`{row.model_type}`")
+        reasons.setdefault(short(row.reason), []).append(f"`{row.model_type}`")
     lines += ["", "| refused | because |", "| --- | --- |"]
     ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
     return "\n".join(lines + [f"| {', '.join(names)} | {shown(why)} |" for why, names in ordered])
 
 
+def short(why: str) -> str:
+    """Reason without what only one class says.
+
+    >>> short("no small model of its class runs (KeyError: x)"), short("the proof that a is b failed: it is (not)")
+    ('no small model of its class runs', 'the proof that a is b failed')
+    """
+    for start, end in (("no small model", " ("), ("the proof that", ":"), ("its class ends", " (")):
+        if why.startswith(start):
+            return why.partition(end)[0]
+    return why
+
+
 def shown(why: str) -> str:
     """Reason as a cell of a table."""
-    return why.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_") if "`" not in why else why
+    return why.replace("|", "\\|").replace("<", "&lt;")

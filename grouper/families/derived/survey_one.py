@@ -16,10 +16,11 @@ from typing import Any
 from grouper.errors import GrouperError, as_one_line
 from grouper.families.configuration import family_of
 from grouper.families.decoders import FAMILIES, REFUSED
-from grouper.families.derived.candidate import Candidate, running
+from grouper.families.derived.candidate import Candidate, attention_class, running
 from grouper.families.derived.classes import class_of
 from grouper.families.derived.known import proof_of
 from grouper.families.derived.proof import prove
+from grouper.families.derived.remembered import Proved
 from grouper.families.derived.small import EVERY_SIZE, MULTI_HEAD, full_settings
 from grouper.families.derived.survey import NO_ATTENTION, Surveyed
 from grouper.names import shortened
@@ -46,28 +47,27 @@ def surveyed(model_type: str) -> Surveyed:
                 return Surveyed(model_type, attention, classes.kind, reason=REFUSED[model_type])
             if getattr(classes.config, "sub_configs", None) and model_type not in FAMILIES:
                 return Surveyed(model_type, attention, classes.kind, reason="it is made of models of other types")
-            family = prove_entry(model_type, config) if model_type in FAMILIES else proof_of(config).family
+            found = prove_entry(model_type, config) if model_type in FAMILIES else proof_of(config)
     except GrouperError as error:
         why = shortened(TEMPORARY.sub("", str(error)), 300)
         return Surveyed(model_type, attention, classes.kind if classes else "", reason=why)
-    seconds = round(time.monotonic() - start, 1)
+    family, seconds = found.family, round(time.monotonic() - start, 1)
     offered = family.export_classes(family.as_phi is not None)
-    return Surveyed(model_type, attention, classes.kind, True, not family.proved, seconds, "", offered)
+    named = found.attention or attention
+    return Surveyed(model_type, named, classes.kind, True, not family.proved, seconds, "", offered)
 
 
-def prove_entry(model_type: str, config: dict[str, Any]) -> Any:
-    """The entry of a type, proved like a family that was derived."""
-    family = family_of(config)
-    if family.encodes:  # by tests/grouper/families/test_encoders.py
-        return family
+def prove_entry(model_type: str, config: dict[str, Any]) -> Proved:
+    """The entry of a type, proved like a family that was derived. Raises GrouperError if a step fails."""
+    start, family = time.monotonic(), family_of(config)
     full, names = full_settings(model_type, config)
     choice = EVERY_SIZE if family.stock else (MULTI_HEAD,)
-    _, settings, model, _ = running(class_of(model_type), full, names, choice)
+    _, _, model, seen = running(class_of(model_type), full, names, choice)
     with tempfile.TemporaryDirectory(prefix="grouper-proof-") as folder:
-        found = prove(Candidate(family, settings, model), Path(folder))
+        found = prove(Candidate(family, model), Path(folder))
     if found != family:
         raise GrouperError("its entry offers export classes that the proof does not")
-    return family
+    return Proved(family, attention_class(model, seen), round(time.monotonic() - start, 1))
 
 
 def attention_of(module: Any, model: type) -> str:

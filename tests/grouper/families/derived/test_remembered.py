@@ -8,7 +8,7 @@ from grouper.families.decoders import FAMILIES
 from grouper.families.derived import known, remembered
 from grouper.families.derived.remembered import Proved, keep, kept, key_of
 
-PROVED = {name: Proved(FAMILIES[name].__class__(**{**vars(FAMILIES[name]), "proved": True}), 1.5)
+PROVED = {name: Proved(FAMILIES[name].__class__(**{**vars(FAMILIES[name]), "proved": True}), "XAttention", 1.5)
           for name in ("llama", "phi3", "gpt_neox", "olmo2", "vit", "t5")}  # fmt: skip
 
 

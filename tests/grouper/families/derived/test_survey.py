@@ -11,8 +11,8 @@ from grouper.families.derived.survey import Surveyed, markdown, survey_of, types
 
 NAMED = {  # that people asked for
     "seed_oss", "ministral3", "glm4", "phimoe", "dots1", "apertus", "arcee", "exaone4", "nemotron", "cohere2",
-    "ernie4_5",    "hunyuan_v1_dense", "helium", "esm", "siglip_vision_model", "clip_vision_model", "clip_text_model", "dinov2",
-    "wav2vec2", "xlm-roberta", "m2m_100", "pegasus",
+    "ernie4_5", "hunyuan_v1_dense", "helium", "esm", "siglip_vision_model", "clip_vision_model", "clip_text_model",
+    "dinov2", "wav2vec2", "modernbert", "xlm-roberta", "m2m_100", "pegasus",
 }  # fmt: skip
 
 

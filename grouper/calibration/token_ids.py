@@ -33,9 +33,7 @@ def read_ids(path: Path) -> np.ndarray:
         ids = np.load(path, allow_pickle=False)
     if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
         kind = f"{ids.dtype} of {ids.ndim} dimensions" if isinstance(ids, np.ndarray) else "several arrays"
-        raise GrouperError(
-            f"{path} holds {kind}: expected whole numbers, the token ids of one text or one text per row"
-        )
+        raise GrouperError(f"{path} holds {kind}: expected token ids, of one text or one in each row")
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= 2**62):
         raise GrouperError(
             f"{path} holds ids from {int(ids.min())} to {int(ids.max())}: expected ids of the vocabulary"

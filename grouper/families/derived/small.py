@@ -21,6 +21,8 @@ BASE = 10_000.0  # of RoPE: with a larger one, the slowest planes of a short tex
 LAYER_COUNTS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
 )  # fmt: skip
+KINDS = 12  # of layers, at most
+OF_LAYERS = ("out_features", "out_indices", "stage_names")  # of a backbone, which follow from the number of layers
 BOTH_HEADS = ("encoder_attention_heads", "decoder_attention_heads")
 NEUTRAL = ("initializer_range", "initializer_factor", "transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
@@ -66,28 +68,24 @@ def full_settings(model_type: str, config: dict[str, Any]) -> tuple[dict[str, An
 
 def small_config(full: dict[str, Any], names: dict[str, str], sizes: Sizes) -> dict[str, Any]:
     """Settings of a small model. full, names: see `full_settings`."""
-    found = {key: copy.deepcopy(value) for key, value in full.items() if key not in NEUTRAL}
+    found = {key: copy.deepcopy(value) for key, value in full.items() if key not in (*NEUTRAL, *OF_LAYERS)}
     layers = next((full[n] for n in LAYER_COUNTS if isinstance(full.get(n), int)), LAYERS)
-    kept, del_later = kept_layers(full, layers), []
+    kept = kept_layers(full, layers)
     for key, value in found.items():
-        if key in ("out_features", "out_indices", "stage_names"):  # of a backbone, made anew
-            del_later.append(key)
-        elif isinstance(value, list) and len(value) == layers and layers > 1:
+        if isinstance(value, list) and len(value) == layers and layers > 1:
             found[key] = [value[i] for i in kept]
         elif key in LAYER_COUNTS or key == names.get("num_hidden_layers"):
             found[key] = len(kept)
+        elif BASES.search(key) and isinstance(value, int | float):
+            found[key] = min(value, BASE)
         elif isinstance(value, int) and not isinstance(value, bool):
             found[key] = _number(key, value, len(kept))
         elif key in ("image_size", "patch_size") and isinstance(value, list):
             found[key] = [_number(key, one, len(kept)) for one in value]
         elif key.startswith("rope_") and isinstance(value, dict):
             found[key] = _rope(value, sizes.d)
-        elif BASES.search(key) and isinstance(value, int | float):
-            found[key] = min(value, BASE)
         elif key.endswith("_token_id") and isinstance(value, list):
             found[key] = TOKENS.get(key, 3)
-    for key in del_later:
-        del found[key]
     found |= {key: value for key, value in TOKENS.items() if key in found and found[key] is not None}
     wanted = {names.get(key, key): value for key, value in sizes.settings().items()}
     wanted |= {key: sizes.query_heads for key in BOTH_HEADS if key in full}
@@ -99,7 +97,8 @@ def small_config(full: dict[str, Any], names: dict[str, str], sizes: Sizes) -> d
 
 def kept_layers(full: dict[str, Any], layers: int) -> list[int]:
     """Layers to keep: the first of each kind, in their order, and at least two. The kind of a layer is its entry in all
-    settings that have one for each layer, and its place in each pattern that repeats."""
+    settings that have one for each layer, and its place in each pattern that repeats. Raises GrouperError for too many
+    kinds."""
     lists = [v for v in full.values() if isinstance(v, list) and len(v) == layers and layers > 1]
     every = [v for k, v in full.items() if EVERY.search(k) and type(v) is int and 1 < v <= 8]
     first = [v for k, v in full.items() if k in ("first_k_dense_replace", "num_dense_layers") and type(v) is int]
@@ -108,7 +107,9 @@ def kept_layers(full: dict[str, Any], layers: int) -> list[int]:
     seen: dict[str, int] = {}
     for i in range(layers):
         seen.setdefault(repr([one[i] for one in lists]), i)
-    kept = sorted(seen.values())[:6]
+    if len(seen) > KINDS:
+        raise GrouperError(f"its layers are of {len(seen)} kinds, more than a small model can hold")
+    kept = sorted(seen.values())
     return kept if len(kept) >= LAYERS else sorted({*kept, *range(min(LAYERS, layers))})
 
 

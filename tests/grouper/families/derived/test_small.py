@@ -49,6 +49,27 @@ def test_layers_of_every_kind_are_kept(full, kept):
     assert kept_layers(full, 9) == kept
 
 
+def test_layers_of_too_many_kinds():
+    assert kept_layers({"layer_types": list("abcdefghijkl") + ["a"] * 8}, 20) == list(range(12))
+    with pytest.raises(GrouperError, match="its layers are of 13 kinds"):
+        kept_layers({"layer_types": list("abcdefghijklm")}, 13)
+
+
+def test_rope_turns_fast_enough_to_be_seen():
+    full = {
+        "model_type": "x",
+        "rope_theta": 5_000_000,
+        "num_hidden_layers": 2,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1e6, "long_factor": list(range(64)), "partial_rotary_factor": 0.5}
+        },
+    }
+    found = small_config(full, {}, FREE)
+    assert found["rope_theta"] == 10_000.0
+    inner = found["rope_parameters"]["full_attention"]
+    assert inner["rope_theta"] == 10_000.0 and inner["long_factor"] == [0, 1, 2, 3]
+
+
 def test_a_type_that_transformers_does_not_have():
     with pytest.raises(GrouperError, match="has no models of this type"):
         full_settings("no_such_type", {})

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from commands import grouper
 from family_samples import check_identity, check_planted, check_reference, check_refined, layout_for
 from tiny_models import add_tokenizer
 
-from grouper import Checkpoint
+from grouper import Checkpoint, export
 from grouper.families.decoders import FAMILIES
 from grouper.families.derived.random_models import make_heads_matter
 
@@ -91,3 +92,51 @@ def test_the_matrix_of_families(unknown, tmp_path):
     (tmp_path / "r").mkdir()
     check_refined(folder, tmp_path / "r", prompt, [layouts["ragged"], layouts["stock"]], windows)
     assert Checkpoint.open(folder).config["model_type"] == "seed_oss"
+
+
+def test_a_vision_language_model_around_a_decoder_without_an_entry(tmp_path, prompt):
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
+
+    if "arcee" not in CONFIG_MAPPING:
+        pytest.skip("the installed transformers has no arcee")
+    vision = {
+        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
+    }  # fmt: skip
+    text = {**SIZES, "vocab_size": 199, "model_type": "arcee"}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llava", text_config=text, vision_config=vision, image_token_index=198)
+    model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    make_heads_matter(model)
+    model.save_pretrained(tmp_path / "in")
+    done = export(tmp_path / "in", layout_for(tmp_path / "in", [[0, 1, 0, 1], [0, 1, 1, 0]]), tmp_path / "out")
+    assert (done.export_class, done.loader) == ("stock", "AutoModelForImageTextToText") and done.self_test.passed
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    assert (written["model_type"], written["num_key_value_heads"]) == ("arcee", 2)
+
+
+def test_an_encoder_of_proteins_from_token_ids(tmp_path):
+    """ESM-2 without a tokenizer: search, refinement, export, training."""
+    from transformers import EsmConfig, EsmForMaskedLM
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 33, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
+        "max_position_embeddings": 64, "pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary",
+    }  # fmt: skip
+    model = EsmForMaskedLM(EsmConfig(**sizes))
+    make_heads_matter(model)
+    model.save_pretrained(tmp_path / "esm")
+    ids = str(tmp_path / "ids.npy")
+    np.save(ids, np.random.default_rng(0).integers(4, 24, (300, 40)))
+    run, out = tmp_path / "run", tmp_path / "out"
+    small = ("--tokens", 2048, "--window", 16)
+    for command in (
+        ("search", tmp_path / "esm", "-o", run, "--text", ids, *small, "--generations", 2, "--population", 8),
+        ("evaluate", run, "--text", ids, "--layouts", 0, "--limit", 4, "--window", 16),
+        ("export", run, "-o", out, "--kv-ratio", "1/2", "--text", ids, "--refine-tokens", 512),
+        ("uptrain", out, "-o", tmp_path / "healed", "--text", ids, "--tokens", 1024, "--step-tokens", 256, *small[2:]),
+    ):
+        done = grouper(*command)
+        assert done.returncode == 0, done.stderr
+    assert "class ragged" in grouper("export", run, "-o", tmp_path / "again", "--kv-ratio", "1/2", "--no-refine").stdout

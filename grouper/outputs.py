@@ -120,16 +120,17 @@ def bears(path: Path, *marks: bytes) -> bool:
         return any(mark in part for part in (head, file.read()) for mark in marks)
 
 
-def refuse_existing(folder: Path, marker: str, overwrite: bool) -> None:
+def refuse_existing(folder: Path, marker: str, overwrite: bool, before: str = "") -> None:
     """Raise GrouperError if `folder` holds something that must not be replaced, or is not writable.
 
     marker: file that identifies a folder written by Grouper. Only such a folder is ever replaced, and only with
-    `overwrite`.
+    `overwrite`. before: subfolder that may be filled before the marker is written.
     """
     refuse_unwritable(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise GrouperError(f"{folder} exists and is not a folder: choose another output")
-    if not folder.exists() or all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*")):
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    if not folder.exists() or all(before and path.parent == folder / before for path in files):
         return
     if not (folder / marker).is_file():
         raise GrouperError(f"{folder} exists and was not written by Grouper: choose another output folder")

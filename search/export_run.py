@@ -25,6 +25,7 @@ from grouper.refinement.store import LayerStore
 from grouper.writable import refuse_unwritable
 from search.evaluation.held_out import HeldOut
 from search.evaluation.record import Record
+from search.own_text import calibration_with_own_text
 from search.run import digest_of_text
 from search.runs.chosen import Chosen, announce, choose_layout
 from search.runs.folder import RunFolder
@@ -77,6 +78,7 @@ def export_from_run(
     refuse_inside(output, checkpoint.folder)
     kept, not_refined = folder.kept_tokens(), None
     ranks.first_does(kept.begin)
+    calibration = calibration and calibration_with_own_text(calibration, folder, machine, plan)
     text = calibration or settings.calibration(keep_calibration)
     regrouper = Regrouper(checkpoint, text, machine.device, machine.memory, ranks, kept, folder.moments)
     if plan and not calibration:

@@ -26,6 +26,7 @@ from grouper.scratch import ScratchFolder
 from search.evaluation.held_out import HeldOut, text_held_out
 from search.export_run import export_from_run
 from search.options import HeldOutOptions, SearchOptions
+from search.own_text import with_own_text
 from search.regrouped import Regrouped
 from search.run import check_counts, search
 from search.runs.columns import in_order
@@ -83,10 +84,12 @@ def regroup_into(
     machine, export, output = machine or Machine(), export or ExportOptions(), Path(output)
     options, run = (options or SearchOptions()).resolved(), Path(f"{output}.run")
     check(selection, output, export, destination)
-    architecture = Architecture.of(Checkpoint.open(model, revision).config)
+    checkpoint = Checkpoint.open(model, revision)
+    architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
     selection.check_reachable(architecture, options)
     aside = export.overwrite or RunFolder(run).sets_aside
+    options = with_own_text(options, checkpoint, RunFolder(run), machine, export.overwrite, refinement)
     text = text_held_out(measuring or HeldOutOptions(), options, architecture.family.reads, aside)
     machine.tell(text if isinstance(text, str) else text.told)
     search(

@@ -6,6 +6,8 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
+from grouper.calibration.calibration import Calibration
+from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.text import digest
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.compress import Regrouper
@@ -23,6 +25,7 @@ from search.engine.parallelism import parsed_jobs
 from search.engine.sensitivity import scaled
 from search.methods.registry import methods_of, with_equal_groups
 from search.options import SearchOptions
+from search.own_text import with_own_text
 from search.runs.folder import RunFolder
 from search.runs.pareto import ParetoFront, Scored
 from search.runs.picture import draw
@@ -55,18 +58,17 @@ def search(
     """
     refuse_unwritable(Path(output))
     machine, kept = machine or Machine(), RunFolder(Path(output)).kept_tokens()
-    device, memory, ranks = machine.device, machine.memory, machine.ranks
+    device, ranks = machine.device, machine.ranks
     options = with_equal_groups((options or SearchOptions()).resolved())
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
     check_counts(architecture, options.kv_heads_multiple_of)
     check_model(checkpoint)  # before any download
     methods, jobs = methods_of(options, architecture), parsed_jobs(str(jobs), architecture, device)
+    options = with_own_text(options, checkpoint, RunFolder(Path(output)), machine, overwrite)
     set_aside = overwrite or RunFolder(Path(output)).sets_aside  # an existing run continues as it began
     calibration = options.calibration(kept_where(keep_calibration, Path(output), checkpoint), set_aside)
-    if memory is None and "cuda" in device and options.acceptance != "loss":
-        memory = 0  # the model is run only once, and streaming takes less time than loading
-    regrouper = Regrouper(checkpoint.local() if calibration else checkpoint, calibration, device, memory, ranks, kept)
+    regrouper = regrouper_for(checkpoint, calibration, options, machine, kept)
     settings = RunSettings.of(
         checkpoint, options, set_aside=set_aside,
         revision=revision, text_digest=digest_of_text(regrouper, options), jobs=jobs, device=device, command=command,
@@ -90,6 +92,21 @@ def search(
             return front
 
         return ranks.first_does(finish)
+
+
+def regrouper_for(
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    options: SearchOptions,
+    machine: Machine,
+    kept: KeptTokens,
+) -> Regrouper:
+    """Regrouper for a search, with a budget of memory that suits it."""
+    memory = machine.memory
+    if memory is None and "cuda" in machine.device and options.acceptance != "loss":
+        memory = 0  # the model is run only once, and streaming takes less time than loading
+    local = checkpoint.local() if calibration else checkpoint
+    return Regrouper(local, calibration, machine.device, memory, machine.ranks, kept)
 
 
 def kept_where(asked: str | PathLike | bool | None, run: Path, checkpoint: Checkpoint) -> str | PathLike | None:

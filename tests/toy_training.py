@@ -70,7 +70,7 @@ class ToyStudent:
     def buffers(self) -> dict[str, Tensor]:
         return {}
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self, kept: bool = True) -> dict[str, Tensor]:
         return {f"weight.{n}": p.detach().clone() for n, p in self.trained()}
 
     @torch.no_grad()

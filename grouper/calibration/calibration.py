@@ -25,7 +25,7 @@ class Calibration:
     window: int = option(WINDOW, "Tokens per window.", panel="Text")
     keep: Path | None = option(
         None,
-        "Folder that caches calibration results, so that later runs reuse them.",
+        "Folder that keeps the calibration for other runs of this model and text.",
         panel="Text",
         name="keep_calibration",
         metavar="FOLDER",

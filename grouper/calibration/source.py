@@ -41,7 +41,8 @@ class TextSource:
 
     text: str | None = option(
         None,
-        "Text file, JSONL with `text` or chat `messages`, or demo, wikitext, ultrachat. Encoders read other files too.",
+        "Text file, JSONL with `text` or chat `messages`, or demo, wikitext, ultrachat; self: the model's own answers "
+        "to prompts, self:FILE to those of a file. Encoders read other files too.",
         panel="Text",
         metavar="FILE",
     )
@@ -123,7 +124,11 @@ class TextSource:
 
     @property
     def path(self) -> Path | None:
-        """Path of the file; None if the source is not a file."""
+        """Path of the file; None if the source is not a file. Raises GrouperError for answers not written yet."""
+        if self.text and is_own(self.text):
+            raise GrouperError(
+                f"{self.text} is text to learn from (search, export, regroup, uptrain): give a file here"
+            )
         if self.text is None or is_named(self.text):
             return None
         return DEMO_TEXTS[self.purpose] if is_demo(self.text) else Path(os.path.expanduser(self.text))
@@ -157,8 +162,13 @@ def is_demo(text: str) -> bool:
     return text == "demo" and not Path("demo").is_file()
 
 
+def is_own(text: str) -> bool:
+    """Whether `self` or `self:FILE` means text that the model writes, which is the case unless a file has that name."""
+    return text.partition(":")[0] == "self" and not Path(text).is_file()
+
+
 def is_file_name(text: str) -> bool:
-    return not is_demo(text) and not is_named(text)
+    return not is_demo(text) and not is_named(text) and not is_own(text)
 
 
 def is_named(text: str) -> bool:

@@ -12,6 +12,7 @@ from grouper.parsing import shown
 
 FACTS = "grouper"  # field in which an export records how it was made
 DEEPEST = 20  # most nested objects
+MOST_LABELS = 10**6  # transformers makes a name for each, in every part of a model
 WHOLE = {  # least and largest value
     "num_attention_heads": (1, 4096), "num_key_value_heads": (1, 4096), "head_dim": (1, 8192),
     "hidden_size": (1, 1_000_000), "num_hidden_layers": (1, 10_000), "max_position_embeddings": (1, 10**9),
@@ -60,6 +61,8 @@ def check_configuration(config: dict, name: str) -> None:
             raise wrong(path, value, "a finite number")
         if isinstance(value, int) and abs(value) > 2**62:
             raise wrong(path, value, "an integer below 2**62")
+        if key == "num_labels" and (type(value) is not int or not 0 <= value <= MOST_LABELS):
+            raise wrong(path, value, f"a whole number from 0 to {MOST_LABELS:,}")
         field = names.get(key, key)
         if field != "model_type" and (not known or _of_another_part(within)):
             continue  # fields that only transformers reads, or a model type that is refused anyway

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Whole tensor on the CPU. All ranks must call this for a sharded tensor."""
+def whole(tensor: Tensor, kept: bool = True) -> Tensor:
+    """Whole tensor on the CPU. All ranks must call this for a sharded tensor. kept: whether this rank needs it; if not,
+    it gets an empty tensor, because a machine's memory need not hold the model once for each of its ranks."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.cpu() if kept else torch.empty(0)
 
 
 @torch.no_grad()

@@ -126,9 +126,10 @@ class Student:
 
     # Saved state
 
-    def state(self) -> dict[str, Tensor]:
-        """State to save: whole tensors on the CPU. If ranks hold them in parts, all ranks must call this."""
-        tensors = {f"weight.{n}": whole(p) for n, p in self.trained()}
+    def state(self, kept: bool = True) -> dict[str, Tensor]:
+        """State to save: whole tensors on the CPU. If ranks hold them in parts, all ranks must call this. kept: whether
+        this rank needs the tensors."""
+        tensors = {f"weight.{n}": whole(p, kept) for n, p in self.trained()}
         return tensors | {f"buffer.{n}": t.detach().cpu() for n, t in self.buffers().items()}
 
     @torch.no_grad()

@@ -217,6 +217,11 @@ class Training:
             self.teacher.prepare(self.text.batch[rows])
 
     @property
+    def is_over(self) -> bool:
+        """Whether every step was taken."""
+        return self.reached.step >= self.plan.steps
+
+    @property
     def patience_is_over(self) -> bool:
         return bool(self.plan.patience) and self.reached.waited >= self.plan.patience
 
@@ -248,7 +253,7 @@ class Training:
             reached.lately = min(value, reached.lately)
         # One rank decides, because clocks differ and all ranks must gather the tensors to save.
         if self.reached.step and self.ranks.first_does(
-            lambda: time.perf_counter() - self.last_saved >= self.saving_took / SAVING
+            lambda: self.is_over or time.perf_counter() - self.last_saved >= self.saving_took / SAVING
         ):
             self.save()
 
@@ -267,17 +272,18 @@ class Training:
             return
         now = self.copy()
         self.best.put_back(self.student, self.parameters)
-        self.keep(self.saved.best, self.student.state(), self.best_reached)
+        self.keep(self.saved.best, self.student.state(self.ranks.first), self.best_reached)
         now.put_back(self.student, self.parameters)
         self.best_is_saved = True
 
     def save(self) -> None:
-        began = time.perf_counter()
+        """Save the state. After the last step that is only how far it came: best.safetensors has the result."""
+        began, first = time.perf_counter(), self.ranks.first
         self.save_best()
-        tensors = self.student.state()
-        for name, parameter in self.student.trained():
+        tensors = {} if self.is_over else self.student.state(first)
+        for name, parameter in () if self.is_over else self.student.trained():
             state = self.optimizer.state[parameter]
-            tensors |= {f"{moment}.{name}": whole(state[moment]) for moment in MOMENTS if moment in state}
+            tensors |= {f"{moment}.{name}": whole(state[moment], first) for moment in MOMENTS if moment in state}
         self.reached.log = self.ranks.first_does(self.saved.digest_of_log)
         self.keep(self.saved.state, tensors, self.reached)
         self.saved_step, self.last_saved = self.reached.step, time.perf_counter()
@@ -298,17 +304,22 @@ class Training:
         self.reached, self.saved_step = reached, reached.step
         if self.plan.lr is None:
             self.plan = replace(self.plan, lr=reached.rate)
-        self.student.put(tensors, reached.layout)
+        if not self.is_over:
+            self.go_on_with(tensors)
+        for attention in self.attentions:
+            attention.step = reached.step
+        self.ranks.first_does(lambda: self.saved.forget_after(reached.step, reached.log))
+
+    def go_on_with(self, tensors: dict[str, Tensor]) -> None:
+        """Restore weights and the optimizer's moments."""
+        self.student.put(tensors, self.reached.layout)
         for name, parameter in self.student.trained():
-            state = {"step": torch.tensor(float(reached.step))}
+            state = {"step": torch.tensor(float(self.reached.step))}
             for moment in MOMENTS:
                 state[moment] = fill(torch.zeros_like(parameter), tensors[f"{moment}.{name}"])
             if self.device.type == "cuda":
                 state["step"] = state["step"].to(self.device)
             self.optimizer.state[parameter] = state
-        for attention in self.attentions:
-            attention.step = reached.step
-        self.ranks.first_does(lambda: self.saved.forget_after(reached.step, reached.log))
 
     def take_best(self) -> Score:
         """Put the best weights into the student."""

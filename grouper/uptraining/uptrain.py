@@ -28,6 +28,7 @@ from grouper.uptraining.exported import ExportedModel
 from grouper.uptraining.methods import METHODS
 from grouper.uptraining.needs import TRAINED, WEIGHT, check_memory
 from grouper.uptraining.options import UptrainOptions, UptrainPlan
+from grouper.uptraining.own_text import with_own_text
 from grouper.uptraining.saved import SavedTraining
 from grouper.uptraining.student import Student
 from grouper.uptraining.teacher import Teacher, check_teacher, open_teacher
@@ -76,6 +77,7 @@ def uptrain_model(
     check_memory(model.folder, options, machine.device, ranks.size if sharded() else 1)
     taught_by = teacher_of(model, teacher) if losses.needs_teacher else None
     work = Path(f"{str(output).rstrip('/')}.uptrain")
+    source = with_own_text(source, model, options, work, machine)
     text, saved = as_begun(model, taught_by, source, options, machine.device, work)
     plan = text.plan
     check_text(text.learnt, plan, source.name, ranks)

@@ -15,7 +15,7 @@ from search.commands.saying import print_json
 @command("check", first="base json")
 def run(
     exported: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `grouper export` or `uptrain` wrote.")],
-    base: Annotated[str | None, Option("The original, if it is not found.")] = None,
+    base: Annotated[str | None, Option("The original, if grouper.json does not lead to it.")] = None,
     json: Json = False,
 ) -> None:
     """Repeat the self-test of an exported folder, after a download or an upgrade."""

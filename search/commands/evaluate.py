@@ -76,7 +76,9 @@ def run(
     ] = None,
     dataset: Annotated[str | None, OF_SOURCE["dataset"]] = None,
     images: Annotated[str | None, OF_SOURCE["images"]] = None,
-    base: Annotated[str | None, Option("Original of an exported model, if it is not found.", "Layout")] = None,
+    base: Annotated[
+        str | None, Option("The original of an export, if grouper.json does not lead to it.", "Layout")
+    ] = None,
     window: Annotated[int, Option("Window length in tokens.", "Text")] = SearchOptions.window,
     limit: Annotated[
         int | None, Option("Most windows of each text (default: 64) and items of each task (default: all).", "Text")

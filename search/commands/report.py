@@ -26,7 +26,7 @@ def run(
     similar: Annotated[bool, Option("Show the similarity of heads; reads the model's weights.")] = True,
     beside: Annotated[Path | None, Option("Second run to show on the same page.", metavar="RUN")] = None,
     kv_cache: Annotated[str | None, Option("Add rows of this KV cache type; any: of all.", words=ASKED_CACHES)] = None,
-    overwrite: Annotated[bool, Option("No effect: an earlier report is always replaced.")] = False,
+    overwrite: Annotated[bool, Option("Accepted as in other commands; an earlier report is always replaced.")] = False,
 ) -> None:
     """Write a run as one HTML page that needs no network, or as pictures for papers."""
     from search.commands.bars import bar

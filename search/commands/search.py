@@ -16,7 +16,7 @@ WITHOUT_TEXT = (
     "like what it will serve, or --text wikitext (needs kv-grouper[datasets])."
 )
 Keep = Annotated[Path | None, Calibration.__dataclass_fields__["keep"].metadata[KEY]]
-NoKeep = Annotated[bool, Option("Do not store calibration in the run for later commands.", "Text")]
+NoKeep = Annotated[bool, Option("Do not keep the calibration in the run, where later commands find it.", "Text")]
 Jobs = Annotated[str, Option("Layers searched in parallel; auto: as many as cores and memory allow.", "Machine")]
 Revision = Annotated[str | None, Option("Branch, tag or commit of a Hub model.", "Search")]
 

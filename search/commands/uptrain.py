@@ -37,9 +37,15 @@ def run(
     teacher_dtype: Annotated[
         str | None, Option("Teacher's data type (default: bfloat16 on a GPU, else float32).", "Teacher", words=DTYPES)
     ] = None,
-    kl: Annotated[Weight, Option("Loss weight of the KL divergence from the teacher.", "Training")] = None,
-    hidden: Annotated[Weight, Option("Loss weight of the cosine distance of hidden states.", "Training")] = None,
-    causal: Annotated[Weight, Option("Loss weight of next-token prediction on the text.", "Training")] = None,
+    kl: Annotated[
+        Weight, Option("Loss weight of the KL divergence from the teacher (default: the method's).", "Training")
+    ] = None,
+    hidden: Annotated[
+        Weight, Option("Loss weight of the cosine distance of hidden states (default: the method's).", "Training")
+    ] = None,
+    causal: Annotated[
+        Weight, Option("Loss weight of next-token prediction on the text (default: the method's).", "Training")
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
     config: Config = None,

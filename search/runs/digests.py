@@ -57,6 +57,10 @@ class Digests:
         write_text(file, text)
         self.note(file.stem, new)
 
+    def has(self, record: str) -> bool:
+        """Whether there is such a record."""
+        return self._path(record).is_file()
+
     def check(self, record: str, file: Path, essence: Callable[[str], str] = whole) -> None:
         """Raise GrouperError if a file differs from its record."""
         path = self._path(record)

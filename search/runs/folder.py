@@ -1,5 +1,5 @@
 """Folder of a run, with run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv,
-samples.json, sensitivity.csv, proxies.csv, tokens/, moments/, digests/."""
+samples.json, sensitivity.csv, proxies.csv, tokens/, moments/, answers/, digests/."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,7 +26,7 @@ ROUNDING = 1e-9
 WRITTEN = (  # files that searches and evaluations write
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
     "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "moments/*/*.safetensors",
-    "digests/*.json", MARKER,
+    "answers/*.jsonl", "digests/*.json", MARKER,
 )  # fmt: skip
 
 
@@ -49,10 +49,11 @@ class RunFolder:
                 what = f"{path} holds a run with another {', '.join(changed)}"
                 raise GrouperError(f"{what}: choose another folder, or --overwrite to replace it")
         else:
-            refuse_existing(path, MARKER, overwrite)
-            folder._clear()
+            refuse_existing(path, MARKER, overwrite, before=folder.answers.name)
+            folder._clear(but=settings.options.text)
             path.mkdir(parents=True, exist_ok=True)
             folder.write_settings(settings)
+        folder.note_answers(settings.options.text)
         for name in ("layers", "layouts"):
             (path / name).mkdir(exist_ok=True)
         return folder
@@ -73,11 +74,12 @@ class RunFolder:
         except GrouperError:  # not readable
             return False
 
-    def _clear(self) -> None:
-        """Remove the files of an earlier run, and nothing else."""
+    def _clear(self, but: str | None) -> None:
+        """Remove the files of an earlier run, and nothing else. but: a file of the new run, written already."""
         for pattern in WRITTEN:
             for file in self.path.glob(pattern):
-                file.unlink()
+                if str(file.absolute()) != but:
+                    file.unlink()
 
     @property
     def digests(self) -> Digests:
@@ -94,6 +96,19 @@ class RunFolder:
         """Kept windows of tokenised texts; there may be none yet."""
         return KeptTokens(self.path / "tokens")
 
+    # answers/
+
+    @property
+    def answers(self) -> Path:
+        """Folder of text that the model has written itself; it may not exist."""
+        return self.path / "answers"
+
+    def note_answers(self, text: str | None) -> None:
+        """Record the digest of the run's text, if the model has written it."""
+        file = self.answers / Path(text or "").name
+        if str(file.absolute()) == text and not self.digests.has(file.stem):
+            self.digests.note(file.stem, {file: text_of(file)})
+
     # run.json
 
     @property
@@ -102,7 +117,7 @@ class RunFolder:
         with damage_said(path, "search again, into another folder or with --overwrite"):
             settings = RunSettings.from_json(text_of(path))
             self.digests.check(path.stem, path, kept_in)
-        return settings
+        return settings.with_answers_in(self.answers)
 
     @property
     def sets_aside(self) -> bool:

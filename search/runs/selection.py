@@ -26,7 +26,7 @@ class Selection:
     """One of layout, kv_ratio and kv_bytes_per_token; the latter two are budgets. kv_cache: KV cache type that the
     layout will be served with, or "any" (default: the run's own)."""
 
-    layout: int | None = option(None, "Number of the layout in pareto.csv.", panel="Layout")
+    layout: int | None = option(None, "Number of the layout in pareto.csv, instead of a budget.", panel="Layout")
     kv_ratio: str | None = option(
         None, "Largest KV cache, relative to the original's: 0.5, 1/3 or 50%.", panel="Layout", metavar="RATIO"
     )

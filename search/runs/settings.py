@@ -74,6 +74,15 @@ class RunSettings:
             raise GrouperError(f"{self.model} is not the model that was searched (its files changed): search again")
         return checkpoint
 
+    def with_answers_in(self, folder: Path) -> "RunSettings":
+        """The settings with the place of the model's own answers corrected, if the run was moved. folder: the run's
+        folder of answers."""
+        text = Path(self.options.text or "")
+        here = (folder / text.name).absolute()
+        if text.parent.name != folder.name or text.is_file() or not here.is_file():
+            return self
+        return replace(self, options=replace(self.options, text=str(here)))
+
     def calibration(self, keep: str | os.PathLike | None = None) -> Calibration | None:
         """Calibration on the run's own text. keep: folder of kept moments, read and written."""
         return self.options.calibration(keep, self.set_aside)

@@ -35,6 +35,8 @@ def test_a_right_configuration_passes():
     "change, said",
     [
         ({"num_attention_heads": 10**9}, "num_attention_heads 1000000000: expected a whole number from 1 to 4,096"),
+        ({"num_labels": 10**9}, "num_labels 1000000000: expected a whole number from 0 to 1,000,000"),
+        ({"vision_config": {"num_labels": 10**9}}, "vision_config.num_labels 1000000000: expected a whole number"),
         ({"n_head": True}, "n_head True: expected a whole number"),  # GPT-2's word for it
         ({"hidden_size": "64"}, "hidden_size '64': expected a whole number"),
         ({"num_hidden_layers": 0}, "num_hidden_layers 0"),

@@ -6,13 +6,14 @@ from toy_training import Toy
 
 from grouper.uptraining.adapters import add_adapters, fold_adapters
 from grouper.uptraining.distributed import Sharding
+from grouper.uptraining.sharded import whole
 
 
 def test_a_sharded_training_takes_the_steps_that_were_asked_for(monkeypatch):
     """fully_shard makes other parameters of a model's: the optimizer for them is as the one before."""
     monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *_: "mesh")
     sharded = []
-    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh: sharded.append(module))
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh, mp_policy: sharded.append(module))
     model = Toy(0)
     model._no_split_modules = ["Block"]
     model.embedding.requires_grad_(False)
@@ -22,6 +23,12 @@ def test_a_sharded_training_takes_the_steps_that_were_asked_for(monkeypatch):
     (group,) = optimizer.param_groups
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.02, (0.9, 0.95), 0.3)
     assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters() if p.requires_grad]
+
+
+def test_a_rank_that_does_not_save_keeps_no_tensor():
+    """Every rank gathers, since a gathering is joint; the first one alone keeps what it has gathered."""
+    tensor = torch.arange(3.0)
+    assert torch.equal(whole(tensor), tensor) and whole(tensor, kept=False).numel() == 0
 
 
 def test_gradients_are_exchanged_with_the_last_pass_alone():

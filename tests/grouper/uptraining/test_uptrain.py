@@ -93,6 +93,20 @@ def test_a_killed_training_goes_on_to_the_same_files(folders, source, tmp_path):
     assert files_of(out[0]) == files_of(out[1])
 
 
+def test_an_export_that_was_killed_goes_on_with_the_trained_weights(folders, source, tmp_path, monkeypatch):
+    """After the last step the state on disk has no tensors: the weights that count are in a file of their own."""
+    out = [tmp_path / "whole" / "out", tmp_path / "killed" / "out"]
+    uptrain_model(folders["stock"], out[0], source, QUICK)
+    with monkeypatch.context() as there, pytest.raises(KeyboardInterrupt):
+        there.setattr("grouper.uptraining.uptrain.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        uptrain_model(folders["stock"], out[1], source, QUICK)
+    (state,) = out[1].parent.rglob("state.safetensors")
+    assert load_file(state) == {}
+    monkeypatch.setattr(Training, "step", lambda *_: pytest.fail("the training was over"))
+    uptrain_model(folders["stock"], out[1], source, QUICK)
+    assert files_of(out[0]) == files_of(out[1])
+
+
 def test_the_best_weights_are_kept_and_patience_ends_it(folders, source, tmp_path, monkeypatch):
     """Scores are made worse from the third validation on: the second one's weights are written. From step 10 of 16 on
     the rate is less than half, and that validation is the last good one of those that count."""

@@ -14,7 +14,7 @@ test: $(READY)
 
 test-real: $(READY)
 	$(BIN)/python bench/fetch_real_models.py
-	$(BIN)/python -m pytest -m real
+	$(BIN)/python -m pytest -m "real or every"
 
 # The tests with the newest release of every dependency, then with the lowest ones; torch is that of constraints.txt.
 test-versions:
@@ -26,7 +26,7 @@ test-versions:
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
 	failed=0; for set in newest lowest; do \
-		OMP_NUM_THREADS=1 $(VENV)-$$set/bin/python -m pytest -n 2 || failed=1; done; exit $$failed
+		OMP_NUM_THREADS=1 $(VENV)-$$set/bin/python -m pytest -n 2 -m "not real" || failed=1; done; exit $$failed
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from grouper import Architecture, Checkpoint, ExportOptions, HeadLayout, export
 from grouper.compress import Regrouper
+from grouper.families.derived.random_models import make_heads_matter
 from grouper.layout import groups_of
 from grouper.merging import MERGES
 from grouper.refinement.options import RefineOptions
@@ -89,17 +90,6 @@ SAMPLES = {
 EQUAL = [[0, 1, 0, 1], [0, 1, 1, 0]]
 UNEQUAL = [[0, 0, 1, 0], [0, 1, 1, 1]]
 RAGGED = [[0, 0, 1, 0], [0, 1, 2, 1]]
-
-
-def make_heads_matter(model: torch.nn.Module) -> None:
-    """Random weights large enough, and gains and biases that are not trivial; sinusoids, which are not kept, stay."""
-    for name, parameter in model.named_parameters():
-        if "embed_positions" in name and not parameter.requires_grad:
-            continue
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)
-        else:
-            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
 
 def make(folder: Path, family: str, options: dict) -> Path:

@@ -9,6 +9,7 @@ from grouper.calibration.kept_tokens import KeptTokens
 from grouper.calibration.sounds import read_sounds
 from grouper.calibration.source import TextSource
 from grouper.calibration.text import WindowedText, check_known, check_sizes, load_tokenizer, spread, text_of
+from grouper.calibration.token_ids import holds_ids
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
 from grouper.families.architecture import Architecture
@@ -68,6 +69,8 @@ def read_examples(
         raise GrouperError(f"{checkpoint.name} takes {takes}")
     if kind == "windows":
         return Batch.of(text_of(checkpoint, source, window, limit, kept))
+    if holds_ids(source) and kind != "text":
+        raise GrouperError(f"{checkpoint.name} reads {kind}, which a file of token ids does not hold")
     if kind == "pictures":
         return read_images(checkpoint, source.name, limit)
     window = min(window, positions(architecture) or window)
@@ -84,8 +87,7 @@ def read_examples(
 def positions(architecture: Architecture) -> int:
     """Largest number of tokens that the model accepts; 0 if it has no limit. RoBERTa numbers positions from its padding
     index on."""
-    taken = 2 if architecture.family.model_type == "roberta" else 0
-    return 0 if architecture.position == "relative" else max(0, architecture.context - taken)
+    return 0 if architecture.position == "relative" else max(0, architecture.context - architecture.family.taken)
 
 
 def _windows(
@@ -94,8 +96,7 @@ def _windows(
     """Windows of text, cut end to end, each with the tokenizer's begin and end tokens. For a masked language model a
     share of the tokens is masked, always the same ones; they are the ones to predict. limit: number of windows needed
     of a long text; a shorter text is cut completely."""
-    tokenizer = load_tokenizer(checkpoint)
-    begin, end = ([i] if i is not None else [] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+    begin, end, mask = _own_tokens(checkpoint, source)
     size = window - len(begin) - len(end)
     text = WindowedText.of(checkpoint, source, size, kept, chained=False)
     tokens = text.spread(limit if text.is_long(limit) else None)
@@ -105,14 +106,23 @@ def _windows(
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
     if auto_class(checkpoint.config) != "AutoModelForMaskedLM":
         return Batch(inputs, None, window)
-    if tokenizer.mask_token_id is None:
-        raise GrouperError(f"the tokenizer of {checkpoint.name} has no token for what is masked")
+    if mask is None:
+        raise GrouperError(f"{checkpoint.name} has no token for masked places (mask_token_id)")
     chosen = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)) < MASKED
     chosen[:, : len(begin)] = False
     chosen[:, rows.shape[1] - len(end) :] = False
     labels = torch.where(chosen, rows, NOT_ASKED)
-    inputs["input_ids"] = torch.where(chosen, tokenizer.mask_token_id, rows)
+    inputs["input_ids"] = torch.where(chosen, mask, rows)
     return Batch(inputs, labels, window)
+
+
+def _own_tokens(checkpoint: Checkpoint, source: TextSource) -> tuple[list[int], list[int], int | None]:
+    """Ids that begin and end a window, and the one for masked places. Windows of token ids are taken as they are."""
+    if holds_ids(source):
+        return [], [], checkpoint.config.get("mask_token_id")
+    tokenizer = load_tokenizer(checkpoint)
+    begin, end = ([i] if i is not None else [] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+    return begin, end, tokenizer.mask_token_id
 
 
 def _pairs(checkpoint: Checkpoint, source: TextSource, pairs: list[tuple[str, str]], window: int) -> Batch:

@@ -13,6 +13,7 @@ from torch import Tensor
 from grouper.calibration.kept_tokens import KeptTokens, key_of
 from grouper.calibration.parts import PartOfText
 from grouper.calibration.source import Documents, TextSource
+from grouper.calibration.token_ids import holds_ids, ids_of
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError, as_one_line
 from grouper.families.configuration import decoder_config, setting
@@ -101,7 +102,7 @@ class WindowedText:
         """Text by the model's own tokenizer. Raises GrouperError, now or on reading."""
         if source.images:
             raise GrouperError(f"{checkpoint.name} takes text: give `text=FILE`, not `images`")
-        local = checkpoint.local()
+        local, kept = checkpoint.local(), None if holds_ids(source) else kept
         return cls(
             source, lambda: load_tokenizer(local), window, chained=chained,
             reader=f"the tokenizer of {checkpoint.name}", kept=None if kept is None else (kept, local.folder),
@@ -131,7 +132,11 @@ class WindowedText:
 
     def is_long(self, limit: int | None) -> bool:
         """Whether this number of windows is a small part of the text."""
-        return limit is not None and self._documents.size > max(WHOLE, SPARSE * limit * self.window)
+        return (
+            limit is not None
+            and not holds_ids(self.source)
+            and self._documents.size > max(WHOLE, SPARSE * limit * self.window)
+        )
 
     @cached_property
     def _documents(self) -> Documents:
@@ -166,6 +171,8 @@ class WindowedText:
     @cached_property
     def _whole(self) -> array:
         """Ids of the whole text."""
+        if holds_ids(self.source):
+            return ids_of(self.source)
         size = self._documents.size
         return self._ids(0, size, None if size <= WHOLE else PIECE)
 

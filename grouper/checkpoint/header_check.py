@@ -45,10 +45,10 @@ def _implied(checkpoint: Checkpoint, architecture: Architecture) -> Iterator[tup
             yield f"{prefix}{norm}.bias", (hidden,), False
         if f.sinks is not None:
             yield f"{prefix}{f.sinks}", (a.query_heads,), True
-        if f.qk_norm is not None:
-            for norm, count in (("q_norm", q), ("k_norm", kv)):
+        if f.qk_norm is not None and f.qk_gains:
+            for norm, count in zip(f.norms_of_qk, (q, kv)):
                 size = count if f.qk_norm == "all" else a.head_dim
-                yield f"{prefix}{f.attention}.{norm}.weight", (size,), True
+                yield f"{prefix}{norm}.weight", (size,), True
 
 
 def unread_files(checkpoint: Checkpoint) -> list[str]:

@@ -39,7 +39,7 @@ def run_whole_test(job: Job, exported: Path) -> SelfTest:
     """Compare the exported folder with the reference. Raises SelfTestFailed if folded tensors are not the expected
     ones."""
     with gathered_reference(job) as reference:
-        ours = _loaded(exported, reference.dtype)
+        ours = load_exported(exported, reference.dtype)
         if job.architecture.as_phi:
             _put_unrounded(ours, exported, job)
         if job.architecture.encodes:
@@ -78,7 +78,8 @@ def written_as(a: Architecture) -> Architecture:
     return replace(a, family=FAMILIES["phi"]) if a.as_phi else a
 
 
-def _loaded(exported: Path, dtype: torch.dtype) -> "PreTrainedModel":
+def load_exported(exported: Path, dtype: torch.dtype) -> "PreTrainedModel":
+    """Model of a folder that was just written or checked, so that its modelling file may run."""
     config = Checkpoint.open(exported).config
     own_code = (exported / ragged.FILE).is_file()  # our own modelling file, just written or checked
     auto = auto_of_export(config) if own_code else auto_class(config)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.families.configuration import (
+    completed,
     decoder_config,
     family_of,
     rotary_dim,
@@ -70,6 +71,10 @@ class Architecture:
         reason."""
         text = decoder_config(config)
         family = family_of(config)
+        if family.proved:
+            nested, text = text is not config, completed(text)
+        else:
+            nested = text is not config
         model_type = family.model_type
         try:
             query_heads, hidden, layers = (
@@ -79,7 +84,8 @@ class Architecture:
             said = text if family.encodes else {"head_dim": None, **text}
             given = setting(said, "head_dim", None)
             head_dim = given or family.head_dim or hidden // query_heads
-            kv_heads = query_heads if family.encodes else setting(text, "num_key_value_heads", None) or query_heads
+            grouped = not family.encodes or family.proved
+            kv_heads = (setting(text, "num_key_value_heads", None) if grouped else None) or query_heads
             if model_type == "falcon":
                 one = 1 if text.get("multi_query", True) else query_heads
                 kv_heads = kv_heads if text.get("new_decoder_architecture") else one
@@ -100,9 +106,10 @@ class Architecture:
             family, layers, query_heads, kv_heads, head_dim, hidden,
             rotary_dim=rotary_dim(text, family, head_dim) if position == "rope" else 0,
             context=setting(text, "max_position_embeddings", None) or 0,
-            position=position, unrotated=unrotated_layers(text, layers), windows=sliding_windows(text, layers),
+            position=position, unrotated=unrotated_layers(text, layers, family.unrotated),
+            windows=sliding_windows(text, layers, family.windowed),
             multiplier=float(text.get("residual_multiplier") or 1.0),
-            norms=() if text.get("do_layer_norm_before") is False else family.norm, nested=text is not config,
+            norms=() if text.get("do_layer_norm_before") is False else family.norm, nested=nested,
             as_phi=family.as_phi is not None and position == "rope" and bool(text.get(family.as_phi, True)),
             encoder_layers=encoder_layers,
         )  # fmt: skip
@@ -156,6 +163,12 @@ class Architecture:
         return not self.family.stock and not self.as_phi
 
     @property
+    def replaced(self) -> bool:
+        """Whether a ragged export replaces attention by one of our own, because the family's class computes it without
+        a kernel that can be exchanged."""
+        return self.needs_own_attention and not self.family.encodes and not self.family.proved
+
+    @property
     def encodes(self) -> bool:
         """Whether it is an encoder or has one. Such a model is run whole, not layer by layer."""
         return self.family.encodes
@@ -173,6 +186,15 @@ class Architecture:
         if self.family.rope == "interleaved":
             return torch.arange(self.rotary_dim).view(half, 2)
         return torch.stack([torch.arange(half), torch.arange(half) + half], dim=-1)
+
+    @cached_property
+    def planes_behind_norms(self) -> Tensor:
+        """Planes [head_dim / 2, 2] where norms stand on q and k. They leave rows without RoPE no more freedom than
+        rotated ones: signs, or real factors. Such rows therefore count as planes, too."""
+        import torch
+
+        rest = torch.arange(self.rotary_dim, self.head_dim)
+        return torch.cat([self.planes, rest[: len(rest) // 2 * 2].view(2, -1).T])
 
     def kv_bytes(self, cached_heads: list[int], bytes_per_number: float, context: int) -> int:
         """Bytes of KV cache at `context` tokens, and for an encoder-decoder as many source tokens. cached_heads: K
@@ -198,11 +220,7 @@ class Architecture:
     @property
     def norm_modules(self) -> tuple[str, ...]:
         """Norms on q and k that have a gain for each head, named within a layer."""
-        return (
-            (f"{self.family.attention}.q_norm", f"{self.family.attention}.k_norm")
-            if self.family.qk_norm == "all"
-            else ()
-        )
+        return self.family.norms_of_qk if self.family.qk_norm == "all" else ()
 
     def attention_tensors(self, layer: int = 0) -> set[str]:
         """Names, within a layer, of the tensors that an Attention is made of. Some may be missing in the checkpoint."""
@@ -239,6 +257,8 @@ class Architecture:
         o = weight(output)
         o = o.reshape(o.shape[0], self.query_heads, self.head_dim)
         planes = self.planes if self.rotary_dim and layer not in self.unrotated else None
+        if self.family.qk_norm is not None:
+            planes = self.planes_behind_norms
         norms = self._qk_norms(checkpoint, prefix)
         sinks = None if f.sinks is None else checkpoint.finite(f"{prefix}{f.sinks}")
         weights, biases = (q.weight, k.weight, v.weight, o), (q.bias, k.bias, v.bias, bias(output))
@@ -263,9 +283,12 @@ class Architecture:
         """Gains of the norms on q [H, d] and k [G, d]. If all heads share the same gains, each gets a copy."""
         if self.family.qk_norm is None:
             return None, None
+        if not self.family.qk_gains:
+            import torch
+
+            return torch.ones(self.query_heads, self.head_dim), torch.ones(self.kv_heads, self.head_dim)
         q_gain, k_gain = (
-            checkpoint.finite(f"{prefix}{self.family.attention}.{n}.weight") + self.family.norm_offset
-            for n in ("q_norm", "k_norm")
+            checkpoint.finite(f"{prefix}{norm}.weight") + self.family.norm_offset for norm in self.family.norms_of_qk
         )
         per_head = (g.reshape(-1, self.head_dim) for g in (q_gain, k_gain))
         q, k = (g.expand(heads, -1) for g, heads in zip(per_head, (self.query_heads, self.kv_heads)))

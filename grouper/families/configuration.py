@@ -1,6 +1,9 @@
 """Settings of a model's config.json, under all names that are in use, with the defaults of its transformers class."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from grouper.errors import GrouperError, as_one_line
@@ -28,6 +31,8 @@ WINDOWED = (
 )  # fmt: skip
 LLAVAS = ("llava", "llava_next", "llava_next_video", "video_llava", "vipllava")  # their decoder is a Llama by default
 NOTHING = object()
+PROOFS = "grouper.families.derived.known"
+TRIED: dict[str, Family] = {}  # families under proof, by type
 
 
 def decoder_config(config: dict) -> dict:
@@ -46,18 +51,20 @@ OURS = "grouper_ragged_"  # start of the model_type of a ragged export
 
 
 def is_known(config: dict) -> bool:
-    """Whether models of this type, or exports of them, are supported."""
+    """Whether models of this type, or exports of them, may be supported."""
     outer = config.get("model_type")
     if not isinstance(outer, str):
         return False
     types = (outer, decoder_config(config).get("model_type"))
-    return any(isinstance(t, str) and t.removeprefix(OURS) in FAMILIES for t in types)
+    return not any(isinstance(t, str) and t.removeprefix(OURS) in REFUSED for t in types)
 
 
 def family_of(config: dict) -> Family:
     """Family of the configuration. Raises GrouperError if the model's type is not supported."""
     outer = config.get("model_type")
     model_type = decoder_config(config).get("model_type")
+    if model_type in TRIED:
+        return TRIED[model_type]
     if not model_type:
         raise GrouperError(
             "config.json has no model_type: expected the configuration of a Hugging Face model, as save_pretrained() "
@@ -66,14 +73,14 @@ def family_of(config: dict) -> Family:
     for name in (model_type, outer):
         if name in REFUSED:
             raise GrouperError(f"models of type {name!r} cannot be regrouped: {REFUSED[name]}")
-    if model_type not in FAMILIES:
-        raise GrouperError(f"models of type {model_type!r} are not supported; those that are: {', '.join(FAMILIES)}")
     if isinstance(config.get("text_config"), dict) and outer not in FAMILIES:
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
         if outer not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             why = "of those that hold a decoder, only vision-language models are"
             raise GrouperError(f"models of type {outer!r} are not supported: {why}")
+    if model_type not in FAMILIES:
+        return _derived(config)
     _check_encoder(config, model_type)
     for key in PER_HEAD_NORMS:
         if decoder_config(config).get(key):
@@ -81,6 +88,26 @@ def family_of(config: dict) -> Family:
                 f"this {model_type} model has LayerNorms on q and k with gains for each head ({key}): not supported yet"
             )
     return FAMILIES[model_type]
+
+
+@contextmanager
+def trying(family: Family) -> Iterator[None]:
+    """Take this family for its type until the block ends."""
+    TRIED[family.model_type] = family
+    try:
+        yield
+    finally:
+        del TRIED[family.model_type]
+
+
+def _derived(config: dict) -> Family:
+    """Family of a type without an entry. Imported by name: a proof exports models, which reads configurations."""
+    return import_module(PROOFS).family_for(decoder_config(config))
+
+
+def how_supported(config: dict, family: Family) -> str:
+    """Words for how this family is known: "" for an entry."""
+    return import_module(PROOFS).how_proved(decoder_config(config)) if family.proved else ""
 
 
 def _check_encoder(config: dict, model_type: str) -> None:
@@ -161,14 +188,25 @@ def rotary_dim(config: dict, family: Family, head_dim: int) -> int:
     return int(share * head_dim)
 
 
-def unrotated_layers(config: dict, layers: int) -> frozenset[int]:
-    """Layers without RoPE: in SmolLM3 every fourth one, unless its configuration lists others."""
-    if config["model_type"] != "smollm3":
+def unrotated_layers(config: dict, layers: int, rule: str | None = None) -> frozenset[int]:
+    """Layers without RoPE: in SmolLM3 every fourth one, unless its configuration lists others. rule: see
+    Family.unrotated."""
+    if rule == "full_attention":
+        return frozenset(i for i, kind in enumerate(config["layer_types"]) if kind == rule)
+    if config["model_type"] != "smollm3" and rule is None:
         return frozenset()
     has = config.get("no_rope_layers") or [
         int((i + 1) % config.get("no_rope_layer_interval", 4) != 0) for i in range(layers)
     ]
     return frozenset(i for i, rotated in enumerate(has) if not rotated)
+
+
+def completed(config: dict) -> dict:
+    """Configuration with all settings of its class, and sizes under their usual names."""
+    made = configured(config)
+    sizes = {key: getattr(made, key, None) for key in ALIASES}
+    given = {key: value for key, value in config.items() if value is not None}
+    return {**made.to_dict(), **given, **{key: value for key, value in sizes.items() if value is not None}}
 
 
 def check_complete(config: dict) -> None:
@@ -183,9 +221,10 @@ def check_complete(config: dict) -> None:
         raise GrouperError("config.json has layers of sliding_attention and no sliding_window: is it right?")
 
 
-def sliding_windows(config: dict, layers: int) -> tuple[int | None, ...]:
-    """Number of tokens that the sliding window of each layer keeps; None for all."""
-    window = setting(config, "sliding_window", None) if config["model_type"] in WINDOWED else None
+def sliding_windows(config: dict, layers: int, windowed: bool = False) -> tuple[int | None, ...]:
+    """Number of tokens that the sliding window of each layer keeps; None for all. windowed: see Family.windowed."""
+    windowed = windowed or config["model_type"] in WINDOWED
+    window = setting(config, "sliding_window", None) if windowed else None
     if not window or setting(config, "use_sliding_window", True) is False:
         return (None,) * layers
     kinds = config.get("layer_types")

@@ -1,6 +1,7 @@
-"""Supported decoder families, and the reasons why others are not supported.
+"""Decoder families with an entry, and the reasons why others are not supported.
 
-A new family is one entry here, or in encoders.py, and one line in tests/family_samples.py.
+A type without an entry is derived from its class, and proved (grouper/families/derived). An entry is for what that
+cannot find: classes that call no kernel, exports as another class, names of models for people.
 """
 
 from functools import partial
@@ -87,11 +88,13 @@ FAMILIES = {
 
 MLA = "its keys and values are compressed together (MLA): there are no KV heads to group"
 SHARED_KV = "some of its layers use other layers' KV heads"
+OTHER_HEADS = "its values pass a norm, and its layers of full attention have heads of another size"
 LINEAR = "it mixes attention with linear attention or state-space layers, which have no KV cache"
 UNLIKE = "its encoder and its decoder may have heads of different numbers and sizes"
 REFUSED = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3", "kimi_k2", "longcat_flash", "glm4_moe_lite"), MLA),
-    **dict.fromkeys(("gemma3n_text", "gemma3n", "gemma4", "gemma4_text"), SHARED_KV),
+    **dict.fromkeys(("gemma3n_text", "gemma3n"), SHARED_KV),
+    **dict.fromkeys(("gemma4", "gemma4_text"), OTHER_HEADS),
     **dict.fromkeys(
         (
             "mamba", "mamba2", "falcon_mamba", "falcon_h1", "jamba", "bamba", "zamba", "zamba2", "rwkv",

@@ -68,7 +68,7 @@ def t5() -> tuple[dict, dict, dict]:
 
 ENCODERS = (
     bert("bert", "BERT, MiniLM, BGE, E5, GTE", "Bert"),
-    bert("roberta", "RoBERTa, CodeBERT", "Roberta"),
+    bert("roberta", "RoBERTa, CodeBERT", "Roberta", taken=2),
     encoder(
         "distilbert", "DistilBERT", "DistilBert", layer="transformer.layer.{layer}.",
         storage=Separate(*(f"attention.{n}_lin" for n in ("q", "k", "v", "out"))), behind="sa_layer_norm",

@@ -43,6 +43,17 @@ class Family:
     parts: kinds of attention of an encoder-decoder: the encoder's, the decoder's self-attention and its
         cross-attention. Each stores attention in its own way.
     source_norm: the norm before k and v in cross-attention, after the encoder's last layer.
+    qk_modules: the norms on q and k, if they are not called q_norm and k_norm. qk_gains: whether these have weights.
+    windowed: whether layers of the type "sliding_attention" keep the configuration's sliding_window.
+    taken: number of positions of max_position_embeddings that no token can have.
+    unrotated: the rule for layers without RoPE: "full_attention", layers of that type; "no_rope_layers", a list in the
+        configuration whose entry is 0 for them.
+    ragged: whether its class can be exported with groups of unequal sizes.
+    repeats: whether a ragged export repeats K and V heads right behind their projections, because its class wants as
+        many of them as query heads. For encoders alone: a cache would hold the repeated heads.
+    source, config_source: modules of transformers' models that define its classes and its configuration, if they are
+        not named after the type ("glm4.modeling_glm4").
+    proved: whether this description was derived from the class, and proved on a small model of it.
     """
 
     model_type: str
@@ -74,6 +85,16 @@ class Family:
     since: str = "5.0"
     parts: tuple["Family", ...] = ()
     source_norm: str | None = None
+    qk_modules: tuple[str, str] | None = None
+    qk_gains: bool = True
+    windowed: bool = False
+    taken: int = 0
+    unrotated: str | None = None
+    ragged: bool = True
+    repeats: bool = False
+    source: str | None = None
+    config_source: str | None = None
+    proved: bool = False
 
     @property
     def attention(self) -> str:
@@ -84,6 +105,11 @@ class Family:
                 break
             shared.append(one)
         return ".".join(shared)
+
+    @property
+    def norms_of_qk(self) -> tuple[str, str]:
+        """Norms on q and k, named within a layer."""
+        return self.qk_modules or (f"{self.attention}.q_norm", f"{self.attention}.k_norm")
 
     @property
     def encodes(self) -> bool:
@@ -115,7 +141,8 @@ class Family:
         if as_phi:
             return ["stock", "ragged"]
         padded = self.padded and not (windowed and self.padded == "llama")  # Llama has no sliding windows
-        return [*(["stock"] if self.stock else []), *(["padded"] if padded else []), "ragged"]
+        able = {"stock": self.stock, "padded": padded, "ragged": self.ragged}
+        return [name for name, can in able.items() if can]
 
     @property
     def causal_lm(self) -> str:

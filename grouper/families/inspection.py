@@ -9,6 +9,7 @@ from grouper.checkpoint.header_check import check_tensors, unread_files
 from grouper.errors import GrouperError
 from grouper.export.hf.engines import engines_for
 from grouper.families.architecture import Architecture
+from grouper.families.configuration import how_supported
 from grouper.kv_cache import Saving, bytes_of, largest_batch
 
 CONTEXT = 512  # tokens, for models without a maximum length
@@ -20,7 +21,7 @@ LOG = logging.getLogger("grouper")
 class Inspection:
     """Facts about a model's attention. Sizes are bytes of the KV cache in `kv_dtype`, for one sequence. savings: caches
     of `batch` sequences, for each number of KV heads that all layers can have. card: memory in bytes of the GPU that
-    `largest_batch` refers to."""
+    `largest_batch` refers to. support: how a type without an entry is supported."""
 
     model: str
     family: str
@@ -44,6 +45,7 @@ class Inspection:
     reads: str = "text"
     batch: int = 1
     card: int | None = None
+    support: str = ""
     savings: list[Saving] = field(default_factory=list)
 
     def to_data(self) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def inspect(
         uniform_kv_heads=a.uniform_counts(), export_classes=classes,
         reads=a.family.reads,
         kv_bytes_per_source_token=a.ungrouped.kv_bytes_per_source_token(kv_dtype),
-        batch=batch, card=card,
+        batch=batch, card=card, support=how_supported(checkpoint.config, a.family),
         savings=savings(checkpoint, a, bytes_of(kv_dtype), context, batch, card, classes),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grouper.checkpoint.checkpoint import Checkpoint
+from grouper.checkpoint.checkpoint import Checkpoint, decoder_prefix
 from grouper.checkpoint.header_check import check_tensors, unread_files
 from grouper.errors import GrouperError, as_one_line
 from grouper.families.architecture import Architecture
@@ -62,6 +62,7 @@ def check_loadable(checkpoint: Checkpoint) -> list[str]:
     loading = loading_of(checkpoint)
     _check_whole(checkpoint, loading)
     _check_attention(checkpoint, loading)
+    _check_heads(checkpoint)
     notes = []
     if loading.unexpected:
         unused = _first(loading.unexpected)
@@ -197,6 +198,27 @@ def _check_attention(checkpoint: Checkpoint, loading: Loading) -> None:
         f"{checkpoint.name} has {_first(unread)}, which its class does not read with this config.json: "
         f"{_cure(checkpoint, unread)}"
     )
+
+
+def _check_heads(checkpoint: Checkpoint) -> None:
+    """Refuse a model of a proved class whose attentions count their heads otherwise than its small model does."""
+    a = Architecture.of(checkpoint.config)
+    if not a.family.proved:
+        return
+    empty = without_weights(checkpoint)
+    first = a.family_of(0).in_class.layer.format(layer=0)
+    prefix = decoder_prefix((n for n, _ in empty.named_parameters()), first)
+    counts = {"head_dim": a.head_dim, "attention_head_size": a.head_dim, "num_heads": a.query_heads,
+              "num_attention_heads": a.query_heads, "num_key_value_heads": a.kv_heads,
+              "num_key_value_groups": a.queries_per_kv_head}  # fmt: skip
+    for site in a.sites:
+        family = site.family.in_class
+        path = prefix + family.layer.format(layer=site.layer) + family.attention
+        for name, module in empty.get_submodule(path.rstrip(".")).named_modules():
+            told = {n: getattr(module, n) for n in counts if isinstance(getattr(module, n, None), int)}
+            if wrong := [n for n, count in told.items() if count != counts[n]]:
+                has = f"{wrong[0]} {told[wrong[0]]}, expected {counts[wrong[0]]}"
+                raise GrouperError(f"{site.name} of {checkpoint.name} has {has} ({path}.{name}): not supported")
 
 
 def _cure(checkpoint: Checkpoint, unread: list[str]) -> str:

@@ -133,10 +133,11 @@ def expanded_attention(
         empty = torch.empty(a.query_heads, device=device, dtype=dtype)
         new._parameters[name] = nn.Parameter(empty, requires_grad=False)
     if f.qk_norm == "all":
-        q_norm, k_norm = attention.get_submodule("q_norm"), attention.get_submodule("k_norm")
+        q_name, k_name = (name.removeprefix(f"{f.attention}.") for name in f.norms_of_qk)
+        q_norm, k_norm = attention.get_submodule(q_name), attention.get_submodule(k_name)
         norm = k_norm.norm if isinstance(k_norm, _NormThenExpand) else k_norm
-        new.q_norm = _emptied(q_norm, device, dtype)
-        new.k_norm = _NormThenExpand(_emptied(norm, device, dtype), layout, a.head_dim)
+        setattr(new, q_name, _emptied(q_norm, device, dtype))
+        setattr(new, k_name, _NormThenExpand(_emptied(norm, device, dtype), layout, a.head_dim))
     return new
 
 
@@ -186,8 +187,4 @@ def _emptied(module: nn.Module, device: str | torch.device, dtype: torch.dtype) 
 
 def in_double(config: dict) -> dict[str, str]:
     """Arguments of from_pretrained for a model in float64, which grouped kernels for experts do not support."""
-    return (
-        {"experts_implementation": "eager"}
-        if {"num_experts", "num_local_experts"} & decoder_config(config).keys()
-        else {}
-    )
+    return {"experts_implementation": "eager"} if any("experts" in key for key in decoder_config(config)) else {}

@@ -101,10 +101,19 @@ class Skeleton(Layers):
         because they are large."""
         stem = self.architecture.prefix(self.checkpoint, 0).removesuffix(self.layer_name(0))
         large = {id(m.weight) for m in (self.model.get_input_embeddings(), self.model.get_output_embeddings()) if m}
+        renamed = []
         for name, parameter in list(self.model.named_parameters()):
             stored = stem + name.removeprefix(self.prefix)
-            if stored in self.checkpoint and id(parameter) not in large and not name.startswith(self.layers_begin):
+            if id(parameter) in large or name.startswith(self.layers_begin):
+                continue
+            if stored in self.checkpoint:
                 self._set(name, self.checkpoint.tensor(stored).to(self.dtype))
+            else:
+                renamed.append(name)
+        if renamed and self.architecture.family.renamed:  # only transformers knows how these are called
+            around = dict(self.one_layer(0, around=True).named_parameters())
+            for name in renamed:
+                self._set(name, around[name].detach())
 
     def _set(self, name: str, tensor: torch.Tensor) -> None:
         owner, _, last = name.rpartition(".")

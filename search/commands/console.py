@@ -171,11 +171,12 @@ def inspection(found: Inspection) -> None:
         cache += f"; {found.kv_bytes_per_source_token:,} more per token of the source, and as many tokens of it"
     if not found.kv_bytes_per_token:
         cache = "none: it is an encoder; fewer KV heads save weights, and time"
+    size = f"{found.parameters / 1e6:,.1f}M parameters in {found.dtype}"
     if found.sliding_layers:
         cache += f" ({found.sliding_layers} layers keep no more than their sliding window)"
     for name, value in (
         ("model", found.model),
-        ("family", f"{found.family}, {found.parameters / 1e6:,.1f}M parameters in {found.dtype}"),
+        ("family", ", ".join(filter(None, (found.family, found.support, size)))),
         ("layers", found.layers),
         ("heads", f"{per_kv_head}, hidden size {found.hidden_size}"),
         ("position", position),

@@ -97,10 +97,15 @@ class Meter:
 
     @cached_property
     def prompt(self) -> Tensor | None:
-        """First token ids [T] of a text, for a decoder in memory that can continue it; None otherwise."""
+        """First token ids [T] of a text, for a decoder in memory that can continue it, and whose tokenizer can write it
+        down; None otherwise."""
         a, model = self.regrouper.architecture, self.regrouper.model
         windows = Batch.of(next(iter(self.texts.values()))).windows if self.texts else None
         if windows is None or a.family.reads != "windows" or not isinstance(model, InMemoryModel):
+            return None
+        try:
+            self.tokenizer  # noqa: B018
+        except GrouperError:  # a text of token ids needs none
             return None
         prompt, decoder = windows[0, :PROMPT], cast(Any, model.model)  # [T]
         return prompt if a.context >= len(prompt) + ADDED and decoder.can_generate() else None

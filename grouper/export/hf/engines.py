@@ -18,7 +18,7 @@ def engines_for(architecture: Architecture, export_class: str) -> list[str]:
     remote = f" {REMOTE}" if export_class == "ragged" else ""
     new = architecture.encodes or (export_class == "ragged" and family in NOT_IN_TRANSFORMERS_4)
     transformers = "transformers 5" if new else "transformers"
-    if architecture.encodes and architecture.family.since != "5.0":
+    if architecture.family.proved or (architecture.encodes and architecture.family.since != "5.0"):
         transformers = f"transformers from {architecture.family.since} on"
     found = [f"{transformers}{remote}"]
     own_attention = export_class == "ragged" and architecture.needs_own_attention

@@ -152,6 +152,7 @@ def test_a_folder_to_split_is_read_and_checked_again(models, tmp_path):
     exported(folder, tmp_path / "out", 2)
     assert check_folder(tmp_path / "out", str(folder)).passed
     model, original = ExportedModel.open(tmp_path / "out", str(folder)), Checkpoint.open(folder)
+    assert model.tp == 2
     found, wanted = model.layer(1).attention, Architecture.of(original.config).read(original, 1)
     for name in ("q", "k", "v", "o", "q_norm", "k_norm"):
         assert torch.equal(getattr(found, name), getattr(wanted, name)), name

@@ -90,12 +90,15 @@ def prompt(one: Example, task: str, tokenizer: Any, haystack: list[str], length:
         asked = one.asked.replace("{text}", " ".join(sentences))
         return begun(tokenizer, asked, one.begun)
 
-    low, high = 0, length  # each sentence has at least one token
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = len(tokenizer(with_hay(middle), add_special_tokens=False)["input_ids"]) + ANSWER <= length
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return with_hay(low)
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    room, count = length - ANSWER - tokens(with_hay(0)), 0
+    while (size := tokens(" " + hay[(start + count) % len(hay)])) <= room:  # about; sentences change next to others
+        room, count = room - size, count + 1
+    while count and tokens(with_hay(count)) + ANSWER > length:
+        count -= 1
+    return with_hay(count)
 
 
 def begun(tokenizer: Any, asked: str, answer: str) -> str:

@@ -74,17 +74,18 @@ class SpectralFitness(ByGroup):
             k_energy += float(tables.unrotated.trace())
         self.k_energy = max(k_energy, 1e-300)
         self.of_k = SpectralKeys(self) if part == "kv" else None
-        self.screen = SpectralScreen(self, screen_rows)
-        self.surrogate = self._surrogate(sampled)
+        self.screen, self.sampled = SpectralScreen(self, screen_rows), sampled
 
-    def _surrogate(self, sampled: int) -> PairwiseFitness:
+    @cached_property
+    def surrogate(self) -> PairwiseFitness:
+        """Cheapest form, for the moves of searches."""
         a, b = np.triu_indices(self.heads, 1)
         pairs = np.zeros((self.heads, self.heads))
         pairs[a, b] = pairs[b, a] = self.screen.group_errors(list(zip(a.tolist(), b.tolist())))
         rng = np.random.default_rng(0)
         sizes, factors = [2], [0.5]
         for size in sorted({s for s in SIZES if s < self.heads} | {self.heads} - {1, 2}):
-            drawn = range(1 if size == self.heads else sampled)
+            drawn = range(1 if size == self.heads else self.sampled)
             groups = [tuple(sorted(rng.choice(self.heads, size, replace=False).tolist())) for _ in drawn]
             sums = sum(pairs[np.ix_(g, g)].sum() for g in groups)
             sizes.append(size)
@@ -95,7 +96,7 @@ class SpectralFitness(ByGroup):
         return size * self.d
 
     def errors_of(self, index: Tensor) -> Tensor:
-        return self.combined(index, beyond_leading(_blocks(self.tables.v, index, self.d), self.d))
+        return self.combined(index, beyond_leading(blocks(self.tables.v, index, self.d), self.d))
 
     def combined(self, index: Tensor, v_errors: Tensor) -> Tensor:
         """Errors [n]: K's plus V's, each over its energy, or only the one that `part` names. index: [n, S] heads;
@@ -112,7 +113,7 @@ class SpectralFitness(ByGroup):
             k += self.plane_errors(index.cpu(), *self.planes).to(k.device)
         if t.unrotated is not None:
             f = t.unrotated.shape[0] // self.heads
-            k += beyond_leading(_blocks(t.unrotated, index, f), f)
+            k += beyond_leading(blocks(t.unrotated, index, f), f)
         return k
 
     def plane_errors(self, index: Tensor, planes: Tensor, fixed: Tensor | None) -> Tensor:
@@ -167,7 +168,7 @@ class SpectralScreen(ByGroup):
     def errors_of(self, index: Tensor) -> Tensor:
         table, d, kept = self.exact.tables.v, self.exact.d, self.kept(index.shape[1])
         whole = table.diagonal().view(self.heads, d).sum(1)[index].sum(1)
-        gram = _blocks(self.reduced(kept), index, kept)
+        gram = blocks(self.reduced(kept), index, kept)
         inside = gram.diagonal(dim1=1, dim2=2).sum(1)
         return self.exact.combined(index, (whole - inside).clamp_min(0) + beyond_leading(gram, d))
 
@@ -191,7 +192,7 @@ class SpectralScreen(ByGroup):
         return torch.linalg.eigh(own.cpu())[1].to(own.device)
 
 
-def _blocks(table: Tensor, index: Tensor, d: int) -> Tensor:
+def blocks(table: Tensor, index: Tensor, d: int) -> Tensor:
     """Blocks of the table [G d, G d] for groups of heads. index: [n, S] heads. Returns [n, S d, S d]."""
     rows = (index[:, :, None] * d + torch.arange(d, device=index.device)).flatten(1)  # [n, S d]
     return table[rows[:, :, None], rows[:, None, :]]

@@ -4,7 +4,6 @@ An exported folder may be published, so it holds its original's name and fingerp
 this machine, in one file per fingerprint.
 """
 
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,14 +12,8 @@ from pathlib import Path
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.errors import GrouperError
 from grouper.outputs import write_json
+from grouper.own_folder import home
 from grouper.schema import document, fitted, text_of
-
-
-def home() -> Path:
-    """GROUPER_HOME, else XDG_CACHE_HOME/grouper, else ~/.cache/grouper. Raises RuntimeError if the home directory is
-    unknown."""
-    given = os.environ.get("GROUPER_HOME")
-    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "grouper").expanduser().absolute()
 
 
 def remember(original: Checkpoint) -> None:

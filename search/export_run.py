@@ -64,7 +64,7 @@ def export_from_run(
     ranks, tell = machine.ranks, machine.tell
     if destination:
         destination.check()
-    folder = RunFolder.open(Path(run))
+    folder, selection = RunFolder.open(Path(run)), replace(selection, tp=options.tp)
     settings = folder.settings
     plan = replace(refine, seed=settings.options.seed).plan(machine.device) if refine else None
     chosen = choose_layout(folder, selection, plan, set, tell)
@@ -175,7 +175,7 @@ def kept_refinement(regrouper: Regrouper, chosen: Chosen, refine: RefinePlan, ou
     texts = [digest(text) for text in regrouper.texts(refine)]
     key = work_key(
         model=regrouper.checkpoint.fingerprint, layout=chosen.layout.to_json(), text=" ".join(texts),
-        merge={"name": chosen.merge.name, **chosen.merge.parameters}, refine=refine.key,
+        merge=chosen.merge.key, refine=refine.key,
     )  # fmt: skip
     return refined_beside(output) / key
 

@@ -14,8 +14,10 @@ from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions
 from grouper.export.facts import MARKER
 from grouper.export.formats import FORMATS
+from grouper.export.hf.slots import check_model_to_split
 from grouper.export.hub import Destination
 from grouper.families.architecture import Architecture
+from grouper.families.configuration import decoder_config
 from grouper.machine import Machine
 from grouper.merging import MERGES
 from grouper.model.loading import load
@@ -86,6 +88,8 @@ def regroup_into(
     check(selection, output, export, destination)
     checkpoint = Checkpoint.open(model, revision)
     architecture = Architecture.of(checkpoint.config)
+    if export.tp > 1:
+        check_model_to_split(decoder_config(checkpoint.config), export.tp)
     check_counts(architecture, options.kv_heads_multiple_of)
     selection.check_reachable(architecture, options)
     aside = export.overwrite or RunFolder(run).sets_aside
@@ -107,7 +111,7 @@ def regroup_into(
 
 def check(selection: Selection, output: Path, export: ExportOptions, destination: Destination | None) -> None:
     """Raise GrouperError before the search for anything that the export would refuse."""
-    selection.check()
+    replace(selection, tp=export.tp).check()
     FORMATS.named(export.format)
     if selection.merge:
         MERGES.named(selection.merge)

@@ -23,6 +23,7 @@ LONGEST = {  # they begin first, so that no worker waits for the other one's las
     "test_the_demo_does_the_whole_job_and_can_be_run_again", "test_two_ranks_write_what_one_writes",
     "test_killed_commands_go_on_to_the_same_files", "test_bad_input_ends_in_one_line_and_harms_nothing",
     "test_an_export_is_pushed_and_loads_from_the_hub", "test_ranks_that_hold_parts_of_the_model_train_what_one_trains",
+    "test_two_ranks_of_transformers_give_the_logits_of_one",
 }  # fmt: skip
 
 

@@ -72,6 +72,9 @@ RUN = {
         "layout": [2, 2, 2, 1], "merge": ["spectral+refine", "spectral+refine", "mean+refine", "spectral+refine"],
         "layer": [0, 1, 0, 0], "before": [0.5, 0.6, 0.9, 7.0], "after": [0.1, 0.2, 0.8, 6.0],
     },
+    "bounds": {"layout": [2, 2, 1], "layer": [0, 1, 0], "k": [0.5, 0.4, 9.0], "k_group": [0.25, 0.3, 9.0],
+               "v": [0.75, 0.8, 9.0]},
+    "bounded": {"K": {"k": "merged", "k_group": "any"}, "V": {"v": "merged"}},
     "positions": [[] for _ in ROWS],
     "similarity": [{kind: {when: [100 * base + i for i in range(16)] for base, when in enumerate(("before", "aligned"))}
                     for kind in "kv"}] * 2,

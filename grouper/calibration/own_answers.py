@@ -118,6 +118,9 @@ class OwnAnswers:
             rows += writer.batch(len(rows), self.at_once, self.seed)
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             machine.progress(min(self._written(rows), self.tokens), self.tokens, "answering prompts")
+        del writer
+        if "cuda" in self.device:
+            torch.cuda.empty_cache()  # the next model is opened by how much is free
 
     @staticmethod
     def _written(rows: list[dict[str, Any]]) -> int:
@@ -175,9 +178,11 @@ class Writer:
         return cls(model, tokenizer, asked, min(longest, context // 2))
 
     def seconds_per_token(self, count: int) -> float:
-        """Seconds of one decoding step of a batch, from a short trial."""
+        """Seconds of one decoding step of a batch, from a short trial after a warm-up."""
+        asked = [self.asked[i % len(self.asked)] for i in range(count)]
+        self._generated(asked, 1, seed=0)
         began = time.perf_counter()
-        self._generated([self.asked[i % len(self.asked)] for i in range(count)], TRIED, seed=0)
+        self._generated(asked, TRIED, seed=0)
         return (time.perf_counter() - began) / TRIED
 
     def batch(self, begin: int, count: int, seed: int) -> list[dict[str, Any]]:
@@ -199,7 +204,8 @@ class Writer:
         ids = torch.tensor([[filling] * (width - len(row)) + row for row in asked], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=self.model.device)
         generate: Any = self.model.generate
-        with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+        device = self.model.device
+        with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             done = generate(
                 input_ids=ids, attention_mask=mask, do_sample=True, max_new_tokens=most, pad_token_id=filling

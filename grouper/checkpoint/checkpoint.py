@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from grouper.checkpoint.dequantised import dense
 from grouper.checkpoint.header import TensorInfo, read_header
 from grouper.checkpoint.sources import LocalSource, Source, open_source
 from grouper.checkpoint.validation import check_configuration
@@ -49,11 +50,6 @@ class Checkpoint:
         self.judged = False  # whether transformers was asked if it finds every tensor (grouper.model.loadable)
         self._config: dict = self._json("config.json")
         check_configuration(self._config, name)
-        if self._config.get("quantization_config") is not None:
-            raise GrouperError(
-                f"{name} is quantised: use the original, or load it with transformers, call model.dequantize() and "
-                "save it as bfloat16"
-            )
         if ADAPTER in source.files():  # transformers would apply it to the weights if peft is installed
             raise GrouperError(
                 f"{name} has an adapter beside its weights ({ADAPTER}): load it with transformers and peft, call "
@@ -68,12 +64,13 @@ class Checkpoint:
 
     @classmethod
     def open(cls, model: str | os.PathLike, revision: str | None = None) -> "Checkpoint":
-        """Checkpoint of a model. model: a folder, a Hub id, or `demo`, the model that comes with Grouper. Raises
-        GrouperError if there is none."""
+        """Checkpoint of a model. model: a folder, a Hub id, or `demo`, the model that comes with Grouper. A quantised
+        one is read from a bfloat16 copy. Raises GrouperError if there is none."""
         if str(model) == "demo" and not Path("demo").is_dir():
             model = DEMO
             return cls("demo", LocalSource(DEMO))
-        return cls(os.fspath(model), open_source(model, revision))
+        name = os.fspath(model)
+        return cls(name, dense(open_source(model, revision), name))
 
     @property
     def place(self) -> str:
@@ -200,6 +197,11 @@ class Checkpoint:
     def local_folder(self) -> Path | None:
         """Folder of the files if they are on the local disk, else None."""
         return self.source.folder if isinstance(self.source, LocalSource) else None
+
+    @property
+    def dequantised_from(self) -> str | None:
+        """Method of quantisation of the original, if this is a bfloat16 copy of it."""
+        return getattr(self.source, "dequantised_from", None)
 
     @property
     def folder(self) -> Path:

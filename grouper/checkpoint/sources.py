@@ -46,10 +46,10 @@ class Source(Protocol):
 
 class LocalSource:
     """Local folder. Raises GrouperError if a file that the model is read from is a link out of the folder, or not a
-    regular file."""
+    regular file. dequantised_from: method of quantisation of the model that the folder is a bfloat16 copy of."""
 
-    def __init__(self, folder: Path, commit: str | None = None):
-        self.folder, self.commit = folder, commit
+    def __init__(self, folder: Path, commit: str | None = None, dequantised_from: str | None = None):
+        self.folder, self.commit, self.dequantised_from = folder, commit, dequantised_from
         for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")]):
             if path.suffix in READ and not path.is_dir() and not is_own_file(path, folder):
                 raise GrouperError(f"{path} is a link out of the model's folder, or no file: put a copy in its place")

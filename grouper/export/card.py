@@ -43,8 +43,8 @@ def model_card(
         f"{name} with {counts} KV heads a layer instead of {layout.original_kv_heads}: {_cache(layout, report)}"
         f"{report.weight_bytes[1]:,} bytes of weights instead of {report.weight_bytes[0]:,}.",
         f"Heads were grouped by {in_code(facts.get('method', 'hand'))} and merged by {in_code(facts['merge'])}. "
-        f"Runs in {', '.join(report.engines)}.",
-        "", loading, *_measured(facts), *_refined(facts), *_uptrained(facts),
+        f"Runs in {', '.join(report.engines)}.", *_dequantised(checkpoint),
+        *_padding(report), "", loading, *_measured(facts), *_refined(facts), *_uptrained(facts),
         "| layer | KV heads | query heads per KV head |", "| --- | --- | --- |", *rows, "", *_commands(facts),
         "Made with Grouper (`pip install kv-grouper`); `grouper.json` holds which head reads which, merged from which.",
     ]  # fmt: skip
@@ -60,7 +60,22 @@ def _cache(layout: HeadLayout, report: Report) -> str:
         return ""
     source = f" and {left:,} per token of the source instead of {of_source:,}" if of_source else ""
     what = f"{after:,} bytes of KV cache per token in bfloat16 instead of {before:,}{source}"
-    return f"{what} ({layout.kv_ratio:.1%}), "
+    ratio = layout.kv_ratio if report.tp == 1 else after / before  # there may be zero KV heads
+    return f"{what} ({ratio:.1%}), "
+
+
+def _padding(report: Report) -> list[str]:
+    """Sentence on the cost of zero heads, if there are any."""
+    if not report.padding_bytes:
+        return []
+    share = report.padding_bytes / report.weight_bytes[1]
+    split = f", so that engines can split the heads over {report.tp} GPUs" if report.tp > 1 else ""
+    return [f"{report.padding_bytes:,} bytes of the weights ({share:.1%}) are zero heads{split}."]
+
+
+def _dequantised(checkpoint: Checkpoint) -> list[str]:
+    method = checkpoint.dequantised_from
+    return [f"The original is quantised ({in_code(method)}); weights are dequantised to bfloat16."] if method else []
 
 
 def _measured(facts: dict) -> list[str]:

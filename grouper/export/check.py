@@ -6,7 +6,7 @@ from typing import Any
 from grouper.attention import MergedLayer
 from grouper.checkpoint.shards import checksum_of, stored
 from grouper.errors import GrouperError
-from grouper.export.classes import CLASSES
+from grouper.export.classes import CLASSES, class_named
 from grouper.export.format import Job, SelfTest, SelfTestFailed
 from grouper.export.hf import ragged
 from grouper.export.hf.code_names import without_code
@@ -38,7 +38,7 @@ def check_folder(folder: str | Path, base: str | None = None, options: ExportOpt
         return layers[number]
 
     job = Job(model.base, model.layout, layer, options or ExportOptions(), model.around())
-    return run_self_test(job, model.folder.folder, CLASSES[model.export_class])
+    return run_self_test(job, model.folder.folder, class_named(model.export_class, model.tp))
 
 
 def check_checksums(model: ExportedModel) -> None:

@@ -15,6 +15,7 @@ MARKER = "grouper.json"
 class _Report:
     format: str = ""
     deploy: str = ""
+    tp: int = 1
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,8 @@ class Report(Protocol):
     weight_bytes: tuple[int, int]
     engines: list[str]
     loader: str
+    tp: int
+    padding_bytes: int
 
 
 def check_same_model(checkpoint: Checkpoint, layout: HeadLayout) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from grouper.errors import GrouperError
+from grouper.export.hf.slots import check_gpus
 from grouper.option_fields import option
 from grouper.shares import parsed_share
 
@@ -32,6 +34,12 @@ class ExportOptions:
         read=lambda typed: parsed_share(typed, "`max_padding`"),
         shown="{:.0%}".format,
     )
+    tp: int = option(
+        1,
+        "Pad with zero heads where engines could not split the model over this many GPUs (tensor parallelism).",
+        panel="Layout",
+        metavar="GPUS",
+    )
     kv_gauge: bool = option(
         True,
         "Rescale keys and values so that 4-bit and 8-bit KV caches round them less; nothing changes without one.",
@@ -40,3 +48,8 @@ class ExportOptions:
     shard_bytes: int = SHARD_BYTES
     overwrite: bool = option(False, "Replace an existing output.", panel="Output")
     self_test_memory: int = SELF_TEST_MEMORY
+
+    def __post_init__(self) -> None:
+        check_gpus(self.tp)
+        if self.tp > 1 and self.format != "hf":
+            raise GrouperError(f"`tp={self.tp}` is for `format=hf`: llama.cpp splits any number of heads; drop it")

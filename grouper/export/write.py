@@ -19,6 +19,7 @@ from grouper.export.eval_results import write_eval_results
 from grouper.export.facts import MARKER, read_facts
 from grouper.export.format import NOTHING, ExportOptions, Format, Job, SelfTest, SelfTestFailed
 from grouper.export.formats import FORMATS
+from grouper.export.hf.slots import slots_for
 from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.merging import MERGES
@@ -27,6 +28,7 @@ from grouper.originals import remember
 from grouper.outputs import new_folder, refuse_inside, temporary_folder, write_json, write_text
 from grouper.progress import Progress, no_progress
 from grouper.schema import fitted
+from grouper.weight_size import weight_bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Exported:
     engines: engines that run it. loader: class or program that loads it. note: why the model was written as
     ragged although the layout allows another class. pushed: the model's address on the Hub. not_refined: reason if
     refinement was requested but not done. kv_cache: KV cache type that the layout was chosen for (see
-    grouper.cache_types), if not the default.
+    grouper.cache_types), if not the default. tp: number of GPUs that engines can split it over, as requested.
+    padding_bytes: bytes of zero heads (and of biases of zeros) among the weights of a padded export.
     """
 
     folder: str
@@ -53,6 +56,8 @@ class Exported:
     kv_bytes_per_source_token: tuple[int, int] = (0, 0)
     not_refined: str | None = None
     kv_cache: str | None = None
+    tp: int = 1
+    padding_bytes: int = 0
 
     def to_data(self) -> dict[str, Any]:
         """Contents as JSON data. `deploy` is the command line's name of the class."""
@@ -103,10 +108,12 @@ def export_model(
             self_test = form.verify(job, folder, export_class)
         except SelfTestFailed as error:
             raise SelfTestFailed(f"{error}; nothing was written") from error
+        written = form.weight_bytes(folder)
         report = Exported(
             str(output), options.format, export_class,
-            kv_bytes_per_token=kv_bytes(described or layout),
-            weight_bytes=(checkpoint.nbytes, form.weight_bytes(folder)),
+            kv_bytes_per_token=kv_bytes(described or layout, options.tp),
+            weight_bytes=(checkpoint.nbytes, written), tp=options.tp,
+            padding_bytes=written - weight_bytes(checkpoint, layout) if export_class == "padded" else 0,
             engines=form.engines(job.architecture, export_class), self_test=self_test, note=note,
             loader=form.loader(checkpoint.config),
             kv_bytes_per_source_token=kv_bytes_of_source(described or layout),
@@ -126,9 +133,13 @@ def check_exportable(checkpoint: Checkpoint, layout: HeadLayout, options: Export
     return form
 
 
-def kv_bytes(layout: HeadLayout) -> tuple[int, int]:
-    """Bytes of KV cache per token, before and after."""
-    return layout.whole.kv_bytes_per_token(), layout.kv_bytes_per_token()
+def kv_bytes(layout: HeadLayout, tp: int = 1) -> tuple[int, int]:
+    """Bytes of KV cache per token, before and after; the latter with the zero KV heads that splitting over `tp` GPUs
+    takes."""
+    before, after = layout.whole.kv_bytes_per_token(), layout.kv_bytes_per_token()
+    if tp > 1:
+        after = after * slots_for(layout, tp).kv_heads // layout.layers[0].k.kv_heads
+    return before, after
 
 
 def kv_bytes_of_source(layout: HeadLayout) -> tuple[int, int]:

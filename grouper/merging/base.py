@@ -32,6 +32,12 @@ class Merge(Entry, ABC):
         folded into them. Raises GrouperError for layouts that the merge does not support.
         """
 
+    @property
+    def key(self) -> dict[str, object]:
+        """Name and parameters, by which stored refinements are found again; without those that older versions lacked,
+        where they are not used."""
+        return {"name": self.name, **self.parameters}
+
     def before_refinement(self) -> "Merge":
         """Variant of the merge that refinement starts from."""
         return self

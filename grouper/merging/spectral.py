@@ -40,16 +40,24 @@ from grouper.merging.spectral_layer import SpectralLayer
 class Spectral(Merge):
     """Spectral merge. rescale: restore each head's K energy, because the projection shrinks it and attention would
     flatten. q_h is multiplied by sqrt(E|k_h|^2 / E|k'_h|^2), where k' is the shared head as head h sees it. Refinement
-    starts without it."""
+    starts without it.
+
+    slow: number of the slowest planes, the last ones, that are merged as rows without RoPE. Within a window they hardly
+    turn, so that their rows may mix, and a constant key cancels in softmax. Ignored under norms on q and k."""
 
     name: str = "spectral"
     rescale: bool = True
+    slow: int = 0
     paper = "ours"
     expensive = True
     behind_norms: ClassVar[dict[str, str]] = {
         "head": "takes the weighted mean behind them, up to signs of planes",
         "all": "takes real factors of K's planes",
     }
+
+    @property
+    def key(self) -> dict[str, object]:
+        return {name: value for name, value in super().key.items() if name != "slow" or value}
 
     def before_refinement(self) -> Merge:
         return replace(self, rescale=False)
@@ -59,6 +67,10 @@ class Spectral(Merge):
     ) -> Attention:
         """Merge a layer. Raises GrouperError if query heads would read heads that theirs are not merged into."""
         check_readers_are_sources(attention, layout, self.name)
+        if self.slow > 0 and attention.planes is not None and attention.qk_norm is None:
+            fast = max(0, len(attention.planes) - self.slow)
+            without = replace(attention, planes=attention.planes[:fast] if fast else None)
+            return replace(replace(self, slow=0).merge(without, layout, inputs, device), planes=attention.planes)
         layer = SpectralLayer(attention, inputs, device)
         if attention.qk_norm == "head":
             attention = with_signs(attention, layer.signs(layout.k.members))

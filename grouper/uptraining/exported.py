@@ -72,6 +72,11 @@ class ExportedModel:
     def export_class(self) -> str:
         return self.facts["report"]["deploy"]
 
+    @property
+    def tp(self) -> int:
+        """Number of GPUs that engines can split the folder over, as it was exported."""
+        return self.facts["report"].get("tp", 1)
+
     def layer(self, layer: int) -> MergedLayer:
         """Weights of a layer, with heads in the layout's order."""
         a = self.architecture

@@ -218,10 +218,9 @@ def write(
     student.fold()
     layout = student.layout
     described = None if model.base is not model.folder else HeadLayout.from_data(model.facts["layout"])
-    if layout != model.layout:
-        asked = ExportOptions(overwrite=overwrite)
-    else:  # the same class as before, whatever its padding
-        asked = ExportOptions(max_padding=math.inf if model.export_class == "padded" else -1.0, overwrite=overwrite)
+    asked = ExportOptions(overwrite=overwrite, tp=model.tp)
+    if layout == model.layout or model.tp > 1:  # the same class as before, whatever its padding
+        asked = replace(asked, max_padding=-1.0 if model.export_class == "ragged" else math.inf)
     try:
         exported = export_model(
             model.base, layout, output, merge=facts["merge"], merged=student.layer, around=student.around(),

@@ -223,7 +223,9 @@ def exported_summary(exported: Exported, measured: bool = False) -> None:
     if exported.kv_bytes_per_source_token[0]:
         before, after = exported.kv_bytes_per_source_token
         OUT.print(f"KV cache {before:,} -> {after:,} bytes per token of the source ({after / before:.1%})")
-    OUT.print(f"weights {exported.weight_bytes[0]:,} -> {exported.weight_bytes[1]:,} bytes")
+    before, after = exported.weight_bytes
+    padding = f", {exported.padding_bytes:,} ({exported.padding_bytes / after:.1%}) of them zero heads"
+    OUT.print(f"weights {before:,} -> {after:,} bytes{padding if exported.padding_bytes else ''}")
     if exported.self_test.passed:
         near = "" if measured else f"; how close that is to the original: grouper evaluate {place}"
         OUT.print(f"self-test passed: {exported.self_test.summary}{near}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from grouper.names import expected
 from grouper.option_fields import KEY, Option, option, same, words_of
 from grouper.refinement.options import RefineOptions
 from search.commands.options import Config, Json, command
-from search.commands.saying import print_front, print_json, tell, tell_next
+from search.commands.saying import print_front, print_json, tell, tell_next, typed_command
 from search.options import COMPUTING, MEASURED, SearchOptions
 from search.runs.selection import Selection
 
@@ -76,9 +76,7 @@ def run(
     ] = None,
     dataset: Annotated[str | None, OF_SOURCE["dataset"]] = None,
     images: Annotated[str | None, OF_SOURCE["images"]] = None,
-    base: Annotated[
-        str | None, Option("The original of an export, if grouper.json does not lead to it.", "Layout")
-    ] = None,
+    base: Annotated[str | None, Option("Original of an export, if grouper.json does not name it.", "Layout")] = None,
     window: Annotated[int, Option("Window length in tokens.", "Text")] = SearchOptions.window,
     limit: Annotated[
         int | None, Option("Most windows of each text (default: 64) and items of each task (default: all).", "Text")
@@ -97,9 +95,9 @@ def run(
     tasks = tasks and replace(tasks, limit=limit)
     if names_a_model(run):
         of_runs.refuse(run, refinement)
+        how: Any = {"tasks": tasks, "base": base, "window": window, "limit": limit, "command": typed_command()}
         with bar("measuring") as progress:
-            machine = replace(machine, tell=tell, progress=progress)
-            found = evaluate_model(run, source, tasks=tasks, base=base, window=window, limit=limit, machine=machine)
+            found = evaluate_model(run, source, **how, machine=replace(machine, tell=tell, progress=progress))
         return print_json(found.to_data()) if json else evaluated_table(found)
     if base:
         raise GrouperError(f"{run} is a run, and --base is for exported folders: leave it away")

@@ -20,6 +20,7 @@ from grouper.running.batch import Batch
 from grouper.running.layers import Layers
 from grouper.running.opening import open_model
 from grouper.uptraining.exported import ExportedModel
+from search.evaluation.about import About, about_export, about_model
 from search.evaluation.meter import in_memory, on_texts
 from search.evaluation.texts import Texts, amount, seconds_of, texts_of
 
@@ -29,16 +30,18 @@ Values = dict[str, float]
 @dataclass(frozen=True)
 class EvaluatedModel:
     """Measurements of a model. name: the model's. values: by column, as in pareto.csv. original: the same of the
-    original, if that is another model and was found."""
+    original, if that is another model and was found. about: what it is, and how it was measured."""
 
     name: str
     values: Values
     original: Values | None = None
+    about: About | None = None
 
     def to_data(self) -> dict[str, Any]:
         number = lambda v: v if v == v else None  # noqa: E731  JSON has no NaN
         parts = {"values": self.values, "original": self.original or {}}
-        return {"model": self.name, **{n: {k: number(v) for k, v in part.items()} for n, part in parts.items()}}
+        numbers = {n: {k: number(v) for k, v in part.items()} for n, part in parts.items()}
+        return {"model": self.name, **numbers, **({"about": self.about.to_data()} if self.about else {})}
 
 
 def names_a_model(text: str) -> bool:
@@ -66,14 +69,16 @@ def evaluate_model(
     window: int = WINDOW,
     limit: int | None = None,
     machine: Machine | None = None,
+    command: str | None = None,
 ) -> EvaluatedModel:
     """Measure a model. model: a folder that `grouper export` or `grouper uptrain` wrote, or any model of a known
-    family. base: an export's original, if grouper.json does not lead to it. Raises GrouperError."""
+    family. base: an export's original, if grouper.json does not lead to it. command: the command line as typed, for the
+    record. Raises GrouperError."""
     machine = machine or Machine()
     if (Path(model) / MARKER).is_file():
         exported = ExportedModel.open(model, base)
         if exported.base is not exported.folder:  # else it was folded into another class, and is measured alone
-            return _of_export(exported, source, tasks, window, limit, machine)
+            return _of_export(exported, source, tasks, window, limit, machine, command)
     checkpoint = Checkpoint.open(model).local()
     check_model(checkpoint)
     texts = texts_of(checkpoint, source, tasks, window, limit)
@@ -83,7 +88,8 @@ def evaluate_model(
     values = own(on_texts({name: one.columns for name, one in found.items()}))
     if tasks:
         values |= Tasks(tasks).scores(in_memory(opened).model, load_tokenizer(checkpoint))
-    return EvaluatedModel(checkpoint.name, values)
+    about = about_model(checkpoint, texts=texts, source=source, command=command, device=machine.device)
+    return EvaluatedModel(checkpoint.name, values, about=about)
 
 
 def _of_export(
@@ -93,6 +99,7 @@ def _of_export(
     window: int,
     limit: int | None,
     machine: Machine,
+    command: str | None,
 ) -> EvaluatedModel:
     """Measure the original, and a second model of its class that holds the export's weights instead."""
     texts = texts_of(exported.original, source, tasks, window, limit)
@@ -109,7 +116,8 @@ def _of_export(
         before |= loaded.scores(in_memory(original).model, tokenizer)
         with in_memory(healed).installed(layout, merged) as installed:
             after |= loaded.scores(installed, tokenizer)
-    return EvaluatedModel(exported.folder.name, after, before)
+    about = about_export(exported, texts=texts, source=source, command=command, device=machine.device)
+    return EvaluatedModel(exported.folder.name, after, before, about)
 
 
 def announce(model: Layers, texts: dict[str, Batch], models: int, machine: Machine) -> None:

@@ -21,6 +21,7 @@ from grouper.layout import HeadLayout
 from grouper.names import printable
 from grouper.progress import Progress, no_progress
 from search.methods.registry import ORIGINAL, baselines
+from search.report.bounds import SERIES, read_bounds
 from search.report.positions import losses_by_position
 from search.runs.columns import SE, TRADED, error_of
 from search.runs.folder import RunFolder
@@ -37,14 +38,15 @@ class Facts:
     """Facts of a run. landscape: least error at each count; columns layer, kv_heads, error, k_error. progress: of the
     genetic search; method, scored and error, a list per layer. refined: errors of refined layers; columns layout,
     merge, layer, before, after. similarity: of the K and V heads of every layer; empty if the model was not found, with
-    the reason in `missing`. windows: number of tokens that each layer's cache holds, None if all hold the whole
-    context. names: names of layers outside a decoder."""
+    the reason in `missing`. bounds: rows of bounds.csv. windows: number of tokens that each layer's cache holds, None
+    if all hold the whole context. names: names of layers outside a decoder."""
 
     folder: RunFolder
     front: ParetoFront
     landscape: pd.DataFrame
     progress: list[pd.DataFrame]
     refined: pd.DataFrame
+    bounds: pd.DataFrame
     similarity: list[dict[str, Similarity]] = field(default_factory=list)
     windows: list[int | None] | None = None
     context: int | None = None
@@ -80,7 +82,8 @@ def facts_of(
     layers = range(len(first.layers))
     facts = {
         "landscape": landscape(folder, first), "progress": [folder.read_progress(layer) for layer in layers],
-        "refined": folder.read_refined(), "windows": [0 if c == "none" else None for c in first.caches] or None,
+        "refined": folder.read_refined(), "bounds": read_bounds(folder),
+        "windows": [0 if c == "none" else None for c in first.caches] or None,
     }  # fmt: skip
     try:
         checkpoint = folder.settings.open_checkpoint(local=False)
@@ -174,6 +177,7 @@ def to_data(facts: Facts, name: str = "") -> dict[str, Any]:
         "positions": [[plain_series(one) for one in row] for row in losses_by_position(facts.front)],
         "landscape": columns_of(facts.landscape),
         "progress": [columns_of(one) for one in facts.progress], "refined": columns_of(facts.refined),
+        "bounds": columns_of(facts.bounds), "bounded": SERIES,
         "similarity": [{kind: maps_of(one) for kind, one in kinds.items()} for kinds in facts.similarity],
     }  # fmt: skip
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from grouper.errors import GrouperError
 from grouper.names import expected
 from grouper.outputs import locked, refuse_foreign, refuse_inside, temporary_folder
+from search.report.bounds import SERIES
 from search.report.facts import Facts
 from search.runs.picture import COLOURS, front_picture, is_picture, legend, save
 
@@ -152,6 +153,21 @@ def refinement(facts: Facts, layout: int) -> Figure | None:
     return tidy(figure, axes)
 
 
+def bounds(facts: Facts, layout: int) -> Figure | None:
+    """Picture of each layer's errors of K and V beside the least that the same bytes allow."""
+    rows = facts.bounds[facts.bounds["layout"] == layout]
+    if rows.empty:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for axis, (part, shown) in zip(axes, SERIES.items()):
+        for at, (column, label) in enumerate(shown.items()):
+            place = rows["layer"] + 0.8 * (at - (len(shown) - 1) / 2) / len(shown)
+            axis.bar(place, rows[column], 0.8 / len(shown), label=label, color=COLOURS[at])
+        axis.set(title=part, xlabel=facts.unit, ylabel="error, of the energy")
+        tidy(figure, axis)
+    return figure
+
+
 def tidy(figure: Figure, axes: Axes) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -161,5 +177,5 @@ def tidy(figure: Figure, axes: Axes) -> Figure:
 
 PICTURES: dict[str, Callable[[Facts, int], Figure | None]] = {
     "front": front, "heads": heads, "similarity": similarity, "landscape": landscape, "progress": progress,
-    "refinement": refinement,
+    "refinement": refinement, "bounds": bounds,
 }  # fmt: skip

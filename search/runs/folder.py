@@ -1,5 +1,5 @@
 """Folder of a run, with run.json, pareto.csv, layouts/, layers/, pareto.svg, evaluation.json, refined.csv,
-samples.json, sensitivity.csv, proxies.csv, tokens/, moments/, answers/, digests/."""
+samples.json, bounds.csv, sensitivity.csv, proxies.csv, tokens/, moments/, answers/, digests/."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,7 +25,7 @@ TABLE = "pareto.csv"
 ROUNDING = 1e-9
 WRITTEN = (  # files that searches and evaluations write
     "layers/*.csv", "layouts/*.json", "pareto.csv", "pareto.svg", "evaluation.json", "refined.csv", "samples.json",
-    "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "moments/*/*.safetensors",
+    "bounds.csv", "sensitivity.csv", "proxies.csv", "tokens/*.npy", "tokens/*.safetensors", "moments/*/*.safetensors",
     "answers/*.jsonl", "digests/*.json", MARKER,
 )  # fmt: skip
 
@@ -160,7 +160,7 @@ class RunFolder:
 
     def read_progress(self, layer: int) -> pd.DataFrame:
         """The table that write_progress wrote; empty if there is none."""
-        return _table(self.layer_path(layer).with_suffix(".progress.csv"), _ProgressRow)
+        return table_of(self.layer_path(layer).with_suffix(".progress.csv"), _ProgressRow)
 
     def note_refined(self, layout: int, merge: str, errors: list[tuple[float, float]]) -> None:
         """Write a layout's refinement, replacing an earlier one. errors: of each layer, before and after."""
@@ -176,7 +176,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def read_refined(self) -> pd.DataFrame:
-        return _table(self.path / "refined.csv", _RefinedRow)
+        return table_of(self.path / "refined.csv", _RefinedRow)
 
     # layouts and front
 
@@ -243,7 +243,7 @@ class _RefinedRow(Row):
     after: float
 
 
-def _table(path: Path, kind: type[Row]) -> pd.DataFrame:
+def table_of(path: Path, kind: type[Row]) -> pd.DataFrame:
     """A table for reports only; empty if it is missing or damaged."""
     found: list[Row] = []
     with suppress(OSError, GrouperError):

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from grouper.errors import GrouperError
+from grouper.export.hf.slots import can_split
 from grouper.shares import rounding_of
 from search.methods.registry import ORIGINAL, not_found
 from search.runs.columns import JUDGES, called
@@ -58,7 +59,7 @@ def pick(front: ParetoFront, merge: str, selection: Selection | None = None, **a
         return Picked(s.layout, rows.iloc[0], "named by its number")
     if s.kv_cache is not None:
         return _pick_kept(front, merge, s)
-    budget, found = _budget(front, s), front.table[~front.table["method"].isin(not_found())]
+    budget, found = _budget(front, s), _to_split(front.table[~front.table["method"].isin(not_found())], s.tp)
     within = _within(found, budget)
     rows, kind = _of_class(within, found, budget, s.deploy)
     largest = _largest(rows, budget)
@@ -78,6 +79,7 @@ def _pick_kept(front: ParetoFront, merge: str, asked: Selection) -> Picked:
     bare = merge.removesuffix(REFINED)
     original, other = table["method"] == ORIGINAL, table["method"].isin(set(not_found()) - {ORIGINAL})
     table = table[table["nll"].notna() & ~other & (original | table["merge"].isin((bare, bare + REFINED)))]
+    table = _to_split(table, asked.tp)
     if asked.kv_cache != ANY:
         table = table[table["kv_cache"] == asked.kv_cache]
     rows, kind = _of_class(_within(table, budget), table, budget, asked.deploy)
@@ -114,6 +116,18 @@ def _budget(front: ParetoFront, asked: Selection) -> Budget:
     uniform = table.loc[table["method"].isin(not_found()) | (table["deploy"] == "stock"), size]
     meant = uniform[(uniform - ratio).abs() <= rounding_of(asked.kv_ratio)]
     return Budget(size, max([ratio, *meant]) + SAME, f"KV ratio {asked.kv_ratio}")
+
+
+def _to_split(rows: pd.DataFrame, tp: int) -> pd.DataFrame:
+    """Rows whose KV heads engines can split or copy over `tp` GPUs. Raises GrouperError if there are none."""
+    if tp == 1:
+        return rows
+    plain = rows[rows["deploy"].isin(("stock", "padded"))]
+    fits = plain[plain["kv_heads"].map(lambda counts: can_split(int(str(counts).partition(";")[0]), tp)).astype(bool)]
+    if fits.empty:
+        cure = f"search with `kv_heads_multiple_of={tp}`, or name a layout by its number, which is padded with KV heads"
+        raise GrouperError(f"no layout of this run has KV heads that engines can split over {tp} GPUs: {cure}")
+    return fits
 
 
 def _within(found: pd.DataFrame, budget: Budget) -> pd.DataFrame:

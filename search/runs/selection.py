@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grouper.errors import GrouperError
+from grouper.export.hf.slots import check_gpus
 from grouper.export.options import ASKED
 from grouper.kv_cache import KEPT_IN
 from grouper.merging import MERGES
@@ -24,7 +25,8 @@ ASKED_CACHES = (ANY, *KEPT_IN)
 @dataclass(frozen=True)
 class Selection:
     """One of layout, kv_ratio and kv_bytes_per_token; the latter two are budgets. kv_cache: KV cache type that the
-    layout will be served with, or "any" (default: the run's own)."""
+    layout will be served with, or "any" (default: the run's own). tp: number of GPUs that engines will split the model
+    over; within a budget, only layouts whose KV heads they can split are taken."""
 
     layout: int | None = option(None, "Number of the layout in pareto.csv, instead of a budget.", panel="Layout")
     kv_ratio: str | None = option(
@@ -38,6 +40,7 @@ class Selection:
         None, "Merge, the formula that makes one head of a group (default: the run's).", panel="Layout", words=MERGES
     )
     kv_cache: str | None = None
+    tp: int = 1
 
     @property
     def is_open(self) -> bool:
@@ -54,6 +57,9 @@ class Selection:
             raise GrouperError("--kv-cache any chooses a type within a budget: name the type beside --layout")
         if self.deploy is not None and self.deploy not in ASKED:
             raise GrouperError(f"unknown deployment class {self.deploy!r}: {expected(self.deploy, ASKED)}")
+        check_gpus(self.tp)
+        if self.tp > 1 and self.deploy == "ragged":
+            raise GrouperError(f"engines cannot split ragged models over GPUs (`tp={self.tp}`): drop `deploy=ragged`")
         if self.kv_ratio is not None:
             parse_ratio(self.kv_ratio)
 

@@ -8,7 +8,8 @@ import pytest
 from tiny_models import edit_weights
 
 from grouper import Checkpoint, GrouperError, HeadLayout, export
-from grouper.originals import home, remember, remembered
+from grouper.originals import remember, remembered
+from grouper.own_folder import home
 from grouper.uptraining.exported import ExportedModel
 
 PAIRS = HeadLayout.from_labels([[0, 0, 1, 1, 2, 2, 3, 3]] * 3, 8, 16)

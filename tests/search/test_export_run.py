@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grouper import Calibration, GrouperError, HeadLayout, RefineOptions, TextSource
+from grouper import Calibration, ExportOptions, GrouperError, HeadLayout, RefineOptions, TextSource
 from grouper.export.format import SelfTestFailed
 from grouper.merging import MERGES
 from grouper.refinement.layer import LayerWorker
@@ -112,3 +112,14 @@ def test_a_refinement_of_an_encoder_has_no_long_windows(tmp_path, first, goes_on
     kept_refinement(OnText(True, first=first), chosen(), REFINE, tmp_path / "out").mkdir(parents=True)
     regrouper, options = as_begun(OnText(True), chosen(), REFINE, tmp_path / "out", lambda _line: None)
     assert (regrouper.first, options) == (goes_on, REFINE)
+
+
+def test_what_engines_can_split_is_exported(models, tmp_path):
+    """Within a budget a count that four GPUs can share; of a layout named by its number the heads are padded."""
+    search(models("llama"), tmp_path / "run", SearchOptions(generations=2, population=8, fitness="weight"))
+    options = ExportOptions(tp=4, max_padding=9.0)
+    chosen = export_from_run(tmp_path / "run", tmp_path / "chosen", Selection(kv_ratio="0.7"), options=options)
+    assert (chosen.export_class, chosen.kv_bytes_per_token[1] * 2) == ("stock", chosen.kv_bytes_per_token[0])
+    options = replace(options, tp=3)
+    kept = export_from_run(tmp_path / "run", tmp_path / "kept", Selection(layout=0), options=options)
+    assert (kept.export_class, kept.tp, kept.kv_bytes_per_token) == ("padded", 3, (1536, 1728))

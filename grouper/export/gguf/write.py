@@ -23,6 +23,7 @@ from grouper.export.gguf.check import check_file
 from grouper.export.gguf.families import FAMILIES
 from grouper.export.gguf.tokenizer import add_tokenizer, check_tokenizer
 from grouper.export.hf.padded import padded_order
+from grouper.export.hf.slots import Slots
 from grouper.families.architecture import Architecture
 from grouper.layout import HeadLayout
 from grouper.names import printable
@@ -207,7 +208,7 @@ def _layer(job: Job, layer: int, done: Callable[[], MergedLayer]) -> Iterator[Na
     @cache
     def padded() -> Attention:
         """Attention with its groups padded by zero heads."""
-        return padded_order(done().attention, layout, max(layout.k.sizes))
+        return padded_order(done().attention, layout, Slots(layout.k.kv_heads, max(layout.k.sizes)))
 
     for name, new in REST.items():
         shape = tuple(checkpoint.tensors[f"{here}{name}.weight"].shape)

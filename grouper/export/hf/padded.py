@@ -1,40 +1,47 @@
 """Export class `padded`: one KV-head count and groups of any size, in a stock class. Every group is padded to the
-largest with zero query heads.
+largest with zero query heads, and further where engines could not split the heads over GPUs (slots.py).
 
-Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. Their share of the weights
-is limited. Not every class accepts more query heads than hidden_size / head_dim (see decoders.py). A Llama is written
-as a Mistral, which is the same model without that check. Qwen2, whose head_dim serving engines take as hidden_size /
-heads, is written as a Llama with biases if the heads divide hidden_size.
+Zero rows of q and zero columns of o add nothing to the output, and nothing to the KV cache. Zero KV heads, which only
+tensor parallelism needs, are read by zero query heads alone, and take their part of the cache. The share of zero heads
+in the weights is limited. Not every class accepts more query heads than hidden_size / head_dim (see decoders.py). A
+Llama is written as a Mistral, which is the same model without that check. Qwen2, whose head_dim serving engines take as
+hidden_size / heads, is written as a Llama with biases if the heads divide hidden_size.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from grouper.attention import Attention
+from grouper.attention import PARTS, Attention
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.export.hf.export_class import ExportClass
+from grouper.export.hf.slots import Slots, slots_for
 from grouper.export.hf.stock import head_order
 from grouper.families.architecture import Architecture
 from grouper.families.decoders import DIVIDES, OWN
 from grouper.layout import HeadLayout, LayerLayout
 
 
+@dataclass(frozen=True)
 class Padded(ExportClass):
+    """tp: number of GPUs that engines can split the model over."""
+
+    tp: int = 1
     name = "padded"
 
     def refusal(
         self, checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, max_padding: float
     ) -> str | None:
-        share, query_heads = overhead(checkpoint, architecture, layout), padded_heads(layout)
+        slots = slots_for(layout, self.tp)
+        share, query_heads = overhead(checkpoint, architecture, layout, self.tp), slots.query_heads
         config, family, carrier = checkpoint.config, architecture.family, architecture.family.padded
         as_llama, size = _as_llama(config), architecture.hidden_size
         if carrier is None or architecture.nested:
             what = "vision-language models" if architecture.nested else f"{family.model_type} models"
             return f"no class carries {what} with more query heads than they have"
         if share > max_padding:
-            largest = f"padding groups to {largest_group(layout)} query heads would add {share:.1%} of weights"
+            largest = f"padding groups to {slots.width} query heads would add {share:.1%} of weights"
             return f"{largest}, more than `max_padding={max_padding:.0%}`"
         if carrier == "mistral" and config.get("mlp_bias") and not as_llama:
             return "a padded Llama goes out as a Mistral, which has no MLP biases"
@@ -48,20 +55,22 @@ class Padded(ExportClass):
         return None
 
     def arranged(self, attention: Attention, layer: int, layout: HeadLayout, config: dict) -> Attention:
-        return with_output_bias(padded_order(attention, layout.layers[layer], largest_group(layout)), config)
+        return with_output_bias(padded_order(attention, layout.layers[layer], slots_for(layout, self.tp)), config)
 
     def read(self, exported: Checkpoint, original: Checkpoint, layer: int, layout: HeadLayout) -> Attention:
         """Weights without the zero heads, and without an output bias that only the carrier class has."""
-        attention = Architecture.of(exported.config).read(exported, layer)
-        slots = filled_slots(layout.layers[layer], largest_group(layout))
-        attention = head_order(attention, layout.layers[layer], slots)
+        written, one = Architecture.of(exported.config), layout.layers[layer]
+        attention = head_order(written.read(exported, layer), one, filled_slots(one, written.queries_per_kv_head))
+        kept = list(range(one.k.kv_heads))
+        attention = attention.with_projections({part: attention.projection(part).taken(kept) for part in PARTS[1:]})
         a = Architecture.of(original.config)
         has_bias = f"{a.prefix(original, layer)}{a.family.storage.o}.bias" in original
         return attention if has_bias else replace(attention, o_bias=None)
 
     def config(self, config: dict, architecture: Architecture, layout: HeadLayout, names: set[str]) -> dict:
+        slots = slots_for(layout, self.tp)
         counts = {
-            "num_attention_heads": padded_heads(layout), "num_key_value_heads": layout.layers[0].k.kv_heads,
+            "num_attention_heads": slots.query_heads, "num_key_value_heads": slots.kv_heads,
             "head_dim": architecture.head_dim,
         }  # fmt: skip
         if _as_llama(config):
@@ -75,20 +84,11 @@ class Padded(ExportClass):
         return {**config, **counts, **mistral}
 
 
-def largest_group(layout: HeadLayout) -> int:
-    return max(size for layer in layout.layers for size in layer.k.sizes)
-
-
-def padded_heads(layout: HeadLayout) -> int:
-    """Number of query heads of every layer after padding."""
-    return layout.layers[0].k.kv_heads * largest_group(layout)
-
-
-def overhead(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout) -> float:
-    """Weights that padding adds, as a share of the model's weights."""
-    a = architecture
-    extra = 2 * a.hidden_size * a.head_dim * (padded_heads(layout) - a.query_heads) * a.layers
-    return extra / checkpoint.parameters
+def overhead(checkpoint: Checkpoint, architecture: Architecture, layout: HeadLayout, tp: int = 1) -> float:
+    """Weights that zero heads add, as a share of the original's."""
+    a, slots = architecture, slots_for(layout, tp)
+    heads = slots.query_heads - a.query_heads + slots.kv_heads - layout.layers[0].k.kv_heads  # with o, or with v
+    return 2 * a.hidden_size * a.head_dim * heads * a.layers / checkpoint.parameters
 
 
 def _as_llama(config: dict) -> bool:
@@ -96,26 +96,30 @@ def _as_llama(config: dict) -> bool:
     return config["model_type"] == "qwen2" or biased
 
 
-def padded_order(attention: Attention, layout: LayerLayout, largest: int) -> Attention:
-    """Padded attention with q [G m, d, D] and o [D, G m, d]: slot g m + j holds the j-th reader of KV head g, or zeros.
-    largest: m."""
-    slots = torch.tensor(filled_slots(layout, largest))
-    order = torch.tensor(layout.k.reader_order)
+def padded_order(attention: Attention, layout: LayerLayout, slots: Slots) -> Attention:
+    """Padded attention with q [G m, d, D], o [D, G m, d], k and v [G, d, D] (G, m: heads and width of the slots). Slot
+    g m + j holds the j-th reader of KV head g, or zeros."""
+    filled, order = torch.tensor(filled_slots(layout, slots.width)), torch.tensor(layout.k.reader_order)
 
-    def padded(tensor: Tensor) -> Tensor:  # [H, ...] -> [G m, ...]
-        filled = tensor.new_zeros(layout.k.kv_heads * largest, *tensor.shape[1:])
-        filled[slots] = tensor[order]
-        return filled
+    def queries(tensor: Tensor) -> Tensor:  # [H, ...] -> [G m, ...]
+        padded = tensor.new_zeros(slots.query_heads, *tensor.shape[1:])
+        padded[filled] = tensor[order]
+        return padded
 
-    o = padded(attention.o.transpose(0, 1)).transpose(0, 1)
-    sinks = None if attention.sinks is None else padded(attention.sinks)
-    wider = replace(attention, q=padded(attention.q), q_bias=None, q_norm=None, o=o, sinks=sinks)
-    return wider.with_projections({"q": attention.projection("q").changed(padded)})
+    def keys(tensor: Tensor) -> Tensor:  # [KV heads of the layout, ...] -> [G, ...]
+        return torch.cat([tensor, tensor.new_zeros(slots.kv_heads - len(tensor), *tensor.shape[1:])])
+
+    o = queries(attention.o.transpose(0, 1)).transpose(0, 1)
+    sinks = None if attention.sinks is None else queries(attention.sinks)
+    wider = replace(attention, q=queries(attention.q), q_bias=None, q_norm=None, o=o, sinks=sinks)
+    return wider.with_projections(
+        {part: attention.projection(part).changed(change) for part, change in zip(PARTS, (queries, keys, keys))}
+    )
 
 
-def filled_slots(layout: LayerLayout, largest: int) -> list[int]:
-    """Slots, among G x m, of the query heads in the order of the groups."""
-    return [g * largest + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))]
+def filled_slots(layout: LayerLayout, width: int) -> list[int]:
+    """Slots of the query heads in the order of the groups. width: slots of each KV head."""
+    return [g * width + j for g, readers in enumerate(layout.k.readers) for j in range(len(readers))]
 
 
 def with_output_bias(attention: Attention, config: dict) -> Attention:

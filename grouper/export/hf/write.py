@@ -9,7 +9,7 @@ from pathlib import Path
 from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.checkpoint.shards import write_shards
 from grouper.checkpoint.sources import is_own_file
-from grouper.export.classes import CLASSES, class_for
+from grouper.export.classes import CLASSES, class_for, class_named
 from grouper.export.format import ExportOptions, Format, Job, Report, SelfTest, check_same_model
 from grouper.export.hf.as_phi import phi_config
 from grouper.export.hf.code_names import copy_without_code, without_code
@@ -49,11 +49,11 @@ class HuggingFace(Format):
 
     def check(self, checkpoint: Checkpoint, layout: HeadLayout, options: ExportOptions) -> None:
         check_same_model(checkpoint, layout)
-        class_for(checkpoint, Architecture.of(checkpoint.config), layout, options.max_padding)
+        class_for(checkpoint, Architecture.of(checkpoint.config), layout, options.max_padding, options.tp)
 
     def write(self, job: Job, folder: Path, facts: dict, progress: Progress) -> tuple[str, str | None]:
         a, checkpoint = job.architecture, job.checkpoint
-        export_class, note = class_for(checkpoint, a, job.layout, job.options.max_padding)
+        export_class, note = class_for(checkpoint, a, job.layout, job.options.max_padding, job.options.tp)
         total, names = len(checkpoint.tensors), set()
         tensors = exported_tensors(job, export_class)
         with closing(write_shards(folder, tensors, job.options.shard_bytes, job.compared, job.checksums)) as written:
@@ -71,7 +71,7 @@ class HuggingFace(Format):
         return export_class.name, note
 
     def verify(self, job: Job, folder: Path, export_class: str) -> SelfTest:
-        return run_self_test(job, folder, CLASSES[export_class])
+        return run_self_test(job, folder, class_named(export_class, job.options.tp))
 
     def weight_bytes(self, folder: Path) -> int:
         return Checkpoint.open(folder).nbytes

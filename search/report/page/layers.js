@@ -97,6 +97,22 @@ function showSections(row) {
   $("progress-section").hidden = !hasProgress(row.run);
   $("refined-section").hidden = !shownWith(row).some((one) => refinedRows(one).length);
   $("positions-section").hidden = !lossesByPosition(row).length;
+  $("bounds-section").hidden = !boundRows(row).length;
+}
+
+/** Where the table of bounds speaks of this row's layout. */
+function boundRows({ run, layout }) {
+  return run.bounds.layout.map((_, i) => i).filter((i) => run.bounds.layout[i] === layout);
+}
+
+function drawBounds(row) {
+  const { bounds, bounded, unit } = row.run, here = boundRows(row);
+  const traces = Object.entries(bounded[$("bounded").value]).map(([column, name], at) => ({
+    name, type: "bar", x: here.map((i) => bounds.layer[i]), y: here.map((i) => bounds[column][i]), marker: { color: COLOURS[at] },
+    hovertemplate: `${unit} %{x}, ${name}: %{y:.3g}<extra></extra>`,
+  }));
+  key("bounds-key", traces.map(({ name, marker }) => ({ text: name, colour: marker.color })));
+  draw("bounds", traces, look({ barmode: "group", xaxis: { title: { text: unit } }, yaxis: { title: { text: "error, of the energy" } } }));
 }
 
 function drawRefined(row) {

@@ -23,7 +23,7 @@ function firstSelected() {
 /** Sections below the first screen, and what draws them. */
 const LATER = {
   similarity: drawSimilarity, landscape: drawLandscape, progress: drawProgress, refined: drawRefined,
-  positions: drawPositions,
+  positions: drawPositions, bounds: drawBounds,
 };
 
 function redraw() {
@@ -37,6 +37,7 @@ function connect() {
   $("keep").addEventListener("click", () => keep(state.selected));
   $("drop").addEventListener("click", () => keep(null));
   again(["part"], () => drawLandscape(state.selected));
+  again(["bounded"], () => drawBounds(state.selected));
   again(["layer"], () => drawSimilarity(state.selected), "input");
   again(["batch", "context", "card"], () => showCache(state.selected), "input");
   again(["filter"], drawTable, "input");

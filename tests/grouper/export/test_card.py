@@ -22,7 +22,8 @@ from grouper.merging import MERGES
 LAYOUT = HeadLayout.from_labels([[0, 0, 0, 1], [0, 1, 2, 1], [0, 0, 0, 0]], 8, 16)  # 2, 3 and 1 KV heads
 REPORT = SimpleNamespace(
     kv_bytes_per_token=(768, 384), kv_bytes_per_source_token=(0, 0), weight_bytes=(1_234_567, 1_000_000),
-    engines=["transformers", "vLLM"], export_class="ragged", loader="AutoModelForCausalLM",
+    engines=["transformers", "vLLM"], export_class="ragged", loader="AutoModelForCausalLM", tp=1,
+    padding_bytes=0,
 )  # fmt: skip
 
 

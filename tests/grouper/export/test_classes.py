@@ -18,10 +18,11 @@ from grouper.compress import Regrouper
 from grouper.export.classes import CLASSES, class_for
 from grouper.export.format import check_same_model
 from grouper.export.hf.engines import engines_for
-from grouper.export.hf.padded import overhead, padded_heads
+from grouper.export.hf.padded import overhead
 from grouper.export.hf.ragged import query_of_head
 from grouper.export.hf.ragged_encoder import encoder_config
 from grouper.export.hf.readers import readable_by_all
+from grouper.export.hf.slots import slots_for
 from grouper.export.hf.tokenizer import name_tokenizer_class
 from grouper.merging import MERGES
 
@@ -146,7 +147,7 @@ def test_what_padding_adds_is_q_and_o_of_the_heads_that_fill_up(models):
     layout = HeadLayout.from_labels([[0, 0, 0, 0, 0, 1, 2, 3]] * 3, 8, 16)
     total = sum(checkpoint.tensor(name).numel() for name in checkpoint.tensors)
     share = 2 * 12 * 16 * 64 * 3 / total
-    assert padded_heads(layout) == 20 and overhead(checkpoint, a, layout) == pytest.approx(share)
+    assert slots_for(layout).query_heads == 20 and overhead(checkpoint, a, layout) == pytest.approx(share)
     for most, kind in ((share * 0.999, "ragged"), (share * 1.001, "padded")):
         chosen, note = class_for(checkpoint, a, layout, most)
         assert chosen.name == kind and (note is None) == (kind == "padded")

@@ -1,10 +1,12 @@
 """Merges against the definition of what attention sees, with and without RoPE, and on planted models."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from normed_layers import normed_attention, tokens_and_moments
 from random_layers import LABELS, ROTARY, D, G, H, calibrated_errors, d, random_attention, random_moments, with_bias
 from tiny_models import SIZES, edit_weights, logits
 
@@ -287,3 +289,38 @@ def test_any_sizes_are_never_worse_than_equal_sizes_and_both_beat_neighbours():
         neighbours = score.errors(np.arange(16)[None] // (16 // k))[0]
         assert any_size[k] <= equal[k] + 1e-12 and equal[k] < neighbours
     assert math.isclose(any_size[1], score.group_errors([tuple(range(16))])[0])
+
+
+def test_slow_planes_are_rows_without_rope():
+    """The last ones; all that is left of the planes is merged as before, and RoPE still turns all of them."""
+    attention, inputs, layout = random_attention(), random_moments(), LayerLayout.from_labels(LABELS, H // G)
+    planes = attention.planes
+    for slow, left in ((1, planes[:2]), (2, planes[:1]), (3, None), (9, None)):
+        done = Spectral(slow=slow).merge(attention, layout, inputs)
+        wanted = Spectral().merge(replace(attention, planes=left), layout, inputs)
+        assert torch.equal(done.planes, planes) and all(
+            torch.equal(getattr(done, name), getattr(wanted, name)) for name in ("q", "k", "v", "o", "q_bias", "k_bias")
+        )
+    assert Spectral(slow=2).before_refinement() == Spectral(slow=2, rescale=False)
+    assert Spectral().key == {"name": "spectral", "rescale": True}, "refinements of older versions go on"
+    assert Spectral(slow=2).key == {"name": "spectral", "rescale": True, "slow": 2}
+
+
+def test_rows_of_slow_planes_mix_without_loss():
+    """Heads that are maps of one head's rows: lossless at distance 0 as slow planes, and not otherwise."""
+    attention, layout = random_attention(bias=False), LayerLayout.from_labels([0] * G, H // G)
+    maps = torch.randn(G, d, d, generator=torch.Generator().manual_seed(1)).double()
+    attention = replace(attention, k=maps @ attention.k[:1])
+    errors = []
+    for slow in (0, 3):
+        done = Spectral(slow=slow, rescale=False).merge(attention, layout, random_moments())
+        unturned = [replace(one, planes=None) for one in (attention, done)]
+        errors.append(calibrated_errors(*unturned, layout, random_moments())[0])
+    assert errors[1] < 1e-12 < 1e-3 < errors[0]
+
+
+def test_norms_on_q_and_k_leave_no_slow_planes():
+    attention, inputs = normed_attention("head"), tokens_and_moments()[1]
+    layout = LayerLayout.from_labels(LABELS, H // G)
+    plain, slow = (Spectral(slow=slow).merge(attention, layout, inputs) for slow in (0, 2))
+    assert torch.equal(plain.k, slow.k) and torch.equal(plain.q, slow.q)

@@ -28,3 +28,12 @@ def test_how_to_measure_is_said_where_nothing_was_measured(capsys, measured):
     exported = Exported("half", engines=["transformers"], self_test=SelfTest(0.0, 16, 16), loader="AutoModel", **same)
     console.exported_summary(exported, measured)
     assert ("how close that is to the original: grouper evaluate half" in capsys.readouterr().out) != measured
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_the_cost_of_zero_heads_is_said(capsys, padding):
+    same = {"format": "hf", "export_class": "padded", "kv_bytes_per_token": (8, 4), "weight_bytes": (10, 12)}
+    same |= {"engines": ["transformers"], "self_test": SelfTest(0.0, 16, 16), "loader": "AutoModel"}
+    console.exported_summary(Exported("half", padding_bytes=padding, **same))
+    line = "weights 10 -> 12 bytes" + (", 3 (25.0%) of them zero heads" if padding else "")
+    assert line in capsys.readouterr().out.splitlines()

@@ -47,6 +47,14 @@ def test_the_grid_of_groups_is_a_line_a_layer():
     assert run(script.replace("AT", "4"), kind="k")[1][:3] == ["0", ["0", "1", "2 3"], "3"]
 
 
+def test_bounds_are_drawn_for_the_layouts_that_have_them():
+    script = "drawBounds(state.rows[2]); return drawn.bounds.traces.map(({ name, x, y }) => [name, x, y]);"
+    assert run(script, bounded="K") == [["merged", [0, 1], [0.5, 0.4]], ["any", [0, 1], [0.25, 0.3]]]
+    assert run(script, bounded="V") == [["merged", [0, 1], [0.75, 0.8]]]
+    script = "return [2, 5].map((at) => { showSections(state.rows[at]); return $('bounds-section').hidden; });"
+    assert run(script) == [False, True]
+
+
 @pytest.mark.parametrize(
     ("part", "grid", "heads"),
     [

@@ -18,6 +18,7 @@ from fitness.similarity import Similarity
 from grouper import LayerLayout
 from search.methods.candidate import Candidate
 from search.report import write_report
+from search.report.bounds import BoundsRow
 from search.report.facts import facts_of
 from search.report.page import packed
 from search.runs.samples import note_sample
@@ -263,7 +264,9 @@ def deep_page(tmp_path_factory):
         note_sample(run.path, number, "mean", "Once upon a time", f" there were {number} heads")
         run.note_refined(number, "mean+refine", [(0.5, 0.25)] * 30)
     alike = [{kind: Similarity(torch.eye(32), torch.ones(32, 32)) for kind in "kv"}] * 30
-    write_report(replace(facts_of(run), similarity=alike, missing=None), folder / "report.html")
+    bounds = [BoundsRow(number, layer, 0.5, 0.3, 0.1, 0.4, 0.2) for number in (1, 2) for layer in range(30)]
+    more = {"similarity": alike, "bounds": pd.DataFrame(map(vars, bounds)), "missing": None}
+    write_report(replace(facts_of(run), **more), folder / "report.html")
     return folder / "report.html"
 
 

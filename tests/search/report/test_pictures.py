@@ -42,7 +42,7 @@ def test_what_a_run_does_not_have_is_not_drawn(measured_run, tmp_path):
     facts = facts_of(measured_run, similar=False)
     first = int(facts.front.table["layout"].iloc[0])
     names = {p.stem for p in write_pictures(facts, tmp_path, ("svg",), first)}
-    assert names == set(PICTURES) - {"similarity", "refinement"}
+    assert names == set(PICTURES) - {"similarity", "refinement", "bounds"}
 
 
 def test_a_format_that_there_is_not():

@@ -45,6 +45,23 @@ def test_picking(run):
             pick(front, "mean", **asked)
 
 
+def test_layouts_that_engines_can_split(run):
+    """Eight KV heads: counts from 7 to 3 do not go with four GPUs, and ragged layouts never do."""
+    front = RunFolder(run).front()
+    free, split = (pick(front, "mean", kv_ratio="0.7", deploy="any", tp=tp).row for tp in (1, 4))
+    assert free["kv_ratio"] > 0.5 == split["kv_ratio"] and set(split["kv_heads"].split(";")) == {"4"}
+    assert pick(front, "mean", kv_ratio="3/8", tp=4).row["kv_ratio"] == 0.25
+    assert pick(front, "mean", kv_ratio="3/8", tp=3, deploy="any").row["kv_ratio"] == 0.375
+    number = pick(front, "mean", kv_ratio="5/8").layout
+    assert pick(front, "mean", layout=number, tp=4).layout == number, "a layout named by its number is padded"
+    for asked, message in (({"tp": 4, "deploy": "ragged"}, "engines cannot split ragged"), ({"tp": 0}, "from 1 to")):
+        with pytest.raises(GrouperError, match=message):
+            pick(front, "mean", kv_ratio="1/2", **asked)
+    front.table = front.table[front.table["deploy"] == "ragged"]
+    with pytest.raises(GrouperError, match=r"split over 4 GPUs: search with `kv_heads_multiple_of=4`"):
+        pick(front, "mean", kv_ratio="1/2", tp=4)
+
+
 def test_a_baseline_is_not_picked_though_it_be_the_best():
     """Neither by error nor by measured nats, but by its number it is."""
     rows = [("original", [0, 1, 2, 3], 0.0), ("neighbour", [0, 0, 1, 1], 1.0), ("random", [0, 1, 1, 0], 2.0)]

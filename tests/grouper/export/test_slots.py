@@ -77,11 +77,11 @@ def test_a_model_that_keeps_its_heads_is_split(models, tmp_path, prompt, family,
     folder = kept(models, family, heads, kv_heads)
     done = exported(folder, tmp_path / "out", tp)
     assert done.self_test.passed and done.export_class == "padded" and done.tp == tp
-    config = AutoConfig.from_pretrained(tmp_path / "out")
+    config = AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=False)
     assert (config.num_attention_heads, config.num_key_value_heads) == padded
     wanted = logits(folder, prompt)
     assert (logits(tmp_path / "out", prompt) - wanted).abs().max() < 1e-4
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=False).eval()
     for layer in model.model.layers:
         layer.self_attn = SplitAttention(layer.self_attn, model.config, tp)
     with torch.inference_mode():

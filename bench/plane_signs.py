@@ -68,7 +68,7 @@ def random_layers() -> None:
 def trained(folder: Path, steps: int) -> Checkpoint:
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "demo")
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "demo", trust_remote_code=False)
     ids = torch.tensor(tokenizer((DATA / "addresses-1977-2016.txt").read_text())["input_ids"])
     torch.manual_seed(0)
     config = Qwen3Config(

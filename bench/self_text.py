@@ -68,7 +68,7 @@ class Bench:
         writer, rows = Writer.open(Checkpoint.open(model), self.machine.device, prompts, self.args.longest), []
         while len(rows) < count:
             rows += writer.batch(len(rows), min(64, count - len(rows)), SEED)
-        tokens = [row["answer_tokens"] for row in rows]
+        tokens = [row.answer_tokens for row in rows]
         return {"mean": sum(tokens) / len(tokens), "cut": sum(n >= writer.longest for n in tokens) / len(tokens)}
 
 

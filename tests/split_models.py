@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 def main(tokens: Path, *folders: str) -> None:
     distributed.init_process_group("gloo")
     for folder in folders:
-        model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, tp_plan="auto", dtype=torch.float32, trust_remote_code=False
+        ).eval()
         own = model.get_parameter("model.layers.0.self_attn.q_proj.weight").to_local()
         assert len(own) * distributed.get_world_size() == model.config.num_attention_heads * model.config.head_dim
         with torch.inference_mode():

@@ -8,7 +8,7 @@ same answers.
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from grouper.model.loading import load
 from grouper.model.memory import free_memory
 from grouper.outputs import work_key, write_text
 from grouper.progress import duration
+from grouper.schema import damage_said, document, fitted, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 PROMPTS = DATA / "prompts.txt"
 LONGEST = 1024  # most tokens of an answer
+LARGEST = 2**30  # bytes of a file of answers
 AT_ONCE = {"cpu": 8, "cuda": 64}  # answers of a batch
 TRIED = 8  # tokens of a batch that the time is estimated from
 
@@ -60,13 +62,22 @@ def prompts_of(source: TextSource) -> list[Messages]:
 
 def _of_row(line: str, where: str) -> Messages:
     try:
-        row = json.loads(line)
+        row = document(line)
         if isinstance(row.get("prompt"), str):
             return [{"role": "user", "content": row["prompt"]}]
         last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "user")
         return [{"role": str(m["role"]), "content": str(m["content"])} for m in row["messages"][: last + 1]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (GrouperError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GrouperError(f"{where} is no prompt: expected a `prompt`, or `messages` with one of a user") from error
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Row of a file of answers. text: prompt and answer as the model reads them. tokens: of both."""
+
+    text: str
+    tokens: int
+    answer_tokens: int
 
 
 @dataclass(frozen=True)
@@ -116,15 +127,15 @@ class OwnAnswers:
         path.parent.mkdir(parents=True, exist_ok=True)
         while self._written(rows) < self.tokens:
             rows += writer.batch(len(rows), self.at_once, self.seed)
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
             machine.progress(min(self._written(rows), self.tokens), self.tokens, "answering prompts")
         del writer
         if "cuda" in self.device:
             torch.cuda.empty_cache()  # the next model is opened by how much is free
 
     @staticmethod
-    def _written(rows: list[dict[str, Any]]) -> int:
-        return sum(row["tokens"] for row in rows)
+    def _written(rows: list[Answer]) -> int:
+        return sum(row.tokens for row in rows)
 
     def _check(self) -> None:
         """Raise GrouperError for a model that cannot write, or that does not fit into memory."""
@@ -140,14 +151,12 @@ class OwnAnswers:
             )
 
 
-def _rows_in(path: Path) -> list[dict[str, Any]]:
+def _rows_in(path: Path) -> list[Answer]:
     """Complete rows of a file; none if there is no file."""
     if not path.is_file():
         return []
-    try:
-        return [json.loads(line) for line in content_of(path).splitlines()]
-    except ValueError as error:
-        raise GrouperError(f"{path} is damaged: delete it, and it is written again") from error
+    with damage_said(path, "delete it, and it is written again"):
+        return [fitted(document(line), Answer) for line in text_of(path, LARGEST).splitlines()]
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class Writer:
         self._generated(asked, TRIED, seed=0)
         return (time.perf_counter() - began) / TRIED
 
-    def batch(self, begin: int, count: int, seed: int) -> list[dict[str, Any]]:
+    def batch(self, begin: int, count: int, seed: int) -> list[Answer]:
         """Rows of `count` answers, the first of which has the number `begin`. Prompts are taken in turns."""
         asked = [self.asked[i % len(self.asked)] for i in range(begin, begin + count)]
         said = self._generated(asked, self.longest, seed * 1_000_003 + begin)
@@ -193,7 +202,7 @@ class Writer:
         for prompt, answer in zip(asked, said):
             ids = prompt + answer
             text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            rows.append({"text": text, "tokens": len(ids), "answer_tokens": len(answer)})
+            rows.append(Answer(text, len(ids), len(answer)))
         return rows
 
     @torch.inference_mode()

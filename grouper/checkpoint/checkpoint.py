@@ -63,14 +63,15 @@ class Checkpoint:
         return copy.deepcopy(self._config)
 
     @classmethod
-    def open(cls, model: str | os.PathLike, revision: str | None = None) -> "Checkpoint":
+    def open(cls, model: str | os.PathLike, revision: str | None = None, write: bool = True) -> "Checkpoint":
         """Checkpoint of a model. model: a folder, a Hub id, or `demo`, the model that comes with Grouper. A quantised
-        one is read from a bfloat16 copy. Raises GrouperError if there is none."""
+        one is read from a bfloat16 copy. write: whether to write that copy if it is not there. Raises GrouperError if
+        there is none."""
         if str(model) == "demo" and not Path("demo").is_dir():
             model = DEMO
             return cls("demo", LocalSource(DEMO))
         name = os.fspath(model)
-        return cls(name, dense(open_source(model, revision), name))
+        return cls(name, dense(open_source(model, revision), name, write))
 
     @property
     def place(self) -> str:

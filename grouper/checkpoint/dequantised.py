@@ -39,9 +39,9 @@ PACKAGES = {  # of methods that transformers loads as a whole
 }  # fmt: skip
 
 
-def dense(source: Source, name: str) -> Source:
-    """The source, or for a quantised model that of its bfloat16 copy, which is written if it is not there. name: of the
-    model. Raises GrouperError for a method that cannot be read."""
+def dense(source: Source, name: str, write: bool = True) -> Source:
+    """The source, or for a quantised model that of its bfloat16 copy. name: of the model. write: whether to download
+    the model and write the copy if it is not there. Raises GrouperError for a method that cannot be read."""
     if CONFIG not in source.files():
         return source
     config = read_object(_path(source), f"{CONFIG} of {name}")
@@ -50,8 +50,13 @@ def dense(source: Source, name: str) -> Source:
         return source
     method = str(scheme.get("quant_method") or "") if isinstance(scheme, dict) else ""
     check_readable(method, name)
-    local = source.download()
-    folder = home() / "dequantised" / f"{method}-{_key(local)}"
+    local = source.download() if write or isinstance(source, LocalSource) else None
+    folder = None if local is None else home() / "dequantised" / f"{method}-{_key(local)}"
+    if local is None or folder is None or not (write or (folder / CONFIG).is_file()):
+        raise GrouperError(
+            f"{name} is quantised ({method}): a search writes a bfloat16 copy of it first and reads that; inspect the "
+            "original"
+        )
     _written(local, config, method, folder, name)
     return LocalSource(folder, local.commit, dequantised_from=method)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from grouper.checkpoint.header import TensorInfo
 from grouper.errors import GrouperError
+from grouper.parsing import shown
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,19 @@ def scaled(weight: "torch.Tensor", scale: "torch.Tensor", block: list[int] | Non
 
     factors = (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
     if factors.numel() > 1 and block:
+        check_blocks(weight, factors, block)
         for dim, size in zip((-2, -1), block):  # the last block may be smaller
-            factors = factors.repeat_interleave(size, dim).narrow(dim, 0, weight.shape[dim])
+            factors = factors.repeat_interleave(min(size, weight.shape[dim]), dim).narrow(dim, 0, weight.shape[dim])
     return (weight.float() * factors).bfloat16()
+
+
+def check_blocks(weight: "torch.Tensor", factors: "torch.Tensor", block: object) -> None:
+    """Raise GrouperError if the scales are not one for each block of the weight."""
+    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
+        raise GrouperError(f"weight_block_size {shown(block)}: expected two numbers above 0")
+    wanted = [*weight.shape[:-2], *(-(-n // size) for n, size in zip(weight.shape[-2:], block))]
+    if list(factors.shape) != wanted:
+        raise GrouperError(f"scales of shape {list(factors.shape)}: expected {wanted}, one for each block of {block}")
 
 
 def mxfp4(tensors: Headers, get: Get, config: dict) -> Named:

@@ -48,7 +48,7 @@ def run(
     from search.commands.console import inspection
 
     memory = None if card is None else parsed_bytes(card, "--card")
-    found = inspect(Checkpoint.open(model, revision), kv_dtype, context, batch, memory)
+    found = inspect(Checkpoint.open(model, revision, write=False), kv_dtype, context, batch, memory)
     if json:
         return print_json(found.to_data())
     inspection(found)

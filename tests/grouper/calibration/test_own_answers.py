@@ -90,9 +90,10 @@ def test_a_killed_command_goes_on_with_the_same_answers(asked, tmp_path, monkeyp
     monkeypatch.setattr(Writer, "batch", lambda self, begin, *more: begun.append(begin) or batch(self, begin, *more))
     asked(tokens=350).write(path, Machine("cpu", tell=told.append))
     assert path.read_text() == whole and begun[0] == 4 and "of them done" in told[0]
-    path.write_text("{")
-    with pytest.raises(GrouperError, match="is damaged: delete it"):
-        asked(tokens=350).write(path, Machine("cpu"))
+    for damage in ("{", '{"text": "a", "tokens": "many", "answer_tokens": 1}', '{"text": "a"}', "[" * 10**5):
+        path.write_text(damage)
+        with pytest.raises(GrouperError, match=r"is damaged \(.*\): delete it, and it is written again"):
+            asked(tokens=350).write(path, Machine("cpu"))
 
 
 def test_what_decides_the_answers_names_their_file(asked, models, tmp_path):
@@ -116,7 +117,7 @@ def test_an_answer_ends_where_the_model_ends_it(reader):
     writer = Writer.open(Checkpoint.open(reader), "cpu", prompts_of(TextSource("self")))
     writer.model.generation_config.eos_token_id = list(range(4096))  # whatever comes first
     for row in writer.batch(0, 4, seed=0):
-        assert row["answer_tokens"] <= 1
+        assert row.answer_tokens <= 1
 
 
 def test_answers_of_padded_prompts_are_those_of_one_alone(reader):

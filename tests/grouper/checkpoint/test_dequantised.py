@@ -64,6 +64,30 @@ def test_scales_by_hand():
     assert experts[0].tolist() == blocks.tolist() and experts[1].tolist() == weight.float().tolist()
 
 
+@pytest.mark.parametrize(
+    ("scale", "block", "said"),
+    [
+        ([[2.0, 0.5]], [2, 1], r"scales of shape \[1, 2\]: expected \[1, 3\]"),
+        ([[2.0, 0.5]], [2, 10**12], r"expected \[1, 1\]"),
+        ([[2.0, 0.5]], [0, 2], r"weight_block_size \[0, 2\]: expected two numbers above 0"),
+        ([[2.0, 0.5]], "2x2", "weight_block_size '2x2'"),
+    ],
+)
+def test_scales_that_fit_no_blocks_are_refused(scale, block, said):
+    with pytest.raises(GrouperError, match=said):
+        scaled(torch.ones(2, 3), torch.tensor(scale), block)
+
+
+def test_inspect_writes_no_copy(fp8, home):
+    """It promises to read headers alone."""
+    folder, _ = fp8
+    with pytest.raises(GrouperError, match="writes a bfloat16 copy of it first and reads that; inspect the original"):
+        Checkpoint.open(folder, write=False)
+    assert not (home / "dequantised").exists()
+    copy = Checkpoint.open(folder)
+    assert Checkpoint.open(folder, write=False).folder == copy.folder
+
+
 def test_an_fp8_model_is_read_as_bfloat16(fp8, home, caplog):
     (folder, original), caplog.handler.level = fp8, logging.WARNING
     checkpoint = Checkpoint.open(folder)

@@ -77,11 +77,11 @@ def test_a_model_that_keeps_its_heads_is_split(models, tmp_path, prompt, family,
     folder = kept(models, family, heads, kv_heads)
     done = exported(folder, tmp_path / "out", tp)
     assert done.self_test.passed and done.export_class == "padded" and done.tp == tp
-    config = AutoConfig.from_pretrained(tmp_path / "out")
+    config = AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=False)
     assert (config.num_attention_heads, config.num_key_value_heads) == padded
     wanted = logits(folder, prompt)
     assert (logits(tmp_path / "out", prompt) - wanted).abs().max() < 1e-4
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=False).eval()
     for layer in model.model.layers:
         layer.self_attn = SplitAttention(layer.self_attn, model.config, tp)
     with torch.inference_mode():
@@ -152,6 +152,7 @@ def test_a_folder_to_split_is_read_and_checked_again(models, tmp_path):
     exported(folder, tmp_path / "out", 2)
     assert check_folder(tmp_path / "out", str(folder)).passed
     model, original = ExportedModel.open(tmp_path / "out", str(folder)), Checkpoint.open(folder)
+    assert model.tp == 2
     found, wanted = model.layer(1).attention, Architecture.of(original.config).read(original, 1)
     for name in ("q", "k", "v", "o", "q_norm", "k_norm"):
         assert torch.equal(getattr(found, name), getattr(wanted, name)), name

@@ -24,7 +24,10 @@ LAYER_COUNTS = (
 KINDS = 12  # of layers, at most
 OF_LAYERS = ("out_features", "out_indices", "stage_names")  # of a backbone, which follow from the number of layers
 BOTH_HEADS = ("encoder_attention_heads", "decoder_attention_heads")
-NEUTRAL = ("initializer_range", "initializer_factor", "transformers_version", "_name_or_path", "torch_dtype", "dtype")
+NEUTRAL = (  # nothing of attention depends on these
+    "initializer_range", "initializer_factor", "transformers_version", "_name_or_path", "torch_dtype", "dtype",
+    "auto_map", "architectures", "id2label", "label2id",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

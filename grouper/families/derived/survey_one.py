@@ -17,7 +17,7 @@ from grouper.errors import GrouperError, as_one_line
 from grouper.families.configuration import family_of
 from grouper.families.decoders import FAMILIES, REFUSED
 from grouper.families.derived.candidate import Candidate, attention_class, running
-from grouper.families.derived.classes import class_of
+from grouper.families.derived.classes import Classes, class_of
 from grouper.families.derived.known import proof_of
 from grouper.families.derived.proof import prove
 from grouper.families.derived.remembered import Proved
@@ -45,7 +45,7 @@ def surveyed(model_type: str) -> Surveyed:
                 return Surveyed(model_type, reason=NO_ATTENTION)
             if model_type in REFUSED:
                 return Surveyed(model_type, attention, classes.kind, reason=REFUSED[model_type])
-            if getattr(classes.config, "sub_configs", None) and model_type not in FAMILIES:
+            if is_composed(classes) and model_type not in FAMILIES:
                 return Surveyed(model_type, attention, classes.kind, reason="it is made of models of other types")
             found = prove_entry(model_type, config) if model_type in FAMILIES else proof_of(config)
     except GrouperError as error:
@@ -55,6 +55,15 @@ def surveyed(model_type: str) -> Surveyed:
     offered = family.export_classes(family.as_phi is not None)
     named = found.attention or attention
     return Surveyed(model_type, named, classes.kind, True, not family.proved, seconds, "", offered)
+
+
+def is_composed(classes: Classes) -> bool:
+    """Whether a type is made of models that have types of their own, as vision and language."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    parts = (getattr(classes.config, "sub_configs", None) or {}).values()
+    types = {kind.__name__ for kind in CONFIG_MAPPING.values()} if parts else set()
+    return any(part is AutoConfig or part.__name__ in types for part in parts)
 
 
 def prove_entry(model_type: str, config: dict[str, Any]) -> Proved:

@@ -12,6 +12,7 @@ from grouper.calibration.images import numbers_of, picture_files
 from grouper.calibration.reading import positions
 from grouper.calibration.sounds import samples_of
 from grouper.calibration.source import TextSource, named_sources
+from grouper.families.decoders import FAMILIES
 
 
 def classes(*names: str) -> SimpleNamespace:
@@ -111,8 +112,7 @@ def test_several_texts_need_names(tmp_path, monkeypatch):
 
 def test_positions_that_a_model_has():
     def known(model_type: str, position: str, context: int) -> int:
-        return positions(SimpleNamespace(family=SimpleNamespace(model_type=model_type), position=position,
-                                         context=context))  # fmt: skip
+        return positions(SimpleNamespace(family=FAMILIES[model_type], position=position, context=context))
 
     assert known("bert", "learned", 512) == 512 and known("roberta", "learned", 514) == 512
     assert known("t5", "relative", 512) == 0 and known("bert", "learned", 0) == 0 == known("roberta", "learned", 0)

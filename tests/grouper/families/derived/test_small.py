@@ -30,7 +30,10 @@ def test_quirks_stay():
 
 def test_models_that_differ_in_sizes_alone_have_one_small_configuration():
     sizes = {"num_hidden_layers": 24, "hidden_size": 2048, "vocab_size": 32000, "bos_token_id": 7}
-    assert small("llama") == small("llama", **sizes) and small("llama") != small("llama", mlp_bias=True)
+    names = {"auto_map": {"AutoModelForCausalLM": "code.Model"}, "architectures": ["X"], "id2label": {"0": "a"}}
+    assert small("llama") == small("llama", **sizes) == small("llama", **names) and small("llama") != small(
+        "llama", mlp_bias=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--evaluation", default="demo")
     parser.add_argument("--kv-heads", default="8,4", help="uniform counts")
     parser.add_argument("--tokens", type=int, default=32_768, help="for the moments")
-    parser.add_argument("--refine-tokens", type=int, default=16_384)
+    parser.add_argument("--refine-tokens", type=int, default=16_384, help="0: bare merges alone")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--limit", type=int, default=48, help="windows of evaluation text")
@@ -73,19 +73,21 @@ def main() -> None:
             rows, over = [], {}
             with model.installed(layout, bare) as regrouped:
                 over["nats over, merged"] = nll(regrouped, text) - original
-            refined = regrouper.refined(layout, merge, refinement)
-            with model.installed(layout, refined) as regrouped:
-                over["nats over, refined"] = nll(regrouped, text) - original
+            refined = regrouper.refined(layout, merge, refinement) if args.refine_tokens else None
+            if refined:
+                with model.installed(layout, refined) as regrouped:
+                    over["nats over, refined"] = nll(regrouped, text) - original
             for layer, one in enumerate(layout.layers):
                 before, inputs = a.read(checkpoint, layer), regrouper.moments_of(layer)
                 start = calibrated_errors(before, merge.before_refinement().merge(before, one, inputs), one, inputs)
-                k, v = calibrated_errors(before, refined(layer).attention, one, inputs)
-                low, (output, output_refined) = bounds[layer].of(one), refined.errors(layer)
-                rows.append({
-                    "K merged": start[0], "K group": low.k_group, "K layer": low.k_layer, "K refined": k,
-                    "V merged": start[1], "V layer": low.v_layer, "V refined": v,
-                    "output merged": output, "output refined": output_refined,
-                })  # fmt: skip
+                low = bounds[layer].of(one)
+                row = {"K merged": start[0], "K group": low.k_group, "K layer": low.k_layer}
+                row |= {"V merged": start[1], "V layer": low.v_layer}
+                if refined:
+                    k, v = calibrated_errors(before, refined(layer).attention, one, inputs)
+                    row |= {"K refined": k, "V refined": v}
+                    row |= dict(zip(("output merged", "output refined"), refined.errors(layer)))
+                rows.append(row)
             if args.layers:
                 report(f"bounds-{count}", [{"layer": layer, **row} for layer, row in enumerate(rows)])
             means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -17,6 +17,7 @@ from grouper.export.facts import MARKER
 from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
 from grouper.export.write import already_written, check_exportable
+from grouper.families.architecture import Architecture
 from grouper.machine import Machine, Tell, no_message
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.ranks import locked_by_first
@@ -75,6 +76,8 @@ def export_from_run(
     ranks.first_does(lambda: refuse_existing(output, MARKER, options.overwrite))
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
+    if plan and chosen.layout == Architecture.of(checkpoint.config).ungrouped:  # nothing is merged, or to be refined
+        plan, chosen = None, choose_layout(folder, selection, None, set, no_message)
     refuse_inside(output, checkpoint.folder)
     kept, not_refined = folder.kept_tokens(), None
     ranks.first_does(kept.begin)

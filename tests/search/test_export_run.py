@@ -121,5 +121,8 @@ def test_what_engines_can_split_is_exported(models, tmp_path):
     chosen = export_from_run(tmp_path / "run", tmp_path / "chosen", Selection(kv_ratio="0.7"), options=options)
     assert (chosen.export_class, chosen.kv_bytes_per_token[1] * 2) == ("stock", chosen.kv_bytes_per_token[0])
     options = replace(options, tp=3)
-    kept = export_from_run(tmp_path / "run", tmp_path / "kept", Selection(layout=0), options=options)
+    kept = export_from_run(
+        tmp_path / "run", tmp_path / "kept", Selection(layout=0), options=options, refine=RefineOptions()
+    )
     assert (kept.export_class, kept.tp, kept.kv_bytes_per_token) == ("padded", 3, (1536, 1728))
+    assert kept.not_refined is None, "nothing is merged, so no text is missing"

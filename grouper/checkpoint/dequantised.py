@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from grouper.checkpoint.header import TensorInfo, read_header
 from grouper.checkpoint.quantised_formats import FORMATS, Headers, Named
 from grouper.checkpoint.sources import LocalSource, Source, is_own_file
+from grouper.checkpoint.validation import check_configuration
 from grouper.errors import GrouperError, as_one_line
 from grouper.model.auto import auto_class
 from grouper.model.loading import load
@@ -48,6 +49,7 @@ def dense(source: Source, name: str, write: bool = True) -> Source:
     scheme = config.get("quantization_config")
     if scheme is None:
         return source
+    check_configuration(config, name)  # before any library sees it
     method = str(scheme.get("quant_method") or "") if isinstance(scheme, dict) else ""
     check_readable(method, name)
     local = source.download() if write or isinstance(source, LocalSource) else None

@@ -78,6 +78,15 @@ def test_scales_that_fit_no_blocks_are_refused(scale, block, said):
         scaled(torch.ones(2, 3), torch.tensor(scale), block)
 
 
+def test_a_configuration_is_checked_before_a_copy_is_made(fp8, home):
+    folder, _ = fp8
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(GrouperError, match="num_hidden_layers 1000000000: expected a whole number"):
+        Checkpoint.open(folder)
+    assert not (home / "dequantised").exists()
+
+
 def test_inspect_writes_no_copy(fp8, home):
     """It promises to read headers alone."""
     folder, _ = fp8

@@ -1,6 +1,6 @@
 """Outcomes of commands on damaged and hostile input: success, one clear line, or a fault, counted.
 
-    python bench/faults.py                    # 1,000 damaged checkpoints, and 1,200 runs, outputs, options and names
+    python bench/faults.py                    # 1,140 damaged checkpoints, and 1,200 runs, outputs, options and names
     python bench/faults.py --quick            # a few of each class, as in the tests
     python bench/faults.py --only config --seed 7 --show       # what was said, case by case
 
@@ -25,13 +25,18 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1")
 
+import damage_models
 import damage_more
 from damage import CLASSES as FIRST
 from damage import OF_WORK, TEXT, Commands, all_commands
 from measured import report
 
-CLASSES = {**FIRST, **damage_more.CLASSES}
-AROUND = (*OF_WORK, *(cases for cases, _ in damage_more.CLASSES.values()))  # generators that return the commands to run
+CLASSES = {**FIRST, **damage_models.CLASSES, **damage_more.CLASSES}
+AROUND = (
+    *OF_WORK,
+    damage_models.quantised,
+    *(cases for cases, _ in damage_more.CLASSES.values()),
+)  # generators that return the commands to run
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 MEMORY = 6 * 2**30  # bytes of address space that a child may add to this process's
 SECONDS = 60
@@ -103,6 +108,7 @@ def in_child(work: Path, commands: Commands, log: Path) -> None:
     try:
         os.setsid()
         os.chdir(work)
+        os.environ["GROUPER_HOME"] = str(work.parent / "home")  # proofs are kept from case to case
         stream = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(stream, 1)
         os.dup2(stream, 2)

@@ -29,7 +29,7 @@ def bench(*command: str) -> list[dict]:
 
 def test_bad_input_ends_in_one_line_and_harms_nothing():
     rows = bench("faults.py", "--count", "1", "--seed", "5")
-    assert len(rows) == 16 and all(row["clean"] + row["refused"] == 1 for row in rows), rows
+    assert len(rows) == 18 and all(row["clean"] + row["refused"] == 1 for row in rows), rows
 
 
 def test_every_parser_reads_or_refuses_what_is_damaged():

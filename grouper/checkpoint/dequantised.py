@@ -165,7 +165,10 @@ def _write_weights(folder: Path, named: Named) -> None:
         shard, count, held = {}, count + 1, 0
 
     for name, loaded in named:
-        tensor = loaded().contiguous()
+        try:
+            tensor = loaded().contiguous()
+        except GrouperError as error:
+            raise GrouperError(f"{name} cannot be dequantised: {error}") from error
         if held and held + tensor.nbytes > SHARD:
             close()
         shard[name] = tensor

@@ -21,7 +21,7 @@ from search.runs.comparison import Compared, draw
 LAYOUT = HeadLayout.from_labels([[0, 0, 0, 1]] * 3, 8, 16)
 REPORT = SimpleNamespace(
     kv_bytes_per_token=(768, 384), kv_bytes_per_source_token=(0, 0), weight_bytes=(100, 90), engines=["transformers"],
-    export_class="ragged", loader="AutoModelForCausalLM",
+    export_class="ragged", loader="AutoModelForCausalLM", tp=1, padding_bytes=0,
 )  # fmt: skip
 
 

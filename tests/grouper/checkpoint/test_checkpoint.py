@@ -10,7 +10,7 @@ from tiny_models import edit_weights, make_model
 from grouper import Architecture, Checkpoint, GrouperError
 from grouper.checkpoint.header import read_header
 from grouper.checkpoint.shards import write_shards
-from grouper.families.architecture import Family
+from grouper.families.family import Family
 from grouper.families.storage import Fused
 
 

@@ -87,7 +87,9 @@ def test_a_card_without_commands_and_without_a_card_below(checkpoint):
     lines = card(checkpoint)
     assert "To make it again:" not in lines and not any("The card of" in line for line in lines)
     assert lines[-4:-2] == ["| 2 | 1 | 8 |", ""] and lines[-1] == ""
-    named = SimpleNamespace(folder=checkpoint.folder, config=checkpoint.config, title="some/model")
+    named = SimpleNamespace(
+        folder=checkpoint.folder, config=checkpoint.config, title="some/model", dequantised_from=None
+    )
     assert card(named)[1] == "base_model: some/model"
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import add_tokenizer, make_model
 
 from grouper import Checkpoint, HeadLayout
 from grouper.calibration.source import TextSource
@@ -48,7 +49,7 @@ def test_a_regrouped_model_goes_on_by_its_likeliest_tokens(models, family):
     assert original == " ".join(map(str, likeliest(model.model, prompt, 12))) and found != original
 
 
-def test_a_meter_samples_decoders_in_memory_that_have_room(reader, models):
+def test_a_meter_samples_decoders_in_memory_that_have_room(reader, tmp_path):
     tokens = torch.arange(2 * 64).view(2, 64) % 50
     meter = meter_of(reader, tokens)
     assert meter.prompt.tolist() == tokens[0, :PROMPT].tolist()
@@ -57,9 +58,11 @@ def test_a_meter_samples_decoders_in_memory_that_have_room(reader, models):
     assert meter.sample() == {"prompt": tokenizer.decode(tokens[0, :PROMPT]), "text": wanted}
     assert Meter(meter.regrouper, {}, None, COMPUTING).sample() == {}, "no text"
     assert meter_of(reader, tokens, memory=1).sample() == {}, "streamed: a pass through the disk for each token"
-    short = meter_of(models("llama", max_position_embeddings=PROMPT + ADDED - 1), tokens)
-    assert short.prompt is None
-    assert meter_of(models("llama", max_position_embeddings=PROMPT + ADDED), tokens).prompt is not None
+    for longest in (PROMPT + ADDED - 1, PROMPT + ADDED):
+        model = make_model(tmp_path / str(longest), vocab_size=4096, max_position_embeddings=longest)
+        assert meter_of(model, tokens).prompt is None, "no tokenizer writes it down"
+        has_room = longest == PROMPT + ADDED
+        assert (meter_of(add_tokenizer(model), tokens).prompt is not None) == has_room
 
 
 def test_an_evaluation_keeps_a_sample_of_each_row_and_measuring_anew_forgets_them(reader, text, tmp_path):

@@ -10,6 +10,7 @@ from grouper.attention import Merged
 from grouper.cache_types import CACHE_TYPES
 from grouper.calibration.calibration import Calibration
 from grouper.calibration.text import digest
+from grouper.checkpoint.checkpoint import Checkpoint
 from grouper.compress import Regrouper
 from grouper.errors import GrouperError
 from grouper.export import Exported, ExportOptions, export_model
@@ -18,6 +19,7 @@ from grouper.export.format import SelfTestFailed
 from grouper.export.hub import Destination
 from grouper.export.write import already_written, check_exportable
 from grouper.families.architecture import Architecture
+from grouper.layout import HeadLayout
 from grouper.machine import Machine, Tell, no_message
 from grouper.outputs import forget_work, refuse_existing, refuse_inside, temporary_folder, work_key
 from grouper.ranks import locked_by_first
@@ -62,11 +64,10 @@ def export_from_run(
     """
     refuse_unwritable(Path(output))
     machine, options, output = machine or Machine(), options or ExportOptions(), Path(output)
-    ranks, tell = machine.ranks, machine.tell
     if destination:
         destination.check()
     folder, selection = RunFolder.open(Path(run)), replace(selection, tp=options.tp)
-    settings = folder.settings
+    ranks, tell, settings = machine.ranks, machine.tell, folder.settings
     plan = replace(refine, seed=settings.options.seed).plan(machine.device) if refine else None
     chosen = choose_layout(folder, selection, plan, set, tell)
     written = ranks.first_does(lambda: already_written(output, chosen.layout, command))
@@ -76,8 +77,7 @@ def export_from_run(
     ranks.first_does(lambda: refuse_existing(output, MARKER, options.overwrite))
     checkpoint = settings.open_checkpoint()
     check_exportable(checkpoint, chosen.layout, options)
-    if plan and chosen.layout == Architecture.of(checkpoint.config).ungrouped:  # nothing is merged, or to be refined
-        plan, chosen = None, choose_layout(folder, selection, None, set, no_message)
+    plan = plan if is_grouped(chosen.layout, checkpoint) else None
     refuse_inside(output, checkpoint.folder)
     kept, not_refined = folder.kept_tokens(), None
     ranks.first_does(kept.begin)
@@ -87,7 +87,7 @@ def export_from_run(
     if plan and not calibration:
         readable, not_refined = ranks.first_does(lambda: own_text(regrouper, settings))
         regrouper = regrouper if readable else Regrouper(checkpoint, None, machine.device, machine.memory, ranks)
-    if not_refined:
+    if not_refined or (refine and not plan):
         plan, chosen = None, choose_layout(folder, selection, None, set, no_message)
     announce(chosen, tell)
     if regrouper.calibration and not ranks.alone:
@@ -97,6 +97,11 @@ def export_from_run(
     with locked_by_first(ranks, output):
         done = carry_out(regrouper, chosen, output, plan, options, record, destination, machine)
     return replace(done, not_refined=not_refined, kv_cache=_cache_type(chosen, selection))
+
+
+def is_grouped(layout: HeadLayout, checkpoint: Checkpoint) -> bool:
+    """Whether the layout differs from the original's. If not, nothing is merged, and nothing is to be refined."""
+    return layout != Architecture.of(checkpoint.config).ungrouped
 
 
 def _cache_type(chosen: Chosen, selection: Selection) -> str | None:

@@ -10,9 +10,12 @@ LONGEST_FOLDER = 255
 
 
 def refuse_unwritable(output: Path) -> None:
-    """Raise GrouperError if `output` cannot be written: its name is too long, it would lie inside a file, or in a
-    folder without write permission. An existing output folder may be writable even if its parent is not."""
+    """Raise GrouperError if `output` cannot be written: it is the root of the file system, its name is too long, it
+    would lie inside a file, or in a folder without write permission. An existing output folder may be writable even if
+    its parent is not."""
     output = Path(os.path.abspath(output))
+    if not output.name:
+        raise GrouperError(f"{output} is the root of the file system: choose a folder in it")
     for name, most in ((output.name, LONGEST), *((folder.name, LONGEST_FOLDER) for folder in output.parents)):
         if (length := len(os.fsencode(name))) > most:
             raise GrouperError(f"{name[:20]}... is too long a name ({length} bytes): choose one of at most {most}")

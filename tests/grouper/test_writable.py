@@ -21,6 +21,12 @@ def test_a_name_leaves_room_for_those_of_work_in_progress(tmp_path):
             refuse_unwritable(tmp_path / name)
 
 
+def test_the_root_is_no_output():
+    for root in ("/", "//", "/.."):
+        with pytest.raises(GrouperError, match="is the root of the file system: choose a folder in it"):
+            refuse_unwritable(Path(root))
+
+
 @pytest.mark.parametrize("check", [
     refuse_unwritable, lambda output: refuse_existing(output, "marker", False),
     lambda output: refuse_foreign(output, lambda _: True),

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,15 +57,21 @@ class Sharding:
 
     def prepare(self, model: "PreTrainedModel", optimizer: Optimizer) -> tuple["PreTrainedModel", Optimizer]:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (started_ranks().size,))
-        gpu = self.device.type == "cuda"  # weights travel in bfloat16, gradients in float32
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if gpu else MixedPrecisionPolicy()
         names = set(model._no_split_modules or [])
         for module in [m for m in model.modules() if type(m).__name__ in names]:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        if self.device.type == "cuda":
+            forward = model.forward
+
+            def autocast(*inputs: Any, **named: Any) -> Any:
+                with torch.autocast("cuda", torch.bfloat16):
+                    return forward(*inputs, **named)
+
+            model.forward = autocast
         group = {k: v for k, v in optimizer.param_groups[0].items() if k in ("lr", "betas", "weight_decay", "fused")}
         return model, AdamW([p for p in model.parameters() if p.requires_grad], **group)
 

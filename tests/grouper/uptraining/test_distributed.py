@@ -13,7 +13,7 @@ def test_a_sharded_training_takes_the_steps_that_were_asked_for(monkeypatch):
     """fully_shard makes other parameters of a model's: the optimizer for them is as the one before."""
     monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *_: "mesh")
     sharded = []
-    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh, mp_policy: sharded.append(module))
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, mesh: sharded.append(module))
     model = Toy(0)
     model._no_split_modules = ["Block"]
     model.embedding.requires_grad_(False)
